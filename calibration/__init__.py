@@ -1,0 +1,1 @@
+"""How far masks agree with each other and with ground truth."""

@@ -1,0 +1,62 @@
+"""How far two masks are apart."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bundle import Task
+from pipeline.errors import ShapeError
+from pipeline.frame import describe
+
+Mask = NDArray[np.uint8]
+
+
+def iou(mask_hw: Mask, reference_hw: Mask, task: Task = "binary", threshold: float = 0.5) -> float:
+    """Intersection over union of two masks.
+
+    Args:
+        mask_hw: (H, W) uint8, probability × 255 or class index.
+        reference_hw: the same.
+        task: "classes" gives the mean over the classes that either mask has.
+        threshold: probability from which a pixel of a binary mask counts.
+
+    Returns:
+        0 to 1; 1 when both are empty.
+
+    Raises:
+        ShapeError: the masks differ in size.
+    """
+    _check(mask_hw, reference_hw)
+    if task == "classes":
+        present = np.union1d(np.unique(mask_hw), np.unique(reference_hw))
+        return float(np.mean([_iou(mask_hw == index, reference_hw == index) for index in present]))
+    level = threshold * 255
+    return _iou(mask_hw >= level, reference_hw >= level)
+
+
+def mean_absolute_error(mask_hw: Mask, reference_hw: Mask, task: Task = "binary") -> float:
+    """Mean distance of two masks.
+
+    Returns:
+        0 to 1: of the probabilities, or for "classes" the share of pixels whose class differs.
+
+    Raises:
+        ShapeError: the masks differ in size.
+    """
+    _check(mask_hw, reference_hw)
+    if task == "classes":
+        return float(np.mean(mask_hw != reference_hw))
+    return float(np.mean(np.abs(mask_hw.astype(np.float32) - reference_hw.astype(np.float32))) / 255)
+
+
+def _iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    union = np.count_nonzero(first | second)
+    return np.count_nonzero(first & second) / union if union else 1.0
+
+
+def _check(mask_hw: Mask, reference_hw: Mask) -> None:
+    if mask_hw.shape != reference_hw.shape or mask_hw.ndim != 2:
+        raise ShapeError(
+            f"masks: expected two of one size (H, W), got {describe(mask_hw)} and {describe(reference_hw)}"
+        )

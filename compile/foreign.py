@@ -1,0 +1,192 @@
+"""A network of any other family, given as ONNX, wrapped in the same frame program."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import TensorProto, helper, version_converter
+
+from compile.contract import Contract
+from compile.errors import CompileError
+from compile.onnx_export import OPSET, example_frames, export_module, frame_axes
+from compile.program import FrameToInput, ScoresToMask
+
+_FLOATS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
+
+
+def read_foreign(path: Path) -> onnx.ModelProto:
+    """Read a segmentation network with one picture input, at the opset of the frame program.
+
+    Raises:
+        CompileError: it cannot be read, keeps weights in other files, or does not look like such a network.
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+            raise CompileError(
+                f"{path}: expected one file, got one that keeps weights in others: save it with its weights inside"
+            )
+        onnx.checker.check_model(model)
+        current = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
+        if current < OPSET:
+            model = version_converter.convert_version(model, OPSET)
+        elif current > 20:
+            raise CompileError(
+                f"{path}: expected ONNX opset 20 or older, got {current}: export it with opset_version=18"
+            )
+    except CompileError:
+        raise
+    except Exception as error:  # protobuf, checker and converter share no exception
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CompileError(
+            f"{path}: expected an ONNX network, got a file that is none or is damaged ({reason})"
+        ) from error
+    inputs = _inputs(model)
+    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
+        raise CompileError(f"{path}: expected a network with one input of 4 axes, got {len(inputs)} inputs")
+    if inputs[0].type.tensor_type.elem_type not in _FLOATS:
+        raise CompileError(f"{path}: expected a float32 or float16 input, got {_type_name(inputs[0])}")
+    return model
+
+
+def fixed_imgsz(model: onnx.ModelProto, contract: Contract) -> Contract:
+    """The contract with the size that the network was exported at, when it takes only one.
+
+    Raises:
+        CompileError: the contract's channels are not the network's.
+    """
+    sides = [axis.dim_value for axis in _inputs(model)[0].type.tensor_type.shape.dim]
+    channels, height, width = (sides[3], *sides[1:3]) if contract.layout == "nhwc" else (sides[1], *sides[2:])
+    if channels and channels != len(contract.mean):
+        raise CompileError(
+            f"contract {contract.name}: expected {channels} channels as the network has, got {contract.channels}: "
+            "set channels: grey for 1, rgb or bgr for 3, and layout: nhwc if channels come last"
+        )
+    return replace(contract, imgsz=(height or contract.imgsz[0], width or contract.imgsz[1]))
+
+
+def wrap(
+    network: onnx.ModelProto, contract: Contract, frame_size_hw: tuple[int, int] | None, *, smooth: bool = False
+) -> onnx.ModelProto:
+    """Put the two halves of the frame program around a foreign network.
+
+    Returns:
+        As ``compile.onnx_export.export_program``.
+
+    Raises:
+        CompileError: the contract does not fit the network.
+    """
+    output = scores_output(network, contract)
+    axes = frame_axes(frame_size_hw)
+    before = export_module(FrameToInput(contract), (example_frames(frame_size_hw),), (axes,), ("frames",), "input")
+    classes = _classes(output, contract)
+    height, width = contract.imgsz
+    shape = (2, height, width, classes) if contract.layout == "nhwc" else (2, classes, height, width)
+    batch = {0: axes[0]}
+    after = export_module(
+        ScoresToMask(contract, smooth=smooth),
+        (torch.zeros(shape), example_frames(frame_size_hw)),
+        (batch, axes),
+        ("scores", "frames"),
+        "masks",
+    )
+    return _join(before, _with_free_batch(network), after, output.name)
+
+
+def scores_output(network: onnx.ModelProto, contract: Contract) -> onnx.ValueInfoProto:
+    """The output that holds the scores: the contract's, else the first.
+
+    Raises:
+        CompileError: there is none of that name.
+    """
+    outputs: list[onnx.ValueInfoProto] = list(network.graph.output)
+    if contract.output is None:
+        return outputs[0]
+    for output in outputs:
+        if output.name == contract.output:
+            return output
+    raise CompileError(
+        f"contract {contract.name}: output: expected one of {', '.join(o.name for o in outputs)}, got {contract.output!r}"
+    )
+
+
+def count_classes(network: onnx.ModelProto, contract: Contract) -> int:
+    """How many channels the scores have."""
+    return _classes(scores_output(network, contract), contract)
+
+
+def _classes(output: onnx.ValueInfoProto, contract: Contract) -> int:
+    axes = output.type.tensor_type.shape.dim
+    if len(axes) != 4:
+        raise CompileError(
+            f"output {output.name!r}: expected 4 axes (batch, class, height, width), got {len(axes)}: name another in the contract"
+        )
+    count = axes[3 if contract.layout == "nhwc" else 1].dim_value
+    return int(count) or len(contract.classes or ("subject",))
+
+
+def _join(
+    before: onnx.ModelProto, network: onnx.ModelProto, after: onnx.ModelProto, scores_name: str
+) -> onnx.ModelProto:
+    """One graph of three; names get a prefix each, so that none meets another's."""
+    graphs = []
+    for prefix, model in (("before/", before), ("network/", network), ("after/", after)):
+        graphs.append(onnx.compose.add_prefix(copy.deepcopy(model), prefix).graph)
+    first, middle, last = graphs
+    (input_,) = [value for value in middle.input if value.name not in {item.name for item in middle.initializer}]
+    middle_scores = f"network/{scores_name}"
+    last_scores, last_frames = "after/scores", "after/frames"
+    casts = [
+        helper.make_node(
+            "Cast", ["before/input"], [input_.name], name="before/cast", to=input_.type.tensor_type.elem_type
+        ),
+        helper.make_node("Cast", [middle_scores], [last_scores], name="after/cast", to=TensorProto.FLOAT),
+        helper.make_node("Identity", ["before/frames"], [last_frames], name="after/frames_of"),
+    ]
+    frames, masks = copy.deepcopy(first.input[0]), copy.deepcopy(last.output[0])
+    nodes = [*first.node, casts[0], *middle.node, *casts[1:], *last.node]
+    graph = helper.make_graph(
+        nodes,
+        "frame_program",
+        [frames],
+        [masks],
+        initializer=[*first.initializer, *middle.initializer, *last.initializer],
+    )
+    opsets = {opset.domain: opset.version for model in (network, before) for opset in model.opset_import}
+    joined = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
+        ir_version=before.ir_version,
+        producer_name="edgemask",
+    )
+    _rename(joined.graph, {"before/frames": "frames", "after/masks": "masks"})
+    onnx.checker.check_model(joined, full_check=True)
+    return joined
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    for value in (*graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for values in (node.input, node.output):
+            for position, name in enumerate(values):
+                values[position] = names.get(name, name)
+
+
+def _with_free_batch(network: onnx.ModelProto) -> onnx.ModelProto:
+    free = copy.deepcopy(network)
+    del free.graph.value_info[:]
+    return free
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def _type_name(value: onnx.ValueInfoProto) -> str:
+    return str(TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()

@@ -1,0 +1,149 @@
+"""What is to be compiled: a network of ours from its weights, or a foreign one, with its contract and a reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from compile.contract import CONTRACTS, Contract, built_in_contract, read_contract
+from compile.errors import CompileError
+from compile.foreign import count_classes, fixed_imgsz, read_foreign, scores_output, wrap
+from compile.onnx_export import export_program
+from compile.program import FrameProgram, FrameToInput, ScoresToMask
+from compile.verify import Masks
+from models.checkpoint import LoadedNetwork, load_network
+from models.errors import NotOurNetworkError
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network ready to compile.
+
+    Attributes:
+        family: checkpoint family, or "foreign".
+        architecture: name of the network, for the manifest.
+        contract: how frames go in and masks come out.
+        class_count: channels of its output; 1 for a binary mask.
+        reference: the frame program around the trained network in FP32, not exported.
+        export: the frame program as ONNX, by precision "fp32" or "fp16" and fixed (height, width) of the frames or None.
+    """
+
+    family: str
+    architecture: str
+    contract: Contract
+    class_count: int
+    reference: Masks
+    export: Callable[[str, tuple[int, int] | None], onnx.ModelProto]
+
+
+def open_candidate(
+    weights: Path,
+    contract: str,
+    foreign_contract: Contract | None = None,
+    *,
+    imgsz: tuple[int, int] | None = None,
+    classes: int | None = None,
+    smooth: bool = False,
+) -> Candidate:
+    """Read weights and their contract.
+
+    Args:
+        weights: a checkpoint of U-Net or U²-Net, or any segmentation network as ONNX.
+        contract: "stream", "official", or a YAML file; a foreign network needs a file.
+        foreign_contract: taken in its place if the network turns out to be a foreign one.
+        imgsz: (height, width) inside the network in place of the contract's.
+        classes: refuse weights with another number of classes.
+        smooth: enlarge class scores, not class indices.
+
+    Raises:
+        CompileError: the weights and the contract do not fit.
+        ModelError: the weights cannot be read.
+    """
+    try:
+        loaded = load_network(weights, classes=classes)
+    except NotOurNetworkError as error:
+        if weights.suffix.lower() != ".onnx":
+            raise
+        if foreign_contract is None and contract in CONTRACTS["unet"]:
+            raise CompileError(
+                f"{error}; to compile it as it is, say how frames go in: --contract contract.yaml (see docs/contracts.md)"
+            ) from error
+        return _foreign(weights, foreign_contract or read_contract(Path(contract)), imgsz, classes, smooth)
+    return _ours(loaded, _contract_of(loaded, contract), imgsz, smooth)
+
+
+def _contract_of(loaded: LoadedNetwork, contract: str) -> Contract:
+    if contract in CONTRACTS[loaded.family] or not Path(contract).exists():
+        return built_in_contract(loaded.family, contract, loaded.n_channels)
+    return read_contract(Path(contract), built_in_contract(loaded.family, "stream", loaded.n_channels))
+
+
+def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | None, smooth: bool) -> Candidate:
+    contract = replace(contract, imgsz=imgsz or contract.imgsz)
+    if len(contract.mean) != loaded.n_channels:
+        raise CompileError(
+            f"contract {contract.name}: expected {loaded.n_channels} channels as the network has, got {contract.channels}"
+        )
+    if contract.activation == "none":
+        raise CompileError(
+            f"contract {contract.name}: activation: expected sigmoid or softmax for this network, got 'none': it gives logits"
+        )
+    program = FrameProgram(loaded.model, contract, smooth=smooth).eval()
+
+    def reference(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        with torch.inference_mode():
+            masks: NDArray[np.uint8] = program(torch.from_numpy(frames_nhwc)).numpy()
+        return masks
+
+    def export(precision: str, frame_size_hw: tuple[int, int] | None) -> onnx.ModelProto:
+        network = copy.deepcopy(loaded.model)
+        return export_program(FrameProgram(network, contract, half=precision == "fp16", smooth=smooth), frame_size_hw)
+
+    return Candidate(loaded.family, loaded.architecture, contract, loaded.n_classes, reference, export)
+
+
+def _foreign(
+    weights: Path, contract: Contract, imgsz: tuple[int, int] | None, classes: int | None, smooth: bool
+) -> Candidate:
+    network = read_foreign(weights)
+    fitted = fixed_imgsz(network, contract)
+    if imgsz is not None and imgsz != fitted.imgsz:
+        fixed = fixed_imgsz(network, replace(contract, imgsz=imgsz))
+        if fixed.imgsz != imgsz:
+            raise CompileError(
+                f"--imgsz: expected {fixed.imgsz[0]}×{fixed.imgsz[1]}, the one size that {weights} takes, got {imgsz[0]}×{imgsz[1]}"
+            )
+        fitted = fixed
+    contract = fitted
+    class_count = count_classes(network, contract)
+    if classes is not None and classes != class_count:
+        raise CompileError(f"{weights}: expected {classes} classes, got {class_count}: leave --classes out")
+    output = scores_output(network, contract).name
+    before, after = FrameToInput(contract).eval(), ScoresToMask(contract, smooth=smooth).eval()
+    session = onnxruntime.InferenceSession(str(weights), providers=["CPUExecutionProvider"])
+    entry = session.get_inputs()[0]
+    dtype = np.float16 if "float16" in entry.type else np.float32
+
+    def reference(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        frames = torch.from_numpy(frames_nhwc)
+        with torch.inference_mode():
+            (scores,) = session.run([output], {entry.name: before(frames).numpy().astype(dtype)})
+            masks: NDArray[np.uint8] = after(torch.from_numpy(scores), frames).numpy()
+        return masks
+
+    def export(precision: str, frame_size_hw: tuple[int, int] | None) -> onnx.ModelProto:
+        if precision != "fp32":
+            raise CompileError(
+                f"--precision: expected fp32 for a network of another family, got {precision}: convert the .onnx file first"
+            )
+        return wrap(network, contract, frame_size_hw, smooth=smooth)
+
+    return Candidate("foreign", weights.stem, contract, class_count, reference, export)

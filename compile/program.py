@@ -1,0 +1,130 @@
+"""The frame program: everything that happens to a frame between camera and mask, as one PyTorch module.
+
+    frames (N, H, W, 3) uint8 BGR  ->  FrameToInput  ->  network  ->  ScoresToMask  ->  masks (N, H, W) uint8
+
+This is the only definition of pre- and post-processing: it is exported and compiled as a whole, and calibration, verification,
+benchmarks and the pipeline all run it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compile.contract import Contract
+
+# ITU-R BT.601 luma, as OpenCV and Pillow make grey pictures, for BGR.
+_LUMA_BGR = (0.114, 0.587, 0.299)
+
+
+class FrameToInput(nn.Module):
+    """Frames to the network's input: resize, channel order, scale, mean and standard deviation.
+
+    Large frames are averaged, not sampled: a bilinear resize from 1080p to 320 pixels looks at a tenth of the picture, and what it
+    misses flickers. So the frame is resized to the nearest whole multiple of the network's size, and blocks of that many pixels are
+    averaged. For frames of less than 1.5 times the network's size this is the plain bilinear resize.
+    """
+
+    mean: Tensor
+    std: Tensor
+    luma_bgr: Tensor
+
+    def __init__(self, contract: Contract) -> None:
+        super().__init__()
+        self.size_hw = contract.imgsz
+        self.channels = contract.channels
+        self.divide_by = contract.divide_by
+        self.layout = contract.layout
+        self.register_buffer("mean", torch.tensor(contract.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(contract.std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("luma_bgr", torch.tensor(_LUMA_BGR).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, frames_nhwc: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 BGR to (N, C, h, w) float32, or (N, h, w, C) if the contract says so."""
+        height, width = self.size_hw
+        # Cast first: TensorRT takes uint8 only at the border of a network.
+        x = frames_nhwc.float().permute(0, 3, 1, 2)
+        rows, columns = _blocks(frames_nhwc.shape[1], height), _blocks(frames_nhwc.shape[2], width)
+        x = F.interpolate(x, (height * rows, width * columns), mode="bilinear", align_corners=False)
+        x = x.reshape(x.shape[0], 3, height, rows, width, columns).mean((3, 5))
+        if self.channels == "rgb":
+            x = x.flip(1)
+        elif self.channels == "grey":
+            x = (x * self.luma_bgr).sum(1, keepdim=True)
+        if self.divide_by == "max":
+            x = x / x.amax((1, 2, 3), keepdim=True).clamp(min=1.0)  # a black frame stays black
+        else:
+            x = x / self.divide_by
+        x = (x - self.mean) / self.std
+        return x.permute(0, 2, 3, 1) if self.layout == "nhwc" else x
+
+
+class ScoresToMask(nn.Module):
+    """The network's output to masks of the frames' size.
+
+    One class: probability × 255. More classes: the index of the largest score, at the network's size and enlarged by nearest
+    neighbour, or with ``smooth`` after the scores were enlarged.
+    """
+
+    def __init__(self, contract: Contract, *, smooth: bool = False) -> None:
+        super().__init__()
+        self.activation = contract.activation
+        self.stretch = contract.stretch
+        self.layout = contract.layout
+        self.smooth = smooth
+
+    def forward(self, scores: Tensor, frames_nhwc: Tensor) -> Tensor:
+        """(N, C, h, w) float32 scores, and the frames for their size, to (N, H, W) uint8."""
+        size_hw = (frames_nhwc.shape[1], frames_nhwc.shape[2])
+        scores = scores.float()
+        if self.layout == "nhwc":
+            scores = scores.permute(0, 3, 1, 2)
+        if scores.shape[1] > 1:
+            return self._class_index(scores, size_hw)
+        x = torch.sigmoid(scores) if self.activation == "sigmoid" else scores
+        if self.stretch:
+            low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+            # A flat map has nothing to stretch: it stays dark, where a division by zero would be NaN.
+            x = (x - low) / (high - low).clamp(min=1e-6)
+        x = F.interpolate(x, size_hw, mode="bilinear", align_corners=False)
+        # Cast last: TensorRT gives uint8 only at the border of a network.
+        return (x * 255.0).round().clamp(0.0, 255.0)[:, 0].to(torch.uint8)
+
+    def _class_index(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        if self.smooth:
+            scores = F.interpolate(scores, size_hw, mode="bilinear", align_corners=False)
+            return scores.argmax(1).to(torch.uint8)
+        index = scores.argmax(1, keepdim=True).float()
+        return F.interpolate(index, size_hw, mode="nearest")[:, 0].to(torch.uint8)
+
+
+class FrameProgram(nn.Module):
+    """The frame program around a network of ours.
+
+    Args:
+        network: gives (N, classes, h, w) scores by its ``logits`` method.
+        contract: as the network was trained.
+        half: run the network in FP16; what is before and after it stays FP32.
+        smooth: see ``ScoresToMask``.
+    """
+
+    def __init__(self, network: nn.Module, contract: Contract, *, half: bool = False, smooth: bool = False) -> None:
+        super().__init__()
+        self.before = FrameToInput(contract)
+        self.network = network.half() if half else network
+        self.after = ScoresToMask(contract, smooth=smooth)
+        self.half_network = half
+
+    def forward(self, frames_nhwc: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 BGR to (N, H, W) uint8."""
+        x = self.before(frames_nhwc)
+        scores = self.network.logits(x.half() if self.half_network else x)  # type: ignore[operator]
+        masks: Tensor = self.after(scores, frames_nhwc)
+        return masks
+
+
+def _blocks(side: int, network_side: int) -> int:
+    # The nearest whole number, halves up, of network sides in a frame's side; with integers only, so that it can be exported.
+    blocks: int = torch.sym_max(1, (2 * side + network_side) // (2 * network_side))  # type: ignore[no-untyped-call]
+    return blocks

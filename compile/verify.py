@@ -1,0 +1,105 @@
+"""The gate: the compiled program against the trained network, on real frames, before a bundle is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from calibration.agreement import iou, mean_absolute_error
+from compile.errors import CompileError
+from pipeline.bundle import Task
+from pipeline.frame import Frame
+
+Masks = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+"""(N, H, W, 3) uint8 BGR to (N, H, W) uint8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Agreement of a compiled program with the network that it was made of.
+
+    Attributes:
+        frames: how many were compared.
+        source: where they came from.
+        iou_mean: intersection over union at 0.5, mean over the frames.
+        iou_worst: that of the worst frame.
+        worst_frame: the worst frame's name.
+        mae: mean absolute error of the masks, 0 to 1.
+        runtime: what ran the compiled program.
+    """
+
+    frames: int
+    source: str
+    iou_mean: float
+    iou_worst: float
+    worst_frame: str
+    mae: float
+    runtime: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """In the form of the manifest."""
+        return asdict(self)
+
+
+def verify(program: bytes, reference: Masks, frames: Iterable[Frame], task: Task, source: str) -> Verification:
+    """Run the compiled program and the reference on the same frames.
+
+    Args:
+        program: a frame program as ONNX; run on ONNX Runtime.
+        reference: the same contract around the trained network, in FP32.
+        frames: real pictures, best of the kind that will be seen.
+        task: what masks mean.
+        source: where the frames come from, for the manifest.
+
+    Raises:
+        CompileError: there are no frames, or ONNX Runtime cannot load the program.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CompileError(
+            f"ONNX Runtime cannot load the compiled program: {str(error).strip().splitlines()[0]}"
+        ) from error
+    name = session.get_inputs()[0].name
+    ious: list[tuple[float, str]] = []
+    errors: list[float] = []
+    for frame in frames:
+        frames_nhwc = np.ascontiguousarray(frame.image[None])
+        (masks,) = session.run(None, {name: frames_nhwc})
+        expected = reference(frames_nhwc)
+        ious.append((iou(masks[0], expected[0], task), frame.name))
+        errors.append(mean_absolute_error(masks[0], expected[0], task))
+    if not ious:
+        raise CompileError(f"--verify {source}: expected frames, got none")
+    worst, worst_frame = min(ious)
+    return Verification(
+        frames=len(ious),
+        source=source,
+        iou_mean=round(float(np.mean([value for value, _ in ious])), 6),
+        iou_worst=round(worst, 6),
+        worst_frame=worst_frame,
+        mae=round(float(np.mean(errors)), 6),
+        runtime=f"onnxruntime {onnxruntime.__version__}, CPU",
+    )
+
+
+def check(verification: Verification, min_iou: float) -> None:
+    """Refuse a program that does not agree.
+
+    Raises:
+        CompileError: the mean IoU is below ``min_iou``; says by how much and what to try.
+    """
+    got = verification.iou_mean
+    if not got >= min_iou:
+        raise CompileError(
+            f"the compiled program agrees with the network to IoU {got:.4f} on {verification.frames} frames of {verification.source} "
+            f"(worst {verification.iou_worst:.4f}, {verification.worst_frame}), expected {min_iou:.4f}: "
+            "try --precision fp32, or frames of your own with --verify, or allow it with --min-iou"
+        )

@@ -1,0 +1,66 @@
+"""What is drawn onto a finished view: the head-up display and the legend, each of which can be switched while running."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from pipeline.bundle import Manifest
+from pipeline.frame import Frame
+from pipeline.hud import area_percent, draw_hud, draw_legend, legend_entries
+from pipeline.overlay import Renderer
+from pipeline.stage_timer import StageTimer
+
+_RATE_OVER_FRAMES = 30
+
+
+class Annotations:
+    """Call it with each rendered frame.
+
+    Attributes:
+        hud: draw rate, times and model.
+        legend: draw the classes and the share of the picture that each covers.
+    """
+
+    def __init__(self, manifest: Manifest, backend: str, renderer: Renderer, *, hud: bool, legend: bool) -> None:
+        self.hud = hud
+        self.legend = legend
+        self._manifest = manifest
+        self._backend = backend
+        self._renderer = renderer
+        self._written_s: deque[float] = deque(maxlen=_RATE_OVER_FRAMES)
+        self._timer = StageTimer()
+        self._age_ms = 0.0
+
+    def __call__(self, frame: Frame, timer: StageTimer) -> None:
+        """Draw onto ``frame.view``, in place, and count the frame."""
+        self._written_s.append(time.monotonic())
+        self._timer, self._age_ms = timer, frame.age_ms
+        self.redraw(frame)
+
+    def redraw(self, frame: Frame) -> None:
+        """Draw onto another view of the last frame, in place; its rate and age stay what they were."""
+        if frame.view is None or frame.mask is None:
+            raise ValueError(f"{frame!r} has no mask or view yet")
+        if self.legend:
+            look, task = self._renderer.look, self._renderer.task
+            names = self._manifest.classes
+            percents = area_percent(frame.mask, task, look.threshold, len(names))
+            draw_legend(frame.view, legend_entries(percents, names, look.palette, task))
+        if self.hud:
+            draw_hud(frame.view, self._hud_lines(frame))
+
+    def _hud_lines(self, frame: Frame) -> list[str]:
+        times = "  ".join(f"{stage.name} {stage.p50_ms:.1f}" for stage in self._timer.result())
+        return [
+            f"{self.rate_hz:.1f} FPS  {frame.source} #{frame.index}",
+            f"ms p50: {times}  age {self._age_ms:.0f}",
+            f"{self._manifest.model} {self._manifest.precision}  {self._backend}",
+        ]
+
+    @property
+    def rate_hz(self) -> float:
+        """Frames per second over the last frames."""
+        if len(self._written_s) < 2:
+            return 0.0
+        return (len(self._written_s) - 1) / max(self._written_s[-1] - self._written_s[0], 1e-9)

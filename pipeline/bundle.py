@@ -1,0 +1,249 @@
+"""The seam between the two halves: a folder with a frame program and a manifest that says what it is.
+
+    manifest.json     what the program expects and gives, where it comes from, how far it agrees with the trained network
+    program.onnx      the frame program: (N, H, W, 3) uint8 BGR -> (N, H, W) uint8
+
+The build half writes a bundle, the run half checks and reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pipeline.errors import BundleError
+
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+PROGRAM_NAME = "program.onnx"
+MANIFEST_LIMIT_BYTES = 1 << 20
+
+Task = Literal["binary", "classes"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle says of itself.
+
+    Attributes:
+        model: name under which it was compiled ("u2netp", or the weights' file name).
+        task: "binary" (mask = probability × 255) or "classes" (mask = class index).
+        classes: names; for "binary" the one foreground class, for "classes" index 0 is the background.
+        frame_size_hw: (height, width) of the frames, or None for any size.
+        network_size_hw: (height, width) inside the network.
+        precision: of the network's weights and activations.
+        contract: how a frame becomes the network's input and its output a mask, as ``compile.contract`` writes it.
+        weights: file name, sha256 and checkpoint family that the network was read from.
+        verification: agreement with the trained network, as ``compile.verify`` writes it.
+        files: sha256 of every other file in the bundle, by name.
+        tools: versions of what made it.
+        created: date and time in UTC, ISO 8601.
+        schema: version of this list.
+    """
+
+    model: str
+    task: Task
+    classes: tuple[str, ...]
+    network_size_hw: tuple[int, int]
+    precision: Precision
+    contract: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    tools: Mapping[str, str]
+    created: str
+    frame_size_hw: tuple[int, int] | None = None
+    verification: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Read a manifest and check it.
+
+        Raises:
+            BundleError: not JSON, of another schema, or with a field missing, unknown or of a wrong type.
+        """
+        try:
+            entries = json.loads(text)
+        except ValueError as error:
+            raise BundleError(
+                f"{where}: expected JSON, got text that breaks off at {error}: compile it again"
+            ) from error
+        if not isinstance(entries, dict) or entries.get("schema") != SCHEMA:
+            got = entries.get("schema") if isinstance(entries, dict) else type(entries).__name__
+            raise BundleError(
+                f"{where}: expected schema {SCHEMA}, got {got}: compile the bundle again with this version"
+            )
+        fields = cls.__dataclass_fields__
+        required = [name for name in fields if name not in ("frame_size_hw", "verification", "files", "schema")]
+        if wrong := [name for name in required if name not in entries] + [
+            name for name in entries if name not in fields
+        ]:
+            raise BundleError(f"{where}: missing or unknown field {wrong[0]!r}: compile the bundle again")
+        try:
+            manifest = cls(
+                **{
+                    **entries,
+                    "classes": tuple(str(name) for name in entries["classes"]),
+                    "network_size_hw": _size_hw(entries["network_size_hw"]),
+                    "frame_size_hw": None
+                    if entries.get("frame_size_hw") is None
+                    else _size_hw(entries["frame_size_hw"]),
+                }
+            )
+        except (TypeError, ValueError) as error:
+            raise BundleError(f"{where}: a field has a wrong type ({error}): compile the bundle again") from error
+        if manifest.task not in get_args(Task) or manifest.precision not in get_args(Precision) or not manifest.classes:
+            raise BundleError(f"{where}: unknown task, precision or no classes: compile the bundle again")
+        maps = (manifest.contract, manifest.weights, manifest.tools, manifest.verification, manifest.files)
+        if not all(isinstance(value, dict) for value in maps):
+            raise BundleError(f"{where}: expected an object for contract, weights, tools, verification, files")
+        return manifest
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON, fields in their order here."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A folder that was checked against its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def program_path(self) -> Path:
+        """Where the portable frame program lies."""
+        return self.folder / PROGRAM_NAME
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Bundle:
+        """Open a bundle and check every file against its sha256.
+
+        Raises:
+            BundleError: no bundle, damaged, or with a changed byte.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST_NAME
+        if not folder.is_dir():
+            raise BundleError(
+                f"{folder}: expected a bundle folder, got nothing: make it with python -m compile --output {folder}"
+            )
+        try:
+            with path.open("rb") as file:
+                text = file.read(MANIFEST_LIMIT_BYTES + 1)
+        except OSError as error:
+            raise BundleError(
+                f"{folder}: expected a bundle with {MANIFEST_NAME}, cannot read it ({error.strerror}): make it with python -m compile"
+            ) from error
+        if len(text) > MANIFEST_LIMIT_BYTES:
+            raise BundleError(f"{path}: expected at most {MANIFEST_LIMIT_BYTES} bytes, got more: this is no manifest")
+        manifest = Manifest.from_json(text.decode("utf-8", errors="replace"), str(path))
+        if PROGRAM_NAME not in manifest.files:
+            raise BundleError(f"{path}: expected a sha256 for {PROGRAM_NAME}, got none: compile the bundle again")
+        for name, expected in manifest.files.items():
+            _check_file(folder, name, expected)
+        return cls(folder, manifest)
+
+    @classmethod
+    def write(cls, folder: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+        """Write a bundle all at once: the folder appears complete or not at all.
+
+        Args:
+            folder: where; a bundle that is there already is replaced, any other content is refused.
+            manifest: its ``files`` are filled in here.
+            files: content by name.
+
+        Raises:
+            BundleError: the folder holds something else, or cannot be written.
+        """
+        folder = Path(folder)
+        check_destination(folder)
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        complete = Manifest(**{**{key: getattr(manifest, key) for key in Manifest.__dataclass_fields__}, "files": sums})
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        except OSError as error:
+            raise BundleError(f"{folder}: cannot be written ({error.strerror}): choose another --output") from error
+        try:
+            scratch.chmod(0o755)
+            for name, content in files.items():
+                (scratch / name).write_bytes(content)
+            (scratch / MANIFEST_NAME).write_text(complete.to_json(), encoding="utf-8")
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+                os.replace(folder, old)
+                os.replace(scratch, folder)
+                shutil.rmtree(old)
+            else:
+                os.replace(scratch, folder)
+        except OSError as error:
+            raise BundleError(f"{folder}: cannot be written ({error.strerror}): choose another --output") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return cls(folder, complete)
+
+
+def check_destination(folder: Path) -> None:
+    """Refuse a place where a bundle cannot go, before any work is done.
+
+    Raises:
+        BundleError: it is a file, or a folder that holds something other than a bundle, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BundleError(f"{folder}: expected a folder for the bundle, got a file: choose another --output")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
+        raise BundleError(
+            f"{folder}: expected a new folder or a bundle to replace, got a folder with other files: choose another --output"
+        )
+    nearest = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise BundleError(f"{folder}: cannot be written (no permission to write in {nearest}): choose another --output")
+
+
+def cache_folder() -> Path:
+    """Where compiled zoo networks and downloaded weights are kept: ``EDGEMASK_CACHE``, else ``~/.cache/edgemask``."""
+    given = os.environ.get("EDGEMASK_CACHE")
+    if given:
+        return Path(given).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "edgemask"
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BundleError(f"{folder}: expected file names inside the bundle, got {name!r}: do not use this bundle")
+    try:
+        got = file_sha256(path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}): compile the bundle again") from error
+    if got != expected:
+        raise BundleError(
+            f"{path}: expected sha256 {str(expected)[:12]}…, got {got[:12]}…: the file was changed or damaged, compile the bundle again"
+        )
+
+
+def _size_hw(value: Any) -> tuple[int, int]:
+    height, width = (int(side) for side in value)
+    if height < 1 or width < 1:
+        raise ValueError(f"a size of {height}×{width}")
+    return height, width

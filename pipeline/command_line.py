@@ -1,0 +1,69 @@
+"""What all commands share: options that fail in one line, and the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from pipeline.errors import EdgemaskError, OptionError
+
+
+class OptionParser(argparse.ArgumentParser):
+    """argparse, with a wrong option as an ``OptionError`` of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's message.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError(f"{message} (see {self.prog} --help)")
+
+
+class StoppedError(BaseException):
+    """A signal asked the process to end; ``status`` is what a shell expects of it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+class SaidError(EdgemaskError):
+    """A mistake that another process has told the user of already."""
+
+
+def run_command(command: Callable[[], None], mistakes: tuple[type[Exception], ...] = (EdgemaskError,)) -> int:
+    """Run a command's body.
+
+    SIGINT and SIGTERM end it cleanly, through ``StoppedError`` in the main thread; a second one ends the process at once.
+
+    Args:
+        command: the body.
+        mistakes: exceptions that are the user's to mend: their sentence is printed, and the status is 2. Any other is a bug.
+
+    Returns:
+        The exit status: 0, 2, 130 or 143.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _first_signal)
+    try:
+        command()
+    except SaidError:
+        return 2
+    except mistakes as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except StoppedError as stopped:
+        return stopped.status
+    return 0
+
+
+def _first_signal(number: int, _: FrameType | None) -> None:
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, lambda again, _: os._exit(128 + again))
+    raise StoppedError(number)

@@ -1,0 +1,89 @@
+"""The one record that travels: a frame, and after the engine its mask and its rendered view."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ShapeError
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(slots=True, repr=False)
+class Frame:
+    """One picture of a source, on its way to the outputs.
+
+    Attributes:
+        image: (H, W, 3) uint8, BGR. Owned by the frame: a source never writes to it again, nor does any stage.
+        index: position in the source, from 0; frames dropped on the way leave gaps.
+        pts_s: presentation time in seconds from the start of the source.
+        source: the source's name, for titles and messages.
+        name: what a picture written from this frame is called, without suffix; may hold folders ("a/b").
+        captured_ns: ``time.monotonic_ns()`` when the frame was complete.
+        mask: (H, W) uint8 from the engine: probability × 255, or class index. None before the engine.
+        view: (h, w, 3) uint8, BGR, what outputs show. None before rendering.
+    """
+
+    image: Image
+    index: int
+    pts_s: float
+    source: str
+    name: str
+    captured_ns: int = field(default_factory=time.monotonic_ns)
+    mask: Image | None = None
+    view: Image | None = None
+
+    def __post_init__(self) -> None:
+        image = self.image
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            raise ShapeError(f"frame {self.index} of {self.source}: expected (H, W, 3) uint8, got {describe(image)}")
+
+    def __repr__(self) -> str:
+        parts = [f"{self.source}#{self.index}", f"pts_s={self.pts_s:.3f}", f"image={describe(self.image)}"]
+        parts += [f"{key}={describe(value)}" for key in ("mask", "view") if (value := getattr(self, key)) is not None]
+        return f"Frame({', '.join(parts)})"
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the image in pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def age_ms(self) -> float:
+        """Milliseconds since the frame was captured or decoded."""
+        return (time.monotonic_ns() - self.captured_ns) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """What is known of a source before its first frame.
+
+    Attributes:
+        name: short name for titles and messages.
+        description: one line for the user: format, size, rate.
+        size_hw: (height, width) in pixels of the first frames; None when only the frames tell.
+        fps: mean frame rate in Hz; None when there is none (pictures).
+        time_base: the unit in which time stamps count, in seconds.
+        frame_count: how many frames to expect; None when unknown or endless.
+        live: frames come at their own time and cannot wait.
+        paths: the local files that are read, so that no output overwrites them.
+    """
+
+    name: str
+    description: str
+    size_hw: tuple[int, int] | None = None
+    fps: Fraction | None = None
+    time_base: Fraction = Fraction(1, 90_000)
+    frame_count: int | None = None
+    live: bool = False
+    paths: tuple[str, ...] = ()
+
+
+def describe(array: NDArray[np.generic]) -> str:
+    """Shape and dtype of an array in the form used by all messages, such as ``(720, 1280, 3) uint8``."""
+    return f"{tuple(array.shape)} {array.dtype}"

@@ -1,0 +1,157 @@
+"""The options of ``python -m pipeline``: the command line, over a YAML file, over the defaults."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from pipeline.command_line import OptionParser
+from pipeline.engines import ENGINES
+from pipeline.errors import OptionError
+from pipeline.overlay import RENDER_MODES
+
+CONFIG_LIMIT_BYTES = 64 * 1024
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line, and the YAML file that ``--config`` names.
+
+    Raises:
+        OptionError: an unknown option or a value that it does not take.
+    """
+    parser = _parser()
+    options = vars(parser.parse_args([]))
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS  # from here on only what is given counts
+    given = vars(parser.parse_args(arguments))
+    if "config" in given:
+        options |= vars(parser.parse_args(_config_arguments(parser, Path(given["config"]))))
+    options |= given
+    if options["source"] is None:
+        parser.error("expected --source: a camera (0), a video, a picture, a folder, a glob or test://")
+    return argparse.Namespace(**options)
+
+
+def _parser() -> OptionParser:
+    parser = OptionParser(
+        prog="python -m pipeline",
+        description="Masks over pictures, videos and cameras.",
+        epilog="Exit status: 0 done, 2 a mistake in the input (one line says which), 1 a bug, 130 interrupted, 143 terminated.",
+    )
+    parser.add_argument(
+        "-s", "--source", help="0 or /dev/video0, a video, a picture, a folder, a glob ('pics/**/*.jpg'), test://"
+    )
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="u2netp",
+        metavar="NAME|DIR",
+        help="a bundle, or the name of a published network, compiled on first use (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o", "--output", action="append", metavar="OUT", help="out.mp4, out.png, a folder, or null; may be repeated"
+    )
+    parser.add_argument(
+        "--save",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="short for --output; without PATH a name made from the source's",
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="show a window (the default with a display and no --output)"
+    )
+    parser.add_argument("--headless", "--no-display", action="store_true", help="never show a window")
+    parser.add_argument(
+        "--backend", default="auto", choices=("auto", *ENGINES), help="what runs the network (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--render", default="overlay", choices=RENDER_MODES, help="how masks are shown (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--alpha", type=_share, default=0.5, metavar="0..1", help="strength of the colour (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_share,
+        default=0.5,
+        metavar="0..1",
+        help="probability from which a pixel counts (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--palette",
+        default="default",
+        metavar="NAME|FILE|COLOURS",
+        help="default, cityscapes, voc, a YAML file, or #rrggbb,#rrggbb",
+    )
+    parser.add_argument(
+        "--background", metavar="COLOUR|PICTURE", help="behind cutout and replace: #rrggbb or a picture"
+    )
+    parser.add_argument(
+        "--legend", action="store_true", help="draw the classes and the share of the picture that each covers"
+    )
+    parser.add_argument("--hud", action="store_true", help="draw rate, times and model")
+    parser.add_argument(
+        "--drop",
+        default="auto",
+        choices=("auto", "latest", "never"),
+        help="drop frames that wait: auto = for cameras only",
+    )
+    parser.add_argument("--max-frames", type=_positive, metavar="N", help="end after so many frames")
+    parser.add_argument("--config", metavar="FILE", help="YAML with the long options as keys; the command line wins")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
+    return parser
+
+
+def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
+    try:
+        text = path.read_bytes()[: CONFIG_LIMIT_BYTES + 1]
+    except OSError as error:
+        raise OptionError(f"--config {path}: cannot be read ({error.strerror})") from error
+    if len(text) > CONFIG_LIMIT_BYTES:
+        raise OptionError(f"--config {path}: expected at most {CONFIG_LIMIT_BYTES} bytes, got more")
+    try:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise OptionError(f"--config {path}: expected YAML, got: {str(error).splitlines()[0]}") from error
+    if not isinstance(entries, dict):
+        raise OptionError(f"--config {path}: expected options as 'name: value', got {type(entries).__name__}")
+    actions = {
+        option[2:]: action for action in parser._actions for option in action.option_strings if option.startswith("--")
+    }
+    for reserved in ("help", "config"):
+        actions.pop(reserved)
+    arguments: list[str] = []
+    for key, value in entries.items():
+        name = str(key).replace("_", "-")
+        if name not in actions:
+            near = difflib.get_close_matches(name, actions, 1)
+            hint = f": did you mean {near[0]!r}?" if near else f": there are {', '.join(actions)}"
+            raise OptionError(f"--config {path}: unknown key {key!r}{hint}")
+        if isinstance(value, bool):
+            if actions[name].nargs != 0:
+                raise OptionError(f"--config {path}: {key}: expected a value, got {str(value).lower()}")
+            arguments += [f"--{name}"] if value else []
+        elif isinstance(value, list):
+            arguments += [f"--{name}={item}" for item in value]
+        elif value is not None:
+            arguments.append(f"--{name}={value}")
+    return arguments
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text}")
+    return value

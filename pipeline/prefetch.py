@@ -1,0 +1,95 @@
+"""Run an iterator ahead of its consumer on one background thread: the only place where threads are made."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Prefetch(Generic[T]):
+    """Iterate over ``items`` in order while a thread computes up to ``depth`` of them ahead.
+
+    An error in ``items`` is raised by the iterator, after the items before it. ``close()`` (or leaving the ``with`` block)
+    stops the thread, also when it waits for room; one that waits inside ``items`` ends with the process.
+
+    Args:
+        items: what to run ahead; its ``close`` is called on the thread at the end if it has one.
+        depth: how many finished items may wait.
+        drop_oldest: a full queue loses its oldest item in place of making ``items`` wait. For live sources: the consumer
+            always gets the newest frame.
+        name: the thread's name.
+    """
+
+    def __init__(self, items: Iterable[T], depth: int, *, drop_oldest: bool = False, name: str = "prefetch") -> None:
+        self.dropped = 0
+        self._items = items
+        self._depth = depth
+        self._drop_oldest = drop_oldest
+        self._ready: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._stop = False
+        self._ended = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Prefetch[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            with self._changed:
+                while not self._ready and not self._ended:
+                    self._changed.wait()
+                if not self._ready:
+                    if self._error is not None:
+                        error, self._error = self._error, None
+                        raise error
+                    return
+                item = self._ready.popleft()
+                self._changed.notify_all()
+            yield item
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Stop the thread. Waits at most ``timeout_s`` for it: a blocked read of a device cannot be interrupted."""
+        with self._changed:
+            self._stop = True
+            self._ready.clear()
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+
+    def _work(self) -> None:
+        iterator = iter(self._items)
+        try:
+            for item in iterator:
+                if not self._put(item):
+                    break
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            self._error = error
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _put(self, item: T) -> bool:
+        with self._changed:
+            if self._drop_oldest and len(self._ready) >= self._depth:
+                self._ready.popleft()
+                self.dropped += 1
+            while len(self._ready) >= self._depth and not self._stop:
+                self._changed.wait()
+            if self._stop:
+                return False
+            self._ready.append(item)
+            self._changed.notify_all()
+            return True

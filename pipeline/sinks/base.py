@@ -1,0 +1,39 @@
+"""What every output is: it takes finished frames, in order, and ends complete or not at all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from pipeline.frame import Frame
+
+
+class Sink(ABC):
+    """Opened by its constructor, which raises ``SinkError`` when nothing can be written there; used by one thread.
+
+    Attributes:
+        written: where the result is, for the user; empty when there is none.
+        stopped: the user asked to end (a window was closed).
+    """
+
+    written = ""
+    stopped = False
+
+    @abstractmethod
+    def write(self, frame: Frame) -> None:
+        """Take one frame with its mask and view; it is not changed and not kept.
+
+        Raises:
+            SinkError: it cannot be written.
+        """
+
+    def close(self) -> None:
+        """Finish what was written; safe to call twice.
+
+        Raises:
+            SinkError: it cannot be finished.
+        """
+        return
+
+    def discard(self) -> None:
+        """End without a result: leave nothing half-written behind. Safe to call twice and after ``close``."""
+        self.close()

@@ -1,0 +1,18 @@
+"""No output: for measuring."""
+
+from __future__ import annotations
+
+from pipeline.frame import Frame, SourceInfo
+from pipeline.overlay import Renderer
+from pipeline.sinks.base import Sink
+
+
+class NullSink(Sink):
+    """Takes every frame and keeps none."""
+
+    def __init__(self, spec: str, info: SourceInfo, renderer: Renderer) -> None:
+        pass
+
+    def write(self, frame: Frame) -> None:
+        """Take a frame."""
+        return

@@ -1,0 +1,111 @@
+"""Pictures: a folder with one for each frame, or a single file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SinkError
+from pipeline.frame import Frame, SourceInfo
+from pipeline.overlay import Renderer, cutout_bgra
+from pipeline.sinks.base import Sink
+
+
+class FolderSink(Sink):
+    """Writes ``FOLDER/<name>.png`` for every frame, each complete or not at all.
+
+    With the render mode "mask" it is the mask itself: 8-bit grey of the frame's size, probability × 255 or class index. With
+    "cutout" it is the subject with its mask as alpha channel. Else it is the view.
+    """
+
+    def __init__(self, spec: str, info: SourceInfo, renderer: Renderer) -> None:
+        self._folder = Path(spec)
+        self._renderer = renderer
+        self._sources = {os.path.realpath(path) for path in info.paths}
+        self.written = f"{self._folder}{os.sep}"
+        _make_folder(self._folder)
+
+    def write(self, frame: Frame) -> None:
+        """Write the frame's picture."""
+        path = self._folder / f"{frame.name}.png"
+        if os.path.realpath(path) in self._sources:
+            raise SinkError(
+                f"{path}: expected an output of its own, got a picture of the source: choose another --output"
+            )
+        if path.parent != self._folder:
+            _make_folder(path.parent)
+        write_picture(path, picture_of(frame, self._renderer))
+
+
+class OnePictureSink(Sink):
+    """Writes one file (``out.png``, ``out.jpg``, …) for a source of one picture; content as in a folder."""
+
+    def __init__(self, spec: str, info: SourceInfo, renderer: Renderer) -> None:
+        if info.frame_count != 1:
+            count = "an unknown number of" if info.frame_count is None else info.frame_count
+            raise SinkError(
+                f"--output {spec}: expected a source of one picture, got {count} frames: write a video (out.mp4) or a folder"
+            )
+        self._path = Path(spec)
+        self._renderer = renderer
+        self.written = spec
+        _make_folder(self._path.parent)
+
+    def write(self, frame: Frame) -> None:
+        """Write the picture."""
+        write_picture(self._path, picture_of(frame, self._renderer))
+
+
+def picture_of(frame: Frame, renderer: Renderer) -> NDArray[np.uint8]:
+    """What a picture file of a frame holds.
+
+    Returns:
+        (H, W), (H, W, 3) or (H, W, 4) uint8: the mask, the view (BGR), or the cut-out (BGRA).
+    """
+    if frame.mask is None or frame.view is None:
+        raise ValueError(f"{frame!r} has no mask or view yet")
+    if renderer.look.mode == "mask":
+        return frame.mask
+    if renderer.look.mode == "cutout":
+        return cutout_bgra(frame.image, frame.mask, renderer.task)
+    return frame.view
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write a picture file, complete or not at all.
+
+    Args:
+        path: its suffix names the format.
+        picture: (H, W), (H, W, 3) or (H, W, 4) uint8: grey, BGR or BGRA.
+
+    Raises:
+        SinkError: it cannot be written.
+    """
+    encoded, content = cv2.imencode(path.suffix.lower(), picture)
+    if not encoded:
+        raise SinkError(f"{path}: OpenCV cannot write this kind of picture: use .png")
+    scratch = ""
+    try:
+        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.tobytes())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except OSError as error:
+        if scratch and os.path.exists(scratch):
+            os.unlink(scratch)
+        raise SinkError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SinkError(f"{folder}: cannot be made ({error.strerror}): choose another --output") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SinkError(f"{folder}: cannot be written (no permission): choose another --output")

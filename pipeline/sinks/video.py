@@ -1,0 +1,122 @@
+"""A video file that browsers play: H.264, yuv420p, through FFmpeg's libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+
+from pipeline.errors import SinkError
+from pipeline.frame import Frame, Image, SourceInfo
+from pipeline.overlay import Renderer
+from pipeline.sinks.base import Sink
+
+_BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer function alike
+_PICTURES_PER_S = Fraction(1)  # a video made of pictures shows each for a second
+
+
+class VideoSink(Sink):
+    """Writes the views to ``NAME.mp4`` (or .m4v, .mov, .mkv), with the source's frame rate and time stamps.
+
+    The file appears under its name when it is complete. Odd sizes are made even by repeating the last row or column, because
+    4:2:0 colour has no half pixels; frames of another size than the first are scaled into it.
+    """
+
+    def __init__(self, spec: str, info: SourceInfo, renderer: Renderer) -> None:
+        self._path = Path(spec)
+        self._fps = info.fps or (Fraction(30) if info.live else _PICTURES_PER_S)
+        self._time_base = info.time_base
+        self._last_pts = -1
+        self._stream: av.VideoStream | None = None
+        self._reformatter = VideoReformatter()
+        self.written = spec
+        try:
+            if not self._path.parent.is_dir():
+                self._path.parent.mkdir(parents=True)
+            # In the same folder, so that the last step is a rename; the suffix tells FFmpeg the container.
+            handle, self._scratch = tempfile.mkstemp(
+                prefix=f".{self._path.stem}.", suffix=self._path.suffix, dir=self._path.parent
+            )
+            os.close(handle)
+            os.chmod(self._scratch, 0o644)
+        except OSError as error:
+            raise SinkError(f"{spec}: cannot be written ({error.strerror}): choose another --output") from error
+        options = {} if self._path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
+        self._container: av.container.OutputContainer | None = av.open(f"file:{self._scratch}", "w", options=options)
+
+    def write(self, frame: Frame) -> None:
+        """Encode the frame's view."""
+        if frame.view is None or self._container is None:
+            raise ValueError(f"{frame!r} has no view, or the output is closed")
+        view = _even(frame.view)
+        try:
+            stream = self._stream or self._start(*view.shape[:2])
+            picture = self._reformatter.reformat(
+                av.VideoFrame.from_ndarray(view, format="bgr24"),
+                width=stream.width,
+                height=stream.height,
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+            )
+            # Players refuse time that stands still or runs backward; a source's rounding must not stop the recording.
+            self._last_pts = max(round(frame.pts_s / self._time_base), self._last_pts + 1)
+            picture.pts, picture.time_base = self._last_pts, self._time_base
+            for packet in stream.encode(picture):
+                self._container.mux(packet)
+        except (av.error.FFmpegError, OSError) as error:
+            raise SinkError(f"{self._path}: cannot be written ({str(error.strerror or error).lower()})") from error
+
+    def close(self) -> None:
+        """Finish the file and give it its name; with no frame written there is none."""
+        if self._container is None:
+            return
+        container, self._container = self._container, None
+        if self._stream is None:
+            self._abandon(container)
+            return
+        try:
+            for packet in self._stream.encode(None):
+                container.mux(packet)
+            container.close()
+            os.replace(self._scratch, self._path)
+        except (av.error.FFmpegError, OSError) as error:
+            self._abandon(container)
+            raise SinkError(f"{self._path}: cannot be finished ({str(error.strerror or error).lower()})") from error
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        if self._container is not None:
+            container, self._container = self._container, None
+            self._abandon(container)
+
+    def _start(self, height: int, width: int) -> av.VideoStream:
+        assert self._container is not None
+        stream = self._container.add_stream("libx264", rate=self._fps, options={"preset": "veryfast", "crf": "20"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = self._time_base
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = _BT709, _BT709, _BT709
+        context.color_range = ColorRange.MPEG
+        self._stream = stream
+        return stream
+
+    def _abandon(self, container: av.container.OutputContainer) -> None:
+        with contextlib.suppress(av.error.FFmpegError, OSError):  # the file is removed in any case
+            container.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._scratch)
+
+
+def _even(view: Image) -> Image:
+    height, width = view.shape[:2]
+    if height % 2 or width % 2:
+        return np.pad(view, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return np.ascontiguousarray(view)

@@ -1,0 +1,305 @@
+"""A window that shows the views while they are made, and its keys."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import cast
+
+import cv2
+from tqdm import tqdm
+
+from pipeline.annotations import Annotations
+from pipeline.controls import Command, Controls
+from pipeline.errors import SinkError
+from pipeline.frame import Frame, Image, SourceInfo
+from pipeline.hud import draw_help
+from pipeline.overlay import Look, Renderer
+from pipeline.sinks.base import Sink
+from pipeline.sinks.pictures import write_picture
+from pipeline.sinks.video import VideoSink
+
+# At start the window is no larger than a small screen, and large enough to be found and to hold the help.
+_MIN_WINDOW_WH = 320, 180
+_MAX_WINDOW_WH = 1280, 720
+# The window systems copy and scale every picture in full, so more pixels than a screen has only cost time.
+_MAX_SHOWN_WH = 3840, 2160
+_PAUSED_WAIT_MS = 30
+_TITLE_EVERY_S = 0.5  # digits that change more often cannot be read
+_RED = (0, 0, 255)
+_WHITE = (255, 255, 255)
+# What tells whether a window is open, with the value from which it is: GTK does not know whether a window is visible.
+_OPEN_FROM = ((cv2.WND_PROP_VISIBLE, 1), (cv2.WND_PROP_AUTOSIZE, 0))
+
+
+class WindowSink(Sink):
+    """Shows the views in a window; it has to be written and closed on the main thread.
+
+    A source of a single picture is paused at once, so that the window stays. `Controls` lists the keys. Snapshots and
+    recordings go into the current folder, named after the source and the time in UTC.
+
+    Args:
+        info: the source.
+        renderer: draws again what is shown in a pause; keys change its look.
+        annotations: likewise.
+        say: told in one line of each file that was written, and of each that could not be.
+    """
+
+    def __init__(
+        self,
+        info: SourceInfo,
+        renderer: Renderer,
+        annotations: Annotations,
+        *,
+        say: Callable[[str], None] = lambda line: tqdm.write(line, file=sys.stderr),  # a progress bar stays below
+    ) -> None:
+        self._info = info
+        self._renderer = renderer
+        self._annotations = annotations
+        self._say = say
+        self._controls = Controls(renderer, annotations)
+        self._name = f"edgemask {info.name}"
+        self._window_wh: tuple[int, int] | None = None  # the size at start; None: there is no window
+        self._telling: tuple[int, int] | None = None
+        self._title = ""
+        self._title_due_s = 0.0
+        self._paused = info.frame_count == 1
+        self._help = False
+        self._fullscreen = False
+        self._recording: VideoSink | None = None
+        self._recording_start_s = 0.0
+
+    def write(self, frame: Frame) -> None:
+        """Show a frame and do what the keys say; returns when the next frame is wanted, so not during a pause.
+
+        Raises:
+            SinkError: the window cannot be shown.
+        """
+        if frame.view is None or frame.mask is None:
+            raise ValueError(f"{frame!r} has no mask or view yet")
+        self._record(frame)
+        self._show(frame)
+        wait_ms = 1  # as short as possible: files run as fast as they can
+        while True:
+            command = self._controls.press(cv2.waitKey(wait_ms))
+            if command is not None:
+                self._obey(command, frame)
+            self.stopped = self.stopped or self._was_closed()
+            if self.stopped or not self._paused or command is Command.STEP:
+                return
+            if command is Command.REDRAW:
+                frame = self._drawn_again(frame)
+            if command is not None or wait_ms == 1:
+                self._show(frame)
+            wait_ms = _PAUSED_WAIT_MS
+
+    def close(self) -> None:
+        """Close the window and finish a recording.
+
+        Raises:
+            SinkError: the recording cannot be finished.
+        """
+        if self._window_wh is not None:
+            self._window_wh = None
+            with contextlib.suppress(cv2.error):  # Qt's word for a window that the user has closed
+                cv2.destroyWindow(self._name)
+                cv2.waitKey(1)  # GTK closes it only now
+        self._finish_recording()
+
+    def _obey(self, command: Command, frame: Frame) -> None:
+        self._title_due_s = 0.0
+        match command:
+            case Command.QUIT:
+                self.stopped = True
+            case Command.PAUSE:
+                self._paused = not self._paused
+            case Command.STEP:
+                self._paused = True
+            case Command.HELP:
+                self._help = not self._help
+            case Command.FULLSCREEN:
+                self._fullscreen = not self._fullscreen
+                mode = cv2.WINDOW_FULLSCREEN if self._fullscreen else cv2.WINDOW_NORMAL
+                cv2.setWindowProperty(self._name, cv2.WND_PROP_FULLSCREEN, mode)
+            case Command.SNAPSHOT:
+                try:
+                    self._say(f"snapshot: {write_snapshot(_file_stem(self._info), frame, self._renderer.look)}")
+                except SinkError as error:
+                    self._say(f"no snapshot: {error}")
+            case Command.RECORD:
+                self._switch_recording(frame)
+            case Command.REDRAW:
+                pass  # the next frame is drawn with the setting; only a pause has to draw again
+
+    def _drawn_again(self, frame: Frame) -> Frame:
+        """The frame with the view that the settings now give."""
+        assert frame.mask is not None
+        frame = replace(frame, view=self._renderer(frame.image, frame.mask))
+        self._annotations.redraw(frame)
+        return frame
+
+    def _show(self, frame: Frame) -> None:
+        assert frame.view is not None
+        view = _shrunk(frame.view)
+        try:
+            if self._window_wh is None:
+                self._open(view)
+            assert self._window_wh is not None
+            cv2.imshow(self._name, _padded(self._marked(view), self._window_wh))
+            self._update_title()
+        except cv2.error as error:
+            raise SinkError(f"window: cannot be shown ({' '.join(str(error).split())}): run with --headless") from error
+        if self._telling is None:
+            self._telling = next((known for known in _OPEN_FROM if self._property(known[0]) >= known[1]), None)
+
+    def _open(self, view: Image) -> None:
+        cv2.namedWindow(self._name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        scale = min(1.0, _MAX_WINDOW_WH[0] / view.shape[1], _MAX_WINDOW_WH[1] / view.shape[0])
+        self._window_wh = (
+            max(_MIN_WINDOW_WH[0], round(view.shape[1] * scale)),
+            max(_MIN_WINDOW_WH[1], round(view.shape[0] * scale)),
+        )
+        cv2.resizeWindow(self._name, *self._window_wh)
+
+    def _marked(self, view: Image) -> Image:
+        """The view with the help and the marks of a pause and a recording, which no other output gets."""
+        if not (self._help or self._paused or self._recording):
+            return view
+        view = view.copy()
+        size = max(4, min(view.shape[:2]) // 40)
+        right, top = view.shape[1] - 2 * size, size
+        if self._recording:
+            cv2.circle(view, (right, top + size), size, _RED, cv2.FILLED, cv2.LINE_AA)
+            right -= 4 * size
+        if self._paused:
+            for left in (right - size, right + size // 3):
+                cv2.rectangle(view, (left, top), (left + size // 2, top + 2 * size), _WHITE, cv2.FILLED)
+                cv2.rectangle(view, (left, top), (left + size // 2, top + 2 * size), (0, 0, 0), 1)
+        if self._help:
+            draw_help(view, self._controls.help_lines())
+        return view
+
+    def _update_title(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._title_due_s:
+            return
+        self._title_due_s = now_s + _TITLE_EVERY_S
+        look = self._renderer.look
+        parts = [f"{self._info.name}: {self._annotations.rate_hz:.1f} FPS", look.mode]
+        parts += [f"alpha {look.alpha:.2f}", f"threshold {look.threshold:.2f}"]
+        parts += ["paused"] if self._paused else []
+        parts += ["recording"] if self._recording else []
+        title = ", ".join(parts) + " (? for help)"
+        if title != self._title:
+            self._title = title
+            cv2.setWindowTitle(self._name, title)
+
+    def _was_closed(self) -> bool:
+        """Whether the user has closed the window; known only since the window system answered that it was open."""
+        return self._telling is not None and self._property(self._telling[0]) < self._telling[1]
+
+    def _property(self, number: int) -> float:
+        try:
+            return cv2.getWindowProperty(self._name, number)
+        except cv2.error:  # Qt's answer once its last window is closed
+            return -1.0
+
+    def _switch_recording(self, frame: Frame) -> None:
+        try:
+            if self._recording is not None:
+                self._finish_recording()
+                return
+            recording = VideoSink(f"{_file_stem(self._info)}.mp4", self._info, self._renderer)
+        except SinkError as error:
+            self._say(f"no recording: {error}")
+            return
+        self._recording, self._recording_start_s = recording, frame.pts_s
+        self._say(f"recording: {recording.written}")
+        self._record(frame)
+
+    def _record(self, frame: Frame) -> None:
+        """Write a frame to the recording, if there is one; when it cannot be written, only the recording ends."""
+        if self._recording is None:
+            return
+        try:
+            self._recording.write(replace(frame, pts_s=frame.pts_s - self._recording_start_s))
+        except SinkError as error:
+            recording, self._recording = self._recording, None
+            recording.discard()
+            self._say(f"recording stopped: {error}")
+
+    def _finish_recording(self) -> None:
+        if self._recording is not None:
+            recording, self._recording = self._recording, None
+            recording.close()
+            self._say(f"recorded: {recording.written}")
+
+
+def write_snapshot(stem: str, frame: Frame, look: Look) -> str:
+    """Write all that belongs to a frame: ``STEM_raw.png``, ``STEM_overlay.png``, ``STEM_mask.png`` and ``STEM.json``.
+
+    Args:
+        stem: path of the files without what distinguishes them.
+        frame: with its mask and view; the mask's file holds the mask itself, 8-bit grey.
+        look: what the view was drawn with; its numbers go into the JSON file.
+
+    Returns:
+        The path of the JSON file, which is written last.
+
+    Raises:
+        SinkError: a file cannot be written.
+    """
+    if frame.view is None or frame.mask is None:
+        raise ValueError(f"{frame!r} has no mask or view yet")
+    for suffix, picture in (("raw", frame.image), ("overlay", frame.view), ("mask", frame.mask)):
+        write_picture(Path(f"{stem}_{suffix}.png"), picture)
+    facts = {
+        "source": frame.source,
+        "index": frame.index,
+        "pts_s": frame.pts_s,
+        "size_hw": frame.size_hw,
+        "mode": look.mode,
+        "threshold": look.threshold,
+        "alpha": look.alpha,
+    }
+    path = Path(f"{stem}.json")
+    try:
+        path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SinkError(f"{path}: cannot be written ({error.strerror})") from error
+    return str(path)
+
+
+def _file_stem(info: SourceInfo) -> str:
+    """The source's name and the time in UTC to the millisecond, so that no file replaces another."""
+    source = re.sub(r"[^\w.-]+", "_", Path(info.name).stem).lstrip(".-")[:80] or "source"
+    return f"{source}_{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%f}"[:-3] + "Z"
+
+
+def _shrunk(view: Image) -> Image:
+    scale = min(_MAX_SHOWN_WH[0] / view.shape[1], _MAX_SHOWN_WH[1] / view.shape[0])
+    if scale >= 1:
+        return view
+    size_wh = max(1, round(view.shape[1] * scale)), max(1, round(view.shape[0] * scale))
+    return cast(Image, cv2.resize(view, size_wh, interpolation=cv2.INTER_AREA))
+
+
+def _padded(view: Image, window_wh: tuple[int, int]) -> Image:
+    """The view on black, with the window's proportions.
+
+    Other views than the first may have others (mode "side", a folder of pictures); Qt draws those distorted.
+    """
+    height, width = view.shape[:2]
+    rows = max(0, round(width * window_wh[1] / window_wh[0]) - height)
+    columns = max(0, round(height * window_wh[0] / window_wh[1]) - width)
+    if rows <= 1 and columns <= 1:  # rounding
+        return view
+    top, left = rows // 2, columns // 2
+    return cast(Image, cv2.copyMakeBorder(view, top, rows - top, left, columns - left, cv2.BORDER_CONSTANT))

@@ -1,0 +1,75 @@
+"""Where frames come from: one file a kind, imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from typing import TYPE_CHECKING
+
+from pipeline.errors import BackendUnavailableError, SourceError
+
+if TYPE_CHECKING:
+    from pipeline.sources.base import Source
+
+SOURCES = {
+    # kind: (module, class)
+    "test": ("pipeline.sources.synthetic", "SyntheticSource"),
+    "camera": ("pipeline.sources.camera", "CameraSource"),
+    "pictures": ("pipeline.sources.pictures", "PictureSource"),
+    "video": ("pipeline.sources.video", "VideoSource"),
+}
+
+PICTURE_SUFFIXES = frozenset(
+    (
+        *(".avif", ".bmp", ".dib", ".exr", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pic", ".png"),
+        *(".pnm", ".ppm", ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp"),
+    )
+)
+
+
+def open_source(spec: str) -> Source:
+    """Open a source by its string.
+
+    Args:
+        spec: "0" or "/dev/video0" (camera), a video, a picture, a folder, a glob, or "test://?size=1280x720&frames=300".
+
+    Raises:
+        SourceError: there is no such thing, or it holds no frames.
+    """
+    module_name, class_name = SOURCES[source_kind(spec)]
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"{spec}: cannot be read here ({error}): install what it needs with: pip install '.[cpu]'"
+        ) from error
+    source: Source = getattr(module, class_name)(spec)
+    return source
+
+
+def source_kind(spec: str) -> str:
+    """Which row of ``SOURCES`` a source's string names.
+
+    Raises:
+        SourceError: it is empty, or a kind of address that is not understood.
+    """
+    if not spec:
+        raise SourceError("--source: expected a camera, video, picture, folder, glob or test://, got nothing")
+    if spec.startswith("test:"):
+        return "test"
+    if re.fullmatch(r"\d{1,3}", spec) or spec.startswith("/dev/"):
+        return "camera"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", spec) and not os.path.exists(spec):
+        raise SourceError(
+            f"{_scheme(spec)}: expected a camera number, /dev/video0, a video, a picture, a folder, a glob or test://, "
+            "got an address of another kind"
+        )
+    suffix = os.path.splitext(spec)[1].lower()
+    is_glob = any(mark in spec for mark in "*?[") and not os.path.exists(spec)
+    return "pictures" if os.path.isdir(spec) or is_glob or suffix in PICTURE_SUFFIXES else "video"
+
+
+def _scheme(spec: str) -> str:
+    # An address may carry a password: messages show the scheme alone.
+    return spec.split(":", 1)[0] + "://…" if "://" in spec else spec.split(":", 1)[0] + ":…"

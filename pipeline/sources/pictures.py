@@ -1,0 +1,129 @@
+"""Pictures from a file, a folder or a glob."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pipeline.errors import SourceError
+from pipeline.frame import Frame, Image, SourceInfo
+from pipeline.sources import PICTURE_SUFFIXES
+from pipeline.sources.base import Source
+
+
+class PictureSource(Source):
+    """A picture, the pictures of a folder (not of folders in it), or what a glob matches (``**`` for folders in folders).
+
+    Order is that of the names, with numbers in them counted as numbers. Pictures are read as they are shown: turned by their
+    EXIF orientation, grey made BGR, 16 bits made 8, an alpha channel left out. A picture that cannot be read does not stop the
+    others: it is named in the error that ends the iteration.
+    """
+
+    def __init__(self, spec: str) -> None:
+        self._paths = _find(spec)
+        names = [_name(path, _root(spec)) for path in self._paths]
+        # Two pictures that differ only in their suffix must not overwrite each other's mask.
+        twice = {name for name, count in Counter(names).items() if count > 1}
+        self._names = [
+            name + path.suffix if name in twice else name for name, path in zip(names, self._paths, strict=True)
+        ]
+        count = len(self._paths)
+        self.info = SourceInfo(
+            name=Path(spec).name or spec,
+            description="1 picture" if count == 1 else f"{count} pictures",
+            frame_count=count,
+            paths=tuple(str(path) for path in self._paths),
+        )
+
+    def __iter__(self) -> Iterator[Frame]:
+        unreadable: list[str] = []
+        for index, (path, name) in enumerate(zip(self._paths, self._names, strict=True)):
+            try:
+                image = read_picture(path)
+            except SourceError as error:
+                unreadable.append(str(error))
+                continue
+            yield Frame(image, index, float(index), self.info.name, name)
+        if len(unreadable) == 1:
+            raise SourceError(unreadable[0])
+        if unreadable:
+            raise SourceError(
+                f"{len(unreadable)} of {len(self._paths)} pictures could not be read, the first: {unreadable[0]}"
+            )
+
+
+def read_picture(path: Path) -> Image:
+    """Read a picture file as it is shown.
+
+    Returns:
+        (H, W, 3) uint8, BGR, contiguous. Owned by the caller.
+
+    Raises:
+        SourceError: it is missing, no picture, damaged, or larger than OPENCV_IO_MAX_IMAGE_PIXELS allows.
+    """
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    except cv2.error as error:
+        if "MAX_IMAGE" not in str(error):
+            raise SourceError(f"{path}: expected a picture, got a file that cannot be decoded ({error.err})") from error
+        limit = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 30))
+        raise SourceError(
+            f"{path}: expected a picture of at most {limit} pixels, got a larger one: "
+            "make it smaller, or set OPENCV_IO_MAX_IMAGE_PIXELS"
+        ) from error
+    if image is None:
+        raise SourceError(
+            f"{path}: expected a picture, got {'an empty file' if not content.size else 'a file that is none or is damaged'}"
+        )
+    return np.ascontiguousarray(image, dtype=np.uint8)
+
+
+def _find(spec: str) -> list[Path]:
+    path = Path(spec)
+    if path.is_dir():
+        kind, found = "folder", [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    elif path.exists():
+        return [path]
+    elif glob.has_magic(spec):
+        kind, found = "pattern", [Path(entry) for entry in glob.iglob(spec, recursive=True)]
+    else:
+        raise SourceError(f"{spec}: no such file")
+    pictures = [entry for entry in found if entry.suffix.lower() in PICTURE_SUFFIXES and entry.is_file()]
+    if not pictures:
+        suffixes = " ".join(sorted(PICTURE_SUFFIXES))
+        raise SourceError(f"{spec}: expected pictures ({suffixes}), got a {kind} with none")
+    return sorted(pictures, key=_natural_order)
+
+
+def _natural_order(path: Path) -> tuple[tuple[bool, int, str], ...]:
+    parts = re.split(r"(\d+)", str(path))
+    return tuple((not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts)
+
+
+def _root(spec: str) -> Path:
+    path = Path(spec)
+    if path.is_dir():
+        return path
+    if path.exists():
+        return path.parent
+    fixed = []
+    for part in path.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return Path(*fixed)
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).with_suffix("").as_posix()

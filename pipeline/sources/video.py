@@ -1,0 +1,114 @@
+"""Frames of a video file, decoded by FFmpeg through PyAV."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+from av.video.reformatter import Colorspace, VideoReformatter
+
+from pipeline.errors import SourceError
+from pipeline.frame import Frame, Image, SourceInfo
+from pipeline.sources.base import Source
+
+# Only containers that hold their own pictures: a playlist (HLS, concat) in a file named .mp4 would read other files.
+CONTAINERS = (
+    "asf,avi,av1,dv,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,"
+    "rm,webp_anim,yuv4mpegpipe"
+)
+MAX_PIXELS = 1 << 27
+_UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
+# Fewer decoded frames than the container declares: cut off, unless only a few are missing (edit lists, leading B-frames).
+_MISSING_FRAMES = 8
+
+
+class VideoSource(Source):
+    """A video file. Frames keep their presentation times, counted from the first frame's, and are turned upright."""
+
+    def __init__(self, spec: str) -> None:
+        self._path = Path(spec)
+        if not self._path.exists():
+            raise SourceError(f"{spec}: no such file")
+        if self._path.is_dir() or not os.access(self._path, os.R_OK):
+            raise SourceError(f"{spec}: expected a video, got something that cannot be read: check its permissions")
+        try:
+            # The prefix makes FFmpeg take the whole name as a path, whatever characters it holds.
+            self._container = av.open(
+                f"file:{self._path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+            )
+        except (av.error.FFmpegError, ValueError) as error:
+            raise SourceError(
+                f"{spec}: expected a video, got a file that is none or is cut off ({_reason(error)})"
+            ) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise SourceError(f"{spec}: expected a video, got a file without a picture track")
+        stream = self._stream = self._container.streams.video[0]
+        stream.thread_type = "AUTO"
+        height, width = stream.height, stream.width
+        if height * width > MAX_PIXELS:
+            self._container.close()
+            raise SourceError(f"{spec}: expected frames of at most {MAX_PIXELS} pixels, got {width}×{height}")
+        fps = stream.average_rate or stream.guessed_rate
+        count = stream.frames or None
+        self.info = SourceInfo(
+            name=self._path.name,
+            description=f"{stream.codec_context.name}, {width}×{height}, {float(fps or 0):.4g} FPS",
+            size_hw=(height, width) if height and width else None,
+            fps=Fraction(fps) if fps else None,
+            time_base=stream.time_base or Fraction(1, 90_000),
+            frame_count=count or self._count_from_duration(fps),
+            paths=(str(self._path),),
+        )
+        self._declared = count
+        self._reformatter = VideoReformatter()
+
+    def _count_from_duration(self, fps: Fraction | None) -> int | None:
+        if not fps or not self._container.duration:
+            return None
+        return max(1, round(self._container.duration / av.time_base * fps))
+
+    def __iter__(self) -> Iterator[Frame]:
+        first_pts: int | None = None
+        last_s = -1.0
+        step_s = float(1 / self.info.fps) if self.info.fps else 0.04
+        stem, index = self._path.stem, 0
+        try:
+            for decoded in self._container.decode(self._stream):
+                if decoded.pts is None:
+                    pts_s = last_s + step_s if index else 0.0
+                else:
+                    if first_pts is None:
+                        first_pts = decoded.pts
+                    pts_s = float((decoded.pts - first_pts) * (decoded.time_base or self.info.time_base))
+                last_s = pts_s
+                yield Frame(self._to_bgr(decoded), index, pts_s, self.info.name, f"{stem}_{index:06d}")
+                index += 1
+        except av.error.FFmpegError as error:
+            raise SourceError(f"{self._path}: cut off or damaged after {index} frames ({_reason(error)})") from error
+        if index == 0:
+            raise SourceError(f"{self._path}: expected frames, got none that can be decoded: the file is damaged")
+        if self._declared and index < self._declared - _MISSING_FRAMES:
+            raise SourceError(
+                f"{self._path}: expected {self._declared} frames, got {index}: the file is cut off or damaged"
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def _to_bgr(self, decoded: av.VideoFrame) -> Image:
+        # FFmpeg converts by BT.601 when a stream names no matrix; players take BT.709 for HD, and its writers mean it.
+        guess = Colorspace.ITU709 if decoded.colorspace == _UNSPECIFIED and decoded.height >= 720 else None
+        image = self._reformatter.reformat(decoded, format="bgr24", src_colorspace=guess).to_ndarray()
+        quarter_turns = round(decoded.rotation / 90) % 4
+        return np.ascontiguousarray(np.rot90(image, quarter_turns) if quarter_turns else image, dtype=np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).lower()
