@@ -113,7 +113,7 @@ def _match(ours: U2Net, graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
         elif node.target is operator.add:
             place[node] = (step("Add", sources[0] + sources[1], node.name).output[0],)
     left = sorted(node.name or node.output[0] for (operation, _), node in theirs.items() if operation == "Conv")
-    if False:
+    if left:
         raise _OtherStructureError(f"{len(left)} more convolutions, the first is {left[0]}")
     return convolutions
 

@@ -24,11 +24,13 @@ try:
 except ImportError:
     pass
 import cv2
-cv2.namedWindow("display", cv2.WINDOW_NORMAL)
+cv2.namedWindow("edgemask", cv2.WINDOW_NORMAL)
 cv2.waitKey(1)
 cv2.destroyAllWindows()
 """
 
+# Qt's words, then GTK's.
+_NO_ANSWER = re.compile("could not connect to display|cannot open display|can't initialize gtk backend", re.IGNORECASE)
 _NO_WINDOWS = "this OpenCV was built without windows: pip install opencv-python"
 
 
@@ -45,7 +47,7 @@ def display_problem() -> str | None:
         return _NO_WINDOWS
     try:
         child = subprocess.run(
-            [sys.executable, "-c", _PROOF],
+            [sys.executable or "python3", "-c", _PROOF],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -65,8 +67,7 @@ def _reason(status: int, output: str, display: str | None) -> str:
     """The phrase for a child process that ended with another status than 0."""
     if "The function is not implemented" in output:  # OpenCV's own words in a build without windows
         return _NO_WINDOWS
-    # Qt's words, then GTK's.
-    if re.search("could not connect to display|cannot open display|can't initialize gtk backend", output, re.IGNORECASE):
+    if _NO_ANSWER.search(output):
         if not os.environ.get("DISPLAY"):
             return "DISPLAY is not set, and this OpenCV needs an X server"
         return f"display {display} does not answer"

@@ -75,6 +75,7 @@ class WindowSink(Sink):
         self._fullscreen = False
         self._recording: VideoSink | None = None
         self._recording_start_s = 0.0
+        self._recording_wh = 0, 0
 
     def write(self, frame: Frame) -> None:
         """Show a frame and do what the keys say; returns when the next frame is wanted, so not during a pause.
@@ -96,7 +97,7 @@ class WindowSink(Sink):
                 return
             if command is Command.REDRAW:
                 frame = self._drawn_again(frame)
-            if command is not None or wait_ms == 1:
+            if command is not None:
                 self._show(frame)
             wait_ms = _PAUSED_WAIT_MS
 
@@ -220,7 +221,9 @@ class WindowSink(Sink):
         except SinkError as error:
             self._say(f"no recording: {error}")
             return
+        assert frame.view is not None
         self._recording, self._recording_start_s = recording, frame.pts_s
+        self._recording_wh = frame.view.shape[1], frame.view.shape[0]
         self._say(f"recording: {recording.written}")
         self._record(frame)
 
@@ -228,8 +231,10 @@ class WindowSink(Sink):
         """Write a frame to the recording, if there is one; when it cannot be written, only the recording ends."""
         if self._recording is None:
             return
+        assert frame.view is not None
+        view = _padded(frame.view, self._recording_wh)
         try:
-            self._recording.write(replace(frame, pts_s=frame.pts_s - self._recording_start_s))
+            self._recording.write(replace(frame, view=view, pts_s=frame.pts_s - self._recording_start_s))
         except SinkError as error:
             recording, self._recording = self._recording, None
             recording.discard()
@@ -279,7 +284,7 @@ def write_snapshot(stem: str, frame: Frame, look: Look) -> str:
 
 def _file_stem(info: SourceInfo) -> str:
     """The source's name and the time in UTC to the millisecond, so that no file replaces another."""
-    source = re.sub(r"[^\w.-]+", "_", Path(info.name).stem).lstrip(".-")[:80] or "source"
+    source = re.sub(r"[^\w.-]+", "_", Path(info.name).stem).lstrip(".-")[:40] or "source"
     return f"{source}_{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%f}"[:-3] + "Z"
 
 
@@ -291,14 +296,14 @@ def _shrunk(view: Image) -> Image:
     return cast(Image, cv2.resize(view, size_wh, interpolation=cv2.INTER_AREA))
 
 
-def _padded(view: Image, window_wh: tuple[int, int]) -> Image:
-    """The view on black, with the window's proportions.
+def _padded(view: Image, like_wh: tuple[int, int]) -> Image:
+    """The view on black, with the proportions of a window or a video.
 
-    Other views than the first may have others (mode "side", a folder of pictures); Qt draws those distorted.
+    Later views may have others than the first (mode "side", a folder of pictures), and would be shown distorted.
     """
     height, width = view.shape[:2]
-    rows = max(0, round(width * window_wh[1] / window_wh[0]) - height)
-    columns = max(0, round(height * window_wh[0] / window_wh[1]) - width)
+    rows = max(0, round(width * like_wh[1] / like_wh[0]) - height)
+    columns = max(0, round(height * like_wh[0] / like_wh[1]) - width)
     if rows <= 1 and columns <= 1:  # rounding
         return view
     top, left = rows // 2, columns // 2

@@ -1,0 +1,127 @@
+"""What the tests share: markers that skip with a reason or fail on demand, and bundles small enough to make on the spot."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            _skip_without(item, mark.args[0], importlib.util.find_spec(mark.args[0]) is not None)
+        for mark in item.iter_markers("needs_program"):
+            _skip_without(item, mark.args[0], shutil.which(mark.args[0]) is not None)
+        for _ in item.iter_markers("gpu"):
+            _skip_without(item, "gpu", shutil.which("nvidia-smi") is not None)
+
+
+def _skip_without(item, name, found):
+    if not found and not os.environ.get(f"FAIL_WITHOUT_{name.upper().replace('-', '_')}"):
+        item.add_marker(pytest.mark.skip(reason=f"{name} is not on this machine"))
+
+
+@pytest.fixture(scope="session")
+def ecssd():
+    """The ECSSD pictures beside the project: folders images/ and masks/."""
+    folder = ROOT.parent / "shared" / "data" / "ecssd"
+    if not folder.is_dir():
+        pytest.skip("the ECSSD pictures are not beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published_u2netp():
+    """The published u2netp.onnx, fetched once into the user's cache; only for tests marked network."""
+    from models.zoo import fetch
+    from pipeline.bundle import cache_folder
+
+    return fetch("u2netp", cache_folder() / "weights", progress=False)
+
+
+@pytest.fixture(scope="session")
+def u2netp_bundle(published_u2netp, tmp_path_factory):
+    """A bundle of the published U²-NetP, FP32, contract "stream"; only for tests marked network."""
+    folder = tmp_path_factory.mktemp("bundles") / "u2netp"
+    run_module("compile", "--model", "u2netp", "--output", folder, check=True)
+    return Bundle.read(folder)
+
+
+@pytest.fixture(scope="session")
+def red_bundle(tmp_path_factory):
+    """A binary bundle whose mask is the frame's red channel: what must come out is plain to see."""
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "red")
+
+
+@pytest.fixture(scope="session")
+def class_bundle(tmp_path_factory):
+    """A bundle of 3 classes whose class index is the frame's red channel."""
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "classes", task="classes", classes=("background", "road", "car"))
+
+
+def write_bundle(folder, **manifest):
+    """Write a bundle with a program that gives a frame's red channel as its mask."""
+    entries = {
+        "model": "red",
+        "task": "binary",
+        "classes": ("subject",),
+        "network_size_hw": (1, 1),
+        "precision": "fp32",
+        "contract": {},
+        "weights": {},
+        "tools": {},
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    return Bundle.write(folder, Manifest(**{**entries, **manifest}), {PROGRAM_NAME: red_program()})
+
+
+def red_program():
+    """A frame program as ONNX bytes: masks = frames[..., 2]."""
+    node = helper.make_node("Gather", ["frames", "red"], ["masks"], axis=3)
+    graph = helper.make_graph(
+        [node],
+        "red",
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, ["N", "H", "W", 3])],
+        [helper.make_tensor_value_info("masks", TensorProto.UINT8, ["N", "H", "W"])],
+        initializer=[helper.make_tensor("red", TensorProto.INT64, [], [2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def run_module(module, *arguments, check=False, cwd=ROOT, env=None, timeout=300):
+    """Run ``python -m module arguments`` as a user would, without a display; gives status, standard output and error."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    if check and done.returncode != 0:
+        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+@pytest.fixture
+def cli():
+    """``cli("pipeline", "--source", …)``: runs the command in a process of its own."""
+    return run_module
+
+
+@pytest.fixture
+def picture_hwc():
+    """(90, 160, 3) uint8 BGR with a red square at rows 30:60, columns 50:110 on dark blue."""
+    image = np.full((90, 160, 3), (70, 30, 10), np.uint8)
+    image[30:60, 50:110] = (20, 20, 240)
+    return image
