@@ -98,19 +98,19 @@ class Controls:
         """One line for each key, with the values as they are now."""
         look, annotations = self._renderer.look, self._annotations
         return [
-            "q, Esc: quit",
-            "space: pause, go on",
-            ".: next frame, then pause",
-            "s: snapshot",
-            "r: start, end recording",
-            f"m, n: next, previous mode ({look.mode})",
-            f"+, -: alpha ({look.alpha:.2f})",
-            f"[, ]: threshold ({look.threshold:.2f})",
-            "b: background of cutout and replace",
-            f"h: numbers ({_on(annotations.hud)})",
-            f"l: legend ({_on(annotations.legend)})",
-            "f: full screen",
-            "?: this help",
+            "q Esc   quit",
+            "space   pause, go on",
+            ".   next frame, then pause",
+            "s   snapshot",
+            "r   start, end recording",
+            f"m n   next, previous mode ({look.mode})",
+            f"+ -   alpha ({look.alpha:.2f})",
+            f"[ ]   threshold ({look.threshold:.2f})",
+            "b   background of cutout and replace",
+            f"h   numbers ({_on(annotations.hud)})",
+            f"l   legend ({_on(annotations.legend)})",
+            "f   full screen",
+            "?   this help",
         ]
 
     def _next_background(self) -> Color | Image:

@@ -1,0 +1,47 @@
+"""python -m benchmarks QUESTION: measure one thing, print a table, write JSON with --json."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from models.errors import ModelError
+from pipeline.command_line import OptionParser, run_command
+from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
+
+QUESTIONS = {
+    # question: (module, what it answers)
+    "accuracy": ("benchmarks.accuracy", "how good are the masks, against ground truth"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    return run_command(
+        lambda: _measure(list(sys.argv[1:] if arguments is None else arguments)), (EdgemaskError, ModelError)
+    )
+
+
+def _measure(arguments: list[str]) -> None:
+    questions = "\n".join(f"  {name}  {answer}" for name, (_, answer) in QUESTIONS.items())
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m benchmarks QUESTION [--help]\n\nquestions:\n{questions}")
+        return
+    question = arguments[0]
+    if question not in QUESTIONS:
+        raise OptionError(f"expected a question ({', '.join(QUESTIONS)}), got {question!r}")
+    try:
+        module = importlib.import_module(QUESTIONS[question][0])
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"{question}: needs packages that are not here ({error}): install them with: pip install '.[compile,bench]'"
+        ) from error
+    parser = OptionParser(prog=f"python -m benchmarks {question}", description=module.__doc__)
+    parser.add_argument("--json", metavar="FILE", help="write the result with its environment")
+    module.add_options(parser)
+    module.measure(parser.parse_args(arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
