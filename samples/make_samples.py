@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the sample clip and pictures from photographs that ship inside scikit-image.
-
-Run it from anywhere: ``python samples/make_samples.py``. Nothing is downloaded. The clip is a slow camera
-move over three photographs, with hard cuts, so its subjects really move across the picture and what a network
-must find in every frame is known: the still photograph's mask, moved by the same camera.
-"""
+"""Make the sample clip and pictures from photographs that ship inside scikit-image; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -26,120 +21,143 @@ CLIP_FPS = 25
 ENLARGEMENT = 4
 SHARPENING = 0.6
 SHARPENING_SIGMA_PX = 1.0
+# The astronaut's outline, in pixels of the photograph: head and shoulders, down to where the flag and helmet begin.
+ASTRONAUT_OUTLINE_XY = (
+    (285, 38), (275, 30), (251, 19), (237, 16), (226, 16), (213, 21), (206, 21), (195, 26), (183, 38), (171, 44),
+    (157, 57), (153, 66), (153, 85), (155, 100), (158, 106), (168, 117), (175, 129), (182, 134), (183, 146),
+    (176, 149), (160, 149), (146, 154), (136, 161), (123, 176), (118, 185), (113, 188), (114, 199), (112, 204),
+    (89, 227), (76, 235), (62, 250), (52, 270), (43, 284), (40, 300), (34, 320), (28, 350), (361, 350), (359, 327),
+    (356, 308), (352, 292), (345, 271), (340, 262), (330, 253), (321, 244), (303, 232), (301, 223), (295, 211),
+    (288, 201), (269, 182), (255, 172), (256, 164), (263, 151), (266, 139), (275, 134), (291, 116), (296, 108),
+    (300, 96), (301, 83), (296, 58),
+)  # fmt: skip
+OUTLINE_SOFTNESS_PX = 0.8
+BACKDROP_BLUR_PX = 5.0
 PICTURES = {"astronaut": "astronaut.jpg", "chelsea": "cat.jpg", "coffee": "coffee.jpg", "rocket": "rocket.jpg"}
 JPEG_QUALITY = 92
+
+Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class View:
-    """What the camera sees: a 16:9 rectangle of the photograph, in the photograph's own pixels.
+    """What the camera sees: a 16:9 rectangle of a photograph, in that photograph's own pixels.
 
     Attributes:
         width_px: Width of the rectangle; a smaller one is closer.
-        left_px: Distance of its left edge from the photograph's, before the rotation.
-        top_px: Distance of its upper edge from the photograph's, before the rotation.
-        rotation_deg: Rotation about the rectangle's centre; a positive one turns the picture counter-clockwise.
+        center_x_px: Its centre, from the photograph's left edge.
+        center_y_px: Its centre, from the photograph's upper edge.
+        rotation_deg: How far the picture turns counter-clockwise about that centre.
     """
 
     width_px: float
-    left_px: float
-    top_px: float
+    center_x_px: float
+    center_y_px: float
     rotation_deg: float = 0.0
 
     def toward(self, other: View, share: float) -> View:
         """The view ``share`` (0 to 1) of the way to ``other``."""
-
-        def between(a: float, b: float) -> float:
-            return a + (b - a) * share
-
-        return View(
-            between(self.width_px, other.width_px),
-            between(self.left_px, other.left_px),
-            between(self.top_px, other.top_px),
-            between(self.rotation_deg, other.rotation_deg),
-        )
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return View(*(a + (b - a) * share for a, b in pairs))
 
     def matrix(self, enlargement: float = 1.0) -> NDArray[np.float64]:
-        """The affine transform from the photograph to the clip's frame.
-
-        Args:
-            enlargement: How much larger than the photograph the picture to be transformed is.
-
-        Returns:
-            (2, 3) float64, from x, y of the enlarged photograph to x, y of the frame.
-        """
-        frame_width_px, frame_height_px = CLIP_SIZE_WH
-        height_px = self.width_px * frame_height_px / frame_width_px
-        center_xy = (
-            (self.left_px + self.width_px / 2) * enlargement - 0.5,
-            (self.top_px + height_px / 2) * enlargement - 0.5,
-        )
-        scale = frame_width_px / (self.width_px * enlargement)
-        matrix = np.asarray(cv2.getRotationMatrix2D(center_xy, self.rotation_deg, scale), dtype=np.float64)
-        matrix[:, 2] += ((frame_width_px - 1) / 2 - center_xy[0], (frame_height_px - 1) / 2 - center_xy[1])
+        """The (2, 3) affine transform from x, y of the photograph, enlarged so many times, to x, y of a clip frame."""
+        # Pixel centres are at whole numbers, so a picture's own corner is at (-0.5, -0.5).
+        x_px, y_px = self.center_x_px * enlargement - 0.5, self.center_y_px * enlargement - 0.5
+        scale = CLIP_SIZE_WH[0] / (self.width_px * enlargement)
+        matrix = np.asarray(cv2.getRotationMatrix2D((x_px, y_px), self.rotation_deg, scale), dtype=np.float64)
+        matrix[:, 2] += ((CLIP_SIZE_WH[0] - 1) / 2 - x_px, (CLIP_SIZE_WH[1] - 1) / 2 - y_px)
         return matrix
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One camera move over one photograph, from rest to rest."""
+class Layer:
+    """A picture that the camera passes over from ``start`` to ``end``; only its ``alpha`` covers what is below."""
 
-    photograph: str
+    picture: Image
     start: View
     end: View
-    frame_count: int
+    alpha: Image | None = None
 
-    def views(self) -> Iterator[View]:
-        """The camera's view in each frame, in order."""
-        for index in range(self.frame_count):
-            time = index / (self.frame_count - 1)
-            # Half of a cosine: no jerk at the cuts.
-            yield self.start.toward(self.end, 0.5 - 0.5 * float(np.cos(np.pi * time)))
-
-
-# Chosen so that U²-NetP finds the whole subject in every frame.
-SHOTS = (
-    Shot("astronaut", View(366, 0, 8), View(416, 78, 8), frame_count=90),
-    Shot("coffee", View(600, 0, 60, -5), View(598, 2, 38, 3), frame_count=60),
-    Shot("camera", View(480, 0, 78), View(460, 52, 32), frame_count=60),
-)
+    def over(self, below: Image | None, share: float) -> Image:
+        """The layer, ``share`` (0 to 1) of the way through its move, over a frame."""
+        matrix = self.start.toward(self.end, share).matrix(ENLARGEMENT)
+        above = cv2.warpAffine(self.picture, matrix, CLIP_SIZE_WH, borderMode=cv2.BORDER_REFLECT)
+        if below is None or self.alpha is None:
+            return np.asarray(above, dtype=np.uint8)
+        weight = cv2.warpAffine(self.alpha, matrix, CLIP_SIZE_WH).astype(np.float32) / 255
+        return np.asarray(np.rint(cv2.blendLinear(above, below, weight, 1 - weight)), dtype=np.uint8)
 
 
-def load_photograph(name: str) -> NDArray[np.uint8]:
+def load_photograph(name: str) -> Image:
     """Read one photograph of ``skimage.data``, as (height, width, 3) uint8, BGR."""
-    image = np.asarray(getattr(data, name)(), dtype=np.uint8)
-    code = cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR
-    return np.asarray(cv2.cvtColor(image, code), dtype=np.uint8)
+    return np.asarray(cv2.cvtColor(getattr(data, name)(), cv2.COLOR_RGB2BGR), dtype=np.uint8)
 
 
-def enlarge(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def enlarge(image: Image) -> Image:
     """Enlarge and sharpen a photograph for the camera to move over."""
     large = cv2.resize(image, None, fx=ENLARGEMENT, fy=ENLARGEMENT, interpolation=cv2.INTER_LANCZOS4)
     soft = cv2.GaussianBlur(large, (0, 0), SHARPENING_SIGMA_PX * ENLARGEMENT)
     return np.asarray(cv2.addWeighted(large, 1 + SHARPENING, soft, -SHARPENING, 0), dtype=np.uint8)
 
 
-def clip_frames() -> Iterator[NDArray[np.uint8]]:
+def outline_mask(size_hw: tuple[int, int], enlargement: int, grow_px: int = 0) -> Image:
+    """The inside of the astronaut's outline: 255 there, 0 elsewhere, (height, width) uint8."""
+    mask = np.zeros((size_hw[0] * enlargement, size_hw[1] * enlargement), np.uint8)
+    cv2.fillPoly(mask, [np.array(ASTRONAUT_OUTLINE_XY, np.int32) * enlargement], 255)
+    return np.asarray(cv2.dilate(mask, np.ones((2 * grow_px + 1, 2 * grow_px + 1), np.uint8)), dtype=np.uint8)
+
+
+def empty_backdrop(photograph: Image) -> Image:
+    """The enlarged studio without the astronaut, out of focus: the hole takes the wall's colours, the nearest most."""
+    known = (outline_mask(photograph.shape[:2], 1, grow_px=6) == 0).astype(np.float32)[..., None]
+    known[300:] = 0  # the suit, the helmet and the table
+    wall = known.copy()
+    wall[:, :105] = wall[:, 350:] = 0  # the flag and the shuttle do not colour the hole
+    filled = (photograph * wall).sum((0, 1)) / wall.sum()
+    for sigma_px in (128, 64, 32, 16, 8):
+        weight = cv2.GaussianBlur(wall, (0, 0), sigma_px)[..., None]
+        near = cv2.GaussianBlur(photograph * wall, (0, 0), sigma_px) / np.maximum(weight, 1e-6)
+        filled = filled + (near - filled) * np.clip(4 * weight, 0, 1)
+    filled = photograph * known + filled * (1 - known)
+    large = cv2.resize(filled, None, fx=ENLARGEMENT, fy=ENLARGEMENT, interpolation=cv2.INTER_CUBIC)
+    return np.asarray(np.rint(cv2.GaussianBlur(large, (0, 0), BACKDROP_BLUR_PX * ENLARGEMENT)), dtype=np.uint8)
+
+
+def astronaut_layers() -> list[Layer]:
+    """The camera goes past the astronaut, and further past her than past the studio behind: the depth of a scene."""
+    photograph = load_photograph("astronaut")
+    alpha = outline_mask(photograph.shape[:2], ENLARGEMENT)
+    alpha = np.asarray(cv2.GaussianBlur(alpha, (0, 0), OUTLINE_SOFTNESS_PX * ENLARGEMENT), dtype=np.uint8)
+    return [
+        Layer(empty_backdrop(photograph), View(440, 225, 130), View(440, 287, 130)),
+        Layer(enlarge(photograph), View(580, 90, 168, -2), View(550, 325, 164, 2), alpha),
+    ]
+
+
+def coffee_layers() -> list[Layer]:
+    """The camera turns and drifts over a cup on a table."""
+    return [Layer(enlarge(load_photograph("coffee")), View(600, 300, 229, -5), View(598, 300, 206, 3))]
+
+
+SHOTS = ((astronaut_layers, 125), (coffee_layers, 75))  # and how many frames each has
+
+
+def clip_frames() -> Iterator[Image]:
     """The clip's frames, (720, 1280, 3) uint8, BGR, in order; each is the caller's own."""
-    for shot in SHOTS:
-        photograph = enlarge(load_photograph(shot.photograph))
-        for view in shot.views():
-            frame = cv2.warpAffine(
-                photograph,
-                view.matrix(ENLARGEMENT),
-                CLIP_SIZE_WH,
-                flags=cv2.INTER_LINEAR,
-                borderMode=cv2.BORDER_REFLECT,
-            )
-            yield np.asarray(frame, dtype=np.uint8)
+    for layers, frame_count in SHOTS:
+        shot = layers()
+        for index in range(frame_count):
+            # Half a cosine, from rest to rest: no jerk at the cut.
+            share = 0.5 - 0.5 * float(np.cos(np.pi * index / (frame_count - 1)))
+            frame = shot[0].over(None, share)
+            for layer in shot[1:]:
+                frame = layer.over(frame, share)
+            yield frame
 
 
 def write_clip(path: Path) -> None:
-    """Encode the clip as H.264 in MP4, tagged BT.709, limited ("tv") range.
-
-    Args:
-        path: The file to write; one that is there is replaced.
-    """
+    """Encode the clip as H.264 in MP4, tagged BT.709 with limited ("tv") range; a file that is there is replaced."""
     frame_time = Fraction(1, CLIP_FPS)
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=CLIP_FPS)
@@ -148,27 +166,15 @@ def write_clip(path: Path) -> None:
         # One thread and no processor-specific choices: the same encoder gives the same bytes on every machine.
         stream.options = {"crf": "21", "preset": "slow", "threads": "1", "x264-params": "cpu-independent=1"}
         context = stream.codec_context
-        context.color_primaries = 1  # BT.709, as are the next two
-        context.color_trc = 1
-        context.colorspace = 1
+        context.color_primaries = context.color_trc = context.colorspace = 1  # BT.709
         context.color_range = 1  # limited
         for index, image in enumerate(clip_frames()):
             frame = av.VideoFrame.from_ndarray(image, format="bgr24").reformat(
                 format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
             )
-            frame.pts = index
-            frame.time_base = frame_time
+            frame.pts, frame.time_base = index, frame_time
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-
-
-def write_pictures(folder: Path) -> None:
-    """Write the photographs as they are, as JPEG files, into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, file_name in PICTURES.items():
-        path = folder / file_name
-        if not cv2.imwrite(str(path), load_photograph(name), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
-            raise OSError(f"{path}: expected to write a JPEG file, got a refusal from OpenCV, check the folder")
 
 
 def main() -> None:
@@ -176,9 +182,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write into")
     out: Path = parser.parse_args().out
-    write_pictures(out / "pictures")
+    paths = {name: out / "pictures" / file_name for name, file_name in PICTURES.items()}
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    for name, path in paths.items():
+        if not cv2.imwrite(str(path), load_photograph(name), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
+            raise OSError(f"{path}: expected to write a JPEG file, got a refusal from OpenCV, check the folder")
     write_clip(out / "clip.mp4")
-    for path in sorted([out / "clip.mp4", *(out / "pictures").glob("*.jpg")]):
+    for path in (out / "clip.mp4", *paths.values()):
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

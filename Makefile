@@ -1,0 +1,47 @@
+# make demo: masks over the sample clip, from a bare clone.   make test: every test that needs no GPU.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch is pinned because its ONNX exporter moves; uv picks the build for this machine's GPU, or the one without CUDA.
+TORCH := torch==2.13.0
+
+.PHONY: demo test install check lint types format clean
+
+demo: $(VENV)/.run
+	$(BIN)/python -m pipeline --source samples/clip.mp4 --model u2netp --output demo.mp4
+
+test: $(VENV)/.dev
+	tests/install-programs
+	$(BIN)/python -m pytest
+
+install: $(VENV)/.dev
+
+check: lint types
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) demo.mp4
+
+$(VENV)/.torch: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --torch-backend=auto "$(TORCH)" || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.run: $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile,dev]'
+	touch $@

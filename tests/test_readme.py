@@ -1,0 +1,78 @@
+"""The README keeps its promises: commands parse, files exist, figures are those of the results."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import benchmarks.__main__ as benchmarks_command
+from benchmarks import accuracy
+from pipeline.command_line import OptionParser
+from pipeline.options import parse_options
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(module):
+    """The command lines of the README that run a module, without their comments."""
+    found = [
+        shlex.split(line, comments=True)[3:]
+        for line in README.replace("\\\n", " ").splitlines()
+        if line.strip().startswith(f"python -m {module} ")
+    ]
+    assert found, f"the README has no python -m {module}"
+    return found
+
+
+def test_two_commands_stand_at_the_top():
+    first_block = re.search(r"```\w*\n(.*?)```", README, re.DOTALL).group(1)
+    assert [line.split("#")[0].strip() for line in first_block.strip().splitlines()] == ["make demo", "make test"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "\ndemo:" in makefile
+    assert "\ntest:" in makefile
+
+
+@pytest.mark.parametrize("arguments", commands("pipeline"), ids=" ".join)
+def test_pipeline_commands_parse(arguments):
+    parse_options(arguments)
+
+
+@pytest.mark.parametrize("arguments", commands("compile"), ids=" ".join)
+def test_compile_commands_parse(arguments):
+    from compile.__main__ import _parser
+
+    _parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("arguments", commands("benchmarks"), ids=" ".join)
+def test_benchmark_commands_parse(arguments):
+    assert arguments[0] in benchmarks_command.QUESTIONS
+    parser = OptionParser()
+    parser.add_argument("--json")
+    accuracy.add_options(parser)
+    parser.parse_args(arguments[1:])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8"))
+    for link in links:
+        if "://" not in link:
+            assert (document.parent / link).exists(), link
+
+
+def test_accuracy_figures_are_those_of_the_result():
+    result = json.loads((ROOT / "benchmarks/results/accuracy_u2netp_official.json").read_text(encoding="utf-8"))
+    (row,) = result["table"]
+    assert f"| {row['max_f']:.4f} | {row['mae']:.4f} | {row['iou']:.4f} |" in README
+
+
+def test_every_render_mode_is_told():
+    from pipeline.overlay import RENDER_MODES
+
+    for mode in RENDER_MODES:
+        assert f"`{mode}`" in README
