@@ -70,7 +70,7 @@ def run(
     frames = 0
     decoded = Prefetch(timed(islice(source, max_frames), timer, "decode"), DEPTH, drop_oldest=live, name="decode")
     masked = Prefetch(infer(decoded, engine, timer), 1 if live else DEPTH, name="engine")
-    with decoded, masked:
+    with masked, decoded:  # left in reverse: the engine's thread ends when its frames do
         for frame in masked:
             with timer("render"):
                 assert frame.mask is not None

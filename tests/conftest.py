@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,24 @@ def pytest_collection_modifyitems(items):
 def _skip_without(item, name, found):
     if not found and not os.environ.get(f"FAIL_WITHOUT_{name.upper().replace('-', '_')}"):
         item.add_marker(pytest.mark.skip(reason=f"{name} is not on this machine"))
+
+
+@pytest.fixture(autouse=True)
+def _signals_restored():
+    """A command run inside the test process must not keep its signal handlers."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread():
+    """Tiny networks on two threads are several times slower than on one when the machine is busy."""
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +97,7 @@ def write_bundle(folder, **manifest):
         "classes": ("subject",),
         "network_size_hw": (1, 1),
         "precision": "fp32",
-        "contract": {},
+        "contract": {"name": "stream"},
         "weights": {},
         "tools": {},
         "created": "2026-01-01T00:00:00+00:00",

@@ -192,12 +192,12 @@ class WindowSink(Sink):
         if now_s < self._title_due_s:
             return
         self._title_due_s = now_s + _TITLE_EVERY_S
-        look = self._renderer.look
-        parts = [f"{self._info.name}: {self._annotations.rate_hz:.1f} FPS", look.mode]
-        parts += [f"alpha {look.alpha:.2f}", f"threshold {look.threshold:.2f}"]
+        look, rate_hz = self._renderer.look, self._annotations.rate_hz
+        parts = [f"{rate_hz:.1f} FPS"] if rate_hz else []  # there is none before the second frame
+        parts += [look.mode, f"alpha {look.alpha:.2f}", f"threshold {look.threshold:.2f}"]
         parts += ["paused"] if self._paused else []
         parts += ["recording"] if self._recording else []
-        title = ", ".join(parts) + " (? for help)"
+        title = f"{self._info.name}: {', '.join(parts)} (? for help)"
         if title != self._title:
             self._title = title
             cv2.setWindowTitle(self._name, title)
