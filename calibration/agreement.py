@@ -25,7 +25,7 @@ def iou(mask_hw: Mask, reference_hw: Mask, task: Task = "binary", threshold: flo
         0 to 1; 1 when both are empty.
 
     Raises:
-        ShapeError: the masks differ in size.
+        ShapeError: the masks differ in size, or are not uint8.
     """
     _check(mask_hw, reference_hw)
     if task == "classes":
@@ -42,7 +42,7 @@ def mean_absolute_error(mask_hw: Mask, reference_hw: Mask, task: Task = "binary"
         0 to 1: of the probabilities, or for "classes" the share of pixels whose class differs.
 
     Raises:
-        ShapeError: the masks differ in size.
+        ShapeError: the masks differ in size, or are not uint8.
     """
     _check(mask_hw, reference_hw)
     if task == "classes":
@@ -56,7 +56,9 @@ def _iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 
 def _check(mask_hw: Mask, reference_hw: Mask) -> None:
-    if mask_hw.shape != reference_hw.shape or mask_hw.ndim != 2:
+    # A mask of True or of probabilities to 1 would be far below every threshold, and agree with all others.
+    same_type = mask_hw.dtype == reference_hw.dtype == np.uint8
+    if mask_hw.shape != reference_hw.shape or mask_hw.ndim != 2 or mask_hw.size == 0 or not same_type:
         raise ShapeError(
-            f"masks: expected two of one size (H, W), got {describe(mask_hw)} and {describe(reference_hw)}"
+            f"masks: expected two (H, W) uint8 of one size, got {describe(mask_hw)} and {describe(reference_hw)}"
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +21,14 @@ from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest, Task, cache_folder, 
 from pipeline.command_line import OptionParser, run_command
 from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
 from pipeline.sources import open_source
+from pipeline.sources.base import Source
 
 # Without pictures of the user's own: a few frames that any machine can make.
 VERIFY_SOURCE = "test://?size=640x360&frames=4&step=37"
 VERIFY_FRAMES = 32
+
+# As compile.onnx_export.MAX_SIDE, which a wrong option shall not wait for.
+_MAX_SIDE = 16384
 
 # At what size the published networks without a fixed one were trained.
 _TRAINED_AT = {"unet-carvana": (1280, 1920), "unet-carvana-half": (640, 960)}
@@ -40,13 +46,17 @@ def _compile(options: argparse.Namespace) -> None:
     check_destination(output)
     if options.weights is None and options.model is None:
         raise OptionError(f"expected --model ({', '.join(ZOO)}) or --weights FILE, got neither")
-    verify_source = open_source(options.verify)
+    with open_source(options.verify) as verify_source:
+        size_bytes = _write_bundle(options, output, verify_source, say)
+    say(f"{output}: {size_bytes / 1e6:.1f} MB in {time.monotonic() - start_s:.0f} s")
+
+
+def _write_bundle(options: argparse.Namespace, output: Path, verify_source: Source, say: Callable[[str], None]) -> int:
     try:
         # Imported here so that a wrong option is told at once, and missing packages with the command that installs them.
-        from compile.contract import built_in_contract
-        from compile.networks import open_candidate
+        from compile.networks import contract_of, open_candidate
         from compile.verify import check, verify
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # a broken native library raises OSError
         raise BackendUnavailableError(
             f"compiling needs packages that are not here ({error}): install them with: pip install '.[compile]'"
         ) from error
@@ -59,7 +69,7 @@ def _compile(options: argparse.Namespace) -> None:
         imgsz = imgsz or _TRAINED_AT.get(options.model)
         if ZOO[options.model].family == "foreign":
             # The published reduced U²-Net has probabilities at its output.
-            foreign_contract = replace(built_in_contract("u2net-official", options.contract, 3), activation="none")
+            foreign_contract = replace(contract_of("u2net-official", options.contract, 3), activation="none")
     candidate = open_candidate(
         weights, options.contract, foreign_contract, imgsz=imgsz, classes=options.classes, smooth=options.smooth
     )
@@ -71,9 +81,8 @@ def _compile(options: argparse.Namespace) -> None:
     say(f"exporting the frame program, {options.precision}")
     program = candidate.export(options.precision, options.frame).SerializeToString()
     task: Task = "binary" if candidate.class_count == 1 else "classes"
-    with verify_source:
-        frames = islice(verify_source, VERIFY_FRAMES)
-        verification = verify(program, candidate.reference, frames, task, options.verify)
+    frames = islice(verify_source, VERIFY_FRAMES)
+    verification = verify(program, candidate.reference, frames, task, options.verify)
     say(
         f"agrees with the trained network: IoU {verification.iou_mean:.4f}, worst {verification.iou_worst:.4f}, "
         f"mean absolute error {verification.mae:.5f}, on {verification.frames} frames"
@@ -98,15 +107,13 @@ def _compile(options: argparse.Namespace) -> None:
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     Bundle.write(output, manifest, {PROGRAM_NAME: program})
-    say(f"{output}: {len(program) / 1e6:.1f} MB in {time.monotonic() - start_s:.0f} s")
+    return len(program)
 
 
 def _class_names(names: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
-    if names is None:
-        return ("subject",) if count == 1 else ("background", *(f"class {index}" for index in range(1, count)))
-    if len(names) != count:
-        raise OptionError(f"contract: classes: expected {count} names, got {len(names)}")
-    return names
+    if names is not None:
+        return names
+    return ("subject",) if count == 1 else ("background", *(f"class {index}" for index in range(1, count)))
 
 
 def _tools() -> dict[str, str]:
@@ -166,7 +173,7 @@ def _parser() -> OptionParser:
     )
     parser.add_argument(
         "--min-iou",
-        type=float,
+        type=_share,
         default=0.99,
         metavar="0..1",
         help="write no bundle below this agreement (default: %(default)s)",
@@ -176,11 +183,21 @@ def _parser() -> OptionParser:
 
 
 def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().replace("×", "x").replace(",", "x").split("x")
-    height, width = (int(side) for side in (sides * 2 if len(sides) == 1 else sides))
-    if min(height, width) < 1:
-        raise argparse.ArgumentTypeError(f"expected a size such as 320 or 720x1280, got {text}")
+    found = re.fullmatch(r"(\d{1,5})(?:[x×,](\d{1,5}))?", text.strip().lower(), re.ASCII)
+    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not (1 <= height <= _MAX_SIDE and 1 <= width <= _MAX_SIDE):
+        raise argparse.ArgumentTypeError(f"expected a size such as 320 or 720x1280 (height × width), got {text!r}")
     return height, width
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return share
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ scene gives an empty mask.
 from __future__ import annotations
 
 import difflib
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ Activation = Literal["sigmoid", "softmax", "none"]
 Layout = Literal["nchw", "nhwc"]
 
 FILE_LIMIT_BYTES = 64 * 1024
+DEPTH_LIMIT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +60,28 @@ class Contract:
     def __post_init__(self) -> None:
         def need(fits: bool, field: str, expected: str) -> None:
             if not fits:
-                raise CompileError(f"contract {self.name}: {field}: expected {expected}, got {getattr(self, field)!r}")
+                got = reprlib.repr(getattr(self, field))
+                raise CompileError(f"contract {self.name}: {field}: expected {expected}, got {got}")
 
         count = 1 if self.channels == "grey" else 3
         need(self.channels in get_args(Channels), "channels", "rgb, bgr or grey")
         need(self.activation in get_args(Activation), "activation", "sigmoid, softmax or none")
         need(self.layout in get_args(Layout), "layout", "nchw or nhwc")
         need(
-            self.divide_by == "max" or (isinstance(self.divide_by, float) and self.divide_by > 0),
+            self.divide_by == "max" or (isinstance(self.divide_by, float) and 0 < self.divide_by < math.inf),
             "divide_by",
             "max or a number above 0",
         )
-        need(len(self.mean) == count, "mean", f"{count} numbers for {self.channels}")
+        numbers = f"{count} number{'s' if count > 1 else ''}"
         need(
-            len(self.std) == count and all(value > 0 for value in self.std),
+            len(self.mean) == count and all(math.isfinite(value) for value in self.mean),
+            "mean",
+            f"{numbers} for {self.channels}",
+        )
+        need(
+            len(self.std) == count and all(0 < value < math.inf for value in self.std),
             "std",
-            f"{count} numbers above 0 for {self.channels}",
+            f"{numbers} above 0 for {self.channels}",
         )
         need(
             len(self.imgsz) == 2 and all(1 <= side <= 8192 for side in self.imgsz),
@@ -80,6 +89,7 @@ class Contract:
             "height and width from 1 to 8192",
         )
         need(isinstance(self.stretch, bool), "stretch", "true or false")
+        need(self.output is None or isinstance(self.output, str), "output", "a name")
 
     def as_dict(self) -> dict[str, Any]:
         """The contract in the form of the manifest and of a contract file."""
@@ -123,48 +133,84 @@ def built_in_contract(family: str, name: str, n_channels: int) -> Contract:
 
 
 def read_contract(path: Path, base: Contract | None = None) -> Contract:
-    """Read a contract from YAML; what the file leaves out is as in ``base``.
+    """Read a contract from YAML; what the file leaves out is as in ``base``, but the name, which is the file's.
 
     Raises:
         CompileError: it cannot be read, is not YAML, or has an unknown key or a wrong value.
     """
-    try:
-        text = path.read_bytes()[: FILE_LIMIT_BYTES + 1]
-    except OSError as error:
-        raise CompileError(f"--contract {path}: cannot be read ({error.strerror})") from error
-    if len(text) > FILE_LIMIT_BYTES:
-        raise CompileError(f"--contract {path}: expected at most {FILE_LIMIT_BYTES} bytes, got more")
-    try:
-        entries = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CompileError(f"--contract {path}: expected YAML, got: {str(error).splitlines()[0]}") from error
-    if not isinstance(entries, dict):
-        raise CompileError(f"--contract {path}: expected 'key: value' lines, got {type(entries).__name__}")
+    entries = _read_entries(path)
     known = [field.name for field in fields(Contract)]
     for key in entries:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise CompileError(f"--contract {path}: unknown key {key!r}: {hint}")
-    values = {} if base is None else base.as_dict()
-    if entries.get("channels") == "grey":
-        values |= {"mean": (0.0,), "std": (1.0,)}
+            raise CompileError(f"--contract {path}: unknown key {reprlib.repr(key)}: {hint}")
     if "imgsz" not in entries and base is None:
         raise CompileError(f"--contract {path}: expected imgsz: [height, width], got none")
+    values = {} if base is None else base.as_dict()
+    count = 1 if entries.get("channels", values.get("channels")) == "grey" else 3
+    if len(values.get("mean", ())) != count:
+        # Mean and standard deviation of colours say nothing of grey, nor the other way.
+        values |= {"mean": (0.0,) * count, "std": (1.0,) * count}
+    given = {key: _typed(path, key, value) for key, value in entries.items()}
+    return Contract(**{**values, "name": path.stem, **given})
+
+
+def _read_entries(path: Path) -> dict[Any, Any]:
     try:
-        return Contract(**{"name": path.stem, **values, **{key: _typed(key, value) for key, value in entries.items()}})
-    except (TypeError, ValueError) as error:
-        raise CompileError(f"--contract {path}: a value of the wrong kind ({error})") from error
+        with path.open("rb") as file:
+            text = file.read(FILE_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise CompileError(f"--contract {path}: cannot be read ({error.strerror})") from error
+    if len(text) > FILE_LIMIT_BYTES:
+        raise CompileError(f"--contract {path}: expected at most {FILE_LIMIT_BYTES} bytes, got more")
+    try:
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            # Aliases of aliases make a few lines into gigabytes, and deep nesting takes minutes.
+            if isinstance(event, yaml.AliasEvent) or depth > DEPTH_LIMIT:
+                raise CompileError(f"--contract {path}: expected plain values and lists, got aliases or deep nesting")
+        entries = yaml.safe_load(text)
+    except CompileError:
+        raise
+    except Exception as error:  # beside its own errors PyYAML lets those of int() and of dates through
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CompileError(f"--contract {path}: expected YAML, got: {reason[:120]}") from error
+    if not isinstance(entries, dict):
+        got = "nothing" if entries is None else type(entries).__name__
+        raise CompileError(f"--contract {path}: expected 'key: value' lines, got {got}")
+    return entries
 
 
-def _typed(key: str, value: Any) -> Any:
-    if key == "imgsz":
+def _typed(path: Path, key: str, value: Any) -> Any:
+    """A value of the file in the type of its field; what else is wrong with it, ``Contract`` says."""
+    expected = ""
+    if key == "name":
+        expected = "" if isinstance(value, str) and value else "a name"
+    elif key == "imgsz":
         sides = value if isinstance(value, list) else [value, value]
-        return tuple(int(side) for side in sides)
-    if key in ("mean", "std"):
-        return tuple(float(number) for number in value)
-    if key == "divide_by" and value != "max":
-        return float(value)
-    if key == "classes" and value is not None:
-        return tuple(str(name) for name in value)
+        if len(sides) == 2 and all(type(side) is int for side in sides):
+            return tuple(sides)
+        expected = "a whole number or [height, width]"
+    elif key in ("mean", "std"):
+        if isinstance(value, list) and all(_is_number(number) for number in value):
+            return tuple(float(number) for number in value)
+        expected = "a list of numbers, one for each channel"
+    elif key == "divide_by":
+        if _is_number(value):
+            return float(value)
+        expected = "" if value == "max" else "max or a number above 0"
+    elif key == "classes" and value is not None:
+        # Not bool: YAML reads a class called "no" as false.
+        if isinstance(value, list) and value and all(type(name) in (str, int) for name in value):
+            return tuple(str(name) for name in value)
+        expected = "a list of names, in quotes where YAML takes them for something else"
+    if expected:
+        raise CompileError(f"--contract {path}: {key}: expected {expected}, got {reprlib.repr(value)}")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    # A whole number can be too large for float().
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 64)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 import torch
 from onnx import TensorProto, helper, version_converter
 
 from compile.contract import Contract
 from compile.errors import CompileError
-from compile.onnx_export import OPSET, example_frames, export_module, frame_axes
+from compile.onnx_export import OPSET, example_frames, export_module, frame_axes, without_traces
 from compile.program import FrameToInput, ScoresToMask
 
-_FLOATS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def read_foreign(path: Path) -> onnx.ModelProto:
@@ -26,18 +28,21 @@ def read_foreign(path: Path) -> onnx.ModelProto:
     """
     try:
         model = onnx.load(str(path), load_external_data=False)
-        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
             raise CompileError(
                 f"{path}: expected one file, got one that keeps weights in others: save it with its weights inside"
             )
         onnx.checker.check_model(model)
-        current = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
+        model = onnx.inliner.inline_local_functions(model)
+        current = _opset(model)
         if current < OPSET:
             model = version_converter.convert_version(model, OPSET)
         elif current > 20:
             raise CompileError(
                 f"{path}: expected ONNX opset 20 or older, got {current}: export it with opset_version=18"
             )
+        # Outputs often say less than their nodes do.
+        model = onnx.shape_inference.infer_shapes(model)
     except CompileError:
         raise
     except Exception as error:  # protobuf, checker and converter share no exception
@@ -50,6 +55,12 @@ def read_foreign(path: Path) -> onnx.ModelProto:
         raise CompileError(f"{path}: expected a network with one input of 4 axes, got {len(inputs)} inputs")
     if inputs[0].type.tensor_type.elem_type not in _FLOATS:
         raise CompileError(f"{path}: expected a float32 or float16 input, got {_type_name(inputs[0])}")
+    batch = inputs[0].type.tensor_type.shape.dim[0].dim_value
+    if batch > 1:
+        raise CompileError(
+            f"{path}: expected a network for single pictures or any number, got one for {batch} at a time: "
+            "export it with a batch of 1 or a dynamic one"
+        )
     return model
 
 
@@ -121,21 +132,29 @@ def count_classes(network: onnx.ModelProto, contract: Contract) -> int:
 
 def _classes(output: onnx.ValueInfoProto, contract: Contract) -> int:
     axes = output.type.tensor_type.shape.dim
-    if len(axes) != 4:
+    if len(axes) != 4 or output.type.tensor_type.elem_type not in _FLOATS:
+        order = "batch, height, width, class" if contract.layout == "nhwc" else "batch, class, height, width"
         raise CompileError(
-            f"output {output.name!r}: expected 4 axes (batch, class, height, width), got {len(axes)}: name another in the contract"
+            f"output {output.name!r}: expected float scores with 4 axes ({order}), got {_type_name(output)} with {len(axes)}: "
+            "name another output in the contract"
         )
-    count = axes[3 if contract.layout == "nhwc" else 1].dim_value
-    return int(count) or len(contract.classes or ("subject",))
+    count = int(axes[3 if contract.layout == "nhwc" else 1].dim_value)
+    if not count and contract.classes is None:
+        raise CompileError(
+            f"output {output.name!r}: expected a number of classes, got none in the file: name the classes in the contract"
+        )
+    return count or len(contract.classes or ())
 
 
 def _join(
     before: onnx.ModelProto, network: onnx.ModelProto, after: onnx.ModelProto, scores_name: str
 ) -> onnx.ModelProto:
     """One graph of three; names get a prefix each, so that none meets another's."""
+    newest = max(_opset(model) for model in (before, network, after))
     graphs = []
     for prefix, model in (("before/", before), ("network/", network), ("after/", after)):
-        graphs.append(onnx.compose.add_prefix(copy.deepcopy(model), prefix).graph)
+        same = model if _opset(model) == newest else version_converter.convert_version(model, newest)
+        graphs.append(onnx.compose.add_prefix(copy.deepcopy(same), prefix).graph)
     first, middle, last = graphs
     (input_,) = [value for value in middle.input if value.name not in {item.name for item in middle.initializer}]
     middle_scores = f"network/{scores_name}"
@@ -156,7 +175,7 @@ def _join(
         [masks],
         initializer=[*first.initializer, *middle.initializer, *last.initializer],
     )
-    opsets = {opset.domain: opset.version for model in (network, before) for opset in model.opset_import}
+    opsets = {opset.domain: opset.version for opset in network.opset_import if opset.domain != "ai.onnx"} | {"": newest}
     joined = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
@@ -164,8 +183,13 @@ def _join(
         producer_name="edgemask",
     )
     _rename(joined.graph, {"before/frames": "frames", "after/masks": "masks"})
-    onnx.checker.check_model(joined, full_check=True)
-    return joined
+    try:
+        onnx.checker.check_model(joined, full_check=True)
+    except Exception as error:  # the checker and shape inference share no exception
+        raise CompileError(
+            f"the network cannot be joined with the frame program: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return without_traces(joined)
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
@@ -186,6 +210,19 @@ def _with_free_batch(network: onnx.ModelProto) -> onnx.ModelProto:
 def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that a graph holds, those of its branches and loops too."""
+    yield from graph.initializer
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def _type_name(value: onnx.ValueInfoProto) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,13 +78,18 @@ def open_candidate(
                 f"{error}; to compile it as it is, say how frames go in: --contract contract.yaml (see docs/contracts.md)"
             ) from error
         return _foreign(weights, foreign_contract or read_contract(Path(contract)), imgsz, classes, smooth)
-    return _ours(loaded, _contract_of(loaded, contract), imgsz, smooth)
+    return _ours(loaded, contract_of(loaded.family, contract, loaded.n_channels), imgsz, smooth)
 
 
-def _contract_of(loaded: LoadedNetwork, contract: str) -> Contract:
-    if contract in CONTRACTS[loaded.family] or not Path(contract).exists():
-        return built_in_contract(loaded.family, contract, loaded.n_channels)
-    return read_contract(Path(contract), built_in_contract(loaded.family, "stream", loaded.n_channels))
+def contract_of(family: str, contract: str, n_channels: int) -> Contract:
+    """The contract of a checkpoint family by name, or from a YAML file that changes its "stream".
+
+    Raises:
+        CompileError: no such name or file, or a file with a mistake in it.
+    """
+    if contract in CONTRACTS[family] or not os.path.exists(contract):
+        return built_in_contract(family, contract, n_channels)
+    return read_contract(Path(contract), built_in_contract(family, "stream", n_channels))
 
 
 def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | None, smooth: bool) -> Candidate:
@@ -96,6 +102,12 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
         raise CompileError(
             f"contract {contract.name}: activation: expected sigmoid or softmax for this network, got 'none': it gives logits"
         )
+    if contract.layout != "nchw" or contract.output is not None:
+        raise CompileError(
+            f"contract {contract.name}: layout, output: expected neither for {loaded.architecture}, whose are known, "
+            f"got {contract.layout}, {contract.output}: leave them out"
+        )
+    _check_classes(contract, loaded.n_classes)
     program = FrameProgram(loaded.model, contract, smooth=smooth).eval()
 
     def reference(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -126,16 +138,28 @@ def _foreign(
     class_count = count_classes(network, contract)
     if classes is not None and classes != class_count:
         raise CompileError(f"{weights}: expected {classes} classes, got {class_count}: leave --classes out")
+    _check_classes(contract, class_count)
     output = scores_output(network, contract).name
     before, after = FrameToInput(contract).eval(), ScoresToMask(contract, smooth=smooth).eval()
-    session = onnxruntime.InferenceSession(str(weights), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # its errors come as exceptions
+    try:
+        session = onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CompileError(f"{weights}: ONNX Runtime cannot load it: {str(error).strip().splitlines()[0]}") from error
     entry = session.get_inputs()[0]
     dtype = np.float16 if "float16" in entry.type else np.float32
 
     def reference(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
         frames = torch.from_numpy(frames_nhwc)
         with torch.inference_mode():
-            (scores,) = session.run([output], {entry.name: before(frames).numpy().astype(dtype)})
+            try:
+                (scores,) = session.run([output], {entry.name: before(frames).numpy().astype(dtype)})
+            except Exception as error:
+                raise CompileError(
+                    f"{weights}: ONNX Runtime cannot run it on pictures of {contract.imgsz[0]}×{contract.imgsz[1]}: "
+                    f"{str(error).strip().splitlines()[0]}"
+                ) from error
             masks: NDArray[np.uint8] = after(torch.from_numpy(scores), frames).numpy()
         return masks
 
@@ -147,3 +171,20 @@ def _foreign(
         return wrap(network, contract, frame_size_hw, smooth=smooth)
 
     return Candidate("foreign", weights.stem, contract, class_count, reference, export)
+
+
+def _check_classes(contract: Contract, count: int) -> None:
+    if count > 256:
+        raise CompileError(
+            f"the network: expected at most 256 classes, which a mask of 8 bits can tell apart, got {count}"
+        )
+    if count == 1 and contract.activation == "softmax":
+        raise CompileError(
+            f"contract {contract.name}: activation: expected sigmoid, or none for a network that gives probabilities, "
+            "got softmax: it has one class"
+        )
+    if contract.classes is not None and len(contract.classes) != count:
+        raise CompileError(
+            f"contract {contract.name}: classes: expected {count} name{'s' if count > 1 else ''} as the network has classes, "
+            f"got {len(contract.classes)}"
+        )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx
+import onnxscript  # noqa: F401  torch's exporter needs it: missing, it shall be told before any work
 import torch
 from torch import Tensor, nn
 
@@ -69,8 +70,11 @@ def export_module(
         onnx.checker.check_model(model, full_check=True)
     except CompileError:
         raise
-    except Exception as error:  # the exporter wraps any exception of any layer
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # the exporter wraps any exception of any layer, with advice for its own developers
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise CompileError(
             f"the network cannot be exported to ONNX with torch {torch.__version__}: {reason}"
         ) from error
@@ -79,29 +83,37 @@ def export_module(
 
 def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     """Remove the exporter's stack traces, which hold the paths of the machine it ran on; changes and returns ``model``."""
-    for item in (
-        model,
-        model.graph,
-        *model.graph.node,
-        *model.graph.input,
-        *model.graph.output,
-        *model.graph.value_info,
-    ):
+    del model.metadata_props[:]
+    model.doc_string = ""
+    _clean(model.graph)
+    return model
+
+
+def _clean(graph: onnx.GraphProto) -> None:
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del item.metadata_props[:]
         item.doc_string = ""
-    return model
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        attribute.doc_string = ""
+        for inner in (attribute.g, *attribute.graphs):
+            if inner.node:
+                _clean(inner)
 
 
 def lower_pooling(network: nn.Module, size_hw: tuple[int, int]) -> None:
     """Make the pooling round down, which Torch-TensorRT's converters ask for and which is the same where sizes divide evenly.
 
     Raises:
-        CompileError: at this size it would not be the same.
+        CompileError: at this size it would not be the same, or the network does not work.
     """
     set_ceil_mode = getattr(network, "set_ceil_mode", None)
+    multiple = int(getattr(network, "size_multiple", 1))
     if set_ceil_mode is None:
+        if min(size_hw) < multiple:
+            raise CompileError(
+                f"--imgsz: expected at least {multiple}×{multiple} for this network, got {size_hw[0]}×{size_hw[1]}"
+            )
         return
-    multiple = int(network.size_multiple)  # type: ignore[arg-type]
     if any(side % multiple for side in size_hw):
         fitting = "×".join(str(max(multiple, round(side / multiple) * multiple)) for side in size_hw)
         raise CompileError(
@@ -127,13 +139,13 @@ def frame_axes(frame_size_hw: tuple[int, int] | None) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # The exporter logs what it cannot know (no torchvision) and warns of its own internals; errors come as exceptions.
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    # The exporter logs what it cannot know (no torchvision), tracebacks too, and warns of its own internals; errors come
+    # as exceptions.
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compile.contract import Contract
+from compile.errors import CompileError
+from models.families import convolutions_before_norms
 
 # ITU-R BT.601 luma, as OpenCV and Pillow make grey pictures, for BGR.
 _LUMA_BGR = (0.114, 0.587, 0.299)
@@ -105,14 +107,17 @@ class FrameProgram(nn.Module):
     Args:
         network: gives (N, classes, h, w) scores by its ``logits`` method.
         contract: as the network was trained.
-        half: run the network in FP16; what is before and after it stays FP32.
+        half: run the network in FP16, changed in place; what is before and after it stays FP32.
         smooth: see ``ScoresToMask``.
+
+    Raises:
+        CompileError: a weight does not fit FP16.
     """
 
     def __init__(self, network: nn.Module, contract: Contract, *, half: bool = False, smooth: bool = False) -> None:
         super().__init__()
         self.before = FrameToInput(contract)
-        self.network = network.half() if half else network
+        self.network = _halve(network) if half else network
         self.after = ScoresToMask(contract, smooth=smooth)
         self.half_network = half
 
@@ -122,6 +127,22 @@ class FrameProgram(nn.Module):
         scores = self.network.logits(x.half() if self.half_network else x)  # type: ignore[operator]
         masks: Tensor = self.after(scores, frames_nhwc)
         return masks
+
+
+def _halve(network: nn.Module) -> nn.Module:
+    # Folded first, in FP32: running variances leave FP16's range at both ends where the folded weights do not.
+    network.eval()
+    for conv_name, norm_name in convolutions_before_norms(network).items():
+        conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            network.set_submodule(conv_name, nn.utils.fuse_conv_bn_eval(conv, norm))
+            network.set_submodule(norm_name, nn.Identity())
+    for name, weight in network.named_parameters():
+        if (largest := float(weight.detach().abs().max())) > torch.finfo(torch.float16).max:
+            raise CompileError(
+                f"--precision: expected fp32, for FP16 ends at 65504, got fp16 and {largest:.3g} in {name}: take fp32"
+            )
+    return network.half()
 
 
 def _blocks(side: int, network_side: int) -> int:

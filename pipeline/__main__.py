@@ -11,13 +11,14 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 import argparse
+import io
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.annotations import Annotations
-from pipeline.command_line import StoppedError, run_command
+from pipeline.command_line import StoppedError, run_command, uninterrupted
 from pipeline.engines import open_engine
 from pipeline.errors import OptionError, SourceError
 from pipeline.frame import Image, SourceInfo
@@ -57,7 +58,8 @@ def _run(options: argparse.Namespace) -> None:
         annotations = Annotations(manifest, engine.description, renderer, hud=options.hud, legend=options.legend)
         sinks: list[Sink] = []
         try:
-            sinks += [open_sink(output, source.info, renderer) for output in outputs]
+            for output in outputs:  # one by one: when the second cannot be opened, the first must be discarded
+                sinks.append(open_sink(output, source.info, renderer))
             if options.show or not outputs:
                 sinks += _window(options, source.info, renderer, annotations)
             start_s = time.monotonic()
@@ -73,19 +75,16 @@ def _run(options: argparse.Namespace) -> None:
                     max_frames=options.max_frames,
                 )
             elapsed_s = time.monotonic() - start_s
+            with uninterrupted():  # a video that is all written needs only its last bytes
+                _end(sinks, keep=True)
         except BaseException as error:
             # A recording that was stopped, or whose camera failed, is worth keeping; half of a file's video is not.
-            keep = isinstance(error, StoppedError) or (source.info.live and isinstance(error, SourceError))
-            for sink in sinks:
-                if keep:
-                    sink.close()
-                else:
-                    sink.discard()
+            _end(sinks, keep=isinstance(error, StoppedError) or (source.info.live and isinstance(error, SourceError)))
             raise
-        for sink in sinks:
-            sink.close()
     for line in _summary(result, elapsed_s, source.info):
         say(line)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
     for sink in sinks:
         if sink.written:
             print(sink.written)
@@ -123,6 +122,12 @@ def _window(options: argparse.Namespace, info: SourceInfo, renderer: Renderer, a
     if not options.headless or not options.output:
         print(f"no window ({problem}): write with --output out.mp4 or a folder", file=sys.stderr)
     return []
+
+
+def _end(sinks: Sequence[Sink], *, keep: bool) -> None:
+    with ExitStack() as ending:  # all of them, also when one cannot be finished
+        for sink in reversed(sinks):
+            ending.callback(sink.close if keep else sink.discard)
 
 
 def _summary(result: RunResult, elapsed_s: float, info: SourceInfo) -> list[str]:

@@ -72,10 +72,8 @@ class Manifest:
         """
         try:
             entries = json.loads(text)
-        except ValueError as error:
-            raise BundleError(
-                f"{where}: expected JSON, got text that breaks off at {error}: compile it again"
-            ) from error
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{where}: expected JSON, got other text ({error}): compile the bundle again") from error
         if not isinstance(entries, dict) or entries.get("schema") != SCHEMA:
             got = entries.get("schema") if isinstance(entries, dict) else type(entries).__name__
             raise BundleError(
@@ -91,15 +89,17 @@ class Manifest:
             manifest = cls(
                 **{
                     **entries,
-                    "classes": tuple(str(name) for name in entries["classes"]),
+                    "classes": _names(entries["classes"]),
                     "network_size_hw": _size_hw(entries["network_size_hw"]),
                     "frame_size_hw": None
                     if entries.get("frame_size_hw") is None
                     else _size_hw(entries["frame_size_hw"]),
                 }
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"{where}: a field has a wrong type ({error}): compile the bundle again") from error
+        if not isinstance(manifest.model, str) or not isinstance(manifest.created, str):
+            raise BundleError(f"{where}: expected text for model and created: compile the bundle again")
         if manifest.task not in get_args(Task) or manifest.precision not in get_args(Precision) or not manifest.classes:
             raise BundleError(f"{where}: unknown task, precision or no classes: compile the bundle again")
         maps = (manifest.contract, manifest.weights, manifest.tools, manifest.verification, manifest.files)
@@ -133,9 +133,10 @@ class Bundle:
         """
         folder = Path(folder)
         path = folder / MANIFEST_NAME
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
+            got = "a file" if os.path.exists(folder) else "nothing"
             raise BundleError(
-                f"{folder}: expected a bundle folder, got nothing: make it with python -m compile --output {folder}"
+                f"{folder}: expected a bundle folder, got {got}: make it with python -m compile --output {folder}"
             )
         try:
             with path.open("rb") as file:
@@ -167,11 +168,12 @@ class Bundle:
         """
         folder = Path(folder)
         check_destination(folder)
+        place = Path(os.path.realpath(folder))  # a link stays, and what it points to is replaced
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         complete = Manifest(**{**{key: getattr(manifest, key) for key in Manifest.__dataclass_fields__}, "files": sums})
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=".edgemask.", dir=place.parent))
         except OSError as error:
             raise BundleError(f"{folder}: cannot be written ({error.strerror}): choose another --output") from error
         try:
@@ -179,13 +181,7 @@ class Bundle:
             for name, content in files.items():
                 (scratch / name).write_bytes(content)
             (scratch / MANIFEST_NAME).write_text(complete.to_json(), encoding="utf-8")
-            if folder.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-                os.replace(folder, old)
-                os.replace(scratch, folder)
-                shutil.rmtree(old)
-            else:
-                os.replace(scratch, folder)
+            _exchange(scratch, place)
         except OSError as error:
             raise BundleError(f"{folder}: cannot be written ({error.strerror}): choose another --output") from error
         finally:
@@ -199,14 +195,16 @@ def check_destination(folder: Path) -> None:
     Raises:
         BundleError: it is a file, or a folder that holds something other than a bundle, or cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise BundleError(f"{folder}: expected a folder for the bundle, got a file: choose another --output")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
+    if os.path.isdir(folder) and os.listdir(folder) and not os.path.isfile(folder / MANIFEST_NAME):
         raise BundleError(
             f"{folder}: expected a new folder or a bundle to replace, got a folder with other files: choose another --output"
         )
-    nearest = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    nearest = next(parent for parent in Path(os.path.realpath(folder)).parents if os.path.exists(parent))
+    if not nearest.is_dir():
+        raise BundleError(f"{folder}: cannot be written ({nearest} is a file): choose another --output")
+    if not os.access(nearest, os.W_OK | os.X_OK):
         raise BundleError(f"{folder}: cannot be written (no permission to write in {nearest}): choose another --output")
 
 
@@ -228,10 +226,28 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _exchange(scratch: Path, place: Path) -> None:
+    if not place.exists():
+        os.replace(scratch, place)
+        return
+    old = Path(tempfile.mkdtemp(prefix=".edgemask.", dir=place.parent))
+    try:
+        os.replace(place, old)
+        try:
+            os.replace(scratch, place)
+        except BaseException:
+            os.replace(old, place)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _check_file(folder: Path, name: str, expected: str) -> None:
     path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise BundleError(f"{folder}: expected file names inside the bundle, got {name!r}: do not use this bundle")
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a device or a pipe may never end
+        raise BundleError(f"{path}: expected a file, got something else: do not use this bundle")
     try:
         got = file_sha256(path)
     except OSError as error:
@@ -242,7 +258,15 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
         )
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError("classes that are no list of names")
+    return tuple(value)
+
+
 def _size_hw(value: Any) -> tuple[int, int]:
+    if not isinstance(value, list):
+        raise TypeError("a size that is no list")
     height, width = (int(side) for side in value)
     if height < 1 or width < 1:
         raise ValueError(f"a size of {height}×{width}")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 from pipeline.errors import EdgemaskError, OptionError
+
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -56,11 +60,32 @@ def run_command(command: Callable[[], None], mistakes: tuple[type[Exception], ..
     except SaidError:
         return 2
     except mistakes as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A file's name may hold line ends and a terminal's commands; the message is one line in any case.
+        print(f"error: {_CONTROL_CHARACTERS.sub(' ', str(error))}", file=sys.stderr)
         return 2
     except StoppedError as stopped:
         return stopped.status
     return 0
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put a first SIGINT or SIGTERM off until the end of the body; a second one ends the process at once."""
+    came: list[int] = []
+
+    def put_off(number: int, _: FrameType | None) -> None:
+        if came:
+            os._exit(128 + number)
+        came.append(number)
+
+    before = {number: signal.signal(number, put_off) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _first_signal(number: int, _: FrameType | None) -> None:

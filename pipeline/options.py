@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pipeline.errors import OptionError
 from pipeline.overlay import RENDER_MODES
 
 CONFIG_LIMIT_BYTES = 64 * 1024
+# What PyYAML lets through: a date such as 2026-13-45, a tag on a value that is none such, nesting without end.
+_YAML_VALUE_ERRORS = (ValueError, LookupError, AttributeError, RecursionError)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,11 +28,17 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = _parser()
     options = vars(parser.parse_args([]))
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS  # from here on only what is given counts
+    for action in parser._actions:  # from here on only what is given counts; --help still names the defaults
+        action.help = (action.help or "").replace("%(default)s", str(action.default))
+        action.default = argparse.SUPPRESS
     given = vars(parser.parse_args(arguments))
     if "config" in given:
-        options |= vars(parser.parse_args(_config_arguments(parser, Path(given["config"]))))
+        path = Path(given["config"])
+        arguments = _config_arguments(parser, path)
+        try:
+            options |= vars(parser.parse_args(arguments))
+        except OptionError as error:
+            raise OptionError(f"--config {path}: {error}") from error
     options |= given
     if options["source"] is None:
         parser.error("expected --source: a camera (0), a video, a picture, a folder, a glob or test://")
@@ -109,15 +118,16 @@ def _parser() -> OptionParser:
 
 def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
     try:
-        text = path.read_bytes()[: CONFIG_LIMIT_BYTES + 1]
+        with path.open("rb") as file:
+            text = file.read(CONFIG_LIMIT_BYTES + 1)
     except OSError as error:
         raise OptionError(f"--config {path}: cannot be read ({error.strerror})") from error
     if len(text) > CONFIG_LIMIT_BYTES:
         raise OptionError(f"--config {path}: expected at most {CONFIG_LIMIT_BYTES} bytes, got more")
     try:
         entries = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise OptionError(f"--config {path}: expected YAML, got: {str(error).splitlines()[0]}") from error
+    except (yaml.YAMLError, *_YAML_VALUE_ERRORS) as error:
+        raise OptionError(f"--config {path}: expected YAML, got: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict):
         raise OptionError(f"--config {path}: expected options as 'name: value', got {type(entries).__name__}")
     actions = {
@@ -132,26 +142,37 @@ def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
             near = difflib.get_close_matches(name, actions, 1)
             hint = f": did you mean {near[0]!r}?" if near else f": there are {', '.join(actions)}"
             raise OptionError(f"--config {path}: unknown key {key!r}{hint}")
+        action = actions[name]
         if isinstance(value, bool):
-            if actions[name].nargs != 0:
+            if action.nargs not in (0, "?"):
                 raise OptionError(f"--config {path}: {key}: expected a value, got {str(value).lower()}")
             arguments += [f"--{name}"] if value else []
-        elif isinstance(value, list):
-            arguments += [f"--{name}={item}" for item in value]
-        elif value is not None:
-            arguments.append(f"--{name}={value}")
+            continue
+        if isinstance(value, list) and not isinstance(action, argparse._AppendAction):
+            raise OptionError(f"--config {path}: {key}: expected one value, got a list")
+        # Checked before anything is made a string: a few nested aliases would fill the memory.
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        if any(item is None or isinstance(item, (bool, list, dict, set)) for item in items):
+            raise OptionError(f"--config {path}: {key}: expected a value or a list of values, got something nested")
+        arguments += [f"--{name}={item}" for item in items]
     return arguments
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
     return value
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
     return value

@@ -14,21 +14,33 @@ class Prefetch(Generic[T]):
     """Iterate over ``items`` in order while a thread computes up to ``depth`` of them ahead.
 
     An error in ``items`` is raised by the iterator, after the items before it. ``close()`` (or leaving the ``with`` block)
-    stops the thread, also when it waits for room; one that waits inside ``items`` ends with the process.
+    stops the thread, also when it waits for room, and ends the iteration; one that waits inside ``items`` ends with the
+    process.
 
     Args:
         items: what to run ahead; its ``close`` is called on the thread at the end if it has one.
         depth: how many finished items may wait.
-        drop_oldest: a full queue loses its oldest item in place of making ``items`` wait. For live sources: the consumer
-            always gets the newest frame.
+        drop_oldest: a full queue loses its oldest item in place of making ``items`` wait. For live sources: with a depth
+            of 1 the consumer always gets the newest frame.
         name: the thread's name.
+        join_s: how long ``close`` waits for the thread; None, for items that are computed, until it has ended: native code
+            that still runs when the process ends aborts it.
     """
 
-    def __init__(self, items: Iterable[T], depth: int, *, drop_oldest: bool = False, name: str = "prefetch") -> None:
+    def __init__(
+        self,
+        items: Iterable[T],
+        depth: int,
+        *,
+        drop_oldest: bool = False,
+        name: str = "prefetch",
+        join_s: float | None = 1.0,
+    ) -> None:
         self.dropped = 0
         self._items = items
         self._depth = depth
         self._drop_oldest = drop_oldest
+        self._join_s = join_s
         self._ready: deque[T] = deque()
         self._changed = threading.Condition()
         self._stop = False
@@ -46,7 +58,7 @@ class Prefetch(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         while True:
             with self._changed:
-                while not self._ready and not self._ended:
+                while not self._ready and not self._ended and not self._stop:
                     self._changed.wait()
                 if not self._ready:
                     if self._error is not None:
@@ -57,26 +69,28 @@ class Prefetch(Generic[T]):
                 self._changed.notify_all()
             yield item
 
-    def close(self, timeout_s: float = 1.0) -> None:
-        """Stop the thread. Waits at most ``timeout_s`` for it: a blocked read of a device cannot be interrupted."""
+    def close(self) -> None:
+        """Stop the thread. Waits at most ``join_s`` for it: a blocked read of a device cannot be interrupted."""
         with self._changed:
             self._stop = True
             self._ready.clear()
             self._changed.notify_all()
-        self._thread.join(timeout_s)
+        self._thread.join(self._join_s)
 
     def _work(self) -> None:
-        iterator = iter(self._items)
         try:
-            for item in iterator:
-                if not self._put(item):
-                    break
+            iterator = iter(self._items)
+            try:
+                for item in iterator:
+                    if not self._put(item):
+                        break
+            finally:
+                close = getattr(iterator, "close", None)
+                if close is not None:
+                    close()
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             self._error = error
         finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()

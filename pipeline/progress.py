@@ -68,7 +68,7 @@ class Progress:
         if self._fps:
             parts.append(f"{self.rate_hz / self._fps:.2f}× real time")
         if self._total and self._frames:
-            left_s = (self._total - self._frames) / self.rate_hz
+            left_s = max(0, self._total - self._frames) / self.rate_hz  # a container may announce too few frames
             parts.append(f"{int(left_s // 60)}:{int(left_s % 60):02d} left")
         if dropped:
             parts.append(f"{dropped} dropped")

@@ -68,8 +68,9 @@ def run(
     timer = StageTimer()
     live = source.info.live if drop_oldest is None else drop_oldest
     frames = 0
-    decoded = Prefetch(timed(islice(source, max_frames), timer, "decode"), DEPTH, drop_oldest=live, name="decode")
-    masked = Prefetch(infer(decoded, engine, timer), 1 if live else DEPTH, name="engine")
+    depth = 1 if live else DEPTH  # one: the newest
+    decoded = Prefetch(timed(islice(source, max_frames), timer, "decode"), depth, drop_oldest=live, name="decode")
+    masked = Prefetch(infer(decoded, engine, timer), depth, name="engine", join_s=None)
     with masked, decoded:  # left in reverse: the engine's thread ends when its frames do
         for frame in masked:
             with timer("render"):
@@ -97,17 +98,32 @@ def infer(frames: Iterable[Frame], engine: Engine, timer: StageTimer) -> Iterato
         frame.mask = engine.collect()[0]
         return frame
 
-    for frame in frames:
+    iterator = iter(frames)
+    failure: Exception | None = None
+    while failure is None:
+        frame = finished = None
+        try:
+            frame = next(iterator, None)
+        except Exception as error:  # noqa: BLE001 - raised below, after the frames in flight
+            failure = error
+        if frame is None:
+            break
         with timer("engine"):
-            finished = finish() if len(waiting) == engine.in_flight else None
-            engine.submit(frame.image[None])
-            waiting.append(frame)
-            if engine.in_flight == 1:  # nothing overlaps: do not hold a finished mask back until the next frame comes
+            if len(waiting) == engine.in_flight:
+                finished = finish()
+            try:
+                engine.submit(frame.image[None])
+                waiting.append(frame)
+            except Exception as error:  # noqa: BLE001 - likewise
+                failure = error
+            if waiting and engine.in_flight == 1:  # nothing overlaps: no mask waits for the next frame
                 finished = finish()
         if finished is not None:
             yield finished
     while waiting:
         yield finish()
+    if failure is not None:
+        raise failure
 
 
 def timed(frames: Iterable[Frame], timer: StageTimer, stage: str) -> Iterator[Frame]:

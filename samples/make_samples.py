@@ -33,6 +33,10 @@ ASTRONAUT_OUTLINE_XY = (
 )  # fmt: skip
 OUTLINE_SOFTNESS_PX = 0.8
 BACKDROP_BLUR_PX = 5.0
+# BT.709, limited range: rows Y, Cb, Cr of B, G, R and 1.
+BGR_TO_YUV = np.array(((0.0722, 0.7152, 0.2126), (0.9278, -0.7152, -0.2126), (-0.0722, -0.7152, 0.7874)))
+BGR_TO_YUV *= np.array(((219.0,), (224 / 1.8556,), (224 / 1.5748,))) / 255
+BGR_TO_YUV = np.hstack((BGR_TO_YUV, ((16,), (128,), (128,))))
 PICTURES = {"astronaut": "astronaut.jpg", "chelsea": "cat.jpg", "coffee": "coffee.jpg", "rocket": "rocket.jpg"}
 JPEG_QUALITY = 92
 
@@ -41,14 +45,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class View:
-    """What the camera sees: a 16:9 rectangle of a photograph, in that photograph's own pixels.
-
-    Attributes:
-        width_px: Width of the rectangle; a smaller one is closer.
-        center_x_px: Its centre, from the photograph's left edge.
-        center_y_px: Its centre, from the photograph's upper edge.
-        rotation_deg: How far the picture turns counter-clockwise about that centre.
-    """
+    """What the camera sees: a 16:9 rectangle in a photograph's own pixels; the picture turns counter-clockwise."""
 
     width_px: float
     center_x_px: float
@@ -57,8 +54,7 @@ class View:
 
     def toward(self, other: View, share: float) -> View:
         """The view ``share`` (0 to 1) of the way to ``other``."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return View(*(a + (b - a) * share for a, b in pairs))
+        return View(*(a + (b - a) * share for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def matrix(self, enlargement: float = 1.0) -> NDArray[np.float64]:
         """The (2, 3) affine transform from x, y of the photograph, enlarged so many times, to x, y of a clip frame."""
@@ -82,6 +78,7 @@ class Layer:
     def over(self, below: Image | None, share: float) -> Image:
         """The layer, ``share`` (0 to 1) of the way through its move, over a frame."""
         matrix = self.start.toward(self.end, share).matrix(ENLARGEMENT)
+        # A turned view's corners may be a few pixels outside the photograph.
         above = cv2.warpAffine(self.picture, matrix, CLIP_SIZE_WH, borderMode=cv2.BORDER_REFLECT)
         if below is None or self.alpha is None:
             return np.asarray(above, dtype=np.uint8)
@@ -137,7 +134,7 @@ def astronaut_layers() -> list[Layer]:
 
 def coffee_layers() -> list[Layer]:
     """The camera turns and drifts over a cup on a table."""
-    return [Layer(enlarge(load_photograph("coffee")), View(600, 300, 229, -5), View(598, 300, 206, 3))]
+    return [Layer(enlarge(load_photograph("coffee")), View(600, 300, 227, -3), View(598, 300, 216, 3))]
 
 
 SHOTS = ((astronaut_layers, 125), (coffee_layers, 75))  # and how many frames each has
@@ -156,23 +153,31 @@ def clip_frames() -> Iterator[Image]:
             yield frame
 
 
+def to_yuv420p(image: Image) -> Image:
+    """A BGR frame as (height * 3 / 2, width) uint8: the Y, Cb and Cr planes, one under the other."""
+    # In numpy, because libswscale's default conversion rounds down: it darkens by two levels.
+    yuv = cv2.transform(image.astype(np.float32), BGR_TO_YUV)
+    # A colour sample lies on every second pixel of a row, and between two rows.
+    chroma = cv2.sepFilter2D(yuv[..., 1:], -1, np.array((0.25, 0.5, 0.25)), np.ones(1))[:, ::2]
+    planes = (yuv[..., 0], *cv2.split((chroma[::2] + chroma[1::2]) / 2))
+    joined = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, image.shape[1])
+    return np.asarray(np.rint(joined), dtype=np.uint8)
+
+
 def write_clip(path: Path) -> None:
     """Encode the clip as H.264 in MP4, tagged BT.709 with limited ("tv") range; a file that is there is replaced."""
-    frame_time = Fraction(1, CLIP_FPS)
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=CLIP_FPS)
         stream.width, stream.height = CLIP_SIZE_WH
         stream.pix_fmt = "yuv420p"
-        # One thread and no processor-specific choices: the same encoder gives the same bytes on every machine.
+        # What x264 writes depends on its number of threads, and that on the machine.
         stream.options = {"crf": "21", "preset": "slow", "threads": "1", "x264-params": "cpu-independent=1"}
         context = stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = 1  # BT.709
         context.color_range = 1  # limited
         for index, image in enumerate(clip_frames()):
-            frame = av.VideoFrame.from_ndarray(image, format="bgr24").reformat(
-                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
-            )
-            frame.pts, frame.time_base = index, frame_time
+            frame = av.VideoFrame.from_ndarray(to_yuv420p(image), format="yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, CLIP_FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
@@ -182,14 +187,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write into")
     out: Path = parser.parse_args().out
-    paths = {name: out / "pictures" / file_name for name, file_name in PICTURES.items()}
     (out / "pictures").mkdir(parents=True, exist_ok=True)
-    for name, path in paths.items():
+    for name, file_name in PICTURES.items():
+        path = out / "pictures" / file_name
         if not cv2.imwrite(str(path), load_photograph(name), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
             raise OSError(f"{path}: expected to write a JPEG file, got a refusal from OpenCV, check the folder")
     write_clip(out / "clip.mp4")
-    for path in (out / "clip.mp4", *paths.values()):
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def run_module(module, *arguments, check=False, cwd=ROOT, env=None, timeout=300)
     return done
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cli():
     """``cli("pipeline", "--source", …)``: runs the command in a process of its own."""
     return run_module

@@ -50,6 +50,8 @@ class Engine(ABC):
         Raises:
             ShapeError: the frames do not fit what was compiled.
         """
+        if self._submitted:
+            raise RuntimeError("submissions are in flight: collect them before a call")
         self.submit(frames_nhwc)
         return self.collect()
 
@@ -81,6 +83,8 @@ class Engine(ABC):
         Returns:
             (N, H, W) uint8. Owned by the caller.
         """
+        if self._closed:
+            raise RuntimeError("the engine is closed")
         if not self._submitted:
             raise RuntimeError("nothing was submitted")
         expected = self._submitted.popleft()

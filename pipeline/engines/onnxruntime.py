@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pipeline.bundle import Bundle
 from pipeline.engines.base import Engine
 from pipeline.errors import BundleError
+from pipeline.frame import describe
 
 
 class OnnxRuntimeEngine(Engine):
@@ -38,7 +39,13 @@ class OnnxRuntimeEngine(Engine):
         self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU"
 
     def _submit(self, frames_nhwc: NDArray[np.uint8]) -> None:
-        (self._masks,) = self._session.run(None, {self._input_name: np.ascontiguousarray(frames_nhwc)})
+        try:
+            (self._masks,) = self._session.run(None, {self._input_name: np.ascontiguousarray(frames_nhwc)})
+        except Exception as error:  # ONNX Runtime's errors have no other class in common
+            raise BundleError(
+                f"{self.bundle.program_path}: ONNX Runtime {onnxruntime.__version__} cannot run it on frames "
+                f"{describe(frames_nhwc)} ({str(error).strip().splitlines()[0]}): compile the bundle again for such frames"
+            ) from error
 
     def _collect(self) -> NDArray[np.uint8]:
         masks_nhw, self._masks = self._masks, None

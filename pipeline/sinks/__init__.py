@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from typing import TYPE_CHECKING
 
 from pipeline.errors import BackendUnavailableError, SinkError
-from pipeline.sources import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
     from pipeline.frame import SourceInfo
@@ -70,9 +70,14 @@ def sink_kind(spec: str) -> str:
         return "video"
     if suffix in OUTPUT_PICTURE_SUFFIXES:
         return "picture"
-    if suffix in PICTURE_SUFFIXES or suffix in (".avi", ".webm", ".gif", ".ts", ".flv", ".wmv", ".mpg", ".mpeg"):
-        known = " ".join(sorted(VIDEO_SUFFIXES | OUTPUT_PICTURE_SUFFIXES))
-        raise SinkError(f"--output {spec}: expected a name that ends in one of {known}, got {suffix}")
     if os.path.exists(spec):
-        raise SinkError(f"--output {spec}: expected a folder, got a file")
+        raise SinkError(f"--output {spec}: expected a folder or a name that ends in one of {_known()}, got a file")
+    if re.fullmatch(r"\.[a-z][a-z0-9]{1,5}", suffix):  # a folder is not what out.webm or out.mpeg4 means
+        raise SinkError(
+            f"--output {spec}: expected a name that ends in one of {_known()}, got {suffix}: end it in / if it is a folder"
+        )
     return "folder"
+
+
+def _known() -> str:
+    return " ".join(sorted(VIDEO_SUFFIXES | OUTPUT_PICTURE_SUFFIXES))

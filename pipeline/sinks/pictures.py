@@ -15,6 +15,9 @@ from pipeline.frame import Frame, SourceInfo
 from pipeline.overlay import Renderer, cutout_bgra
 from pipeline.sinks.base import Sink
 
+_LOSSY = frozenset((".jpg", ".jpeg", ".webp"))
+_WITHOUT_ALPHA = frozenset((".jpg", ".jpeg"))
+
 
 class FolderSink(Sink):
     """Writes ``FOLDER/<name>.png`` for every frame, each complete or not at all.
@@ -43,7 +46,10 @@ class FolderSink(Sink):
 
 
 class OnePictureSink(Sink):
-    """Writes one file (``out.png``, ``out.jpg``, …) for a source of one picture; content as in a folder."""
+    """Writes one file (``out.png``, ``out.jpg``, …) for a source of one picture.
+
+    Content as in a folder, except that a cut-out in a format without an alpha channel is the view.
+    """
 
     def __init__(self, spec: str, info: SourceInfo, renderer: Renderer) -> None:
         if info.frame_count != 1:
@@ -52,13 +58,18 @@ class OnePictureSink(Sink):
                 f"--output {spec}: expected a source of one picture, got {count} frames: write a video (out.mp4) or a folder"
             )
         self._path = Path(spec)
+        if renderer.look.mode == "mask" and renderer.task == "classes" and self._path.suffix.lower() in _LOSSY:
+            raise SinkError(f"--output {spec}: expected .png, .bmp or .tif: this format would change the class numbers")
         self._renderer = renderer
         self.written = spec
         _make_folder(self._path.parent)
 
     def write(self, frame: Frame) -> None:
         """Write the picture."""
-        write_picture(self._path, picture_of(frame, self._renderer))
+        picture = picture_of(frame, self._renderer)
+        if picture.shape[2:] == (4,) and self._path.suffix.lower() in _WITHOUT_ALPHA and frame.view is not None:
+            picture = frame.view
+        write_picture(self._path, picture)
 
 
 def picture_of(frame: Frame, renderer: Renderer) -> NDArray[np.uint8]:
@@ -86,20 +97,25 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     Raises:
         SinkError: it cannot be written.
     """
-    encoded, content = cv2.imencode(path.suffix.lower(), picture)
+    size = f"{picture.shape[1]}×{picture.shape[0]}"
+    try:
+        encoded, content = cv2.imencode(path.suffix.lower(), picture)
+    except cv2.error as error:
+        raise SinkError(f"{path}: OpenCV cannot write this kind of picture at {size}: use .png") from error
     if not encoded:
-        raise SinkError(f"{path}: OpenCV cannot write this kind of picture: use .png")
+        raise SinkError(f"{path}: OpenCV cannot write this kind of picture at {size}: use .png")
     scratch = ""
     try:
-        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, scratch = tempfile.mkstemp(prefix=".edgemask.", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content.tobytes())
         os.chmod(scratch, 0o644)
         os.replace(scratch, path)
     except OSError as error:
+        raise SinkError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:  # also when a signal comes
         if scratch and os.path.exists(scratch):
             os.unlink(scratch)
-        raise SinkError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _make_folder(folder: Path) -> None:

@@ -42,14 +42,23 @@ class VideoSink(Sink):
                 self._path.parent.mkdir(parents=True)
             # In the same folder, so that the last step is a rename; the suffix tells FFmpeg the container.
             handle, self._scratch = tempfile.mkstemp(
-                prefix=f".{self._path.stem}.", suffix=self._path.suffix, dir=self._path.parent
+                prefix=".edgemask.", suffix=self._path.suffix, dir=self._path.parent
             )
             os.close(handle)
             os.chmod(self._scratch, 0o644)
         except OSError as error:
             raise SinkError(f"{spec}: cannot be written ({error.strerror}): choose another --output") from error
         options = {} if self._path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
-        self._container: av.container.OutputContainer | None = av.open(f"file:{self._scratch}", "w", options=options)
+        self._container: av.container.OutputContainer | None = None
+        try:
+            self._container = av.open(f"file:{self._scratch}", "w", options=options)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise SinkError(
+                f"{spec}: FFmpeg cannot write it ({str(error).lower()}): choose another --output"
+            ) from error
+        finally:
+            if self._container is None:
+                os.unlink(self._scratch)
 
     def write(self, frame: Frame) -> None:
         """Encode the frame's view."""
@@ -99,7 +108,12 @@ class VideoSink(Sink):
 
     def _start(self, height: int, width: int) -> av.VideoStream:
         assert self._container is not None
-        stream = self._container.add_stream("libx264", rate=self._fps, options={"preset": "veryfast", "crf": "20"})
+        try:
+            stream = self._container.add_stream("libx264", rate=self._fps, options={"preset": "veryfast", "crf": "20"})
+        except ValueError as error:
+            raise SinkError(
+                f"{self._path}: this FFmpeg has no libx264: pip install av, or write a folder of pictures"
+            ) from error
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = stream.codec_context.time_base = self._time_base
         context = stream.codec_context

@@ -58,7 +58,7 @@ def source_kind(spec: str) -> str:
         raise SourceError("--source: expected a camera, video, picture, folder, glob or test://, got nothing")
     if spec.startswith("test:"):
         return "test"
-    if re.fullmatch(r"\d{1,3}", spec) or spec.startswith("/dev/"):
+    if re.fullmatch(r"\d{1,3}", spec) or (spec.startswith("/dev/") and not _holds_files(spec)):
         return "camera"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", spec) and not os.path.exists(spec):
         raise SourceError(
@@ -68,6 +68,11 @@ def source_kind(spec: str) -> str:
     suffix = os.path.splitext(spec)[1].lower()
     is_glob = any(mark in spec for mark in "*?[") and not os.path.exists(spec)
     return "pictures" if os.path.isdir(spec) or is_glob or suffix in PICTURE_SUFFIXES else "video"
+
+
+def _holds_files(spec: str) -> bool:
+    # /dev/shm is a folder in memory, where videos and pictures may lie as well as anywhere else.
+    return os.path.isfile(spec) or os.path.isdir(spec) or spec.startswith("/dev/shm/")
 
 
 def _scheme(spec: str) -> str:

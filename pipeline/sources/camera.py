@@ -57,16 +57,14 @@ class CameraSource(Source):
         start_ns = 0
         index = 0
         while True:
-            if self._first is not None:
-                read, image = True, self._first
-                self._first = None
-            else:
+            image, self._first = self._first, None
+            if image is None:
                 read, picture = self._capture.read()
+                if not read:
+                    raise SourceError(
+                        f"{self._device}: expected a picture, got none after {index} frames: was it unplugged?"
+                    )
                 image = np.asarray(picture, np.uint8)
-            if not read:
-                raise SourceError(
-                    f"{self._device}: expected a picture, got none after {index} frames: was it unplugged?"
-                )
             frame = Frame(image, index, 0.0, self.info.name, f"{self.info.name}_{index:06d}")
             start_ns = start_ns or frame.captured_ns
             frame.pts_s = (frame.captured_ns - start_ns) / 1e9

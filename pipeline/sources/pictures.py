@@ -28,12 +28,7 @@ class PictureSource(Source):
 
     def __init__(self, spec: str) -> None:
         self._paths = _find(spec)
-        names = [_name(path, _root(spec)) for path in self._paths]
-        # Two pictures that differ only in their suffix must not overwrite each other's mask.
-        twice = {name for name, count in Counter(names).items() if count > 1}
-        self._names = [
-            name + path.suffix if name in twice else name for name, path in zip(names, self._paths, strict=True)
-        ]
+        self._names = _distinct_names(self._paths, _root(spec))
         count = len(self._paths)
         self.info = SourceInfo(
             name=Path(spec).name or spec,
@@ -90,16 +85,19 @@ def read_picture(path: Path) -> Image:
 
 
 def _find(spec: str) -> list[Path]:
-    path = Path(spec)
-    if path.is_dir():
-        kind, found = "folder", [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    elif path.exists():
-        return [path]
+    if os.path.isdir(spec):
+        kind = "folder"
+        try:
+            found = [Path(spec, name) for name in os.listdir(spec) if not name.startswith(".")]
+        except OSError as error:
+            raise SourceError(f"{spec}: cannot be read ({error.strerror})") from error
+    elif os.path.exists(spec):
+        return [Path(spec)]
     elif glob.has_magic(spec):
         kind, found = "pattern", [Path(entry) for entry in glob.iglob(spec, recursive=True)]
     else:
         raise SourceError(f"{spec}: no such file")
-    pictures = [entry for entry in found if entry.suffix.lower() in PICTURE_SUFFIXES and entry.is_file()]
+    pictures = {entry for entry in found if entry.suffix.lower() in PICTURE_SUFFIXES and os.path.isfile(entry)}
     if not pictures:
         suffixes = " ".join(sorted(PICTURE_SUFFIXES))
         raise SourceError(f"{spec}: expected pictures ({suffixes}), got a {kind} with none")
@@ -113,17 +111,23 @@ def _natural_order(path: Path) -> tuple[tuple[bool, int, str], ...]:
 
 def _root(spec: str) -> Path:
     path = Path(spec)
-    if path.is_dir():
+    if os.path.isdir(spec):
         return path
-    if path.exists():
+    if os.path.exists(spec):
         return path.parent
-    fixed = []
-    for part in path.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
+    wild = next(index for index, part in enumerate(path.parts) if glob.has_magic(part))
+    if ".." in path.parts[wild:]:
+        raise SourceError(
+            f"{spec}: expected a pattern without '..' after its first wildcard: write the path without it"
+        )
+    return Path(*path.parts[:wild])
 
 
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).with_suffix("").as_posix()
+def _distinct_names(paths: list[Path], root: Path) -> list[str]:
+    """The paths below the root without their suffixes, which only stay where two pictures differ in nothing else."""
+    whole = [path.relative_to(root).as_posix() for path in paths]
+    names = [name.removesuffix(path.suffix) for name, path in zip(whole, paths, strict=True)]
+    while len(set(names)) < len(names):  # a name that keeps its suffix may be the short name of a third picture
+        count = Counter(names)
+        names = [full if count[name] > 1 else name for full, name in zip(whole, names, strict=True)]
+    return names

@@ -24,7 +24,11 @@ class SyntheticSource(Source):
     """
 
     def __init__(self, spec: str) -> None:
-        given = dict(parse_qsl(urlsplit(spec).query, keep_blank_values=True))
+        form = f"{spec}: expected a form such as test://?size=1280x720&fps=30&frames=300"
+        address = urlsplit(spec)
+        if address.netloc or address.path or address.fragment:
+            raise SourceError(f"{form}, got other text before or after the question mark")
+        given = dict(parse_qsl(address.query, keep_blank_values=True))
         if unknown := given.keys() - _DEFAULTS.keys():
             raise SourceError(
                 f"{spec}: expected {', '.join(_DEFAULTS)} after the question mark, got {sorted(unknown)[0]!r}"
@@ -38,7 +42,7 @@ class SyntheticSource(Source):
             if min(width, height, frame_count, self._step) < 1 or max(width, height) > 16384 or not 0 < fps <= 1000:
                 raise ValueError
         except (ValueError, ZeroDivisionError) as error:
-            raise SourceError(f"{spec}: expected a form such as test://?size=1280x720&fps=30&frames=300") from error
+            raise SourceError(form) from error
         self._size_hw = height, width
         self.info = SourceInfo(
             name="test",

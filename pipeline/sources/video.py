@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -23,8 +24,10 @@ CONTAINERS = (
 )
 MAX_PIXELS = 1 << 27
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
-# Fewer decoded frames than the container declares: cut off, unless only a few are missing (edit lists, leading B-frames).
-_MISSING_FRAMES = 8
+# Containers that know how long they are. A stream made to be cut anywhere (MPEG-TS) cannot be cut off.
+_COMPLETE = frozenset(("avi", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"))
+# A file ends where its header says, give or take: the last frame's duration is not always written.
+_MISSING_S = 1.0
 
 
 class VideoSource(Source):
@@ -32,10 +35,12 @@ class VideoSource(Source):
 
     def __init__(self, spec: str) -> None:
         self._path = Path(spec)
-        if not self._path.exists():
+        if not os.path.exists(spec):
             raise SourceError(f"{spec}: no such file")
-        if self._path.is_dir() or not os.access(self._path, os.R_OK):
-            raise SourceError(f"{spec}: expected a video, got something that cannot be read: check its permissions")
+        if not os.path.isfile(spec):
+            raise SourceError(f"{spec}: expected a video, got something that is no file")
+        if not os.access(spec, os.R_OK):
+            raise SourceError(f"{spec}: expected a video, got a file that cannot be read: check its permissions")
         try:
             # The prefix makes FFmpeg take the whole name as a path, whatever characters it holds.
             self._container = av.open(
@@ -65,7 +70,6 @@ class VideoSource(Source):
             frame_count=count or self._count_from_duration(fps),
             paths=(str(self._path),),
         )
-        self._declared = count
         self._reformatter = VideoReformatter()
 
     def _count_from_duration(self, fps: Fraction | None) -> int | None:
@@ -75,28 +79,51 @@ class VideoSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         first_pts: int | None = None
-        last_s = -1.0
+        last_s = end_s = 0.0
+        cut = False
         step_s = float(1 / self.info.fps) if self.info.fps else 0.04
         stem, index = self._path.stem, 0
         try:
-            for decoded in self._container.decode(self._stream):
-                if decoded.pts is None:
-                    pts_s = last_s + step_s if index else 0.0
-                else:
-                    if first_pts is None:
-                        first_pts = decoded.pts
-                    pts_s = float((decoded.pts - first_pts) * (decoded.time_base or self.info.time_base))
-                last_s = pts_s
-                yield Frame(self._to_bgr(decoded), index, pts_s, self.info.name, f"{stem}_{index:06d}")
-                index += 1
+            for packet in self._container.demux():
+                if packet.size:
+                    cut = packet.is_corrupt  # the last of all: whether the file ends inside it
+                if packet.stream is not self._stream:
+                    continue
+                if packet.pts is not None and packet.time_base is not None:
+                    end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                for decoded in packet.decode():
+                    assert isinstance(decoded, av.VideoFrame)
+                    if decoded.pts is None:
+                        pts_s = last_s + step_s if index else 0.0
+                    else:
+                        if first_pts is None:
+                            first_pts = decoded.pts
+                        pts_s = float((decoded.pts - first_pts) * (decoded.time_base or self.info.time_base))
+                    last_s = pts_s
+                    yield Frame(self._to_bgr(decoded), index, pts_s, self.info.name, f"{stem}_{index:06d}")
+                    index += 1
         except av.error.FFmpegError as error:
             raise SourceError(f"{self._path}: cut off or damaged after {index} frames ({_reason(error)})") from error
         if index == 0:
             raise SourceError(f"{self._path}: expected frames, got none that can be decoded: the file is damaged")
-        if self._declared and index < self._declared - _MISSING_FRAMES:
+        declared_s = self._declared_end_s()
+        if self._container.format.name in _COMPLETE and (cut or (declared_s and end_s < declared_s - _MISSING_S)):
+            length = f" of {declared_s:.1f} s" if declared_s else ""
             raise SourceError(
-                f"{self._path}: expected {self._declared} frames, got {index}: the file is cut off or damaged"
+                f"{self._path}: expected a complete file{length}, got one that is cut off after {index} frames"
             )
+
+    def _declared_end_s(self) -> float | None:
+        """When the picture track ends, as the container's header says."""
+        stream = self._stream
+        if stream.duration is not None and stream.time_base is not None:
+            return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        if duration := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska
+            hours, minutes, seconds = map(float, duration.groups())
+            return hours * 3600 + minutes * 60 + seconds
+        if self._container.duration is not None and len(self._container.streams) == 1:
+            return self._container.duration / av.time_base
+        return None
 
     def close(self) -> None:
         """Close the file."""

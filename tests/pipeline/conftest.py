@@ -1,0 +1,183 @@
+"""What the tests of the run half share: bundles, pictures and videos made on the spot, and the command inside this process."""
+
+import dataclasses
+import os
+from fractions import Fraction
+from types import SimpleNamespace
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.bundle import PROGRAM_NAME, Bundle
+from pipeline.frame import Frame, SourceInfo
+from pipeline.overlay import Look, Renderer
+
+
+@pytest.fixture
+def make_bundle(red_bundle, tmp_path):
+    """``make_bundle(program=b"…", frame_size_hw=(4, 6), …)``: a bundle like ``red_bundle``, with other entries."""
+
+    def make(name="bundle", program=None, **entries):
+        program = red_bundle.program_path.read_bytes() if program is None else program
+        return Bundle.write(
+            tmp_path / name, dataclasses.replace(red_bundle.manifest, **entries), {PROGRAM_NAME: program}
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_frame():
+    """``make_frame(image_hwc, index)``: a frame as it comes to a sink, its mask the red channel."""
+
+    def make(image, index=0, pts_s=None, name=None, view=None):
+        frame = Frame(image, index, index / 25 if pts_s is None else pts_s, "test", name or f"{index:06d}")
+        frame.mask = np.ascontiguousarray(image[..., 2])
+        frame.view = image.copy() if view is None else view
+        return frame
+
+    return make
+
+
+@pytest.fixture
+def make_info():
+    """``make_info(fps=25)``: what a source tells its sinks."""
+
+    def make(fps=25, **facts):
+        rate = Fraction(fps) if fps else None
+        return SourceInfo(**{"name": "test", "description": "test", "fps": rate, **facts})
+
+    return make
+
+
+@pytest.fixture
+def renderer():
+    return Renderer(Look(mode="overlay"), "binary")
+
+
+@pytest.fixture(scope="session")
+def write_video():
+    """``write_video(path, images, fps=25)``: a video file by other means than those under test."""
+
+    def write(
+        path,
+        images,
+        fps=25,
+        pts=None,
+        time_base=None,
+        codec="libx264",
+        pix_fmt="yuv420p",
+        rotation=None,
+        movflags=None,
+        **options,
+    ):
+        with av.open(f"file:{path}", "w", options={"movflags": movflags} if movflags else {}) as container:
+            stream = container.add_stream(codec, rate=Fraction(fps), options={"preset": "ultrafast", **options})
+            stream.height, stream.width = images[0].shape[:2]
+            stream.pix_fmt = pix_fmt
+            if time_base is not None:
+                stream.codec_context.time_base = time_base
+            if rotation is not None:
+                if not hasattr(stream, "set_display_rotation"):
+                    pytest.skip("this PyAV cannot write a rotation")
+                stream.set_display_rotation(rotation)
+            for index, image in enumerate(images):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
+                frame.pts = pts[index] if pts else index
+                frame.time_base = time_base or 1 / Fraction(fps)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def read_video():
+    """``read_video(path)``: what a player sees of a video file."""
+
+    def read(path):
+        with av.open(f"file:{path}") as container:
+            stream = container.streams.video[0]
+            frames = list(container.decode(stream))
+            context = stream.codec_context
+            return SimpleNamespace(
+                images=[frame.to_ndarray(format="bgr24") for frame in frames],
+                pts_s=[float(frame.pts * frame.time_base) for frame in frames],
+                fps=stream.average_rate,
+                duration_s=float(stream.duration * stream.time_base) if stream.duration else None,
+                codec=context.name,
+                pix_fmt=context.pix_fmt,
+                tags=(int(context.colorspace), int(context.color_primaries), int(context.color_trc)),
+                color_range=int(context.color_range),
+                size_hw=(stream.height, stream.width),
+            )
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def write_picture():
+    """``write_picture(path, array, *parameters)``: a picture file under any name."""
+
+    def write(path, array, *parameters, suffix=None):
+        encoded, content = cv2.imencode(suffix or path.suffix, array, parameters)
+        assert encoded
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.tobytes())
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def read_picture():
+    """``read_picture(path)``: the array exactly as it lies in a file, with its alpha channel."""
+
+    def read(path):
+        array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert array is not None
+        return array
+
+    return read
+
+
+@pytest.fixture
+def red_images():
+    """12 pictures (32, 48, 3); the red channel of number i is 20·i at the left and 255 in the last columns."""
+    images = []
+    for index in range(12):
+        image = np.full((32, 48, 3), (60, 40, 20 * index), np.uint8)
+        image[:, 40:, 2] = 255
+        images.append(image)
+    return images
+
+
+@pytest.fixture
+def main(capfd, red_bundle):
+    """``main("--source", …)``: the command in this process, quiet, with ``red_bundle``; gives status, out and error lines."""
+    from pipeline.__main__ import main as command
+
+    def call(*arguments, model=red_bundle.folder, quiet=True):
+        capfd.readouterr()
+        status = command(["--model", str(model), *(["--quiet"] if quiet else []), *map(os.fspath, arguments)])
+        out, err = capfd.readouterr()
+        return SimpleNamespace(status=status, out=out.splitlines(), err=err.splitlines())
+
+    return call
+
+
+@pytest.fixture
+def refused(main):
+    """``refused("--source", …)``: the command must end with status 2 and one line, which is returned."""
+
+    def call(*arguments, **options):
+        done = main(*arguments, **options)
+        assert (done.status, done.out) == (2, [])
+        assert len(done.err) == 1
+        assert done.err[0].startswith("error: ")
+        return done.err[0]
+
+    return call
