@@ -1,9 +1,11 @@
 """What a new user sees first: the sample clip through U²-NetP, every frame with the subject under its mask."""
 
-import itertools
+import contextlib
 import json
-import re
+import queue
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -11,65 +13,98 @@ import cv2
 import numpy as np
 import pytest
 
-from calibration.agreement import iou
-from pipeline.sources.pictures import read_picture
-
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "samples" / "clip.mp4"
-PAGE = """<!doctype html><video id=v muted src="demo.mp4"></video><pre id=out>waiting</pre><script>
-const v = document.getElementById('v'), out = document.getElementById('out');
-const say = text => { out.textContent = JSON.stringify(text); };
+PAGE = b"""<!doctype html><video id=v muted src="demo.mp4"></video><script>
+const v = document.getElementById('v');
+const say = told => fetch('/told', {method: 'POST', body: JSON.stringify(told)});
 v.onerror = () => say({error: v.error.message});
 v.onended = () => say({width: v.videoWidth, height: v.videoHeight, duration_s: v.duration,
   frames: v.getVideoPlaybackQuality().totalVideoFrames});
-v.play();
+v.play().catch(error => say({error: String(error)}));
 </script>
 """
 CHROMIUM = (
     *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--virtual-time-budget=20000"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+
+
+class Player(ThreadingHTTPServer):
+    """Serves a page with the video and hears from it how the playing went."""
+
+    def __init__(self, video):
+        super().__init__(("127.0.0.1", 0), PlayerHandler)
+        self.files = {"/": ("text/html", PAGE), "/demo.mp4": ("video/mp4", video.read_bytes())}
+        self.told = queue.Queue()
+
+
+class PlayerHandler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        kind, content = self.server.files.get(self.path, ("text/plain", b""))
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):  # a browser may take a video in pieces
+            self.wfile.write(content)
+
+    def do_POST(self):
+        self.server.told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture(scope="module")
 def demo(u2netp_bundle, tmp_path_factory, cli):
-    """The demo's video and, beside it, the masks of its frames."""
-    folder = tmp_path_factory.mktemp("demo")
-    common = ("pipeline", "--source", CLIP, "--model", u2netp_bundle.folder)
-    cli(*common, "--render", "mask", "--output", folder / "masks", check=True)
-    cli(*common, "--output", folder / "demo.mp4", check=True)
-    return folder
+    """The demo's video."""
+    video = tmp_path_factory.mktemp("demo") / "demo.mp4"
+    cli("pipeline", "--source", CLIP, "--model", u2netp_bundle.folder, "--output", video, check=True)
+    return video
 
 
 def frames_of(path):
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="bgr24")
 
 
 @pytest.mark.network
 def test_every_frame_has_the_subject_under_its_mask(demo):
-    clip, shown = frames_of(CLIP), frames_of(demo / "demo.mp4")
-    masks = [read_picture(path)[:, :, 0] for path in sorted((demo / "masks").iterdir())]
-    assert len(clip) == len(shown) == len(masks) >= 125
-    for index, (before, after, mask) in enumerate(zip(clip, shown, masks, strict=True)):
+    shares, steady, last = [], [], None
+    for before, after in zip(frames_of(CLIP), frames_of(demo), strict=True):
         assert before.shape == after.shape == (720, 1280, 3)
-        assert 0.03 < (mask > 127).mean() < 0.6, index
-        inside, outside = mask > 220, mask < 20
-        change = np.abs(after.astype(int) - before).mean(axis=2)
-        assert change[inside].mean() > 20, index
-        assert change[outside].mean() < 6, index
-    steady = [iou(one, next_one) for one, next_one in itertools.pairwise(masks)]
-    # A hard cut may change the subject, nothing else may.
-    assert sum(value < 0.8 for value in steady) <= 2, steady
+        change = cv2.absdiff(before, after).max(axis=2)
+        # The overlay moves every pixel of the subject far, the encoder moves the others little.
+        coloured = cv2.medianBlur(change, 9) > 24
+        shares.append(coloured.mean())
+        if last is not None:
+            steady.append(np.count_nonzero(coloured & last) / np.count_nonzero(coloured | last))
+        last = coloured
+    assert len(shares) >= 125
+    assert min(shares) > 0.05
+    assert max(shares) < 0.6
+    # At a hard cut the subject changes, nowhere else may the mask jump.
+    assert sum(value < 0.8 for value in steady) <= 1, sorted(steady)[:5]
 
 
 @pytest.mark.network
 @pytest.mark.needs_program("chromium")
 def test_a_browser_plays_it(demo, tmp_path):
-    (demo / "page.html").write_text(PAGE)
-    command = [*CHROMIUM, f"--user-data-dir={tmp_path}", "--dump-dom", (demo / "page.html").as_uri()]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    told = json.loads(re.search(r'<pre id="out">(.*?)</pre>', page).group(1))
+    with Player(demo) as player:
+        threading.Thread(target=player.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{player.server_port}/"
+        with subprocess.Popen(
+            [*CHROMIUM, f"--user-data-dir={tmp_path}", "--remote-debugging-port=0", address], stderr=subprocess.DEVNULL
+        ) as browser:
+            try:
+                told = player.told.get(timeout=120)
+            finally:
+                browser.terminate()
+                player.shutdown()
     with av.open(str(CLIP)) as clip:
         stream = clip.streams.video[0]
         frames, duration_s = stream.frames, float(stream.duration * stream.time_base)
@@ -95,13 +130,13 @@ def test_ffprobe_sees_h264_with_the_clips_times(demo):
         return [float(line.strip(",")) for line in done.stdout.split()]
 
     entries = "stream=codec_name,pix_fmt,r_frame_rate,color_space,color_range"
-    command = ["ffprobe", "-v", "error", "-show_entries", entries, "-of", "json", str(demo / "demo.mp4")]
+    command = ["ffprobe", "-v", "error", "-show_entries", entries, "-of", "json", str(demo)]
     (stream,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["streams"]
     assert stream["codec_name"] == "h264"
     assert stream["pix_fmt"] == "yuv420p"
     assert stream["color_space"] == "bt709"
     assert stream["color_range"] == "tv"
-    assert times(demo / "demo.mp4") == pytest.approx(times(CLIP), abs=1e-3)
+    assert times(demo) == pytest.approx(times(CLIP), abs=1e-3)
 
 
 def test_the_samples_are_small_and_what_they_say():

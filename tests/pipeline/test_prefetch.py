@@ -50,9 +50,8 @@ def test_an_error_comes_after_the_items_before_it_with_its_traceback():
         raise OSError("unplugged")
 
     got = []
-    with Prefetch(numbers(), 5) as items, pytest.raises(OSError, match="^unplugged$") as caught:
-        for item in items:
-            got.append(item)
+    with Prefetch(numbers(), 5) as items, pytest.raises(OSError, match=r"^unplugged$") as caught:
+        got.extend(items)
     assert got == [1, 2]
     assert "numbers" in [entry.name for entry in caught.traceback]
 
@@ -96,8 +95,7 @@ def test_an_error_while_the_items_close_reaches_the_consumer():
 
     got = []
     with Prefetch(Closing(), 5) as items, pytest.raises(OSError, match="cannot close"):
-        for item in items:
-            got.append(item)
+        got.extend(items)
     assert got == [1, 0]
 
 

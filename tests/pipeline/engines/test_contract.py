@@ -1,0 +1,261 @@
+"""What every backend has to pass."""
+
+import hashlib
+import importlib
+import os
+import threading
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pipeline.engines import ENGINES, open_engine
+from pipeline.errors import BackendUnavailableError, BundleError, OptionError, ShapeError
+
+
+@pytest.fixture(params=ENGINES)
+def open_here(request):
+    """``open_here(bundle)``: an engine of each backend that this machine has; closed at the end."""
+    engines = []
+
+    def open_it(bundle):
+        try:
+            engine = open_engine(bundle, request.param)
+        except BackendUnavailableError as error:
+            if os.environ.get(f"FAIL_WITHOUT_{request.param.upper().replace('-', '_')}"):
+                raise
+            pytest.skip(str(error))
+        engines.append(engine)
+        return engine
+
+    yield open_it
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def engine(open_here, red_bundle):
+    return open_here(red_bundle)
+
+
+def frames(count, height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def program(node, output, *, names=("frames", "masks"), inputs=None, initializer=()):
+    """An ONNX program of one node, with (N, H, W, 3) uint8 frames unless ``inputs`` says otherwise."""
+    inputs = inputs or [helper.make_tensor_value_info(names[0], TensorProto.UINT8, ["N", "H", "W", 3])]
+    graph = helper.make_graph([node], "g", inputs, [output], initializer=list(initializer))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 90, 160), (3, 5, 7), (1, 1, 1), (2, 31, 17)])
+def test_masks_have_the_frames_sizes_and_their_values(engine, count, height, width):
+    given = frames(count, height, width)
+    masks = engine(given)
+    assert masks.shape == (count, height, width)
+    assert masks.dtype == np.uint8
+    np.testing.assert_array_equal(masks, given[..., 2])
+
+
+def test_sizes_may_change_from_call_to_call(engine):
+    for height, width in ((4, 6), (6, 4), (1, 9)):
+        assert engine(frames(1, height, width)).shape == (1, height, width)
+
+
+def test_class_numbers_come_unchanged(open_here, class_bundle):
+    given = np.zeros((1, 2, 3, 3), np.uint8)
+    given[0, :, :, 2] = [[0, 1, 2], [2, 1, 0]]
+    np.testing.assert_array_equal(open_here(class_bundle)(given)[0], [[0, 1, 2], [2, 1, 0]])
+
+
+def test_masks_belong_to_the_caller(engine):
+    given = frames(1, 8, 8, seed=1)
+    masks = engine(given)
+    kept = masks.copy()
+    assert masks.flags.writeable
+    assert not np.shares_memory(masks, given)
+    other = engine(frames(1, 8, 8, seed=2))
+    np.testing.assert_array_equal(masks, kept)
+    masks[:] = 7
+    np.testing.assert_array_equal(other, frames(1, 8, 8, seed=2)[..., 2])
+
+
+def test_frames_are_not_changed_and_may_be_read_only(engine):
+    given = frames(2, 8, 8)
+    kept = given.copy()
+    given.flags.writeable = False
+    engine(given)
+    np.testing.assert_array_equal(given, kept)
+
+
+@pytest.mark.parametrize("view", [np.s_[:, ::2, ::3], np.s_[:, ::-1], np.s_[..., ::-1], np.s_[:, 1:, 1:]])
+def test_frames_need_not_be_contiguous(engine, view):
+    given = frames(1, 8, 12)[view]
+    np.testing.assert_array_equal(engine(given), given[..., 2])
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (np.zeros((4, 6, 3), np.uint8), r"\(4, 6, 3\) uint8"),
+        (np.zeros((1, 4, 6, 1), np.uint8), r"\(1, 4, 6, 1\) uint8"),
+        (np.zeros((1, 4, 6, 4), np.uint8), r"\(1, 4, 6, 4\) uint8"),
+        (np.zeros((1, 3, 4, 6), np.uint8), r"\(1, 3, 4, 6\) uint8"),
+        (np.zeros((1, 4, 6, 3), np.float32), r"\(1, 4, 6, 3\) float32"),
+        (np.zeros((1, 4, 6, 3), np.int8), r"\(1, 4, 6, 3\) int8"),
+        (np.zeros((0, 4, 6, 3), np.uint8), r"\(0, 4, 6, 3\) uint8"),
+        (np.zeros((1, 0, 6, 3), np.uint8), r"\(1, 0, 6, 3\) uint8"),
+    ],
+)
+def test_other_shapes_and_dtypes_are_refused_and_the_engine_goes_on(engine, given, got):
+    with pytest.raises(ShapeError, match=rf"^frames: expected \(N, H, W, 3\) uint8, got {got}$"):
+        engine(given)
+    assert engine(frames(1, 4, 6)).shape == (1, 4, 6)
+
+
+def test_a_fixed_frame_size_is_refused_with_both_sizes_and_the_option(open_here, make_bundle):
+    engine = open_here(make_bundle(frame_size_hw=(4, 6)))
+    assert engine(frames(1, 4, 6)).shape == (1, 4, 6)
+    message = (
+        r"^frames: expected 4×6 \(height × width\), got 6×4: compile with --frame 6x4, or without --frame for any size$"
+    )
+    with pytest.raises(ShapeError, match=message):
+        engine(frames(1, 6, 4))
+
+
+def test_as_many_submissions_as_in_flight_come_back_in_order(engine):
+    given = [frames(1, 4, 6, seed) for seed in range(engine.in_flight)]
+    for number in range(engine.in_flight):
+        engine.submit(given[number])
+    with pytest.raises(RuntimeError, match=f"{engine.in_flight} submissions are in flight already: collect one first"):
+        engine.submit(given[0])
+    for number in range(engine.in_flight):
+        np.testing.assert_array_equal(engine.collect(), given[number][..., 2])
+
+
+def test_collect_without_submit(engine):
+    with pytest.raises(RuntimeError, match="nothing was submitted"):
+        engine.collect()
+    engine(frames(1, 4, 6))
+    with pytest.raises(RuntimeError, match="nothing was submitted"):
+        engine.collect()
+
+
+def test_a_call_does_not_take_the_masks_of_a_submission(engine):
+    engine.submit(frames(1, 4, 6))
+    with pytest.raises(RuntimeError, match="in flight: collect them before a call"):
+        engine(frames(1, 6, 4))
+    assert engine.collect().shape == (1, 4, 6)
+
+
+def test_close_twice_and_no_use_after(open_here, red_bundle):
+    with open_here(red_bundle) as engine:
+        engine.submit(frames(1, 4, 6))
+    engine.close()
+    engine.close()
+    for use in (lambda: engine.submit(frames(1, 4, 6)), engine.collect):
+        with pytest.raises(RuntimeError, match="the engine is closed"):
+            use()
+
+
+def test_an_engine_may_be_made_on_one_thread_and_used_on_another(engine):
+    given, masks = frames(1, 4, 6), []
+    thread = threading.Thread(target=lambda: masks.append(engine(given)))
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(masks[0], given[..., 2])
+
+
+def test_description_names_the_backend(engine):
+    assert engine.description
+    assert "\n" not in engine.description
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", bytes(range(256)) * 40])
+def test_a_program_that_is_none_has_a_right_sum_but_is_refused(open_here, make_bundle, content):
+    bundle = make_bundle(program=content)
+    assert bundle.manifest.files["program.onnx"] == hashlib.sha256(content).hexdigest()
+    with pytest.raises(BundleError, match=r"program.onnx: .*compile the bundle again$") as caught:
+        open_here(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_program_that_reads_another_file_is_refused(open_here, make_bundle, tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(8))
+    outside = helper.make_tensor("red", TensorProto.INT64, [], [2])
+    outside.ClearField("int64_data")
+    outside.data_location = TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value="../secret")
+    node = helper.make_node("Gather", ["frames", "red"], ["masks"], axis=3)
+    output = helper.make_tensor_value_info("masks", TensorProto.UINT8, ["N", "H", "W"])
+    with pytest.raises(BundleError, match=r"program.onnx"):
+        open_here(make_bundle(program=program(node, output, initializer=[outside])))
+
+
+def test_a_program_with_another_input_is_no_frame_program(open_here, make_bundle):
+    values = helper.make_tensor_value_info("frames", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    output = helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    node = helper.make_node("Relu", ["frames"], ["masks"])
+    with pytest.raises(BundleError, match=r"program.onnx: expected one uint8 input and one output"):
+        open_here(make_bundle(program=program(node, output, inputs=[values])))
+
+
+def test_a_program_with_other_masks_is_refused_when_they_come(open_here, make_bundle):
+    output = helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["N", "H", "W", 3])
+    node = helper.make_node("Cast", ["frames"], ["masks"], to=TensorProto.FLOAT)
+    engine = open_here(make_bundle(program=program(node, output)))
+    with pytest.raises(ShapeError, match=r"^masks of .*: expected \(1, 4, 6\) uint8, got \(1, 4, 6, 3\) float32$"):
+        engine(frames(1, 4, 6))
+
+
+def test_a_program_that_cannot_run_on_the_frames_is_the_bundles_fault(open_here, make_bundle):
+    values = helper.make_tensor_value_info("frames", TensorProto.UINT8, [1, 2, 2, 3])
+    output = helper.make_tensor_value_info("masks", TensorProto.UINT8, [1, 2, 2])
+    red = helper.make_tensor("red", TensorProto.INT64, [], [2])
+    node = helper.make_node("Gather", ["frames", "red"], ["masks"], axis=3)
+    engine = open_here(make_bundle(program=program(node, output, inputs=[values], initializer=[red])))
+    assert engine(frames(1, 2, 2)).shape == (1, 2, 2)
+    with pytest.raises(
+        BundleError, match=r"program.onnx: .*\(1, 4, 6, 3\) uint8.*: compile the bundle again"
+    ) as caught:
+        engine(frames(1, 4, 6))
+    assert "\n" not in str(caught.value)
+    assert engine(frames(1, 2, 2)).shape == (1, 2, 2)
+
+
+def test_a_missing_program_is_the_bundles_fault(open_here, make_bundle):
+    bundle = make_bundle()
+    bundle.program_path.unlink()
+    with pytest.raises(BundleError, match=r"program.onnx"):
+        open_here(bundle)
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "ONNXRUNTIME", "../evil", "pipeline.run"])
+def test_an_unknown_backend_names_those_there_are(red_bundle, name):
+    with pytest.raises(OptionError, match=rf"^--backend: expected auto or one of {', '.join(ENGINES)}, got '{name}'$"):
+        open_engine(red_bundle, name)
+
+
+def test_auto_takes_one(red_bundle):
+    with open_engine(red_bundle) as engine:
+        assert engine(frames(1, 4, 6)).shape == (1, 4, 6)
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named 'onnxruntime'"), OSError("libcudart.so: cannot open")])
+def test_a_backend_whose_packages_are_missing_says_what_installs_them(red_bundle, monkeypatch, error):
+    def missing(name):
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(
+        BackendUnavailableError, match=rf"^backend 'onnxruntime' cannot be loaded here \({error}\)"
+    ) as caught:
+        open_engine(red_bundle, "onnxruntime")
+    assert str(caught.value).endswith("pip install '.[cpu]'")
+    assert caught.value.__cause__ is error
+
+
+def test_the_test_program_is_valid_onnx(red_bundle):
+    onnx.checker.check_model(onnx.load(red_bundle.program_path))

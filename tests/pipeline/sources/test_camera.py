@@ -1,0 +1,147 @@
+import itertools
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.errors import SourceError
+from pipeline.sources import camera
+from pipeline.sources.camera import CameraSource
+
+
+class Camera:
+    """Stands in for cv2.VideoCapture: ``frames`` pictures, then none."""
+
+    opened = True
+    frames = 3
+    fps = 30.0
+    fourcc = "MJPG"
+    made = ()
+
+    def __init__(self, target, backend):
+        self.asked, self.released, self.given = [("open", target, backend)], 0, 0
+        type(self).made = (*type(self).made, self)
+
+    def isOpened(self):
+        return self.opened
+
+    def set(self, prop, value):
+        self.asked.append((prop, value))
+        return True
+
+    def get(self, prop):
+        return {cv2.CAP_PROP_FOURCC: float(cv2.VideoWriter.fourcc(*self.fourcc)), cv2.CAP_PROP_FPS: self.fps}[prop]
+
+    def read(self):
+        if self.given == self.frames:
+            return False, None
+        self.given += 1
+        return True, np.full((48, 64, 3), self.given, np.uint8)
+
+    def release(self):
+        self.released += 1
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """``fake(frames=3, …)``: a camera source on a device that answers so, and its stand-in."""
+    device = tmp_path / "video7"
+    device.touch()
+
+    def make(**facts):
+        kind = type("Fake", (Camera,), facts)
+        monkeypatch.setattr(camera.cv2, "VideoCapture", kind)
+        return CameraSource(str(device)), kind.made[0]
+
+    return make
+
+
+def test_motion_jpeg_is_asked_for_before_the_first_picture(fake):
+    _, device = fake()
+    assert (cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG")) in device.asked
+    assert (cv2.CAP_PROP_BUFFERSIZE, 1) in device.asked
+    assert device.given == 1
+
+
+def test_the_description_says_what_the_camera_agreed_to(fake):
+    source, _ = fake(fourcc="YUYV", fps=29.97002997002997)
+    assert source.info.description.endswith("video7, YUYV, 64×48, 29.97 FPS")
+    assert source.info.fps == Fraction(30000, 1001)
+    assert (source.info.name, source.info.size_hw) == ("video7", (48, 64))
+    assert (source.info.live, source.info.frame_count, source.info.paths) == (True, None, ())
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan")])
+def test_a_camera_that_names_no_rate(fake, fps):
+    assert fake(fps=fps)[0].info.fps is None
+
+
+@pytest.mark.parametrize("fourcc", ["\0\0\0\0", "\1\2\3\4"])
+def test_a_camera_that_names_no_format(fake, fourcc):
+    assert "format unknown" in fake(fourcc=fourcc)[0].info.description
+
+
+def test_frames_come_in_order_from_the_first_with_rising_times(fake):
+    source, _ = fake()
+    frames = list(itertools.islice(source, 3))
+    assert [frame.image[0, 0, 0] for frame in frames] == [1, 2, 3]
+    assert [frame.index for frame in frames] == [0, 1, 2]
+    assert [frame.name for frame in frames] == ["video7_000000", "video7_000001", "video7_000002"]
+    times_s = [frame.pts_s for frame in frames]
+    assert times_s[0] == 0
+    assert times_s == sorted(times_s)
+    assert not np.shares_memory(frames[0].image, frames[1].image)
+
+
+def test_a_camera_that_is_unplugged_says_so_after_its_frames(fake):
+    source, _ = fake(frames=3)
+    frames = []
+    with pytest.raises(SourceError, match=r"video7: expected a picture, got none after 3 frames: was it unplugged\?$"):
+        frames.extend(source)
+    assert len(frames) == 3
+
+
+def test_a_device_that_is_in_use(fake):
+    with pytest.raises(
+        SourceError, match=r"video7: expected a camera, got a device that gives no pictures: is another program"
+    ):
+        fake(opened=False)
+
+
+def test_a_device_without_pictures_is_given_back(fake):
+    with pytest.raises(SourceError, match=r"video7: expected pictures, got none: is another program"):
+        fake(frames=0)
+    assert camera.cv2.VideoCapture.made[0].released == 1
+
+
+def test_close_gives_the_device_back(fake):
+    source, device = fake()
+    with source:
+        assert device.released == 0
+    assert device.released >= 1
+    source.close()
+
+
+def test_a_number_is_a_device_path(monkeypatch):
+    monkeypatch.setattr(camera, "_check_device", lambda device: None)
+    monkeypatch.setattr(camera.cv2, "VideoCapture", type("Fake", (Camera,), {}))
+    assert CameraSource("2").info.name == "video2"
+    assert camera.cv2.VideoCapture.made[0].asked[0] == ("open", "/dev/video2", cv2.CAP_V4L2)
+
+
+@pytest.mark.parametrize("found", [[], ["video0", "video1"]])
+def test_a_missing_device_names_those_there_are(monkeypatch, found):
+    monkeypatch.setattr(Path, "glob", lambda *_: [Path("/dev", name) for name in reversed(found)])
+    there = "there are /dev/video0, /dev/video1" if found else "this machine has none"
+    with pytest.raises(SourceError, match=f"^/dev/video99: no such camera: {there}$"):
+        CameraSource("99")
+
+
+def test_no_permission_says_what_gives_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(camera.os, "access", lambda *_: False)
+    with pytest.raises(
+        SourceError, match=r"no permission: add yourself to its group with: sudo usermod -aG video \$USER$"
+    ):
+        CameraSource(str(tmp_path))

@@ -1,0 +1,125 @@
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import BackendUnavailableError, SourceError
+from pipeline.sources import PICTURE_SUFFIXES, SOURCES, open_source, source_kind
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        ("0", "camera"),
+        ("12", "camera"),
+        ("/dev/video0", "camera"),
+        ("/dev/v4l/by-id/usb-046d_HD_Pro-video-index0", "camera"),
+        ("test://", "test"),
+        ("test://?size=64x48&frames=3", "test"),
+        ("a.mp4", "video"),
+        ("./0", "video"),
+        ("1234", "video"),
+        ("a", "video"),
+        ("a.gif", "video"),
+        ("-a.mp4", "video"),
+        ("C:a.mp4", "video"),
+        ("C:\\a.mp4", "video"),
+        ("12:30.mp4", "video"),
+        ("/dev/shm/a.mp4", "video"),
+        ("/dev/shm/a.png", "pictures"),
+        ("/dev/shm", "pictures"),
+        ("a.png", "pictures"),
+        ("a.JPG", "pictures"),
+        ("a/*.jpg", "pictures"),
+        ("a/**/*", "pictures"),
+        ("a?.png", "pictures"),
+        ("[ab].tif", "pictures"),
+        (".", "pictures"),
+    ],
+)
+def test_what_a_string_names(spec, kind):
+    assert source_kind(spec) == kind
+    assert kind in SOURCES
+
+
+@pytest.mark.parametrize("suffix", sorted(PICTURE_SUFFIXES))
+def test_suffixes_of_pictures(suffix):
+    assert source_kind(f"a{suffix}") == source_kind(f"a{suffix.upper()}") == "pictures"
+
+
+@pytest.mark.parametrize("name", ["a[1].mp4", "what?.mp4", "*.mp4", "rtsp:a.mp4", "a: b.mp4", "0.5"])
+def test_a_file_that_exists_is_taken_by_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    assert source_kind(name) == "video"
+
+
+def test_a_folder_is_pictures_whatever_its_name(tmp_path):
+    (tmp_path / "clip.mp4").mkdir()
+    assert source_kind(str(tmp_path / "clip.mp4")) == "pictures"
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ("rtsp://user:secret@cam/1", "rtsp://…"),
+        ("http://cam/x.mjpg?token=secret", "http://…"),
+        ("concat:a.mp4|b.mp4", "concat:…"),
+        ("subfile,,start,0,end,9,,:a.mp4", None),
+        ("file:a.mp4", "file:…"),
+        ("gst:videotestsrc", "gst:…"),
+        ("csi://0", "csi://…"),
+    ],
+)
+def test_addresses_of_other_kinds_are_refused_without_showing_secrets(spec, shown):
+    with pytest.raises(SourceError) as caught:
+        open_source(spec)
+    if shown:
+        assert str(caught.value).startswith(f"{shown}: expected a camera number, /dev/video0, a video")
+    assert "secret" not in str(caught.value)
+
+
+def test_nothing_is_refused():
+    with pytest.raises(SourceError, match=r"^--source: expected .*, got nothing$"):
+        open_source("")
+
+
+@pytest.mark.parametrize(
+    "spec", ["no.mp4", "no.png", "no/", "no/*.png", "a\0b.mp4", "a" * 5000, "a" * 5000 + ".png", "~.mp4"]
+)
+def test_what_is_not_there_is_one_sentence(spec):
+    with pytest.raises(SourceError, match=r"(no such file|got a pattern with none)$"):
+        open_source(spec)
+
+
+def test_a_missing_package_says_what_installs_it(monkeypatch):
+    def missing(name):
+        raise ImportError("No module named 'cv2'")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(
+        BackendUnavailableError, match=r"^a.png: cannot be read here \(No module named 'cv2'\).*\[cpu\]'$"
+    ):
+        open_source("a.png")
+
+
+def test_a_source_is_closed_at_the_end_of_its_block(monkeypatch):
+    with open_source("test://?frames=1") as source:
+        closed = []
+        monkeypatch.setattr(source, "close", lambda: closed.append(True))
+    assert closed == [True]
+    source.close()
+    source.close()
+
+
+def test_importing_loads_nothing_heavy():
+    heavy = {"torch", "onnx", "onnxruntime", "cv2", "av", "tensorrt", "tensorrt_rtx", "pycuda"}
+    code = (
+        f"import sys, pipeline, pipeline.engines, pipeline.sources, pipeline.sinks; print({heavy} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
