@@ -38,6 +38,8 @@ class VideoSink(Sink):
         self._reformatter = VideoReformatter()
         self.written = spec
         try:
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(self._path)  # a name that is too long fails now and not after the last frame
             if not self._path.parent.is_dir():
                 self._path.parent.mkdir(parents=True)
             # In the same folder, so that the last step is a rename; the suffix tells FFmpeg the container.
