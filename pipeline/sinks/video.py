@@ -19,6 +19,9 @@ from pipeline.overlay import Renderer
 from pipeline.sinks.base import Sink
 
 _BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer function alike
+# FFmpeg's bilinear with exact rounding and chroma of every pixel: its default darkens a picture by two levels of 255. PyAV names
+# these flags from version 18 on.
+_EXACT_BILINEAR = 0x2 | 0x40000 | 0x4000
 _PICTURES_PER_S = Fraction(1)  # a video made of pictures shows each for a second
 
 
@@ -76,6 +79,7 @@ class VideoSink(Sink):
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
+                interpolation=_EXACT_BILINEAR,
             )
             # Players refuse time that stands still or runs backward; a source's rounding must not stop the recording.
             self._last_pts = max(round(frame.pts_s / self._time_base), self._last_pts + 1)

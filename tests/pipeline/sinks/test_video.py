@@ -67,14 +67,15 @@ def test_the_index_lies_before_the_pictures(save, red_images):
     assert 0 < content.index(b"moov") < content.index(b"mdat")
 
 
-@pytest.mark.parametrize("size_hw", [(720, 1280), (480, 640), (90, 160)])
-def test_colours_come_back_as_they_were(save, read_video, size_hw):
+# In the smallest the bars are 23 pixels wide, and the codec lets their colours run a little.
+@pytest.mark.parametrize(("size_hw", "tolerance"), [((720, 1280), 2), ((480, 640), 2), ((90, 160), 6)])
+def test_colours_come_back_as_they_were(save, read_video, size_hw, tolerance):
     image, middles = patches(*size_hw)
     path = save("out.mp4", [image] * 2)
     (ours, _), seen = open_source(str(path)), read_video(path).images[0]
     for name, middle in middles.items():
-        np.testing.assert_allclose(ours.image[middle], COLOURS[name], atol=4, err_msg=name)
-        np.testing.assert_allclose(seen[middle], COLOURS[name], atol=4, err_msg=name)
+        np.testing.assert_allclose(ours.image[middle], COLOURS[name], atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(seen[middle], COLOURS[name], atol=tolerance, err_msg=name)
 
 
 @pytest.mark.needs_program("ffprobe")
