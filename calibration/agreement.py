@@ -52,7 +52,7 @@ def mean_absolute_error(mask_hw: Mask, reference_hw: Mask, task: Task = "binary"
 
 def _iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     union = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / union if union else 1.0
+    return float(np.count_nonzero(first & second) / union) if union else 1.0
 
 
 def _check(mask_hw: Mask, reference_hw: Mask) -> None:

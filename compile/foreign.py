@@ -157,17 +157,14 @@ def _join(
         graphs.append(onnx.compose.add_prefix(copy.deepcopy(same), prefix).graph)
     first, middle, last = graphs
     (input_,) = [value for value in middle.input if value.name not in {item.name for item in middle.initializer}]
-    middle_scores = f"network/{scores_name}"
-    last_scores, last_frames = "after/scores", "after/frames"
     casts = [
         helper.make_node(
             "Cast", ["before/input"], [input_.name], name="before/cast", to=input_.type.tensor_type.elem_type
         ),
-        helper.make_node("Cast", [middle_scores], [last_scores], name="after/cast", to=TensorProto.FLOAT),
-        helper.make_node("Identity", ["before/frames"], [last_frames], name="after/frames_of"),
+        helper.make_node("Cast", [f"network/{scores_name}"], ["after/scores"], name="after/cast", to=TensorProto.FLOAT),
     ]
     frames, masks = copy.deepcopy(first.input[0]), copy.deepcopy(last.output[0])
-    nodes = [*first.node, casts[0], *middle.node, *casts[1:], *last.node]
+    nodes = [*first.node, casts[0], *middle.node, casts[1], *last.node]
     graph = helper.make_graph(
         nodes,
         "frame_program",
@@ -182,7 +179,8 @@ def _join(
         ir_version=before.ir_version,
         producer_name="edgemask",
     )
-    _rename(joined.graph, {"before/frames": "frames", "after/masks": "masks"})
+    # Both halves read the input itself: TensorRT refuses to hand uint8 on, be it through an Identity.
+    _rename(joined.graph, {"before/frames": "frames", "after/frames": "frames", "after/masks": "masks"})
     try:
         onnx.checker.check_model(joined, full_check=True)
     except Exception as error:  # the checker and shape inference share no exception

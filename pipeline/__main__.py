@@ -58,8 +58,9 @@ def _run(options: argparse.Namespace) -> None:
         annotations = Annotations(manifest, engine.description, renderer, hud=options.hud, legend=options.legend)
         sinks: list[Sink] = []
         try:
-            for output in outputs:  # one by one: when the second cannot be opened, the first must be discarded
-                sinks.append(open_sink(output, source.info, renderer))
+            with uninterrupted():  # every output that is open must be in the list, also when the next cannot be
+                for output in outputs:
+                    sinks.append(open_sink(output, source.info, renderer))
             if options.show or not outputs:
                 sinks += _window(options, source.info, renderer, annotations)
             start_s = time.monotonic()

@@ -17,6 +17,9 @@ from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest
 
 ROOT = Path(__file__).parents[1]
 
+# As the command does: OpenCV reads it when the first test imports it.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
@@ -86,7 +89,9 @@ def red_bundle(tmp_path_factory):
 @pytest.fixture(scope="session")
 def class_bundle(tmp_path_factory):
     """A bundle of 3 classes whose class index is the frame's red channel."""
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "classes", task="classes", classes=("background", "road", "car"))
+    return write_bundle(
+        tmp_path_factory.mktemp("bundles") / "classes", task="classes", classes=("background", "road", "car")
+    )
 
 
 def write_bundle(folder, **manifest):
@@ -126,7 +131,9 @@ def run_module(module, *arguments, check=False, cwd=ROOT, env=None, timeout=300)
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         environment.pop(name, None)
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
     if check and done.returncode != 0:
         raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done

@@ -59,7 +59,9 @@ def test_module_names_say_their_subject(room):
 
 @pytest.mark.parametrize("package", ["pipeline", "models", "calibration", "compile", "pipeline.engines", "models.zoo"])
 def test_importing_a_room_loads_no_heavy_package(package):
-    code = f"import importlib, sys; importlib.import_module({package!r}); print([m for m in {HEAVY} if m in sys.modules])"
+    code = (
+        f"import importlib, sys; importlib.import_module({package!r}); print([m for m in {HEAVY} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

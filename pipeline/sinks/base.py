@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 from pipeline.frame import Frame
 
@@ -37,3 +39,11 @@ class Sink(ABC):
     def discard(self) -> None:
         """End without a result: leave nothing half-written behind. Safe to call twice and after ``close``."""
         self.close()
+
+
+def scratch_path(path: Path) -> Path:
+    """Where a file is written until it is complete: in the same folder, so that the last step is a rename.
+
+    The name is known before the file is made, so that it can be removed whatever happens; its suffix tells the format.
+    """
+    return path.with_name(f".edgemask.{secrets.token_hex(8)}{path.suffix}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import cv2
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SinkError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.overlay import Renderer, cutout_bgra
-from pipeline.sinks.base import Sink
+from pipeline.sinks.base import Sink, scratch_path
 
 _LOSSY = frozenset((".jpg", ".jpeg", ".webp"))
 _WITHOUT_ALPHA = frozenset((".jpg", ".jpeg"))
@@ -104,18 +103,16 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
         raise SinkError(f"{path}: OpenCV cannot write this kind of picture at {size}: use .png") from error
     if not encoded:
         raise SinkError(f"{path}: OpenCV cannot write this kind of picture at {size}: use .png")
-    scratch = ""
+    scratch = scratch_path(path)
     try:
-        handle, scratch = tempfile.mkstemp(prefix=".edgemask.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with scratch.open("xb") as file:
             file.write(content.tobytes())
-        os.chmod(scratch, 0o644)
         os.replace(scratch, path)
     except OSError as error:
         raise SinkError(f"{path}: cannot be written ({error.strerror})") from error
     finally:  # also when a signal comes
-        if scratch and os.path.exists(scratch):
-            os.unlink(scratch)
+        if os.path.exists(scratch):
+            scratch.unlink()
 
 
 def _make_folder(folder: Path) -> None:

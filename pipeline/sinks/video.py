@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+from collections import deque
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from pipeline.errors import SinkError
 from pipeline.frame import Frame, Image, SourceInfo
 from pipeline.overlay import Renderer
-from pipeline.sinks.base import Sink
+from pipeline.sinks.base import Sink, scratch_path
 
 _BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer function alike
 # FFmpeg's bilinear with exact rounding and chroma of every pixel: its default darkens a picture by two levels of 255. PyAV names
@@ -46,11 +46,8 @@ class VideoSink(Sink):
             if not self._path.parent.is_dir():
                 self._path.parent.mkdir(parents=True)
             # In the same folder, so that the last step is a rename; the suffix tells FFmpeg the container.
-            handle, self._scratch = tempfile.mkstemp(
-                prefix=".edgemask.", suffix=self._path.suffix, dir=self._path.parent
-            )
-            os.close(handle)
-            os.chmod(self._scratch, 0o644)
+            self._scratch = scratch_path(self._path)
+            self._scratch.open("xb").close()
         except OSError as error:
             raise SinkError(f"{spec}: cannot be written ({error.strerror}): choose another --output") from error
         options = {} if self._path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
@@ -63,7 +60,7 @@ class VideoSink(Sink):
             ) from error
         finally:
             if self._container is None:
-                os.unlink(self._scratch)
+                self._scratch.unlink()
 
     def write(self, frame: Frame) -> None:
         """Encode the frame's view."""
@@ -84,8 +81,8 @@ class VideoSink(Sink):
             # Players refuse time that stands still or runs backward; a source's rounding must not stop the recording.
             self._last_pts = max(round(frame.pts_s / self._time_base), self._last_pts + 1)
             picture.pts, picture.time_base = self._last_pts, self._time_base
-            for packet in stream.encode(picture):
-                self._container.mux(packet)
+            # With no line of Python between encoder and file, where a signal that ends the run would lose a packet.
+            deque(map(self._container.mux, map(stream.encode, (picture,))), 0)
         except (av.error.FFmpegError, OSError) as error:
             raise SinkError(f"{self._path}: cannot be written ({str(error.strerror or error).lower()})") from error
 
@@ -132,7 +129,7 @@ class VideoSink(Sink):
         with contextlib.suppress(av.error.FFmpegError, OSError):  # the file is removed in any case
             container.close()
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._scratch)
+            self._scratch.unlink()
 
 
 def _even(view: Image) -> Image:

@@ -4,18 +4,22 @@ import copy
 import logging
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from skimage import data
 from torch import nn
 
 from compile.contract import Contract
 from compile.errors import CompileError
+from compile.networks import open_candidate
 from compile.onnx_export import export_module, export_program, lower_pooling, without_traces
 from compile.program import FrameProgram
+from models.checkpoint import load_network
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 FRAMES = [(1, 37, 53), (3, 100, 130), (1, 1, 1), (3, 48, 64), (1, 360, 640)]
@@ -236,3 +240,45 @@ def test_traces_are_removed_from_branches_too():
     assert b"somebody" in model.SerializeToString()
     assert b"somebody" not in without_traces(model).SerializeToString()
     onnx.checker.check_model(model)
+
+
+# --- the published network
+
+
+@pytest.fixture(scope="module")
+def published(published_u2netp):
+    return onnxruntime.InferenceSession(published_u2netp, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.network
+def test_published_u2netp_in_pytorch(published_u2netp, published):
+    network = load_network(published_u2netp).model
+    x = np.random.default_rng(0).normal(size=(1, 3, 320, 320)).astype(np.float32)
+    theirs = published.run(None, {published.get_inputs()[0].name: x})[0]
+    with torch.inference_mode():
+        ours = network(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert np.ptp(theirs) > 0.05
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["stream", "official"])
+def test_published_u2netp_on_photographs(published_u2netp, published, name):
+    candidate = open_candidate(published_u2netp, name)
+    program = candidate.export("fp32", None).SerializeToString()
+    session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
+    for photograph_rgb in (data.astronaut(), data.chelsea()):
+        height, width = photograph_rgb.shape[:2]
+        (masks,) = session.run(None, {"frames": photograph_rgb[None, :, :, ::-1].copy()})
+        # By hand: a photograph of more than 480 pixels is brought to 640 first, and four pixels each are averaged.
+        x = photograph_rgb.astype(np.float32)
+        fine = (640 if width > 480 else 320, 640 if height > 480 else 320)
+        x = cv2.resize(cv2.resize(x, fine, interpolation=cv2.INTER_LINEAR), (320, 320), interpolation=cv2.INTER_AREA)
+        x = x / (x.max() if name == "official" else 255)
+        x = ((x - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)).transpose(2, 0, 1)[None].astype(np.float32)
+        d = published.run(None, {published.get_inputs()[0].name: x})[0][0, 0]
+        if name == "official":
+            d = (d - d.min()) / (d.max() - d.min())
+        expected = cv2.resize(d, (width, height), interpolation=cv2.INTER_LINEAR) * 255
+        assert np.ptp(expected) > 200
+        assert np.abs(masks[0] - expected).max() <= 2

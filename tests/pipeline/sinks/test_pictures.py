@@ -105,8 +105,13 @@ def test_a_name_that_is_too_long_is_one_sentence(tmp_path, make_info, make_frame
     assert os.listdir(tmp_path) == []
 
 
-def test_others_may_read_it(save):
-    assert save("out.png", "overlay").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_it_is_the_users_choice(save, umask, mode):
+    before = os.umask(umask)
+    try:
+        assert save("out.png", "overlay").stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
 
 
 def test_what_was_there_is_replaced(save, tmp_path, read_picture):

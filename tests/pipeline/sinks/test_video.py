@@ -177,8 +177,13 @@ def test_folders_above_are_made_and_relative_names_work(
     assert sink.written == "-new/er/out.mp4"
 
 
-def test_others_may_read_it(save, red_images):
-    assert save("out.mp4", red_images).stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_it_is_the_users_choice(save, red_images, umask, mode):
+    before = os.umask(umask)
+    try:
+        assert save("out.mp4", red_images).stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
 
 
 def test_the_file_appears_when_it_is_complete(tmp_path, make_info, make_frame, renderer, red_images, read_video):

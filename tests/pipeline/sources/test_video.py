@@ -163,9 +163,7 @@ def test_a_file_that_is_cut_off_ends_in_an_error_after_its_frames(files, tmp_pat
 @pytest.mark.parametrize("missing", [1, 2, 100])
 def test_a_few_missing_bytes_are_noticed(files, tmp_path, missing):
     path = cut(files["faststart"], files["faststart"].stat().st_size - missing, tmp_path)
-    with pytest.raises(
-        SourceError, match=r"expected a complete file of 0.8 s, got one that is cut off after \d+ frames$"
-    ):
+    with pytest.raises(SourceError, match=r"cut\.mp4: .*cut off.*after \d+ frames"):
         read_all(path)
 
 

@@ -1,0 +1,151 @@
+import numpy as np
+import onnx
+import pytest
+
+from compile.errors import CompileError
+from compile.verify import Verification, check, verify
+from pipeline.frame import Frame
+
+
+@pytest.fixture
+def red(red_bundle):
+    """A program whose mask is the frame's red channel."""
+    return red_bundle.program_path.read_bytes()
+
+
+def frames_of(*images):
+    return [Frame(image, index, 0.0, "test", f"frame{index}") for index, image in enumerate(images)]
+
+
+def red_channel(frames_nhwc):
+    return frames_nhwc[..., 2]
+
+
+def bars(width=100, red_columns=50):
+    image = np.zeros((10, width, 3), np.uint8)
+    image[:, :red_columns, 2] = 255
+    return image
+
+
+def test_a_program_that_agrees(red):
+    frames = frames_of(bars(), bars(red_columns=20), np.zeros((7, 9, 3), np.uint8))
+    got = verify(red, red_channel, iter(frames), "binary", "three.mp4")
+    assert (got.frames, got.source, got.iou_mean, got.iou_worst, got.mae) == (3, "three.mp4", 1.0, 1.0, 0.0)
+    assert got.runtime.startswith("onnxruntime 1.")
+    check(got, 1.0)
+
+
+def test_numbers_of_a_program_that_differs(red):
+    def other(frames_nhwc):
+        masks = red_channel(frames_nhwc).copy()
+        if frames_nhwc[0, 0, 0, 0] == 7:
+            masks[:, :, :10] = 0
+        return masks
+
+    odd = bars()
+    odd[0, 0, 0] = 7
+    got = verify(red, other, frames_of(bars(), odd, bars()), "binary", "x")
+    assert got.iou_worst == pytest.approx(40 / 50)
+    assert got.worst_frame == "frame1"
+    assert got.iou_mean == pytest.approx((1 + 0.8 + 1) / 3, abs=1e-6)
+    assert got.mae == pytest.approx(0.1 / 3, abs=1e-6)
+    message = (
+        r"agrees with the network to IoU 0\.9333 on 3 frames of x \(worst 0\.8000, frame1\) and mean absolute error "
+        r"0\.0333, expected IoU 0\.9900 and error 0\.0100: .*allow it with --min-iou"
+    )
+    with pytest.raises(CompileError, match=message):
+        check(got, 0.99)
+    check(got, 0.93)
+
+
+def test_classes_are_compared_as_indices(class_bundle):
+    program = class_bundle.program_path.read_bytes()
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[:, 2:, 2] = 1
+    got = verify(program, lambda frames: frames[..., 2] * 2, frames_of(image), "classes", "x")
+    assert (got.iou_mean, got.mae) == (pytest.approx(1 / 3, abs=1e-6), 0.5)
+    assert verify(program, red_channel, frames_of(image), "classes", "x").iou_mean == 1
+
+
+def test_masks_below_one_half_are_not_taken_on_trust(red):
+    # No pixel counts on either side, so the IoU is 1; a broken program that gives nothing must not pass for it.
+    dim = np.full((8, 8, 3), 100, np.uint8)
+    got = verify(red, lambda frames: np.zeros(frames.shape[:3], np.uint8), frames_of(dim), "binary", "x")
+    assert got.iou_mean == 1
+    with pytest.raises(
+        CompileError, match=r"IoU 1\.0000 .* mean absolute error 0\.3922, expected IoU 0\.9900 and error 0\.0100"
+    ):
+        check(got, 0.99)
+    with pytest.raises(CompileError, match=r"error 0\.0100"):
+        check(got, 1.0)
+    check(got, 0.6)
+
+
+def verification(**values):
+    defaults = {"frames": 1, "source": "x", "iou_mean": 1.0, "iou_worst": 1.0, "worst_frame": "a", "mae": 0.0}
+    return Verification(**{**defaults, "runtime": "r", **values})
+
+
+@pytest.mark.parametrize("iou", [0.0, 0.98999, float("nan")])
+def test_the_gate_is_the_mean_iou(iou):
+    check(verification(iou_mean=0.99), 0.99)
+    with pytest.raises(CompileError, match=r"expected IoU 0\.9900"):
+        check(verification(iou_mean=iou), 0.99)
+
+
+def test_the_gate_lets_everything_through_at_0():
+    check(verification(iou_mean=0.0, mae=1.0), 0.0)
+
+
+def test_one_frame_that_is_far_off_is_in_the_numbers(red):
+    frames = frames_of(*[bars()] * 9, bars(red_columns=100))
+    got = verify(red, lambda frames: np.minimum(red_channel(frames), bars()[None, ..., 2]), frames, "binary", "x")
+    assert (got.iou_worst, got.worst_frame, got.iou_mean) == (0.5, "frame9", 0.95)
+
+
+def test_frames_are_resized_to_a_fixed_size(red):
+    model = onnx.load_from_string(red)
+    for value in (*model.graph.input, *model.graph.output):
+        height, width = value.type.tensor_type.shape.dim[1:3]
+        height.dim_value, width.dim_value = 6, 50
+    seen = []
+
+    def reference(frames_nhwc):
+        seen.append(frames_nhwc.shape)
+        return red_channel(frames_nhwc)
+
+    frames = frames_of(bars(), np.zeros((6, 50, 3), np.uint8))
+    got = verify(model.SerializeToString(), reference, frames, "binary", "x")
+    assert seen == [(1, 6, 50, 3)] * 2
+    assert got.iou_mean == 1
+
+
+def test_images_need_not_be_contiguous(red):
+    image = np.ascontiguousarray(bars()[:, ::-1])[:, ::-1]
+    assert verify(red, red_channel, frames_of(image), "binary", "x").iou_mean == 1
+
+
+def test_no_frames(red):
+    with pytest.raises(CompileError, match=r"--verify empty\.mp4: expected frames, got none"):
+        verify(red, red_channel, [], "binary", "empty.mp4")
+
+
+def test_a_program_that_does_not_load():
+    with pytest.raises(CompileError, match="ONNX Runtime cannot load the compiled program: ") as caught:
+        verify(b"garbage", red_channel, frames_of(bars()), "binary", "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_program_that_does_not_run(red, capfd):
+    model = onnx.load_from_string(red)
+    model.graph.initializer[0].int64_data[0] = 5  # no such channel
+    with pytest.raises(CompileError, match=r"ONNX Runtime cannot (load|run) the compiled program: ") as caught:
+        verify(model.SerializeToString(), red_channel, frames_of(bars()), "binary", "x")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_it_goes_into_the_manifest_as_it_is(red):
+    got = verify(red, red_channel, frames_of(bars()), "binary", "x").as_dict()
+    assert list(got) == ["frames", "source", "iou_mean", "iou_worst", "worst_frame", "mae", "runtime"]
+    assert {type(value) for value in got.values()} == {int, str, float}
