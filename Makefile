@@ -44,4 +44,6 @@ $(VENV)/.run: $(VENV)/.torch
 
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile,dev]'
+	# Metrics to check ours against; with what it asks for, a second OpenCV without windows would replace the first.
+	$(BIN)/python -m pip install --quiet --no-deps "pysodmetrics>=1.6"
 	touch $@

@@ -35,7 +35,7 @@ def _measure(arguments: list[str]) -> None:
         module = importlib.import_module(QUESTIONS[question][0])
     except ImportError as error:
         raise BackendUnavailableError(
-            f"{question}: needs packages that are not here ({error}): install them with: pip install '.[compile,bench]'"
+            f"{question}: needs packages that are not here ({error}): install them with: pip install '.[compile]'"
         ) from error
     parser = OptionParser(prog=f"python -m benchmarks {question}", description=module.__doc__)
     parser.add_argument("--json", metavar="FILE", help="write the result with its environment")

@@ -5,44 +5,65 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.accuracy import BETA_SQUARED, SaliencyMetrics, read_truth
+from benchmarks.accuracy import read_truth
+from benchmarks.saliency import BETA_SQUARED, SaliencyMetrics
 from pipeline.errors import OptionError, ShapeError, SourceError
 
-pytestmark = pytest.mark.needs("py_sod_metrics")
 
-
-def naive_max_f(masks, truths):
-    """Max F-measure of mean precision and mean recall, threshold by threshold."""
-    best = 0.0
-    for threshold in range(256):
-        precisions, recalls = [], []
-        for mask, truth in zip(masks, truths, strict=True):
-            above = mask >= threshold
-            hits = np.count_nonzero(above & truth)
-            precisions.append(hits / max(np.count_nonzero(above), 1))
-            recalls.append(hits / np.count_nonzero(truth))
-        precision, recall = np.mean(precisions), np.mean(recalls)
-        best = max(best, (1 + BETA_SQUARED) * precision * recall / max(BETA_SQUARED * precision + recall, 1e-9))
-    return best
-
-
-def test_metrics_equal_their_definition():
+def random_masks(count=5):
+    """Masks that lean towards random truths, and these."""
     random = np.random.default_rng(0)
-    truths = [random.random((20, 30)) > 0.6 for _ in range(5)]
+    truths = [random.random((20, 30)) > 0.6 for _ in range(count)]
     masks = [np.clip(truth * 130 + random.integers(0, 126, truth.shape), 0, 255).astype(np.uint8) for truth in truths]
+    return masks, truths
+
+
+def metrics_of(masks, truths):
     metrics = SaliencyMetrics()
     for mask, truth in zip(masks, truths, strict=True):
         metrics.add(mask, truth)
-    result = metrics.result()
-    assert result["pictures"] == 5
-    assert result["max_f"] == pytest.approx(naive_max_f(masks, truths), abs=2e-3)
+    return metrics.result()
+
+
+def test_metrics_equal_their_definition():
+    masks, truths = random_masks()
+    best = 0.0
+    for threshold in range(256):
+        hits = [np.count_nonzero((mask >= threshold) & truth) for mask, truth in zip(masks, truths, strict=True)]
+        precision = np.mean(
+            [hit / max(np.count_nonzero(mask >= threshold), 1) for hit, mask in zip(hits, masks, strict=True)]
+        )
+        recall = np.mean([hit / np.count_nonzero(truth) for hit, truth in zip(hits, truths, strict=True)])
+        best = max(best, (1 + BETA_SQUARED) * precision * recall / max(BETA_SQUARED * precision + recall, 1e-9))
     errors = [np.abs(mask / 255 - truth).mean() for mask, truth in zip(masks, truths, strict=True)]
-    assert result["mae"] == pytest.approx(np.mean(errors), abs=1e-5)
     overlaps = [
         np.count_nonzero((mask > 127) & truth) / np.count_nonzero((mask > 127) | truth)
         for mask, truth in zip(masks, truths, strict=True)
     ]
+    result = metrics_of(masks, truths)
+    assert result["pictures"] == 5
+    assert result["max_f"] == pytest.approx(best, abs=1e-5)
+    assert result["mae"] == pytest.approx(np.mean(errors), abs=1e-5)
     assert result["iou"] == pytest.approx(np.mean(overlaps), abs=1e-5)
+
+
+@pytest.mark.needs("py_sod_metrics")
+def test_metrics_equal_pysodmetrics():
+    import py_sod_metrics
+
+    handlers = {"p": py_sod_metrics.PrecisionHandler, "r": py_sod_metrics.RecallHandler}
+    made = {name: handler(with_dynamic=True, with_adaptive=False) for name, handler in handlers.items()}
+    made["f"] = py_sod_metrics.FmeasureHandler(beta=BETA_SQUARED, with_dynamic=True, with_adaptive=False)
+    theirs = py_sod_metrics.FmeasureV2(metric_handlers=made)
+    masks, truths = random_masks()
+    for mask, truth in zip(masks, truths, strict=True):
+        theirs.step(pred=mask / 255, gt=truth, normalize=False)
+    curves = theirs.get_results()
+    precision, recall = curves["p"]["dynamic"], curves["r"]["dynamic"]
+    max_f = ((1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall)).max()
+    result = metrics_of(masks, truths)
+    assert result["max_f"] == pytest.approx(max_f, abs=1e-5)
+    assert result["max_mean_f"] == pytest.approx(curves["f"]["dynamic"].max(), abs=1e-5)
 
 
 def test_a_perfect_and_an_empty_mask():
@@ -57,7 +78,7 @@ def test_a_perfect_and_an_empty_mask():
 
 
 def test_sizes_must_fit():
-    with pytest.raises(ShapeError, match=r"ground truth: expected \(4, 4\) as the picture, got \(4, 5\)"):
+    with pytest.raises(ShapeError, match=r"ground truth: expected \(4, 4\) as the picture, got \(4, 5\) bool"):
         SaliencyMetrics().add(np.zeros((4, 4), np.uint8), np.zeros((4, 5), bool))
 
 

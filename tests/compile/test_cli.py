@@ -129,6 +129,9 @@ def test_u2net_as_published_in_half_precision(run, weights, place):
     manifest = Bundle.read(output).manifest
     assert (manifest.model, manifest.precision, manifest.network_size_hw) == ("mine", "fp16", (64, 64))
     assert (manifest.weights["family"], manifest.weights["architecture"]) == ("u2net", "u2net")
+    program = onnx.load(output / PROGRAM_NAME)
+    weights_inside = {tensor.data_type for tensor in program.graph.initializer if len(tensor.dims) == 4}
+    assert onnx.TensorProto.FLOAT16 in weights_inside
     assert manifest.contract["name"] == "official"
     assert manifest.contract["mean"] == [0.485, 0.456, 0.406]
     assert manifest.verification["iou_mean"] >= 0.9
@@ -152,7 +155,10 @@ def test_classes_a_contract_file_a_frame_size_and_a_bundle_to_replace(run, weigh
     assert (manifest.network_size_hw, manifest.frame_size_hw) == ((32, 32), (48, 64))
     assert (manifest.contract["name"], manifest.contract["channels"]) == ("roads", "bgr")
     assert (manifest.verification["frames"], manifest.verification["source"]) == (2, "test://?size=80x60&frames=2")
-    assert onnx.load(output / PROGRAM_NAME).graph.input[0].type.tensor_type.shape.dim[1].dim_value == 48
+    graph = onnx.load(output / PROGRAM_NAME).graph
+    assert [axis.dim_value for axis in graph.input[0].type.tensor_type.shape.dim] == [0, 48, 64, 3]
+    enlarged = [attribute.s for node in graph.node for attribute in node.attribute if attribute.name == "mode"]
+    assert set(enlarged) == {b"linear"}  # smooth: scores, not indices
 
 
 def test_quiet_says_nothing(run, red_candidate, weights, place):

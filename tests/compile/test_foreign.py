@@ -36,6 +36,7 @@ def save(path, nodes, outputs, weights, input_shape, dtype=TensorProto.FLOAT, op
     opsets = [helper.make_opsetid("", opset), *extra.get("opsets", ())]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=extra.get("ir_version", 8), functions=functions)
     # As exporters do.
+    graph = model.graph
     for item in (model, graph, *graph.node, *graph.initializer, *graph.input):
         item.doc_string = "/home/somebody/site-packages/net.py"
         item.metadata_props.add(key="trace", value="/home/somebody/site-packages/net.py")

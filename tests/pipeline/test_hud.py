@@ -175,7 +175,7 @@ def test_text_grows_with_the_view():
 
 def test_long_lines_become_smaller():
     view = grey(1080, 1920)
-    draw_hud(view, ["x" * 130])
+    draw_hud(view, ["x" * 220])
     top, bottom, left, right = changed_box(view)
     assert (view[top:bottom, right - 5 : right] <= 70).all(), "the box must end inside the view, behind the text"
     assert right <= 1920

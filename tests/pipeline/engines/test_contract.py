@@ -1,13 +1,14 @@
 """What every backend has to pass."""
 
+import contextlib
 import hashlib
 import importlib
 import os
 import threading
+from importlib import metadata
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -183,11 +184,10 @@ def test_a_program_that_is_none_has_a_right_sum_but_is_refused(open_here, make_b
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(
-    tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24),
-    reason="ONNX Runtime before 1.24 reads whatever file a program names",
-)
 def test_a_program_that_reads_another_file_is_refused(open_here, make_bundle, tmp_path):
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        if tuple(map(int, metadata.version("onnxruntime").split(".")[:2])) < (1, 24):
+            pytest.skip("ONNX Runtime before 1.24 reads whatever file a program names")
     (tmp_path / "secret").write_bytes(bytes(8))
     outside = helper.make_tensor("red", TensorProto.INT64, [], [2])
     outside.ClearField("int64_data")
