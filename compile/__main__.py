@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import platform
 import re
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from models.errors import ModelError
 from models.zoo import ZOO, fetch
 from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest, Task, cache_folder, check_destination, file_sha256
-from pipeline.command_line import OptionParser, run_command
+from pipeline.command_line import OptionParser, run_command, share
 from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
@@ -173,7 +172,7 @@ def _parser() -> OptionParser:
     )
     parser.add_argument(
         "--min-iou",
-        type=_share,
+        type=share,
         default=0.99,
         metavar="0..1",
         help="write no bundle below this agreement (default: %(default)s)",
@@ -188,16 +187,6 @@ def _size(text: str) -> tuple[int, int]:
     if not (1 <= height <= _MAX_SIDE and 1 <= width <= _MAX_SIDE):
         raise argparse.ArgumentTypeError(f"expected a size such as 320 or 720x1280 (height × width), got {text!r}")
     return height, width
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return share
 
 
 if __name__ == "__main__":

@@ -15,16 +15,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from compile.errors import CompileError
+from pipeline.errors import OptionError
+from pipeline.yaml_file import read_yaml
 
 Channels = Literal["rgb", "bgr", "grey"]
 Activation = Literal["sigmoid", "softmax", "none"]
 Layout = Literal["nchw", "nhwc"]
-
-FILE_LIMIT_BYTES = 64 * 1024
-DEPTH_LIMIT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,25 +155,9 @@ def read_contract(path: Path, base: Contract | None = None) -> Contract:
 
 def _read_entries(path: Path) -> dict[Any, Any]:
     try:
-        with path.open("rb") as file:
-            text = file.read(FILE_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise CompileError(f"--contract {path}: cannot be read ({error.strerror})") from error
-    if len(text) > FILE_LIMIT_BYTES:
-        raise CompileError(f"--contract {path}: expected at most {FILE_LIMIT_BYTES} bytes, got more")
-    try:
-        depth = 0
-        for event in yaml.parse(text, yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            # Aliases of aliases make a few lines into gigabytes, and deep nesting takes minutes.
-            if isinstance(event, yaml.AliasEvent) or depth > DEPTH_LIMIT:
-                raise CompileError(f"--contract {path}: expected plain values and lists, got aliases or deep nesting")
-        entries = yaml.safe_load(text)
-    except CompileError:
-        raise
-    except Exception as error:  # beside its own errors PyYAML lets those of int() and of dates through
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CompileError(f"--contract {path}: expected YAML, got: {reason[:120]}") from error
+        entries = read_yaml(path, "--contract")
+    except OptionError as error:
+        raise CompileError(str(error)) from error
     if not isinstance(entries, dict):
         got = "nothing" if entries is None else type(entries).__name__
         raise CompileError(f"--contract {path}: expected 'key: value' lines, got {got}")

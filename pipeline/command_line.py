@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import signal
@@ -27,6 +28,21 @@ class OptionParser(argparse.ArgumentParser):
             OptionError: always.
         """
         raise OptionError(f"{message} (see {self.prog} --help)")
+
+
+def share(text: str) -> float:
+    """An option's value as a number from 0 to 1, for argparse.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
 
 
 class StoppedError(BaseException):

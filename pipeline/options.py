@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from pipeline.command_line import OptionParser
+from pipeline.command_line import OptionParser, share
 from pipeline.engines import ENGINES
 from pipeline.errors import OptionError
 from pipeline.overlay import RENDER_MODES
-
-CONFIG_LIMIT_BYTES = 64 * 1024
-# What PyYAML lets through: a date such as 2026-13-45, a tag on a value that is none such, nesting without end.
-_YAML_VALUE_ERRORS = (ValueError, LookupError, AttributeError, RecursionError)
+from pipeline.yaml_file import read_yaml
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -82,11 +76,11 @@ def _parser() -> OptionParser:
         "--render", default="overlay", choices=RENDER_MODES, help="how masks are shown (default: %(default)s)"
     )
     parser.add_argument(
-        "--alpha", type=_share, default=0.5, metavar="0..1", help="strength of the colour (default: %(default)s)"
+        "--alpha", type=share, default=0.5, metavar="0..1", help="strength of the colour (default: %(default)s)"
     )
     parser.add_argument(
         "--threshold",
-        type=_share,
+        type=share,
         default=0.5,
         metavar="0..1",
         help="probability from which a pixel counts (default: %(default)s)",
@@ -117,17 +111,7 @@ def _parser() -> OptionParser:
 
 
 def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(CONFIG_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise OptionError(f"--config {path}: cannot be read ({error.strerror})") from error
-    if len(text) > CONFIG_LIMIT_BYTES:
-        raise OptionError(f"--config {path}: expected at most {CONFIG_LIMIT_BYTES} bytes, got more")
-    try:
-        entries = yaml.safe_load(text)
-    except (yaml.YAMLError, *_YAML_VALUE_ERRORS) as error:
-        raise OptionError(f"--config {path}: expected YAML, got: {' '.join(str(error).split())}") from error
+    entries = read_yaml(path, "--config")
     if not isinstance(entries, dict):
         raise OptionError(f"--config {path}: expected options as 'name: value', got {type(entries).__name__}")
     actions = {
@@ -156,16 +140,6 @@ def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
             raise OptionError(f"--config {path}: {key}: expected a value or a list of values, got something nested")
         arguments += [f"--{name}={item}" for item in items]
     return arguments
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
-    return value
 
 
 def _positive(text: str) -> int:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from pipeline.errors import OptionError
-
-MAX_FILE_BYTES = 64 * 1024
-"""A palette of 256 colours takes about 5 kB; whatever is larger is not one."""
+from pipeline.yaml_file import read_yaml
 
 _HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -95,24 +91,7 @@ def load_palette(spec: str) -> Palette:
 
 
 def _read_file(path: Path) -> Palette:
-    try:
-        # Asked first because opening a named pipe would wait.
-        if not path.is_file():
-            raise OptionError(f"palette {path}: expected a file, found none: check the path")
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise OptionError(f"palette {path}: expected a file, cannot read it: {error.strerror}") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise OptionError(
-            f"palette {path}: expected at most {MAX_FILE_BYTES} bytes, got more: write one colour a class"
-        )
-    try:
-        entries = json.loads(content) if path.suffix.lower() == ".json" else yaml.safe_load(content)
-    # Deep nesting exhausts both parsers' stacks before anything can be checked.
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise OptionError(f"palette {path}: expected a list of colours, cannot parse it: {reason}") from error
+    entries = read_yaml(path, "palette")
     if not isinstance(entries, list) or not 1 <= len(entries) <= 256:
         got = f"a list of {len(entries)}" if isinstance(entries, list) else type(entries).__name__
         raise OptionError(f"palette {path}: expected a list of 1 to 256 colours, got {got}: write one colour a class")

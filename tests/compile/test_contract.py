@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compile.contract import CONTRACTS, FILE_LIMIT_BYTES, Contract, built_in_contract, read_contract
+from compile.contract import CONTRACTS, Contract, built_in_contract, read_contract
 from compile.errors import CompileError
 from models.families import FAMILIES
+from pipeline.yaml_file import LIMIT_BYTES
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 BASE = Contract("stream", (320, 320), **IMAGENET)
@@ -252,9 +253,9 @@ def test_a_few_lines_cannot_take_all_memory(read, text):
 
 
 def test_file_size_is_limited(read, tmp_path):
-    size = FILE_LIMIT_BYTES - len("imgsz: 64\n# ")
+    size = LIMIT_BYTES - len("imgsz: 64\n# ")
     assert read("imgsz: 64\n# " + "x" * size).imgsz == (64, 64)
-    with pytest.raises(CompileError, match=f"expected at most {FILE_LIMIT_BYTES} bytes, got more"):
+    with pytest.raises(CompileError, match=f"expected at most {LIMIT_BYTES} bytes, got more"):
         read("imgsz: 64\n# " + "x" * (size + 1))
 
 
@@ -262,14 +263,14 @@ def test_an_endless_file_is_not_read_to_its_end():
     endless = Path("/dev/zero")
     if not endless.exists():
         pytest.skip("no /dev/zero here")
-    with pytest.raises(CompileError, match="got more"):
+    with pytest.raises(CompileError, match="expected a file, got something else"):
         read_contract(endless)
 
 
 def test_missing_files_and_folders_are_told(tmp_path):
     with pytest.raises(CompileError, match=r"none\.yaml: cannot be read \(No such file or directory\)"):
         read_contract(tmp_path / "none.yaml")
-    with pytest.raises(CompileError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(CompileError, match="expected a file, got something else"):
         read_contract(tmp_path)
 
 

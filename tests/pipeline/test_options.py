@@ -1,7 +1,8 @@
 import pytest
 
 from pipeline.errors import OptionError
-from pipeline.options import CONFIG_LIMIT_BYTES, parse_options
+from pipeline.options import parse_options
+from pipeline.yaml_file import LIMIT_BYTES
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def test_a_value_that_begins_like_an_option(config):
         ("source: !!bool x", "expected YAML"),
         ("source: !!timestamp x", "expected YAML"),
         ("source: !!int ''", "expected YAML"),
-        ("source: " + "[" * 20_000, "expected YAML"),
+        ("source: " + "[" * 20_000, "expected plain values and lists, got aliases or deep nesting"),
         ("source: !!python/object/apply:os.system ['touch hacked']", "could not determine a constructor"),
         ("!!python/object/new:subprocess.Popen [touch]", "could not determine a constructor"),
     ],
@@ -177,22 +178,18 @@ def test_a_wrong_file_is_one_sentence_that_names_it(config, tmp_path, monkeypatc
 def test_aliases_of_aliases_do_not_fill_the_memory(config):
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    with pytest.raises(OptionError, match="unknown key 'a0'"):
+    with pytest.raises(OptionError, match="expected plain values and lists, got aliases or deep nesting"):
         config("\n".join(levels))
-    nested = "output:\n- &a0 [x, x, x, x, x, x, x, x, x, x]\n"
-    nested += "\n".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))
-    with pytest.raises(OptionError, match="got something nested"):
-        config(nested)
 
 
 def test_a_large_file_is_not_read(config):
-    assert config(b"source: 0\n#".ljust(CONFIG_LIMIT_BYTES)).source == "0"
-    with pytest.raises(OptionError, match=f"expected at most {CONFIG_LIMIT_BYTES} bytes, got more"):
-        config(b"source: 0\n#".ljust(CONFIG_LIMIT_BYTES + 1))
+    assert config(b"source: 0\n#".ljust(LIMIT_BYTES)).source == "0"
+    with pytest.raises(OptionError, match=f"expected at most {LIMIT_BYTES} bytes, got more"):
+        config(b"source: 0\n#".ljust(LIMIT_BYTES + 1))
 
 
 def test_a_file_without_end_is_not_read():
-    with pytest.raises(OptionError, match="expected at most"):
+    with pytest.raises(OptionError, match="/dev/zero: expected a file, got something else"):
         parse_options(["--config", "/dev/zero"])
 
 
@@ -202,5 +199,5 @@ def test_no_such_file():
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(OptionError, match=r"cannot be read \(Is a directory\)$"):
+    with pytest.raises(OptionError, match=r"expected a file, got something else$"):
         parse_options(["--config", str(tmp_path)])

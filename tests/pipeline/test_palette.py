@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import OptionError
-from pipeline.palette import DEFAULT_PALETTE, MAX_FILE_BYTES, PALETTES, Palette, load_palette
+from pipeline.palette import DEFAULT_PALETTE, PALETTES, Palette, load_palette
+from pipeline.yaml_file import LIMIT_BYTES
 
 # What a dichromat sees of linear red, green and blue (Viénot, Brettel and Mollon, 1999).
 VIENOT = {
@@ -180,9 +181,9 @@ def test_a_yaml_list(tmp_path):
         ("[]", "expected a list of 1 to 256 colours, got a list of 0"),
         ("[" + "[0, 0, 0]," * 257 + "]", "got a list of 257"),
         ("", "got NoneType"),
-        ("[1, 2", "cannot parse it: while parsing a flow sequence"),
-        ("[" * 30_000, "cannot parse it"),
-        ("!!python/object/apply:os.getcwd []", "cannot parse it: could not determine a constructor"),
+        ("[1, 2", "expected YAML, got: while parsing a flow sequence"),
+        ("[" * 30_000, "expected plain values and lists, got aliases or deep nesting"),
+        ("!!python/object/apply:os.getcwd []", "expected YAML, got: could not determine a constructor"),
     ],
 )
 def test_wrong_yaml_is_refused(tmp_path, content, message):
@@ -192,25 +193,27 @@ def test_wrong_yaml_is_refused(tmp_path, content, message):
         load_palette(str(path))
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\xfd", b"[" * 60_000, b"- [0, 0, 0]"])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\xfd", b"[" * 60_000])
 def test_wrong_json_is_refused(tmp_path, content):
     path = tmp_path / "colours.json"
     path.write_bytes(content)
-    with pytest.raises(OptionError, match=r"colours\.json: expected a list of colours, cannot parse it"):
+    with pytest.raises(OptionError, match=r"colours\.json: expected (YAML|plain values)"):
         load_palette(str(path))
 
 
 def test_large_files_are_not_read(tmp_path):
     path = tmp_path / "colours.yaml"
-    path.write_text("[[0, 0, 0]]" + " " * MAX_FILE_BYTES)
-    with pytest.raises(OptionError, match=f"expected at most {MAX_FILE_BYTES} bytes, got more"):
+    path.write_text("[[0, 0, 0]]" + " " * LIMIT_BYTES)
+    with pytest.raises(OptionError, match=f"expected at most {LIMIT_BYTES} bytes, got more"):
         load_palette(str(path))
 
 
 def test_missing_files_are_refused(tmp_path):
     (tmp_path / "folder.json").mkdir()
-    for name in ("absent.yaml", "absent/colours.yaml", "folder.json"):
-        with pytest.raises(OptionError, match=rf"palette .*{name}: expected a file, found none: check the path"):
+    for name in ("absent.yaml", "absent/colours.yaml"):
+        with pytest.raises(OptionError, match=rf"palette .*{name}: cannot be read \(No such file or directory\)"):
             load_palette(str(tmp_path / name))
-    with pytest.raises(OptionError, match="expected a file, cannot read it: File name too long"):
+    with pytest.raises(OptionError, match=r"palette .*folder\.json: expected a file, got something else"):
+        load_palette(str(tmp_path / "folder.json"))
+    with pytest.raises(OptionError, match=r"cannot be read \(File name too long\)"):
         load_palette("a" * 300 + ".yaml")
