@@ -54,11 +54,14 @@ def _write_bundle(options: argparse.Namespace, output: Path, verify_source: Sour
     try:
         # Imported here so that a wrong option is told at once, and missing packages with the command that installs them.
         from compile.networks import contract_of, open_candidate
+        from compile.tensorrt_build import build_rtx_plan, check_sms
         from compile.verify import check, verify
     except (ImportError, OSError) as error:  # a broken native library raises OSError
         raise BackendUnavailableError(
             f"compiling needs packages that are not here ({error}): install them with: pip install '.[compile]'"
         ) from error
+    if options.target == "tensorrt-rtx":
+        check_sms(options.sm)
     foreign_contract = None
     imgsz = options.imgsz
     if options.weights is not None:
@@ -87,6 +90,12 @@ def _write_bundle(options: argparse.Namespace, output: Path, verify_source: Sour
         f"mean absolute error {verification.mae:.5f}, on {verification.frames} frames"
     )
     check(verification, options.min_iou)
+    files, engines = {PROGRAM_NAME: program}, []
+    if options.target == "tensorrt-rtx":
+        say(f"building a TensorRT-RTX plan for SM {', '.join(str(sm) for sm in options.sm)}")
+        plan = build_rtx_plan(program, options.sm, frame_size_hw=options.frame, batch=options.batch)
+        files[plan.file_name(options.precision)] = plan.content
+        engines.append({"file": plan.file_name(options.precision), **plan.as_dict()})
     manifest = Manifest(
         model=options.model or weights.stem,
         task=task,
@@ -102,11 +111,12 @@ def _write_bundle(options: argparse.Namespace, output: Path, verify_source: Sour
             "architecture": candidate.architecture,
         },
         verification=verification.as_dict(),
+        engines=tuple(engines),
         tools=_tools(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    Bundle.write(output, manifest, {PROGRAM_NAME: program})
-    return len(program)
+    Bundle.write(output, manifest, files)
+    return sum(len(content) for content in files.values())
 
 
 def _class_names(names: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
@@ -146,7 +156,22 @@ def _parser() -> OptionParser:
     parser.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="the bundle's folder; a bundle that is there is replaced"
     )
-    parser.add_argument("--target", default="onnx", choices=("onnx",), help="what to build (default: %(default)s)")
+    parser.add_argument(
+        "--target",
+        default="onnx",
+        choices=("onnx", "tensorrt-rtx"),
+        help="what to build beside the program (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sm",
+        type=_capabilities,
+        default=(86, 89, 120),
+        metavar="86,89,120",
+        help="tensorrt-rtx: GPUs by compute capability; they need not be here (default: 86,89,120)",
+    )
+    parser.add_argument(
+        "--batch", type=_batch, default=1, metavar="N", help="tensorrt-rtx: the most frames at once (default: 1)"
+    )
     parser.add_argument(
         "--precision", default="fp32", choices=("fp32", "fp16"), help="of the network inside (default: %(default)s)"
     )
@@ -179,6 +204,18 @@ def _parser() -> OptionParser:
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
     return parser
+
+
+def _capabilities(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{2,3}(,\d{2,3})*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"expected compute capabilities such as 86 or 86,89,120, got {text!r}")
+    return tuple(sorted({int(part) for part in text.split(",")}))
+
+
+def _batch(text: str) -> int:
+    if not re.fullmatch(r"\d{1,2}", text, re.ASCII) or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 64, got {text!r}")
+    return int(text)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
     manifest.json     what the program expects and gives, where it comes from, how far it agrees with the trained network
     program.onnx      the frame program: (N, H, W, 3) uint8 BGR -> (N, H, W) uint8
+    engines/          plans built from it, one file for each runtime, as the runtime wrote them
 
 The build half writes a bundle, the run half checks and reads it.
 """
@@ -43,6 +44,7 @@ class Manifest:
         contract: how a frame becomes the network's input and its output a mask, as ``compile.contract`` writes it.
         weights: file name, sha256 and checkpoint family that the network was read from.
         verification: agreement with the trained network, as ``compile.verify`` writes it.
+        engines: for each plan its file, runtime, version, compute capabilities and frame profile, as ``compile`` writes it.
         files: sha256 of every other file in the bundle, by name.
         tools: versions of what made it.
         created: date and time in UTC, ISO 8601.
@@ -60,6 +62,7 @@ class Manifest:
     created: str
     frame_size_hw: tuple[int, int] | None = None
     verification: Mapping[str, Any] = field(default_factory=dict)
+    engines: tuple[Mapping[str, Any], ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -80,7 +83,9 @@ class Manifest:
                 f"{where}: expected schema {SCHEMA}, got {got}: compile the bundle again with this version"
             )
         fields = cls.__dataclass_fields__
-        required = [name for name in fields if name not in ("frame_size_hw", "verification", "files", "schema")]
+        required = [
+            name for name in fields if name not in ("frame_size_hw", "verification", "engines", "files", "schema")
+        ]
         if wrong := [name for name in required if name not in entries] + [
             name for name in entries if name not in fields
         ]:
@@ -94,6 +99,7 @@ class Manifest:
                     "frame_size_hw": None
                     if entries.get("frame_size_hw") is None
                     else _size_hw(entries["frame_size_hw"]),
+                    "engines": _objects(entries.get("engines", [])),
                 }
             )
         except (TypeError, ValueError, OverflowError) as error:
@@ -179,6 +185,7 @@ class Bundle:
         try:
             scratch.chmod(0o755)
             for name, content in files.items():
+                (scratch / name).parent.mkdir(exist_ok=True)
                 (scratch / name).write_bytes(content)
             (scratch / MANIFEST_NAME).write_text(complete.to_json(), encoding="utf-8")
             _exchange(scratch, place)
@@ -256,6 +263,12 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
         raise BundleError(
             f"{path}: expected sha256 {str(expected)[:12]}…, got {got[:12]}…: the file was changed or damaged, compile the bundle again"
         )
+
+
+def _objects(value: Any) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise TypeError("engines that are no list of objects")
+    return tuple(value)
 
 
 def _names(value: Any) -> tuple[str, ...]:

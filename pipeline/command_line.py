@@ -85,7 +85,7 @@ def run_command(command: Callable[[], None], mistakes: tuple[type[Exception], ..
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[list[int]]:
     """Put a first SIGINT or SIGTERM off until the end of the body; a second one ends the process at once."""
     came: list[int] = []
 
@@ -96,7 +96,7 @@ def uninterrupted() -> Iterator[None]:
 
     before = {number: signal.signal(number, put_off) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
