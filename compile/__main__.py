@@ -26,6 +26,9 @@ from pipeline.sources.base import Source
 VERIFY_SOURCE = "test://?size=640x360&frames=4&step=37"
 VERIFY_FRAMES = 32
 
+# What RTX GPUs in use have: Ampere, Ada, Blackwell.
+DEFAULT_SMS = (86, 89, 120)
+
 # As compile.onnx_export.MAX_SIDE, which a wrong option shall not wait for.
 _MAX_SIDE = 16384
 
@@ -45,6 +48,10 @@ def _compile(options: argparse.Namespace) -> None:
     check_destination(output)
     if options.weights is None and options.model is None:
         raise OptionError(f"expected --model ({', '.join(ZOO)}) or --weights FILE, got neither")
+    if options.target == "onnx" and (options.sm or options.batch):
+        raise OptionError(
+            "--sm and --batch: expected --target tensorrt-rtx beside them, got onnx, which runs anywhere as it is"
+        )
     with open_source(options.verify) as verify_source:
         size_bytes = _write_bundle(options, output, verify_source, say)
     say(f"{output}: {size_bytes / 1e6:.1f} MB in {time.monotonic() - start_s:.0f} s")
@@ -60,8 +67,9 @@ def _write_bundle(options: argparse.Namespace, output: Path, verify_source: Sour
         raise BackendUnavailableError(
             f"compiling needs packages that are not here ({error}): install them with: pip install '.[compile]'"
         ) from error
+    sms = options.sm or DEFAULT_SMS
     if options.target == "tensorrt-rtx":
-        check_sms(options.sm)
+        check_sms(sms)
     foreign_contract = None
     imgsz = options.imgsz
     if options.weights is not None:
@@ -92,8 +100,8 @@ def _write_bundle(options: argparse.Namespace, output: Path, verify_source: Sour
     check(verification, options.min_iou)
     files, engines = {PROGRAM_NAME: program}, []
     if options.target == "tensorrt-rtx":
-        say(f"building a TensorRT-RTX plan for SM {', '.join(str(sm) for sm in options.sm)}")
-        plan = build_rtx_plan(program, options.sm, frame_size_hw=options.frame, batch=options.batch)
+        say(f"building a TensorRT-RTX plan for SM {', '.join(str(sm) for sm in sms)}")
+        plan = build_rtx_plan(program, sms, frame_size_hw=options.frame, batch=options.batch or 1)
         files[plan.file_name(options.precision)] = plan.content
         engines.append({"file": plan.file_name(options.precision), **plan.as_dict()})
     manifest = Manifest(
@@ -165,13 +173,10 @@ def _parser() -> OptionParser:
     parser.add_argument(
         "--sm",
         type=_capabilities,
-        default=(86, 89, 120),
         metavar="86,89,120",
         help="tensorrt-rtx: GPUs by compute capability; they need not be here (default: 86,89,120)",
     )
-    parser.add_argument(
-        "--batch", type=_batch, default=1, metavar="N", help="tensorrt-rtx: the most frames at once (default: 1)"
-    )
+    parser.add_argument("--batch", type=_batch, metavar="N", help="tensorrt-rtx: the most frames at once (default: 1)")
     parser.add_argument(
         "--precision", default="fp32", choices=("fp32", "fp16"), help="of the network inside (default: %(default)s)"
     )
