@@ -105,7 +105,7 @@ def wrap(
         ("scores", "frames"),
         "masks",
     )
-    return _join(before, _with_free_batch(network), after, output.name)
+    return _join(before, network, after, output.name)
 
 
 def scores_output(network: onnx.ModelProto, contract: Contract) -> onnx.ValueInfoProto:
@@ -154,7 +154,7 @@ def _join(
     graphs = []
     for prefix, model in (("before/", before), ("network/", network), ("after/", after)):
         same = model if _opset(model) == newest else version_converter.convert_version(model, newest)
-        graphs.append(onnx.compose.add_prefix(copy.deepcopy(same), prefix).graph)
+        graphs.append(onnx.compose.add_prefix(same, prefix).graph)
     first, middle, last = graphs
     (input_,) = [value for value in middle.input if value.name not in {item.name for item in middle.initializer}]
     casts = [
@@ -197,12 +197,6 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
         for values in (node.input, node.output):
             for position, name in enumerate(values):
                 values[position] = names.get(name, name)
-
-
-def _with_free_batch(network: onnx.ModelProto) -> onnx.ModelProto:
-    free = copy.deepcopy(network)
-    del free.graph.value_info[:]
-    return free
 
 
 def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -19,7 +18,7 @@ from compile.errors import CompileError
 from compile.foreign import count_classes, fixed_imgsz, read_foreign, scores_output, wrap
 from compile.onnx_export import export_program
 from compile.program import FrameProgram, FrameToInput, ScoresToMask
-from compile.verify import Masks
+from compile.verify import Masks, open_session
 from models.checkpoint import LoadedNetwork, load_network
 from models.errors import NotOurNetworkError
 
@@ -141,12 +140,7 @@ def _foreign(
     _check_classes(contract, class_count)
     output = scores_output(network, contract).name
     before, after = FrameToInput(contract).eval(), ScoresToMask(contract, smooth=smooth).eval()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # its errors come as exceptions
-    try:
-        session = onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise CompileError(f"{weights}: ONNX Runtime cannot load it: {str(error).strip().splitlines()[0]}") from error
+    session = open_session(str(weights), str(weights))
     entry = session.get_inputs()[0]
     dtype = np.float16 if "float16" in entry.type else np.float32
 

@@ -47,6 +47,20 @@ class Verification:
         return asdict(self)
 
 
+def open_session(model: bytes | str, what: str) -> onnxruntime.InferenceSession:
+    """Load an ONNX model, as bytes or from a path, into ONNX Runtime on the CPU.
+
+    Raises:
+        CompileError: it cannot be loaded; ``what`` is how the message calls it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # its errors come as exceptions
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CompileError(f"ONNX Runtime cannot load {what}: {str(error).strip().splitlines()[0]}") from error
+
+
 def verify(program: bytes, reference: Masks, frames: Iterable[Frame], task: Task, source: str) -> Verification:
     """Run the compiled program and the reference on the same frames.
 
@@ -60,14 +74,7 @@ def verify(program: bytes, reference: Masks, frames: Iterable[Frame], task: Task
     Raises:
         CompileError: there are no frames, or ONNX Runtime cannot load or run the program.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # its errors come as exceptions
-    try:
-        session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise CompileError(
-            f"ONNX Runtime cannot load the compiled program: {str(error).strip().splitlines()[0]}"
-        ) from error
+    session = open_session(program, "the compiled program")
     entry = session.get_inputs()[0]
     height, width = entry.shape[1:3]
     ious: list[tuple[float, str]] = []
