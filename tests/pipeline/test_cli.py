@@ -109,6 +109,18 @@ def test_a_cutout_has_an_alpha_channel(main, pictures, tmp_path, read_picture):
         np.testing.assert_array_equal(read_picture(tmp_path / "out" / f"{name}.png"), np.dstack([image, image[..., 2]]))
 
 
+def test_the_background_is_the_colour_or_the_picture_that_is_given(main, tmp_path, write_picture, read_picture):
+    image = np.zeros((20, 30, 3), np.uint8)
+    image[5:15, 5:15] = (10, 20, 255)
+    source, behind = write_picture(tmp_path / "in.png", image), write_picture(tmp_path / "b.png", image[::-1] + 7)
+    for background, expected in (("#ff8000", (0, 128, 255)), (behind, (7, 7, 7))):
+        arguments = ("--source", source, "--render", "replace", "--background", background)
+        assert main(*arguments, "--output", tmp_path / "out.png").status == 0
+        shown = read_picture(tmp_path / "out.png")
+        np.testing.assert_array_equal(shown[0, 0], expected)
+        np.testing.assert_array_equal(shown[10, 10], image[10, 10])
+
+
 def test_a_picture_is_masked_as_it_is_shown(main, tmp_path, write_picture, read_picture):
     jpeg = write_picture(tmp_path / "a.jpg", np.full((16, 40, 3), 99, np.uint8)).read_bytes()
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + b"\0\0\0\0"
