@@ -12,6 +12,7 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	tests/install-programs
+	PYTHON=$(BIN)/python tests/install-torch-tensorrt $(VENV)/torch-tensorrt
 	$(BIN)/python -m pytest
 
 install: $(VENV)/.dev

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,14 +13,20 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from calibration.agreement import iou
 from compile.contract import CONTRACTS, Contract, built_in_contract, read_contract
 from compile.errors import CompileError
 from compile.foreign import count_classes, fixed_imgsz, read_foreign, scores_output, wrap
-from compile.onnx_export import export_program
+from compile.half_layers import HalfEmulation, RangeRecorder, find_sensitive
+from compile.onnx_export import check_size, export_program
 from compile.program import FrameProgram, FrameToInput, ScoresToMask
-from compile.verify import Masks, open_session
+from compile.verify import Masks, Sample, open_session
 from models.checkpoint import LoadedNetwork, load_network
 from models.errors import NotOurNetworkError
+from pipeline.bundle import Task
+
+# Frames that the search for sensitive layers runs on, spread over those that there are.
+SEARCH_SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,12 @@ class Candidate:
         contract: how frames go in and masks come out.
         class_count: channels of its output; 1 for a binary mask.
         reference: the frame program around the trained network in FP32, not exported.
-        export: the frame program as ONNX, by precision "fp32" or "fp16" and fixed (height, width) of the frames or None.
+        export: the frame program as ONNX, by precision "fp32" or "fp16", fixed (height, width) of the frames or None, and the
+            names of layers that stay FP32.
+        module: the same as a PyTorch module, by precision and layers; None for a foreign network.
+        ranges: records the largest values in a network of ours while ``reference`` runs; None for a foreign network.
+        sensitive: the few layers that must stay FP32 for the masks of some samples to stay, beside those that stay anyway;
+            None for a foreign network.
     """
 
     family: str
@@ -41,7 +52,10 @@ class Candidate:
     contract: Contract
     class_count: int
     reference: Masks
-    export: Callable[[str, tuple[int, int] | None], onnx.ModelProto]
+    export: Callable[[str, tuple[int, int] | None, Collection[str]], onnx.ModelProto]
+    module: Callable[[str, Collection[str]], FrameProgram] | None = None
+    ranges: RangeRecorder | None = None
+    sensitive: Callable[[Sequence[Sample], Collection[str]], tuple[str, ...]] | None = None
 
 
 def open_candidate(
@@ -107,6 +121,7 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
             f"got {contract.layout}, {contract.output}: leave them out"
         )
     _check_classes(contract, loaded.n_classes)
+    check_size(loaded.model, contract.imgsz)
     program = FrameProgram(loaded.model, contract, smooth=smooth).eval()
 
     def reference(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -114,11 +129,39 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
             masks: NDArray[np.uint8] = program(torch.from_numpy(frames_nhwc)).numpy()
         return masks
 
-    def export(precision: str, frame_size_hw: tuple[int, int] | None) -> onnx.ModelProto:
+    def module(precision: str, keep: Collection[str]) -> FrameProgram:
         network = copy.deepcopy(loaded.model)
-        return export_program(FrameProgram(network, contract, half=precision == "fp16", smooth=smooth), frame_size_hw)
+        return FrameProgram(network, contract, half=precision == "fp16", keep=keep, smooth=smooth)
 
-    return Candidate(loaded.family, loaded.architecture, contract, loaded.n_classes, reference, export)
+    def export(precision: str, frame_size_hw: tuple[int, int] | None, keep: Collection[str]) -> onnx.ModelProto:
+        return export_program(module(precision, keep), frame_size_hw)
+
+    def sensitive(samples: Sequence[Sample], keep: Collection[str]) -> tuple[str, ...]:
+        emulation = HalfEmulation(loaded.model)
+        emulated = FrameProgram(emulation.network, contract, smooth=smooth).eval()
+        task: Task = "binary" if loaded.n_classes == 1 else "classes"
+        chosen = samples[:: -(-len(samples) // SEARCH_SAMPLES)]
+
+        def run() -> float:
+            with torch.inference_mode():
+                masks = [emulated(torch.from_numpy(sample.frames_nhwc)).numpy()[0] for sample in chosen]
+            ious = [iou(mask, sample.expected_nhw[0], task) for mask, sample in zip(masks, chosen, strict=True)]
+            return float(np.mean(ious))
+
+        return find_sensitive(emulation, run, keep)
+
+    ranges = RangeRecorder(loaded.model)
+    return Candidate(
+        loaded.family,
+        loaded.architecture,
+        contract,
+        loaded.n_classes,
+        reference,
+        export,
+        module=module,
+        ranges=ranges,
+        sensitive=sensitive,
+    )
 
 
 def _foreign(
@@ -157,7 +200,7 @@ def _foreign(
             masks: NDArray[np.uint8] = after(torch.from_numpy(scores), frames).numpy()
         return masks
 
-    def export(precision: str, frame_size_hw: tuple[int, int] | None) -> onnx.ModelProto:
+    def export(precision: str, frame_size_hw: tuple[int, int] | None, _: Collection[str]) -> onnx.ModelProto:
         if precision != "fp32":
             raise CompileError(
                 f"--precision: expected fp32 for a network of another family, got {precision}: convert the .onnx file first"

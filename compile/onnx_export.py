@@ -104,11 +104,22 @@ def lower_pooling(network: nn.Module, size_hw: tuple[int, int]) -> None:
     """Make the pooling round down, which Torch-TensorRT's converters ask for and which is the same where sizes divide evenly.
 
     Raises:
-        CompileError: at this size it would not be the same, or the network does not work.
+        CompileError: as ``check_size``.
     """
+    check_size(network, size_hw)
     set_ceil_mode = getattr(network, "set_ceil_mode", None)
+    if set_ceil_mode is not None:
+        set_ceil_mode(False)
+
+
+def check_size(network: nn.Module, size_hw: tuple[int, int]) -> None:
+    """Refuse a size inside the network that it does not take, or at which lowered pooling is not the same.
+
+    Raises:
+        CompileError: with the nearest size that fits.
+    """
     multiple = int(getattr(network, "size_multiple", 1))
-    if set_ceil_mode is None:
+    if getattr(network, "set_ceil_mode", None) is None:
         if min(size_hw) < multiple:
             raise CompileError(
                 f"--imgsz: expected at least {multiple}×{multiple} for this network, got {size_hw[0]}×{size_hw[1]}"
@@ -119,7 +130,6 @@ def lower_pooling(network: nn.Module, size_hw: tuple[int, int]) -> None:
         raise CompileError(
             f"--imgsz: expected multiples of {multiple} for this network, got {size_hw[0]}×{size_hw[1]}: take {fitting}"
         )
-    set_ceil_mode(False)
 
 
 def example_frames(frame_size_hw: tuple[int, int] | None, count: int = 2) -> Tensor:

@@ -8,6 +8,8 @@ benchmarks and the pipeline all run it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -108,16 +110,25 @@ class FrameProgram(nn.Module):
         network: gives (N, classes, h, w) scores by its ``logits`` method.
         contract: as the network was trained.
         half: run the network in FP16, changed in place; what is before and after it stays FP32.
+        keep: names of the network's layers that stay FP32 all the same.
         smooth: see ``ScoresToMask``.
 
     Raises:
         CompileError: a weight does not fit FP16.
     """
 
-    def __init__(self, network: nn.Module, contract: Contract, *, half: bool = False, smooth: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        contract: Contract,
+        *,
+        half: bool = False,
+        keep: Collection[str] = (),
+        smooth: bool = False,
+    ) -> None:
         super().__init__()
         self.before = FrameToInput(contract)
-        self.network = _halve(network) if half else network
+        self.network = _halve(network, keep) if half else network
         self.after = ScoresToMask(contract, smooth=smooth)
         self.half_network = half
 
@@ -129,20 +140,47 @@ class FrameProgram(nn.Module):
         return masks
 
 
-def _halve(network: nn.Module) -> nn.Module:
-    # Folded first, in FP32: running variances leave FP16's range at both ends where the folded weights do not.
+class _Typed(nn.Module):
+    """A layer with weights, in a type of its own; layers without weights take what comes."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.to(self.dtype))
+        return y
+
+
+def fold_norms(network: nn.Module) -> nn.Module:
+    """Take batch normalisations into the convolutions before them; changes and returns ``network``, in evaluation mode."""
     network.eval()
     for conv_name, norm_name in convolutions_before_norms(network).items():
         conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             network.set_submodule(conv_name, nn.utils.fuse_conv_bn_eval(conv, norm))
             network.set_submodule(norm_name, nn.Identity())
+    return network
+
+
+def _halve(network: nn.Module, keep: Collection[str]) -> nn.Module:
+    # In FP32: running variances leave FP16's range at both ends where the folded weights do not.
+    fold_norms(network)
     for name, weight in network.named_parameters():
-        if (largest := float(weight.detach().abs().max())) > torch.finfo(torch.float16).max:
+        if (
+            name.rpartition(".")[0] not in keep
+            and (largest := float(weight.detach().abs().max())) > torch.finfo(torch.float16).max
+        ):
             raise CompileError(
                 f"--precision: expected fp32, for FP16 ends at 65504, got fp16 and {largest:.3g} in {name}: take fp32"
             )
-    return network.half()
+    if not keep:
+        return network.half()
+    layers = [(name, layer) for name, layer in network.named_modules() if layer._parameters]
+    for name, layer in layers:
+        network.set_submodule(name, _Typed(layer, torch.float32 if name in keep else torch.float16))
+    return network
 
 
 def _blocks(side: int, network_side: int) -> int:

@@ -1,8 +1,8 @@
-"""The gate: the compiled program against the trained network, on real frames, before a bundle is written."""
+"""The gate: what was compiled against the trained network, on real frames, before a bundle is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,10 +19,30 @@ from pipeline.frame import Frame
 Masks = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """(N, H, W, 3) uint8 BGR to (N, H, W) uint8."""
 
+MOST_FRAMES = 32
+MOST_BYTES = 256 << 20
+# A mask that spreads over less than this says nothing about the picture.
+_FLAT = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A frame to check on, and what the trained network makes of it.
+
+    Attributes:
+        name: the frame's.
+        frames_nhwc: (1, H, W, 3) uint8 BGR.
+        expected_nhw: (1, H, W) uint8.
+    """
+
+    name: str
+    frames_nhwc: NDArray[np.uint8]
+    expected_nhw: NDArray[np.uint8]
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Agreement of a compiled program with the network that it was made of.
+    """Agreement of what was compiled with the network that it was made of.
 
     Attributes:
         frames: how many were compared.
@@ -31,7 +51,9 @@ class Verification:
         iou_worst: that of the worst frame.
         worst_frame: the worst frame's name.
         mae: mean absolute error of the masks, 0 to 1.
-        runtime: what ran the compiled program.
+        constant: frames with the same value all over the mask, where the network's mask has a shape.
+        runtime: what ran it.
+        against: what it was compared with.
     """
 
     frames: int
@@ -40,11 +62,20 @@ class Verification:
     iou_worst: float
     worst_frame: str
     mae: float
+    constant: int
     runtime: str
+    against: str
 
     def as_dict(self) -> dict[str, Any]:
         """In the form of the manifest."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        """For the user, in one line."""
+        return (
+            f"IoU {self.iou_mean:.4f}, worst {self.iou_worst:.4f} ({self.worst_frame}), "
+            f"mean absolute error {self.mae:.5f}, on {self.frames} frames"
+        )
 
 
 def open_session(model: bytes | str, what: str) -> onnxruntime.InferenceSession:
@@ -61,40 +92,84 @@ def open_session(model: bytes | str, what: str) -> onnxruntime.InferenceSession:
         raise CompileError(f"ONNX Runtime cannot load {what}: {str(error).strip().splitlines()[0]}") from error
 
 
-def verify(program: bytes, reference: Masks, frames: Iterable[Frame], task: Task, source: str) -> Verification:
-    """Run the compiled program and the reference on the same frames.
-
-    Args:
-        program: a frame program as ONNX; run on ONNX Runtime. Frames are resized to a size that it has fixed.
-        reference: the same contract around the trained network, in FP32.
-        frames: real pictures, best of the kind that will be seen.
-        task: what masks mean.
-        source: where the frames come from, for the manifest.
+def program_masks(program: bytes) -> tuple[Masks, str]:
+    """A frame program as ONNX on ONNX Runtime: what computes its masks, and the runtime's name.
 
     Raises:
-        CompileError: there are no frames, or ONNX Runtime cannot load or run the program.
+        CompileError: it cannot be loaded; or later, when it cannot be run.
     """
     session = open_session(program, "the compiled program")
-    entry = session.get_inputs()[0]
-    height, width = entry.shape[1:3]
-    ious: list[tuple[float, str]] = []
-    errors: list[float] = []
+    name = session.get_inputs()[0].name
+
+    def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        try:
+            (masks_nhw,) = session.run(None, {name: frames_nhwc})
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CompileError(f"ONNX Runtime cannot run the compiled program: {reason}") from error
+        return np.asarray(masks_nhw, np.uint8)
+
+    return masks, f"onnxruntime {onnxruntime.__version__}, CPU"
+
+
+def take_samples(
+    frames: Iterable[Frame], reference: Masks, source: str, frame_size_hw: tuple[int, int] | None = None
+) -> list[Sample]:
+    """Read the frames to check on, at most ``MOST_FRAMES`` and ``MOST_BYTES`` of them, and compute the reference's masks.
+
+    Args:
+        frames: real pictures, best of the kind that will be seen.
+        reference: the same contract around the trained network, in FP32.
+        source: where the frames come from, for a message.
+        frame_size_hw: (height, width) that the program has fixed, and frames are resized to; None for any.
+
+    Raises:
+        CompileError: there are no frames.
+    """
+    samples: list[Sample] = []
+    size_bytes = 0
     for frame in frames:
         image = frame.image
-        if isinstance(height, int) and isinstance(width, int) and frame.size_hw != (height, width):
+        if frame_size_hw is not None and frame.size_hw != frame_size_hw:
+            height, width = frame_size_hw
             image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         frames_nhwc = np.ascontiguousarray(image[None])
-        expected = reference(frames_nhwc)
-        try:
-            (masks,) = session.run(None, {entry.name: frames_nhwc})
-        except Exception as error:
-            raise CompileError(
-                f"ONNX Runtime cannot run the compiled program: {str(error).strip().splitlines()[0]}"
-            ) from error
-        ious.append((iou(masks[0], expected[0], task), frame.name))
-        errors.append(mean_absolute_error(masks[0], expected[0], task))
-    if not ious:
+        samples.append(Sample(frame.name, frames_nhwc, reference(frames_nhwc)))
+        size_bytes += frames_nhwc.nbytes
+        if len(samples) == MOST_FRAMES or size_bytes >= MOST_BYTES:
+            break
+    if not samples:
         raise CompileError(f"--verify {source}: expected frames, got none")
+    return samples
+
+
+def verify(
+    masks: Masks,
+    samples: Sequence[Sample],
+    task: Task,
+    *,
+    source: str,
+    runtime: str,
+    against: str = "the trained network in FP32",
+) -> Verification:
+    """Compare what was compiled with the reference.
+
+    Args:
+        masks: what was compiled.
+        samples: at least one.
+        task: what masks mean.
+        source: where the frames come from, for the manifest.
+        runtime: what runs ``masks``, for the manifest.
+        against: what made the samples' masks, for the manifest.
+    """
+    ious: list[tuple[float, str]] = []
+    errors: list[float] = []
+    constant = 0
+    for sample in samples:
+        (got,), (expected,) = masks(sample.frames_nhwc), sample.expected_nhw
+        ious.append((iou(got, expected, task), sample.name))
+        errors.append(mean_absolute_error(got, expected, task))
+        constant += bool(got.min() == got.max() and np.ptp(expected) > (_FLAT if task == "binary" else 0))
     worst, worst_frame = min(ious)
     return Verification(
         frames=len(ious),
@@ -103,24 +178,31 @@ def verify(program: bytes, reference: Masks, frames: Iterable[Frame], task: Task
         iou_worst=round(worst, 6),
         worst_frame=worst_frame,
         mae=round(float(np.mean(errors)), 6),
-        runtime=f"onnxruntime {onnxruntime.__version__}, CPU",
+        constant=constant,
+        runtime=runtime,
+        against=against,
     )
 
 
 def check(verification: Verification, min_iou: float) -> None:
-    """Refuse a program that does not agree.
+    """Refuse what does not agree.
 
-    Where neither mask reaches 0.5 anywhere the IoU is 1 whatever the program gives. So the mean absolute error counts too: it may
-    be 0.01, or 1 − ``min_iou`` if that is more.
+    Where neither mask reaches 0.5 anywhere the IoU is 1 whatever comes out. So the mean absolute error counts too: it may be 0.01, or
+    1 − ``min_iou`` if that is more.
 
     Raises:
-        CompileError: the mean IoU is below ``min_iou`` or the error too large; says by how much and what to try.
+        CompileError: the mean IoU is below ``min_iou``, the error too large, or masks are empty; says by how much and what to try.
     """
     got, mae, mae_limit = verification.iou_mean, verification.mae, max(0.01, 1 - min_iou)
+    remedy = "try --precision fp32, or frames of your own with --verify, or allow it with --min-iou"
+    if verification.constant and min_iou > 0:
+        raise CompileError(
+            f"what was compiled gives the same value all over the mask on {verification.constant} of {verification.frames} frames of "
+            f"{verification.source} ({verification.runtime}), expected a shape as {verification.against} gives: {remedy}"
+        )
     if not (got >= min_iou and mae <= mae_limit):
         raise CompileError(
-            f"the compiled program agrees with the network to IoU {got:.4f} on {verification.frames} frames of {verification.source} "
-            f"(worst {verification.iou_worst:.4f}, {verification.worst_frame}) and mean absolute error {mae:.4f}, "
-            f"expected IoU {min_iou:.4f} and error {mae_limit:.4f}: "
-            "try --precision fp32, or frames of your own with --verify, or allow it with --min-iou"
+            f"what was compiled agrees with {verification.against} to IoU {got:.4f} on {verification.frames} frames of "
+            f"{verification.source} (worst {verification.iou_worst:.4f}, {verification.worst_frame}) and mean absolute error {mae:.4f} "
+            f"({verification.runtime}), expected IoU {min_iou:.4f} and error {mae_limit:.4f}: {remedy}"
         )

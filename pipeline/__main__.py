@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.annotations import Annotations
+from pipeline.build_half import rebuild_plan
 from pipeline.command_line import StoppedError, run_command, uninterrupted
 from pipeline.engines import open_engine
 from pipeline.errors import OptionError, SourceError
@@ -51,7 +52,9 @@ def _run(options: argparse.Namespace) -> None:
         say(f"source: {source.info.name}, {source.info.description}")
         bundle = open_model(options.model, say)
         manifest = bundle.manifest
-        engine = stack.enter_context(open_engine(bundle, options.backend))
+        engine = stack.enter_context(
+            open_engine(bundle, options.backend, rebuild=rebuild_plan if options.rebuild == "auto" else None, say=say)
+        )
         height, width = manifest.network_size_hw
         say(f"model: {manifest.model}, {manifest.precision}, {height}×{width} inside, on {engine.description}")
         renderer = Renderer(look, manifest.task)

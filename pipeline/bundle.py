@@ -24,6 +24,7 @@ from pipeline.errors import BundleError
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 PROGRAM_NAME = "program.onnx"
+PLANS = "engines/"
 MANIFEST_LIMIT_BYTES = 1 << 20
 
 Task = Literal["binary", "classes"]
@@ -41,6 +42,7 @@ class Manifest:
         frame_size_hw: (height, width) of the frames, or None for any size.
         network_size_hw: (height, width) inside the network.
         precision: of the network's weights and activations.
+        layers: layers of another precision, and which.
         contract: how a frame becomes the network's input and its output a mask, as ``compile.contract`` writes it.
         weights: file name, sha256 and checkpoint family that the network was read from.
         verification: agreement with the trained network, as ``compile.verify`` writes it.
@@ -61,6 +63,7 @@ class Manifest:
     tools: Mapping[str, str]
     created: str
     frame_size_hw: tuple[int, int] | None = None
+    layers: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
     engines: tuple[Mapping[str, Any], ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
@@ -84,7 +87,9 @@ class Manifest:
             )
         fields = cls.__dataclass_fields__
         required = [
-            name for name in fields if name not in ("frame_size_hw", "verification", "engines", "files", "schema")
+            name
+            for name in fields
+            if name not in ("frame_size_hw", "layers", "verification", "engines", "files", "schema")
         ]
         if wrong := [name for name in required if name not in entries] + [
             name for name in entries if name not in fields
@@ -108,9 +113,9 @@ class Manifest:
             raise BundleError(f"{where}: expected text for model and created: compile the bundle again")
         if manifest.task not in get_args(Task) or manifest.precision not in get_args(Precision) or not manifest.classes:
             raise BundleError(f"{where}: unknown task, precision or no classes: compile the bundle again")
-        maps = (manifest.contract, manifest.weights, manifest.tools, manifest.verification, manifest.files)
-        if not all(isinstance(value, dict) for value in maps):
-            raise BundleError(f"{where}: expected an object for contract, weights, tools, verification, files")
+        maps = ("contract", "weights", "tools", "layers", "verification", "files")
+        if not all(isinstance(getattr(manifest, name), dict) for name in maps):
+            raise BundleError(f"{where}: expected an object for {', '.join(maps)}: compile the bundle again")
         return manifest
 
     def to_json(self) -> str:
@@ -132,7 +137,7 @@ class Bundle:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Bundle:
-        """Open a bundle and check every file against its sha256.
+        """Open a bundle and check every file against its sha256, but plans: ``pipeline.plan`` does when one is loaded.
 
         Raises:
             BundleError: no bundle, damaged, or with a changed byte.
@@ -157,7 +162,9 @@ class Bundle:
         if PROGRAM_NAME not in manifest.files:
             raise BundleError(f"{path}: expected a sha256 for {PROGRAM_NAME}, got none: compile the bundle again")
         for name, expected in manifest.files.items():
-            _check_file(folder, name, expected)
+            _check_name(folder, name)
+            if not name.startswith(PLANS):
+                _check_file(folder, name, expected)
         return cls(folder, manifest)
 
     @classmethod
@@ -249,10 +256,13 @@ def _exchange(scratch: Path, place: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_file(folder: Path, name: str, expected: str) -> None:
-    path = folder / name
+def _check_name(folder: Path, name: str) -> None:
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise BundleError(f"{folder}: expected file names inside the bundle, got {name!r}: do not use this bundle")
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    path = folder / name
     if os.path.exists(path) and not os.path.isfile(path):  # reading a device or a pipe may never end
         raise BundleError(f"{path}: expected a file, got something else: do not use this bundle")
     try:

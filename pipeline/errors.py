@@ -2,6 +2,7 @@
 
 EdgemaskError
 ├── BundleError               missing, damaged, or made for another version or device
+│   └── PlanError             its plan does not fit this machine or was changed; rebuilding mends it
 ├── BackendUnavailableError   packages or a device are not here
 ├── ShapeError                an array does not fit what the model was compiled for
 ├── SourceError               frames cannot be read
@@ -21,6 +22,10 @@ class EdgemaskError(Exception):
 
 class BundleError(EdgemaskError):
     """A bundle is missing, damaged, or made for another version or device."""
+
+
+class PlanError(BundleError):
+    """A bundle's plan does not fit this machine, or was changed; rebuilding it from the bundle's program mends that."""
 
 
 class BackendUnavailableError(EdgemaskError):

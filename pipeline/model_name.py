@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 
+from pipeline.build_half import compile_in_process
 from pipeline.bundle import Bundle, cache_folder
-from pipeline.command_line import SaidError
 from pipeline.errors import BundleError
 
 
@@ -35,20 +32,8 @@ def open_model(model: str, say: Callable[[str], None]) -> Bundle:
             say(f"{error}: done now")
     else:
         say(f"{model}: compiling once into {folder}")
-    _compile(model, folder)
+    compile_in_process(["--model", model, "--output", str(folder)], model)
     return Bundle.read(folder)
-
-
-def _compile(model: str, folder: Path) -> None:
-    # A process of its own: the build half's torch never enters this one, and its memory is gone when it ends.
-    home = Path(__file__).resolve().parents[1]
-    search_path = os.pathsep.join(filter(None, (str(home), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "compile", "--model", model, "--output", str(folder)]
-    status = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": search_path}, stdout=sys.stderr, check=False
-    ).returncode
-    if status != 0:
-        raise SaidError(f"{model}: could not be compiled (status {status})")
 
 
 def _version() -> str:

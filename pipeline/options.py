@@ -92,6 +92,12 @@ def _parser() -> OptionParser:
         help="default, cityscapes, voc, a YAML file, or #rrggbb,#rrggbb",
     )
     parser.add_argument(
+        "--rebuild",
+        default="auto",
+        choices=("auto", "never"),
+        help="a plan that does not fit this GPU or its TensorRT: auto = build it here from the bundle's program",
+    )
+    parser.add_argument(
         "--background", metavar="COLOUR|PICTURE", help="behind cutout and replace: #rrggbb or a picture"
     )
     parser.add_argument(

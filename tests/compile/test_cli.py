@@ -205,8 +205,25 @@ def _nothing_left_in(request, tmp_path):
         (["--target", "coffee"], "--target: invalid choice: 'coffee'"),
         (["--classes", "two"], "--classes: invalid int value: 'two'"),
         (["--classes", "2"], r"unet\.pth: expected 2 classes, got 1 in outc\.conv\.weight: ask for 1"),
-        (["--sm", "86"], "--sm and --batch: expected --target tensorrt-rtx beside them, got onnx"),
-        (["--batch", "2"], "--sm and --batch: expected --target tensorrt-rtx beside them, got onnx"),
+        (["--sm", "86"], "--sm: expected --target tensorrt-rtx beside it, got onnx"),
+        (["--sm", "86", "--target", "tensorrt"], "--sm: expected --target tensorrt-rtx beside it, got tensorrt"),
+        (["--batch", "2"], "--batch: expected --target tensorrt or tensorrt-rtx or torch-tensorrt beside it, got onnx"),
+        (["--dla", "0", "--target", "tensorrt-rtx"], "--dla: expected --target tensorrt beside it, got tensorrt-rtx"),
+        (
+            ["--dla", "0", "--target", "tensorrt"],
+            "--dla: expected --frame HxW and --precision fp16, .*, got any size and fp32",
+        ),
+        (["--version-compatible"], "--version-compatible: expected --target tensorrt beside it, got onnx"),
+        (
+            ["--workspace", "0", "--target", "tensorrt"],
+            "--workspace: expected a number of GiB from 0.001 to 1024, got '0'",
+        ),
+        (["--timing-cache", "x"], "--timing-cache: expected --target tensorrt beside it, got onnx"),
+        (["--target", "tensorrt"], r"PyCUDA cannot be loaded .*|no GPU that CUDA can use: |TensorRT is not here"),
+        (
+            ["--target", "torch-tensorrt", "--imgsz", "64"],
+            "expected an NVIDIA GPU to build for, got none|packages are not here",
+        ),
         (["--batch", "0", "--target", "tensorrt-rtx"], "--batch: expected a number from 1 to 64, got '0'"),
         (["--min-iou", "1.5"], "--min-iou: expected a number from 0 to 1, got 1.5"),
         (["--min-iou", "nan"], "--min-iou: expected a number from 0 to 1, got nan"),
@@ -224,11 +241,11 @@ def test_wrong_options(refused, weights, place, options, message):
 
 
 def test_neither_model_nor_weights(refused, place):
-    refused("expected --model .*u2netp.* or --weights FILE, got neither", "-o", place / "bundle")
+    refused("expected --model .*u2netp.*, --weights FILE or --bundle DIR, got none of them", "-o", place / "bundle")
 
 
 def test_no_output(refused, weights, place):
-    refused("the following arguments are required: -o/--output", "-w", weights / "unet.pth")
+    refused("expected --output DIR, the bundle's folder, got none", "-w", weights / "unet.pth")
 
 
 def test_an_unknown_published_network(refused, place):
@@ -292,7 +309,7 @@ def test_u2net_at_a_size_that_it_would_round_differently(refused, weights, place
 def test_a_program_that_does_not_agree(refused, run, red_candidate, weights, place):
     red_candidate(lambda frames: 255 - frames[..., 2])
     arguments = ("-w", weights / "unet.pth", "-o", place / "bundle", "-q")
-    refused(r"agrees with the network to IoU 0\.0\d+ on 4 frames .*, expected IoU 0\.9900", *arguments)
+    refused(r"agrees with the trained network in FP32 to IoU 0\.0\d+ on 4 frames .*, expected IoU 0\.9900", *arguments)
     assert not list(place.iterdir())
     allowed = place.parent / "allowed"
     assert run(*arguments[:3], allowed, "--min-iou", "0")[0] == 0

@@ -132,7 +132,7 @@ class Wrapped:
         path, contract = kind(folder / "network.onnx")
         self.kind = kind
         self.candidate = open_candidate(path, "stream", contract)
-        self.model = self.candidate.export("fp32", None)
+        self.model = self.candidate.export("fp32", None, ())
         self.session = onnxruntime.InferenceSession(self.model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
@@ -191,7 +191,7 @@ def test_one_graph_of_standard_operations(wrapped):
 def test_a_fixed_frame_size_and_smooth_borders(tmp_path, pictures):
     path, contract = channels_last(tmp_path / "network.onnx")
     candidate = open_candidate(path, "stream", contract, smooth=True, classes=4)
-    session = onnxruntime.InferenceSession(candidate.export("fp32", (50, 61)).SerializeToString())
+    session = onnxruntime.InferenceSession(candidate.export("fp32", (50, 61), ()).SerializeToString())
     assert session.get_inputs()[0].shape == ["N", 50, 61, 3]
     frames = pictures(1, 50, 61)
     (masks,) = session.run(None, {"frames": frames})
@@ -346,7 +346,7 @@ def test_another_number_of_classes_than_asked_for(path):
 def test_half_precision(path):
     candidate = open_candidate(simple(path), "stream", CONTRACT)
     with pytest.raises(CompileError, match="--precision: expected fp32 for a network of another family, got fp16"):
-        candidate.export("fp16", None)
+        candidate.export("fp16", None, ())
 
 
 def test_operations_that_nobody_has(path):

@@ -265,7 +265,7 @@ def test_published_u2netp_in_pytorch(published_u2netp, published):
 @pytest.mark.parametrize("name", ["stream", "official"])
 def test_published_u2netp_on_photographs(published_u2netp, published, name):
     candidate = open_candidate(published_u2netp, name)
-    program = candidate.export("fp32", None).SerializeToString()
+    program = candidate.export("fp32", None, ()).SerializeToString()
     session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
     for photograph_rgb in (data.astronaut(), data.chelsea()):
         height, width = photograph_rgb.shape[:2]

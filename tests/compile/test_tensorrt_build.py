@@ -1,6 +1,5 @@
 """Real TensorRT-RTX plans, built on the CPU; loading one takes a GPU."""
 
-import ast
 import json
 import os
 import signal
@@ -12,21 +11,20 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from compile import tensorrt_build
 from compile.__main__ import main
 from compile.contract import Contract
 from compile.errors import CompileError
 from compile.onnx_export import export_program
 from compile.program import FrameProgram
-from compile.tensorrt_build import FRAME_RANGE, build_rtx_plan
+from compile.tensorrt_build import FRAME_RANGE, BuildOptions, build_plan
 from pipeline.bundle import Bundle
 from pipeline.command_line import StoppedError, run_command
 from pipeline.engines import tensorrt_library
 from pipeline.engines.tensorrt_library import LIBRARIES_VARIABLE, load_tensorrt_rtx
-from pipeline.errors import BackendUnavailableError
+from pipeline.errors import BackendUnavailableError, PlanError
+from pipeline.plan import read_plan
 
 ROOT = Path(__file__).parents[2]
-API = ROOT.parent / "shared" / "facts" / "tensorrt_api"
 pytestmark = pytest.mark.needs("tensorrt_rtx_bindings")
 
 NETWORKS = {
@@ -52,6 +50,10 @@ def one_program(tiny_unet):
     return export_program(FrameProgram(tiny_unet(1), Contract("x", (32, 32)))).SerializeToString()
 
 
+def build_rtx_plan(program, sms, *, step=None, **options):
+    return build_plan(program, BuildOptions("tensorrt-rtx", sms, **options), step=step)
+
+
 @pytest.mark.parametrize(
     ("sms", "frame_size_hw", "batch"),
     [((75,), None, 1), ((80, 86, 89), (720, 1280), 1), ((120, 121), None, 4)],
@@ -62,9 +64,9 @@ def test_every_program_becomes_a_plan(program, sms, frame_size_hw, batch):
     plan = build_rtx_plan(program, sms, frame_size_hw=frame_size_hw, batch=batch, step=lambda *told: steps.append(told))
     assert len(plan.content) > 10_000
     assert plan.sms == sms
-    smallest, usual, largest = plan.profile
+    smallest, usual, largest = plan.options.profile
     assert (smallest[0], usual[0], largest[0]) == (1, batch, batch)
-    assert [shape[1:3] for shape in plan.profile] == [frame_size_hw] * 3 if frame_size_hw else list(FRAME_RANGE)
+    assert [shape[1:3] for shape in plan.options.profile] == [frame_size_hw] * 3 if frame_size_hw else list(FRAME_RANGE)
     assert steps
     assert all(0 < done <= total for _, done, total in steps)
 
@@ -121,6 +123,8 @@ def test_the_command_writes_a_bundle_with_the_plan(tmp_path, tiny_unet, capsys):
     (entry,) = bundle.manifest.engines
     assert entry["sms"] == [86, 89]
     assert entry["runtime"] == "tensorrt-rtx"
+    assert (entry["hardware"], entry["version_compatible"], entry["dla_core"]) == ("same", False, None)
+    assert entry["size_bytes"] == (output / entry["file"]).stat().st_size
     assert entry["version"] == load_tensorrt_rtx().__version__
     assert (output / entry["file"]).stat().st_size > 10_000
     assert set(bundle.manifest.files) == {"program.onnx", entry["file"]}
@@ -133,8 +137,8 @@ def test_the_command_writes_a_bundle_with_the_plan(tmp_path, tiny_unet, capsys):
     plan.write_bytes(plan.read_bytes()[:-1] + b"x")
     assert main([*arguments, "--target", "tensorrt-rtx", "--sm", "a", "--output", str(output)]) == 2
     assert "expected compute capabilities such as 86" in capsys.readouterr().err
-    with pytest.raises(Exception, match=r"sm89-fp16\.plan: expected sha256"):
-        Bundle.read(output)
+    with pytest.raises(PlanError, match=r"sm89-fp16\.plan: expected sha256"):
+        read_plan(Bundle.read(output), "tensorrt-rtx", entry["version"], 89, "a GPU")
 
 
 def test_missing_packages_are_told_with_the_command(monkeypatch, tmp_path):
@@ -147,17 +151,6 @@ def test_missing_packages_are_told_with_the_command(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BackendUnavailableError, match=r"its packages are not here .*pip install '\.\[tensorrt-rtx\]'"):
         load()
-
-
-@pytest.mark.skipif(not API.is_dir(), reason="the lists of TensorRT's public names are not beside the project")
-def test_every_name_of_tensorrt_rtx_exists():
-    known = set((API / "rtx-1.7.txt").read_text(encoding="utf-8").split())
-    tree = ast.parse(Path(tensorrt_build.__file__).read_text(encoding="utf-8"))
-    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names = {name.removeprefix("trt.") for name in used if name.startswith("trt.")}
-    ours = {name for name in names if "__" not in name}
-    assert {"Builder", "OnnxParser", "NetworkDefinitionCreationFlag.STRONGLY_TYPED"} <= ours
-    assert not {name for name in ours if not any(line == name or line.startswith(f"{name}.") for line in known)}
 
 
 def test_a_stop_is_no_plain_exception():

@@ -492,7 +492,7 @@ def test_a_network_is_compiled_once_by_another_process(cached, red_bundle, monke
 
     if there == "a damaged bundle":
         cached.mkdir()
-    monkeypatch.setattr("pipeline.model_name.subprocess.run", compile_it)
+    monkeypatch.setattr("pipeline.build_half.subprocess.run", compile_it)
     for _ in range(2):
         assert open_model("u2netp", said.append).folder == cached
     assert calls == [[sys.executable, "-m", "compile", "--model", "u2netp", "--output", str(cached)]]
@@ -502,7 +502,7 @@ def test_a_network_is_compiled_once_by_another_process(cached, red_bundle, monke
 
 def test_a_network_that_cannot_be_compiled_was_told_of_already(main, cached, tmp_path, monkeypatch):
     done = subprocess.CompletedProcess([], 2)
-    monkeypatch.setattr("pipeline.model_name.subprocess.run", lambda *_, **__: done)
+    monkeypatch.setattr("pipeline.build_half.subprocess.run", lambda *_, **__: done)
     result = main("--source", "test://?size=8x8&frames=2", "--output", tmp_path / "out", model="nosuch")
     assert (result.status, result.out, result.err) == (2, [], [])
 

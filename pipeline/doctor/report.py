@@ -1,0 +1,110 @@
+"""The report: every subject asked on its own, so that none can take the others down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.doctor import cameras, gpu, machine, media, packages
+from pipeline.doctor.backends import BACKENDS, Backend, automatic, judge
+from pipeline.doctor.probe import Facts, Finding, Question, ask
+from pipeline.engines import ENGINES
+
+_SUBJECTS: tuple[tuple[str, str, Callable[[Facts], list[Finding]]], ...] = (
+    # key and title of the row if the subject fails, what makes its rows
+    ("system", "System", machine.system_findings),
+    ("jetson", "Jetson", machine.jetson_findings),
+    ("memory", "Memory", machine.memory_findings),
+    ("gpu", "GPU", gpu.gpu_findings),
+    ("cuda_toolkit", "CUDA toolkit", gpu.toolkit_findings),
+    ("onnxruntime", "ONNX Runtime", packages.onnxruntime_findings),
+    ("tensorrt", "TensorRT", packages.tensorrt_findings),
+    ("tensorrt_rtx", "TensorRT-RTX", packages.tensorrt_rtx_findings),
+    ("pycuda", "PyCUDA", packages.pycuda_findings),
+    ("torch_tensorrt", "Torch-TensorRT", packages.torch_findings),
+    ("compile", "Build half", packages.build_half_findings),
+    ("opencv", "OpenCV", media.opencv_findings),
+    ("pyav", "PyAV", media.video_findings),
+    ("display", "Display", media.display_findings),
+    ("cameras", "Cameras", cameras.camera_findings),
+)
+_QUESTIONS = {
+    "machine": machine.questions,
+    "gpu": gpu.questions,
+    "packages": packages.questions,
+    "media": media.questions,
+    "cameras": cameras.questions,
+}
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        findings: the rows, in the order in which they are shown.
+        backends: what each backend can do here.
+        auto: what ``--backend auto`` takes for a bundle that has plans for this machine; None if nothing can run.
+    """
+
+    findings: tuple[Finding, ...]
+    backends: tuple[Backend, ...]
+    auto: str | None
+
+
+def gather(root: Path) -> Facts:
+    """Ask this machine, each question that could crash or hang in a process of its own."""
+    asked: dict[str, Question] = {}
+    failed: list[Finding] = []
+    for subject, questions in _QUESTIONS.items():
+        try:
+            asked |= _guarded(partial(questions, root, os.environ))
+        except _ProbeError as error:
+            failed.append(Finding(f"questions_{subject}", "Questions", "note", f"{subject}: {error}"))
+    return Facts(root, _versions(), ask(asked), dict(os.environ), tuple(failed))
+
+
+def examine(facts: Facts, order: Iterable[str] = ENGINES) -> Report:
+    """Make the report; ``order`` is the one in which ``--backend auto`` tries backends."""
+    findings = list(facts.failed)
+    for key, title, make in _SUBJECTS:
+        try:
+            findings += _guarded(partial(make, facts))
+        except _ProbeError as error:
+            findings.append(Finding(key, title, "note", str(error)))
+    by_key = {finding.key: finding for finding in findings}
+    backends: list[Backend] = []
+    for name in BACKENDS:
+        try:
+            backends.append(_guarded(partial(judge, name, facts, by_key)))
+        except _ProbeError as error:
+            backends.append(Backend(name, "none", str(error)))
+    return Report(tuple(findings), tuple(backends), automatic(backends, order))
+
+
+class _ProbeError(Exception):
+    """A probe failed in a way that nobody thought of; the message is what its row says."""
+
+
+def _guarded(probe: Callable[[], _Result]) -> _Result:
+    """The one place where anything is caught: what one probe cannot find out must not hide what the others did."""
+    try:
+        return probe()
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise _ProbeError(f"could not be found out, a bug worth reporting: {type(error).__name__}: {line}") from error
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in packages.DISTRIBUTIONS:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

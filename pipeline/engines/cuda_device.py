@@ -1,0 +1,112 @@
+"""The GPU through PyCUDA, on the device's primary context, which PyTorch shares: the one file that imports PyCUDA."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import numpy as np
+import pycuda.driver as cuda
+from numpy.typing import NDArray
+
+from pipeline.errors import BackendUnavailableError
+
+
+class CudaDevice:
+    """A GPU; current on the thread that is inside its ``with`` block, on any thread, one at a time.
+
+    All that is made here (streams, events, memory) is made, used and freed inside such a block. PyCUDA's errors leave it as
+    ``BackendUnavailableError``.
+
+    Attributes:
+        name: such as "NVIDIA GeForce RTX 4090".
+        sm: compute capability without the dot, such as 89.
+        integrated: memory is shared with the CPU, as on a Jetson: nothing needs to be copied.
+
+    Raises:
+        BackendUnavailableError: there is no GPU or no driver, with CUDA's own words.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        try:
+            cuda.init()
+            device = cuda.Device(index)
+            self.name = str(device.name())
+            major, minor = device.compute_capability()
+            self.sm = int(major) * 10 + int(minor)
+            self.integrated = bool(device.get_attribute(cuda.device_attribute.INTEGRATED))
+            self._context = device.retain_primary_context()
+        except cuda.Error as error:
+            raise BackendUnavailableError(f"no GPU that CUDA can use: {_first_line(error)}") from error
+
+    def __enter__(self) -> CudaDevice:
+        try:
+            self._context.push()
+        except cuda.Error as error:
+            raise self._failed(error) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        cuda.Context.pop()
+        if isinstance(error, cuda.Error):
+            raise self._failed(error) from error
+
+    def _failed(self, error: BaseException) -> BackendUnavailableError:
+        return BackendUnavailableError(f"{self.name}: CUDA failed: {_first_line(error)}")
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory that can still be had; on a Jetson what is free right now, without what the system would give back."""
+        free_bytes, _ = cuda.mem_get_info()
+        return int(free_bytes)
+
+    def stream(self) -> cuda.Stream:
+        """A new stream; ``handle`` is its address."""
+        return cuda.Stream()
+
+    def event(self) -> cuda.Event:
+        """A new event that a waiting thread sleeps on: spinning would take a core from the decoder."""
+        return cuda.Event(cuda.event_flags.BLOCKING_SYNC | cuda.event_flags.DISABLE_TIMING)
+
+    def buffer(self, size_bytes: int) -> Buffer:
+        """A new buffer that both sides can reach."""
+        return Buffer(size_bytes, mapped=self.integrated)
+
+
+class Buffer:
+    """Page-locked host memory and the device memory that belongs to it; on a Jetson they are the same.
+
+    Attributes:
+        host: (size_bytes,) uint8, owned by the buffer.
+        address: of the device's side.
+    """
+
+    def __init__(self, size_bytes: int, *, mapped: bool) -> None:
+        flags = cuda.host_alloc_flags.DEVICEMAP if mapped else 0
+        self.host: NDArray[np.uint8] = cuda.pagelocked_empty(size_bytes, np.uint8, mem_flags=flags)
+        self._allocation = self.host.base
+        try:
+            self._device = None if mapped else cuda.mem_alloc(size_bytes)
+            self.address = int(self._allocation.get_device_pointer() if self._device is None else self._device)
+        except cuda.Error:
+            self._allocation.free()
+            raise
+
+    def to_device(self, size_bytes: int, stream: cuda.Stream) -> None:
+        """Put the copy of the first bytes to the device onto the stream."""
+        if self._device is not None:
+            cuda.memcpy_htod_async(self.address, self.host[:size_bytes], stream)
+
+    def to_host(self, size_bytes: int, stream: cuda.Stream) -> None:
+        """Put the copy of the first bytes to the host onto the stream."""
+        if self._device is not None:
+            cuda.memcpy_dtoh_async(self.host[:size_bytes], self.address, stream)
+
+    def free(self) -> None:
+        """Give both sides back; nothing may be on its way to or from them."""
+        if self._device is not None:
+            self._device.free()
+        self._allocation.free()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,262 @@
+"""The frame program as a TensorRT plan, TensorRT proper or TensorRT-RTX: three frames in flight, no copy on a Jetson.
+
+    submit    frame -> page-locked memory ──upload──▶ device ──compute──▶ device ──download──▶ page-locked memory    collect -> mask
+
+Each arrow is a stream of its own with an event at its end, so that the next frame goes up and the last mask comes down while the GPU
+computes. On a Jetson both sides share one memory, and only the middle arrow is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bundle import Bundle
+from pipeline.engines.base import Engine
+from pipeline.engines.cuda_device import CudaDevice
+from pipeline.engines.runtime_cache import RuntimeCacheFile
+from pipeline.engines.tensorrt_library import load_tensorrt, log_of
+from pipeline.errors import BackendUnavailableError, PlanError, ShapeError
+from pipeline.plan import NAMES, read_plan, rebuild_command
+
+Shape = tuple[int, ...]
+
+
+class _Slot:
+    """One frame in flight: its memory, its events, and the recorded work for its shape."""
+
+    def __init__(self, device: CudaDevice, frames_bytes: int, masks_bytes: int) -> None:
+        with ExitStack() as stack:
+            self.frames = device.buffer(frames_bytes)
+            stack.callback(self.frames.free)
+            self.masks = device.buffer(masks_bytes)
+            stack.callback(self.masks.free)
+            # After what may fail: an exception keeps them until it is forgotten, and no context is current then.
+            self.uploaded, self.computed, self.downloaded = device.event(), device.event(), device.event()
+            stack.pop_all()
+        self.shape: Shape = ()
+        self.graph: Any = None
+
+    def drop_graph(self) -> None:
+        if self.graph is not None:
+            self.graph.close()
+        self.graph = None
+
+    def free(self) -> None:
+        self.drop_graph()
+        self.frames.free()
+        self.masks.free()
+
+
+class TensorRTEngine(Engine):
+    """Runs the plan of a bundle that fits this GPU and this TensorRT.
+
+    Raises:
+        BackendUnavailableError: TensorRT, PyCUDA or the GPU is not here.
+        PlanError: the bundle has no plan for this GPU and version, or it was changed.
+    """
+
+    in_flight = 3
+    runtime = "tensorrt"
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
+        try:
+            self._device = CudaDevice()
+        except BackendUnavailableError as error:
+            read_plan(bundle, self.runtime, "", None, str(error))  # which says it with what the plan is for
+            raise
+        trt = load_tensorrt(self.runtime)
+        version = str(trt.__version__)
+        self._entry, plan = read_plan(bundle, self.runtime, version, self._device.sm, self._device.name)
+        self._busy: deque[_Slot] = deque()
+        self._free: deque[_Slot] = deque()
+        self._shape: Shape = ()
+        self._shape_ran = False
+        self._graphs = _graph_recorder() if self.runtime == "tensorrt" else None
+        self._cache_file: RuntimeCacheFile | None = None
+        self._cache: Any = None
+        self._cache_saved = False
+        with self._device, ExitStack() as stack:
+            stack.callback(self._release)
+            self._load(trt, plan)
+            self._upload, self._compute, self._download = (self._device.stream() for _ in range(3))
+            stack.pop_all()
+        sm = self._device.sm
+        self.description = f"{NAMES[self.runtime]} {version}, {self._device.name} ({sm // 10}.{sm % 10})"
+
+    def _load(self, trt: ModuleType, plan: bytes) -> None:
+        log = log_of(trt)
+        log.clear()
+        self._runtime = trt.Runtime(log.logger)
+        if self._entry["version_compatible"]:
+            self._runtime.engine_host_code_allowed = True  # it carries the runtime of the version that built it
+        if self._entry.get("dla_core") is not None:
+            self._runtime.DLA_core = self._entry["dla_core"]
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        self._require(self._engine is not None, f"TensorRT refuses the plan: {log.last_words}")
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        modes = {name: self._engine.get_tensor_mode(name) for name in names}
+        inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
+        outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
+        all_uint8 = all(self._engine.get_tensor_dtype(name) == trt.DataType.UINT8 for name in names)
+        self._require(
+            len(inputs) == len(outputs) == 1 and all_uint8,
+            f"expected one uint8 input and one uint8 output, got {', '.join(names)}: this is no frame program",
+        )
+        (self._input,), (self._output,) = inputs, outputs
+        if self.runtime == "tensorrt-rtx":
+            self._context = self._engine.create_execution_context(self._runtime_config(trt))
+        else:
+            self._context = self._engine.create_execution_context()
+        self._require(self._context is not None, f"TensorRT cannot run the plan: {log.last_words}")
+
+    def _runtime_config(self, trt: ModuleType) -> Any:
+        config = self._engine.create_runtime_config()
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._cache = config.create_runtime_cache()
+        self._cache_file = RuntimeCacheFile(self.bundle.folder / self._entry["file"], self._device.sm)
+        self._cache_file.load(self._cache)
+        config.set_runtime_cache(self._cache)
+        return config
+
+    def _submit(self, frames_nhwc: NDArray[np.uint8]) -> None:
+        shape: Shape = frames_nhwc.shape
+        with self._device:
+            if shape != self._shape:
+                self._set_shape(shape)
+            slot = self._slot_for(shape)
+            try:
+                np.copyto(slot.frames.host[: frames_nhwc.size].reshape(shape), frames_nhwc)
+                slot.frames.to_device(frames_nhwc.size, self._upload)
+                slot.uploaded.record(self._upload)
+                self._compute.wait_for_event(slot.uploaded)
+                self._enqueue(slot)
+                slot.computed.record(self._compute)
+                self._download.wait_for_event(slot.computed)
+                slot.masks.to_host(frames_nhwc.size // 3, self._download)
+                slot.downloaded.record(self._download)
+            except BaseException:
+                self._free.append(slot)
+                raise
+            self._busy.append(slot)
+
+    def _collect(self) -> NDArray[np.uint8]:
+        slot = self._busy.popleft()
+        self._free.append(slot)
+        with self._device:
+            slot.downloaded.synchronize()
+            if self._cache_file is not None and not self._cache_saved:
+                self._cache_file.save(self._cache)  # now too, for a process that is killed has no end
+                self._cache_saved = True
+        shape = slot.shape[:3]
+        masks: NDArray[np.uint8] = slot.masks.host[: math.prod(shape)].reshape(shape).copy()
+        return masks
+
+    def _close(self) -> None:
+        # A GPU that failed is not waited for, and its own complaints about being tidied up are of no use.
+        with contextlib.suppress(BackendUnavailableError), self._device, ExitStack() as stack:
+            stack.callback(self._release)
+            self._synchronize()
+            if self._cache_file is not None:
+                self._cache_file.save(self._cache)
+
+    def _synchronize(self) -> None:
+        # A method, for its loop's last stream must be forgotten while the device is current.
+        for stream in (self._upload, self._compute, self._download):
+            stream.synchronize()
+
+    def _release(self) -> None:
+        """Free everything, in the reverse order of its making; the device is current."""
+        for slot in (*self._busy, *self._free):
+            slot.free()
+        self._busy.clear()
+        self._free.clear()
+        for name in ("_context", "_cache", "_engine", "_runtime", "_upload", "_compute", "_download"):
+            self.__dict__.pop(name, None)
+
+    def _set_shape(self, shape: Shape) -> None:
+        smallest, _, largest = self._entry["profile"]
+        if not all(low <= side <= high for low, side, high in zip(smallest, shape, largest, strict=True)):
+            command = rebuild_command(self.bundle, self.runtime)
+            raise ShapeError(
+                f"frames: expected {_sizes(smallest, largest)} as the plan was built for, got {_sizes(shape, shape)}: "
+                f"rebuild it with: {command} --frame {shape[1]}x{shape[2]} --batch {shape[0]}"
+            )
+        # What is in flight was enqueued for the old shape and uses the context's memory; so does what was recorded.
+        self._compute.synchronize()
+        for slot in (*self._busy, *self._free):
+            slot.drop_graph()
+        self._shape = ()
+        fits = self._context.set_input_shape(self._input, shape) and not self._context.infer_shapes()
+        self._require(fits, f"TensorRT refuses frames of {shape}")
+        masks_shape = tuple(self._context.get_tensor_shape(self._output))
+        self._require(masks_shape == shape[:3], f"expected masks of {shape[:3]} for these frames, got {masks_shape}")
+        self._shape, self._shape_ran = shape, False
+
+    def _slot_for(self, shape: Shape) -> _Slot:
+        """Take a free slot with memory for a shape."""
+        slot = self._free.popleft() if self._free else None
+        frames_bytes, masks_bytes = math.prod(shape), math.prod(shape[:3])
+        if slot is not None and slot.frames.host.size < frames_bytes:
+            slot.free()
+            slot = None
+        if slot is None:
+            slot = _Slot(self._device, frames_bytes, masks_bytes)
+        slot.shape = shape
+        return slot
+
+    def _enqueue(self, slot: _Slot) -> None:
+        """Put the plan's work onto the compute stream: plainly the first time a shape comes, from then on as a graph."""
+        if slot.graph is None:
+            for name, buffer in ((self._input, slot.frames), (self._output, slot.masks)):
+                fits = self._context.set_tensor_address(name, buffer.address)
+                self._require(fits, f"TensorRT refuses memory for {name}")
+            if not self._shape_ran or self._graphs is None:
+                self._execute()
+                self._shape_ran = True
+                return
+            try:
+                slot.graph = self._graphs(int(self._compute.handle), self._execute)
+            except (BackendUnavailableError, PlanError):
+                # A layer that cannot be recorded, as CUDA or TensorRT says it: it runs as well, only launched one by one.
+                self._graphs = None
+                self._execute()
+                return
+        slot.graph.launch()
+
+    def _execute(self) -> None:
+        done = self._context.execute_async_v3(int(self._compute.handle))
+        self._require(done, "TensorRT cannot run the plan")
+
+    def _require(self, fits: Any, problem: str) -> None:
+        if not fits:
+            path = self.bundle.folder / self._entry["file"]
+            raise PlanError(f"{path}: {problem}: rebuild it with: {rebuild_command(self.bundle, self.runtime)}")
+
+
+class TensorRTRTXEngine(TensorRTEngine):
+    """The same with TensorRT-RTX, which finishes its plans on the machine that they run on and makes graphs itself."""
+
+    runtime = "tensorrt-rtx"
+
+
+def _graph_recorder() -> Callable[[int, Callable[[], None]], Any] | None:
+    try:
+        from pipeline.engines.cuda_graph import CudaGraph
+    except (ImportError, OSError):  # cuda-bindings is not installed: nothing but launches is lost
+        return None
+    return CudaGraph
+
+
+def _sizes(smallest: Any, largest: Any) -> str:
+    low, high = (f"{shape[0]} of {shape[1]}×{shape[2]}" for shape in (smallest, largest))
+    return low if low == high else f"from {low} to {high}"
