@@ -69,6 +69,11 @@ class Prefetch(Generic[T]):
                 self._changed.notify_all()
             yield item
 
+    def ready(self) -> bool:
+        """Whether the next item is there, or the end, so that the iterator would not wait."""
+        with self._changed:
+            return bool(self._ready) or self._ended
+
     def close(self) -> None:
         """Stop the thread. Waits at most ``join_s`` for it: a blocked read of a device cannot be interrupted."""
         with self._changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ def run(
     frames = 0
     depth = 1 if live else DEPTH  # one: the newest
     decoded = Prefetch(timed(islice(source, max_frames), timer, "decode"), depth, drop_oldest=live, name="decode")
-    masked = Prefetch(infer(decoded, engine, timer), depth, name="engine", join_s=None)
+    more = decoded.ready if live else (lambda: True)
+    masked = Prefetch(infer(decoded, engine, timer, more), depth, name="engine", join_s=None)
     with masked, decoded:  # left in reverse: the engine's thread ends when its frames do
         for frame in masked:
             with timer("render"):
@@ -89,41 +91,39 @@ def run(
     return RunResult(frames, decoded.dropped, timer.result())
 
 
-def infer(frames: Iterable[Frame], engine: Engine, timer: StageTimer) -> Iterator[Frame]:
-    """Add its mask to each frame, with as many frames in flight as the engine can hold."""
-    waiting: deque[Frame] = deque()
+def infer(
+    frames: Iterable[Frame], engine: Engine, timer: StageTimer, more: Callable[[], bool] = lambda: True
+) -> Iterator[Frame]:
+    """Add its mask to each frame, with as many frames in flight as the engine can hold.
+
+    Args:
+        frames: in order.
+        engine: frames to masks.
+        timer: gets the time that submitting and collecting took, per frame.
+        more: whether the next frame is there; where it is not, no mask waits for it, as a camera's next frame may take long.
+    """
+    waiting: deque[tuple[Frame, float]] = deque()
 
     def finish() -> Frame:
-        frame = waiting.popleft()
+        frame, submit_ms = waiting.popleft()
+        start_ns = time.perf_counter_ns()
         frame.mask = engine.collect()[0]
+        timer.add("engine", submit_ms + (time.perf_counter_ns() - start_ns) / 1e6)
         return frame
 
-    iterator = iter(frames)
-    failure: Exception | None = None
-    while failure is None:
-        frame = finished = None
-        try:
-            frame = next(iterator, None)
-        except Exception as error:  # noqa: BLE001 - raised below, after the frames in flight
-            failure = error
-        if frame is None:
-            break
-        with timer("engine"):
-            if len(waiting) == engine.in_flight:
-                finished = finish()
-            try:
-                engine.submit(frame.image[None])
-                waiting.append(frame)
-            except Exception as error:  # noqa: BLE001 - likewise
-                failure = error
-            if waiting and engine.in_flight == 1:  # nothing overlaps: no mask waits for the next frame
-                finished = finish()
-        if finished is not None:
-            yield finished
+    try:
+        for frame in frames:
+            start_ns = time.perf_counter_ns()
+            engine.submit(frame.image[None])
+            waiting.append((frame, (time.perf_counter_ns() - start_ns) / 1e6))
+            while waiting and (len(waiting) == engine.in_flight or not more()):
+                yield finish()
+    except Exception:
+        while waiting:  # an error comes after the frames before it
+            yield finish()
+        raise
     while waiting:
         yield finish()
-    if failure is not None:
-        raise failure
 
 
 def timed(frames: Iterable[Frame], timer: StageTimer, stage: str) -> Iterator[Frame]:

@@ -233,3 +233,19 @@ def test_drop_oldest_loses_nothing_when_the_consumer_keeps_up():
 def test_the_thread_never_keeps_a_process_alive():
     with Prefetch(iter(int, 1), 1, name="daemon"):
         assert [thread.daemon for thread in named("daemon")] == [True]
+
+
+def test_ready_says_whether_the_next_item_is_there():
+    go_on, started = threading.Event(), threading.Event()
+
+    def numbers():
+        started.set()
+        go_on.wait(WAIT_S)
+        yield 1
+
+    with Prefetch(numbers(), 1) as items:
+        assert started.wait(WAIT_S)
+        assert not items.ready()
+        go_on.set()
+        assert list(items) == [1]
+        assert items.ready()  # the end, which no one waits for

@@ -262,3 +262,24 @@ def test_no_mask_is_held_back_while_the_next_frame_is_awaited():
     masked = infer(frames(), Red(in_flight=1), StageTimer())
     assert next(masked).index == 0
     assert asked == [0]
+
+
+def test_no_mask_of_a_camera_waits_for_frames_that_are_not_there():
+    asked = []
+
+    def frames():
+        for frame in Numbers(6):
+            asked.append(frame.index)
+            yield frame
+
+    masked = infer(frames(), Red(in_flight=3), StageTimer(), lambda: len(asked) != 2)
+    # After the second frame none is there: both masks come before the third is asked for.
+    assert [next(masked).index for _ in range(2)] == [0, 1]
+    assert asked == [0, 1]
+    assert [frame.index for frame in masked] == [2, 3, 4, 5]
+
+
+def test_the_engines_time_is_counted_once_for_each_frame():
+    timer = StageTimer()
+    assert len(list(infer(Numbers(7), Red(in_flight=3), timer))) == 7
+    assert [(stage.name, stage.count) for stage in timer.result()] == [("engine", 7)]
