@@ -243,9 +243,8 @@ def _capability(trt: ModuleType, sm: int, gpu: Gpu | None) -> Any:
 def _use_dla(trt: ModuleType, builder: Any, network: Any, config: Any, core: int) -> tuple[str, ...]:
     """Run on an accelerator what can run there; gives the names of the layers that cannot."""
     if core >= builder.num_DLA_cores:
-        raise CompileError(
-            f"--dla: expected one of {builder.num_DLA_cores} cores of this machine, numbered from 0, got {core}: leave --dla out"
-        )
+        there = f"a core from 0 to {builder.num_DLA_cores - 1}" if builder.num_DLA_cores else "a machine that has one"
+        raise CompileError(f"--dla: expected {there}, got core {core} of {builder.num_DLA_cores}: leave --dla out")
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
