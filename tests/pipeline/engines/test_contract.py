@@ -15,17 +15,22 @@ from onnx import TensorProto, helper
 from pipeline.engines import ENGINES, open_engine
 from pipeline.errors import BackendUnavailableError, BundleError, OptionError, ShapeError
 
+FAKES = {"tensorrt on a fake GPU": "tensorrt", "tensorrt-rtx on a fake GPU": "tensorrt-rtx"}
 
-@pytest.fixture(params=ENGINES)
-def open_here(request):
-    """``open_here(bundle)``: an engine of each backend that this machine has; closed at the end."""
+
+def opener(request):
+    """``open_here(bundle)`` for the backend of a fixture's parameter; skips what this machine has not."""
+    fake, name = request.param in FAKES, FAKES.get(request.param, request.param)
+    if fake:
+        request.getfixturevalue("fake_machine").install(name)
+        add_plan = request.getfixturevalue("add_plan")
     engines = []
 
     def open_it(bundle):
         try:
-            engine = open_engine(bundle, request.param)
+            engine = open_engine(add_plan(bundle, name) if fake else bundle, name)
         except BackendUnavailableError as error:
-            if os.environ.get(f"FAIL_WITHOUT_{request.param.upper().replace('-', '_')}"):
+            if fake or os.environ.get(f"FAIL_WITHOUT_{name.upper().replace('-', '_')}"):
                 raise
             pytest.skip(str(error))
         engines.append(engine)
@@ -34,6 +39,18 @@ def open_here(request):
     yield open_it
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture(params=[*ENGINES, *FAKES])
+def open_here(request):
+    """``open_here(bundle)``: an engine of each backend that this machine has, and of fake ones; closed at the end."""
+    yield from opener(request)
+
+
+@pytest.fixture(params=["onnxruntime"])
+def open_program(request):
+    """The same for backends that load the bundle's program itself, and so say what is wrong with it."""
+    yield from opener(request)
 
 
 @pytest.fixture
@@ -176,15 +193,15 @@ def test_description_names_the_backend(engine):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", bytes(range(256)) * 40])
-def test_a_program_that_is_none_has_a_right_sum_but_is_refused(open_here, make_bundle, content):
+def test_a_program_that_is_none_has_a_right_sum_but_is_refused(open_program, make_bundle, content):
     bundle = make_bundle(program=content)
     assert bundle.manifest.files["program.onnx"] == hashlib.sha256(content).hexdigest()
     with pytest.raises(BundleError, match=r"program.onnx: .*compile the bundle again$") as caught:
-        open_here(bundle)
+        open_program(bundle)
     assert "\n" not in str(caught.value)
 
 
-def test_a_program_that_reads_another_file_is_refused(open_here, make_bundle, tmp_path):
+def test_a_program_that_reads_another_file_is_refused(open_program, make_bundle, tmp_path):
     with contextlib.suppress(metadata.PackageNotFoundError):
         if tuple(map(int, metadata.version("onnxruntime").split(".")[:2])) < (1, 24):
             pytest.skip("ONNX Runtime before 1.24 reads whatever file a program names")
@@ -196,31 +213,31 @@ def test_a_program_that_reads_another_file_is_refused(open_here, make_bundle, tm
     node = helper.make_node("Gather", ["frames", "red"], ["masks"], axis=3)
     output = helper.make_tensor_value_info("masks", TensorProto.UINT8, ["N", "H", "W"])
     with pytest.raises(BundleError, match=r"program.onnx"):
-        open_here(make_bundle(program=program(node, output, initializer=[outside])))
+        open_program(make_bundle(program=program(node, output, initializer=[outside])))
 
 
-def test_a_program_with_another_input_is_no_frame_program(open_here, make_bundle):
+def test_a_program_with_another_input_is_no_frame_program(open_program, make_bundle):
     values = helper.make_tensor_value_info("frames", TensorProto.FLOAT, ["N", 3, "H", "W"])
     output = helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["N", 3, "H", "W"])
     node = helper.make_node("Relu", ["frames"], ["masks"])
     with pytest.raises(BundleError, match=r"program.onnx: expected one uint8 input and one output"):
-        open_here(make_bundle(program=program(node, output, inputs=[values])))
+        open_program(make_bundle(program=program(node, output, inputs=[values])))
 
 
-def test_a_program_with_other_masks_is_refused_when_they_come(open_here, make_bundle):
+def test_a_program_with_other_masks_is_refused_when_they_come(open_program, make_bundle):
     output = helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["N", "H", "W", 3])
     node = helper.make_node("Cast", ["frames"], ["masks"], to=TensorProto.FLOAT)
-    engine = open_here(make_bundle(program=program(node, output)))
+    engine = open_program(make_bundle(program=program(node, output)))
     with pytest.raises(ShapeError, match=r"^masks of .*: expected \(1, 4, 6\) uint8, got \(1, 4, 6, 3\) float32$"):
         engine(frames(1, 4, 6))
 
 
-def test_a_program_that_cannot_run_on_the_frames_is_the_bundles_fault(open_here, make_bundle):
+def test_a_program_that_cannot_run_on_the_frames_is_the_bundles_fault(open_program, make_bundle):
     values = helper.make_tensor_value_info("frames", TensorProto.UINT8, [1, 2, 2, 3])
     output = helper.make_tensor_value_info("masks", TensorProto.UINT8, [1, 2, 2])
     red = helper.make_tensor("red", TensorProto.INT64, [], [2])
     node = helper.make_node("Gather", ["frames", "red"], ["masks"], axis=3)
-    engine = open_here(make_bundle(program=program(node, output, inputs=[values], initializer=[red])))
+    engine = open_program(make_bundle(program=program(node, output, inputs=[values], initializer=[red])))
     assert engine(frames(1, 2, 2)).shape == (1, 2, 2)
     with pytest.raises(
         BundleError, match=r"program.onnx: .*\(1, 4, 6, 3\) uint8.*: compile the bundle again"
@@ -230,11 +247,11 @@ def test_a_program_that_cannot_run_on_the_frames_is_the_bundles_fault(open_here,
     assert engine(frames(1, 2, 2)).shape == (1, 2, 2)
 
 
-def test_a_missing_program_is_the_bundles_fault(open_here, make_bundle):
+def test_a_missing_program_is_the_bundles_fault(open_program, make_bundle):
     bundle = make_bundle()
     bundle.program_path.unlink()
     with pytest.raises(BundleError, match=r"program.onnx"):
-        open_here(bundle)
+        open_program(bundle)
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "ONNXRUNTIME", "../evil", "pipeline.run"])

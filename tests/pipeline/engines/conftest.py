@@ -1,0 +1,131 @@
+"""What the tests of the TensorRT engines share: a machine with a GPU that is none, and bundles with plans for it."""
+
+import contextlib
+import dataclasses
+import gc
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pipeline.bundle import PROGRAM_NAME, Bundle
+from pipeline.engines import tensorrt_library
+
+VERSIONS = {"tensorrt": "10.3.0.30", "tensorrt-rtx": "1.7.1.116"}
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
+_FAKES = ("fake_gpu", "fake_cuda", "fake_cuda_graph", "fake_tensorrt")
+_OURS = tuple(f"pipeline.engines.{name}" for name in ("tensorrt", "cuda_device", "cuda_graph"))
+
+
+class FakeMachine:
+    """A GPU and both flavours of TensorRT, none of them real.
+
+    Attributes:
+        gpu: ``fake_gpu.Gpu``.
+        settings: ``fake_tensorrt.Settings``.
+        cuda: the module ``fake_cuda``.
+        tensorrt: the module ``fake_tensorrt``.
+    """
+
+    def __init__(self, fakes):
+        self.cuda, self.tensorrt = fakes["fake_cuda"], fakes["fake_tensorrt"]
+        self.gpu, self.settings = fakes["fake_gpu"].gpu, self.tensorrt.settings
+
+    def install(self, runtime, version=None):
+        """Put a flavour of TensorRT where our code looks for it, in place of the other."""
+        _forget_ours()
+        for name in _MODULES.values():
+            sys.modules[name] = None
+        version = VERSIONS[runtime] if version is None else version
+        sys.modules[_MODULES[runtime]] = self.tensorrt.tensorrt(runtime, version)
+
+    def held(self):
+        """What was made and not given back, by kind."""
+        if any(self.gpu.alive.values()):
+            gc.collect()  # exceptions that a test caught hold what was in their frames
+        return {kind: count for kind, count in self.gpu.alive.items() if count}
+
+    def check(self):
+        """Refuse faults and leaks."""
+        assert self.held() == {}
+        assert self.gpu.faults == []
+        assert not any(self.gpu.stacks.values()), "a context was pushed and not popped"
+
+
+@pytest.fixture
+def fake_machine(monkeypatch):
+    """A machine with a fake GPU; at the end of the test nothing may be left on it."""
+    with _modules_restored((*_FAKES, *_OURS, *_MODULES.values(), "cuda", "cuda.bindings", "cuda.bindings.driver")):
+        fakes = {name: _load(name) for name in _FAKES}
+        for name in ("pycuda", "cuda", "cuda.bindings"):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        for name, made in (
+            ("pycuda.driver", fakes["fake_cuda"].pycuda_driver()),
+            ("cuda.bindings.driver", fakes["fake_cuda_graph"].cuda_bindings_driver()),
+        ):
+            parent, _, last = name.rpartition(".")
+            monkeypatch.setitem(sys.modules, name, made)
+            setattr(sys.modules[parent], last, made)
+        monkeypatch.setattr(tensorrt_library, "_libraries_folder", lambda: None)
+        machine = FakeMachine(fakes)
+        machine.install("tensorrt")
+        yield machine
+        machine.check()
+
+
+@pytest.fixture
+def add_plan(tmp_path, fake_machine):
+    """``add_plan(bundle, "tensorrt", program=b"…", sms=[86], …)``: a copy of a bundle with a plan, which is its program."""
+
+    def add(bundle, runtime, *, program=None, name="planned", **entry):
+        return with_plan(bundle, tmp_path / name, runtime, program, profile=fake_machine.settings.profile, **entry)
+
+    return add
+
+
+def with_plan(bundle, folder, runtime, program=None, **entry):
+    portable = bundle.program_path.read_bytes()
+    program = portable if program is None else program
+    entry = {
+        "file": f"engines/{runtime}-fp32.plan",
+        "runtime": runtime,
+        "version": VERSIONS[runtime],
+        "sms": [89],
+        "profile": [[1, 1, 1, 3], [1, 64, 64, 3], [8, 512, 512, 3]],
+        "size_bytes": len(program),
+        **entry,
+    }
+    manifest = dataclasses.replace(bundle.manifest, engines=(*bundle.manifest.engines, entry))
+    plans = {name: (bundle.folder / name).read_bytes() for name in bundle.manifest.files if name != PROGRAM_NAME}
+    Bundle.write(folder, manifest, {PROGRAM_NAME: portable, **plans, entry["file"]: program})
+    return Bundle.read(folder)
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def _forget_ours():
+    for name in _OURS:
+        sys.modules.pop(name, None)
+    for loader in (tensorrt_library._load_tensorrt, tensorrt_library.load_tensorrt_rtx, tensorrt_library.log_of):
+        loader.cache_clear()
+
+
+@contextlib.contextmanager
+def _modules_restored(names):
+    before = {name: sys.modules[name] for name in names if name in sys.modules}
+    _forget_ours()
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+        for loader in (tensorrt_library._load_tensorrt, tensorrt_library.load_tensorrt_rtx, tensorrt_library.log_of):
+            loader.cache_clear()
