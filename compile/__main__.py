@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # At what size the published networks without a fixed one were trained.
 _TRAINED_AT = {"unet-carvana": (1280, 1920), "unet-carvana-half": (640, 960)}
 
+# 32 frames of U²-NetP at 320×320, which take two cores half a minute.
+_VERIFY_GIGA_MACS = 640
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
@@ -89,7 +92,8 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
     with ExitStack() as stack:
         if candidate.ranges is not None:
             stack.enter_context(candidate.ranges.watching())
-        samples = take_samples(source, candidate.reference, options.verify, options.frame)
+        count = options.verify_count or _frames_to_check(candidate.giga_macs)
+        samples = take_samples(source, candidate.reference, options.verify, options.frame, count)
     kept = _kept_in_single(candidate, samples, say) if options.precision == "fp16" else ()
     say(f"exporting the frame program, {options.precision}")
     program = candidate.export(options.precision, options.frame, kept).SerializeToString()
@@ -125,6 +129,14 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
         manifest, files = add_torch_program(manifest, files, module, samples, options, say, verification.against)
     Bundle.write(output, manifest, files)
     return sum(len(content) for content in files.values())
+
+
+def _frames_to_check(giga_macs: float | None) -> int:
+    """As many frames as a small network takes half a minute for, and for a large one fewer, but always some."""
+    from compile.verify import FEWEST_FRAMES, MOST_FRAMES
+
+    affordable = MOST_FRAMES if giga_macs is None else int(_VERIFY_GIGA_MACS / max(giga_macs, 1e-9))
+    return min(max(affordable, FEWEST_FRAMES), MOST_FRAMES)
 
 
 def _kept_in_single(candidate: Candidate, samples: Sequence[Sample], say: Callable[[str], None]) -> tuple[str, ...]:

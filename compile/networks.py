@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
 
 from calibration.agreement import iou
 from compile.contract import CONTRACTS, Contract, built_in_contract, read_contract
@@ -42,6 +43,7 @@ class Candidate:
         export: the frame program as ONNX, by precision "fp32" or "fp16", fixed (height, width) of the frames or None, and the
             names of layers that stay FP32.
         module: the same as a PyTorch module, by precision and layers; None for a foreign network.
+        giga_macs: multiply-accumulates for one frame, in thousands of millions; None for a foreign network.
         ranges: records the largest values in a network of ours while ``reference`` runs; None for a foreign network.
         sensitive: the few layers that must stay FP32 for the masks of some samples to stay, beside those that stay anyway;
             None for a foreign network.
@@ -54,6 +56,7 @@ class Candidate:
     reference: Masks
     export: Callable[[str, tuple[int, int] | None, Collection[str]], onnx.ModelProto]
     module: Callable[[str, Collection[str]], FrameProgram] | None = None
+    giga_macs: float | None = None
     ranges: RangeRecorder | None = None
     sensitive: Callable[[Sequence[Sample], Collection[str]], tuple[str, ...]] | None = None
 
@@ -159,9 +162,17 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
         reference,
         export,
         module=module,
+        giga_macs=_giga_macs(loaded, contract),
         ranges=ranges,
         sensitive=sensitive,
     )
+
+
+def _giga_macs(loaded: LoadedNetwork, contract: Contract) -> float:
+    network = copy.deepcopy(loaded.model).to("meta")  # shapes alone: nothing is computed
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network.logits(torch.empty((1, loaded.n_channels, *contract.imgsz), device="meta"))
+    return float(counter.get_total_flops()) / 2e9
 
 
 def _foreign(

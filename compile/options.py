@@ -157,6 +157,12 @@ def _parser() -> OptionParser:
         help="frames to check on, pictures or a video of your own (default: synthetic)",
     )
     parser.add_argument(
+        "--verify-count",
+        type=_count,
+        metavar="N",
+        help="frames to check on (default: 8 to 32, fewer for large networks)",
+    )
+    parser.add_argument(
         "--min-iou",
         type=share,
         default=0.99,
@@ -176,6 +182,12 @@ def _capabilities(text: str) -> tuple[int, ...]:
 def _batch(text: str) -> int:
     if not re.fullmatch(r"\d{1,2}", text, re.ASCII) or not 1 <= int(text) <= 64:
         raise argparse.ArgumentTypeError(f"expected a number from 1 to 64, got {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
 
 

@@ -16,7 +16,7 @@ from compile.build_progress import BuildProgress
 from compile.errors import CompileError
 from compile.gpu import find_gpu
 from compile.tensorrt_build import BuildOptions, build_plan, check_options
-from compile.verify import Sample, check, program_masks, take_samples, verify
+from compile.verify import FEWEST_FRAMES, Sample, check, program_masks, take_samples, verify
 from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest, cache_folder, file_sha256
 from pipeline.engines import open_engine
 from pipeline.errors import BackendUnavailableError
@@ -212,7 +212,7 @@ def extend_bundle(folder: Path, source: Source, options: argparse.Namespace, say
         else:
             say(f"{path}: left out, for it was changed or damaged")
     masks, runtime = program_masks(files[PROGRAM_NAME])
-    samples = take_samples(source, masks, options.verify, frame_size_hw)
+    samples = take_samples(source, masks, options.verify, frame_size_hw, options.verify_count or FEWEST_FRAMES)
     manifest, files = add_plan(replace(manifest, engines=tuple(sound)), files, built, samples, options, say, runtime)
     Bundle.write(folder, manifest, files)
     return int(manifest.engines[-1]["size_bytes"])

@@ -19,6 +19,7 @@ from pipeline.frame import Frame
 Masks = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """(N, H, W, 3) uint8 BGR to (N, H, W) uint8."""
 
+FEWEST_FRAMES = 8
 MOST_FRAMES = 32
 MOST_BYTES = 256 << 20
 # A mask that spreads over less than this says nothing about the picture.
@@ -113,14 +114,19 @@ def program_masks(program: bytes) -> tuple[Masks, str]:
 
 
 def take_samples(
-    frames: Iterable[Frame], reference: Masks, source: str, frame_size_hw: tuple[int, int] | None = None
+    frames: Iterable[Frame],
+    reference: Masks,
+    source: str,
+    frame_size_hw: tuple[int, int] | None = None,
+    count: int = MOST_FRAMES,
 ) -> list[Sample]:
-    """Read the frames to check on, at most ``MOST_FRAMES`` and ``MOST_BYTES`` of them, and compute the reference's masks.
+    """Read the frames to check on, at most ``count`` and ``MOST_BYTES`` of them, and compute the reference's masks.
 
     Args:
         frames: real pictures, best of the kind that will be seen.
         reference: the same contract around the trained network, in FP32.
         source: where the frames come from, for a message.
+        count: the most frames.
         frame_size_hw: (height, width) that the program has fixed, and frames are resized to; None for any.
 
     Raises:
@@ -136,7 +142,7 @@ def take_samples(
         frames_nhwc = np.ascontiguousarray(image[None])
         samples.append(Sample(frame.name, frames_nhwc, reference(frames_nhwc)))
         size_bytes += frames_nhwc.nbytes
-        if len(samples) == MOST_FRAMES or size_bytes >= MOST_BYTES:
+        if len(samples) == count or size_bytes >= MOST_BYTES:
             break
     if not samples:
         raise CompileError(f"--verify {source}: expected frames, got none")

@@ -1,0 +1,95 @@
+"""python -m compile.inspect DIR: what is inside a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from compile.inspect.table import field
+from pipeline.command_line import OptionParser, run_command
+from pipeline.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from compile.inspect.report import Report
+
+_WIDTH = 110
+_MOST_RUNS = 10_000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    return run_command(lambda: _inspect(_parser().parse_args(arguments)))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    try:
+        from compile.inspect.report import inspect_bundle
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"inspecting needs packages that are not here ({error}): install them with: pip install '.[compile]'"
+        ) from error
+    report = inspect_bundle(options.bundle, options.times)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal need not have ×
+    width = min(max(shutil.get_terminal_size((_WIDTH, 24)).columns, 80), _WIDTH)
+    try:
+        lines = [json.dumps(asdict(report), indent=2)] if options.json else _lines(report, options.layers, width)
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # head and less have seen enough; nothing is left to be flushed at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _lines(report: Report, all_layers: bool, width: int) -> Iterator[str]:
+    from compile.inspect.bundle_text import bundle_lines
+    from compile.inspect.plan_text import plan_lines
+    from compile.inspect.program_text import program_lines
+
+    yield from bundle_lines(report, all_layers=all_layers, width=width)
+    yield ""
+    yield "Program"
+    if report.program is None:
+        yield from field("layers", f"not shown: {report.program_problem}", width)
+    else:
+        yield from program_lines(report.program, all_layers=all_layers, width=width)
+    files = {file.name: file for file in report.files}
+    for plan in report.plans:
+        yield ""
+        yield from plan_lines(plan, files.get(plan.file), report.program, all_layers=all_layers, width=width)
+
+
+def _parser() -> OptionParser:
+    parser = OptionParser(
+        prog="python -m compile.inspect",
+        description="What is inside a bundle: its files, the layers of its program with their precision, size and work, and its plans.",
+        epilog="A plan is native code: its layers are shown where this machine can load it, and it is loaded only if it fits its "
+        "sha256. A damaged file is told in the report, with status 0.",
+    )
+    parser.add_argument("bundle", metavar="DIR", help="the bundle's folder")
+    parser.add_argument("--layers", action="store_true", help="all layers, in the order in which they run")
+    parser.add_argument(
+        "--times",
+        type=_runs,
+        default=0,
+        metavar="N",
+        help="run a plan on N frames and show how long each layer takes (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    return parser
+
+
+def _runs(text: str) -> int:
+    if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or int(text) > _MOST_RUNS:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to {_MOST_RUNS}, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""What a bundle says of itself, and its files, as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from compile.inspect.report import FileReport, Report
+from compile.inspect.table import LISTED, clean, field, listed, number_text, plural, size_text, table
+from pipeline.bundle import MANIFEST_NAME
+
+_SUM_DIGITS = 12
+
+
+def bundle_lines(report: Report, *, all_layers: bool, width: int) -> Iterator[str]:
+    """What the manifest says, and the files; ``all_layers`` shows every name in a list."""
+    limit = None if all_layers else LISTED
+    yield f"Bundle {clean(report.folder)}"
+    manifest = report.manifest
+    noun = "class" if len(manifest.classes) == 1 else "classes"
+    yield from field(
+        "model", f"{manifest.model}, {len(manifest.classes)} {noun}: {listed(manifest.classes, limit)}", width
+    )
+    weights = manifest.weights
+    kinds = ", ".join(str(weights[key]) for key in ("family", "architecture") if key in weights)
+    told = [str(weights.get("file", "unknown")), f"({kinds})" if kinds else "", _short(weights.get("sha256"))]
+    yield from field("weights", " ".join(part for part in told if part), width)
+    frames = "any size" if manifest.frame_size_hw is None else _size(manifest.frame_size_hw)
+    yield from field(
+        "frames", f"{frames}; {_size(manifest.network_size_hw)} inside the network (height × width)", width
+    )
+    yield from field("contract", str(manifest.contract.get("name", "unknown")), width)
+    yield from field("precision", _precision(manifest.precision, manifest.layers, limit), width)
+    yield from field("agreement", agreement_text(manifest.verification), width)
+    tools = ", ".join(f"{name} {version}" for name, version in manifest.tools.items())
+    yield from field("created", manifest.created + (f" with {tools}" if tools else ""), width)
+    yield ""
+    yield "Files"
+    yield from table(("name", ">size", "state"), [_file_row(file) for file in report.files], width)
+
+
+def _precision(precision: str, layers: Mapping[str, str], limit: int | None) -> str:
+    others: dict[str, list[str]] = {}
+    for name, other in layers.items():
+        others.setdefault(str(other), []).append(name)
+    kept = [f"{other} in {plural(len(names), 'layer')}: {listed(names, limit)}" for other, names in others.items()]
+    return "; ".join([precision, *kept])
+
+
+def agreement_text(verification: Mapping[str, Any]) -> str:
+    """How far masks agree with the reference's, as ``compile.verify`` found."""
+    if not verification:
+        return "not checked"
+    get = verification.get
+    return (
+        f"IoU {number_text(get('iou_mean'), 4)}, worst {number_text(get('iou_worst'), 4)} ({get('worst_frame')}), "
+        f"MAE {number_text(get('mae'), 5)} on {get('frames')} frames of {get('source')}, against {get('against')}, "
+        f"run by {get('runtime')}"
+    )
+
+
+def _file_row(file: FileReport) -> tuple[str, str, str]:
+    size = "–" if file.size_bytes is None else size_text(file.size_bytes)
+    return file.name, size, state_text(file)
+
+
+def state_text(file: FileReport) -> str:
+    """Whether a file fits its sha256."""
+    if file.state == "damaged":
+        return f"DAMAGED: expected sha256 {_short(file.expected)}, got {_short(file.sha256)}"
+    if file.state == "unlisted":
+        return "–" if file.name == MANIFEST_NAME else "not in the manifest"
+    words = {
+        "fits": "fits its sha256",
+        "missing": "MISSING",
+        "unreadable": "UNREADABLE",
+        "outside": "OUTSIDE the bundle, not read",
+    }
+    return words[file.state]
+
+
+def _size(size_hw: Sequence[int]) -> str:
+    return "×".join(str(side) for side in size_hw)
+
+
+def _short(sha256: Any) -> str:
+    return f"{str(sha256)[:_SUM_DIGITS]}…" if sha256 is not None else ""

@@ -1,0 +1,147 @@
+"""A plan, and its layers where the runtime told them, as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from compile.inspect.bundle_text import agreement_text, state_text
+from compile.inspect.engine_layers import EngineLayer
+from compile.inspect.program import Program
+from compile.inspect.report import EngineReport, FileReport, PlanReport
+from compile.inspect.table import LISTED, SHOWN, clean, field, listed, percent, plural, shorten, size_text, table
+from pipeline.plan import NAMES
+
+_TACTIC_WIDTH = 24
+
+
+def plan_lines(
+    plan: PlanReport, file: FileReport | None, program: Program | None, *, all_layers: bool, width: int
+) -> Iterator[str]:
+    """A plan.
+
+    Args:
+        plan: as it was found.
+        file: its file; None if the manifest does not list it.
+        program: that it was built from, for the names of layers; None if that could not be read.
+        all_layers: every layer, in the order in which they run, and not the slowest alone.
+        width: of a line, in characters.
+    """
+    entry, limit = plan.entry, None if all_layers else LISTED
+    get = entry.get
+    yield f"Plan {clean(plan.file)}"
+    sms = get("sms")
+    capabilities = ", ".join(f"{sm // 10}.{sm % 10}" for sm in sms if type(sm) is int) if isinstance(sms, list) else "?"
+    wide = " and any from 8.0 on" if get("hardware") == "ampere+" else ""
+    later = ", or a later one" if get("version_compatible") else ""
+    runtime = NAMES.get(str(get("runtime")), str(get("runtime")))
+    yield from field(
+        "runs with", f"{runtime} {get('version')}{later}, on GPUs of compute capability {capabilities}{wide}", width
+    )
+    yield from field("built on", str(get("device") or "a machine without a GPU"), width)
+    profile = get("profile")
+    if isinstance(profile, list | tuple):
+        yield from field("frames", _profile(profile), width)
+    state = "not in the manifest's list of files" if file is None else state_text(file)
+    yield from field("size", f"{size_text(get('size_bytes'))}, {state}", width)
+    if get("dla_core") is not None:
+        left = get("gpu_layers")
+        names = [str(name) for name in left] if isinstance(left, list) else []
+        text = f"core {get('dla_core')}, {plural(len(names), 'layer')} left to the GPU"
+        yield from field("DLA", f"{text}: {listed(names, limit)}" if names else text, width)
+    if get("float_scales"):
+        yield from field("INT8 scales", "FP32, for this TensorRT could not build with FP16 ones", width)
+    verification = get("verification")
+    checked = verification if isinstance(verification, dict) else {}
+    yield from field("agreement", agreement_text(checked) if checked else "not checked on a GPU", width)
+    if plan.engine is None:
+        yield from field("layers", f"not shown: {plan.problem}", width)
+    else:
+        yield from _engine(plan.engine, program, all_layers, width)
+
+
+def _engine(engine: EngineReport, program: Program | None, all_layers: bool, width: int) -> Iterator[str]:
+    layers, names = engine.layers, {layer.node: layer.name for layer in program.layers} if program is not None else {}
+    yield from field("loaded by", engine.runtime, width)
+    memory = [("weights", engine.weights_bytes), ("between layers", engine.activation_bytes)]
+    told = [f"{size_text(size_bytes)} {what}" for what, size_bytes in memory if size_bytes is not None]
+    if told:
+        yield from field("GPU memory", ", ".join(told), width)
+    stand_for = {node for layer in layers for node in layer.nodes}
+    fused = sum(len(layer.nodes) > 1 for layer in layers)
+    of = f" of the program's {len(program.layers):,}" if program is not None else " of the program's"
+    yield from field(
+        "fusions",
+        f"{plural(len(layers), 'layer')} for {len(stand_for):,}{of}; {fused:,} of them for more than one",
+        width,
+    )
+    counts: dict[str, list[EngineLayer]] = {}
+    for layer in layers:
+        counts.setdefault(layer.precision or "unknown", []).append(layer)
+    parts = [
+        f"{plural(len(group), 'layer')} in {name}"
+        + (f" ({percent(_ms(group), engine.total_ms)} of the time)" if engine.total_ms else "")
+        for name, group in sorted(counts.items(), key=lambda item: -len(item[1]))
+    ]
+    yield from field("precision", ", ".join(parts), width)
+    timed = engine.total_ms is not None
+    if engine.total_ms is not None:
+        frames = plural(engine.runs, "frame")
+        yield from field(
+            "time",
+            f"{engine.total_ms:.3f} ms, mean of {frames} of the usual size; layers are launched one by one for this, "
+            "which takes longer than a plan does as a whole",
+            width,
+        )
+    yield ""
+    shown: Sequence[EngineLayer] = layers
+    if not all_layers:
+        shown = sorted(layers, key=lambda layer: (-(layer.mean_ms or 0.0), -len(layer.nodes)))[:SHOWN]
+        if len(shown) < len(layers):
+            what = "that take most time" if timed else "that stand for most"
+            yield f"  The {len(shown)} {what} (--layers shows all, in the order in which they run)"
+    columns = ["layer", "type", "precision", ">nodes", "tactic", *([">ms", ">share"] if timed else [])]
+    rows = [
+        (
+            " + ".join(names.get(node, node) for node in layer.nodes) or layer.name,
+            layer.type or "–",
+            _in_and_out(layer),
+            str(len(layer.nodes)) if layer.nodes else "–",
+            shorten(layer.tactic or "–", _TACTIC_WIDTH),
+            *([_time(layer.mean_ms), percent(layer.time_share or 0, 1)] if timed else []),
+        )
+        for layer in shown
+    ]
+    yield from table(columns, rows, width)
+
+
+def _in_and_out(layer: EngineLayer) -> str:
+    before, after = (
+        next((tensor.precision for tensor in side if tensor.precision), None) for side in (layer.inputs, layer.outputs)
+    )
+    if before and after and before != after:
+        return f"{before}→{after}"
+    return layer.precision or "–"
+
+
+def _ms(layers: Sequence[EngineLayer]) -> float:
+    return sum(layer.mean_ms for layer in layers if layer.mean_ms is not None)
+
+
+def _time(mean_ms: float | None) -> str:
+    return "–" if mean_ms is None else f"{mean_ms:.4f}"
+
+
+def _profile(shapes: Sequence[Any]) -> str:
+    texts = [_frames(shape) for shape in shapes]
+    if len(texts) != 3:
+        return ", ".join(texts)
+    if texts[0] == texts[2]:
+        return f"{texts[0]} alone"
+    return f"{texts[0]} to {texts[2]}, usually {texts[1]}"
+
+
+def _frames(shape: Any) -> str:
+    if isinstance(shape, list | tuple) and len(shape) == 4:
+        return f"{shape[0]} of {shape[1]}×{shape[2]}"
+    return str(shape)
