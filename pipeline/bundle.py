@@ -257,7 +257,8 @@ def _exchange(scratch: Path, place: Path) -> None:
 
 
 def _check_name(folder: Path, name: str) -> None:
-    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+    encodes = name.encode("utf-8", "ignore").decode("utf-8") == name
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name or not encodes:
         raise BundleError(f"{folder}: expected file names inside the bundle, got {name!r}: do not use this bundle")
 
 

@@ -106,8 +106,8 @@ def with_times(
     """
     means = {name: sum(values) / runs for name, values in times_ms.items()}
     total = sum(means.values())
-    timed = []
-    for layer in (*layers, *(EngineLayer(name) for name in means if name not in {layer.name for layer in layers})):
+    known, timed = {layer.name for layer in layers}, []
+    for layer in (*layers, *(EngineLayer(name) for name in means if name not in known)):
         mean_ms = means.pop(layer.name, None)  # once, should two have one name
         share = mean_ms / total if mean_ms is not None and total > 0 else None
         timed.append(replace(layer, mean_ms=mean_ms, time_share=share))

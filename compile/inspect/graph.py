@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import ChainMap
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ Shape = tuple[int | str | None, ...]
 _PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "double": "fp64"}
 # Operations that change a weight's type or order on its way, and not what it is.
 _PASSING = ("Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "QuantizeLinear", "DequantizeLinear")
+_UNKNOWN = re.compile(r"(unk__\d+)?")
 # Shape inference reads small tensors, which are sizes and axes; larger ones are weights, and copying them takes time.
 _SMALL_BYTES = 4096
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
@@ -145,8 +147,7 @@ def inner_graphs(node: Any) -> Iterator[Any]:
 
 def shape_of(type_: Any) -> Shape:
     """The shape in an ONNX type."""
-    axes = type_.tensor_type.shape.dim
-    return tuple(axis.dim_value if axis.HasField("dim_value") else axis.dim_param or None for axis in axes)
+    return tuple(_length(axis) for axis in type_.tensor_type.shape.dim)
 
 
 def precision_name(dtype: int) -> str:
@@ -161,6 +162,13 @@ def precision_name(dtype: int) -> str:
 def is_number(dtype: int) -> bool:
     """Whether weights can be of this type: sizes and axes are of others."""
     return precision_name(dtype) not in ("int64", "int32", "bool", "string", "unknown")
+
+
+def _length(axis: Any) -> int | str | None:
+    if axis.HasField("dim_value"):
+        return int(axis.dim_value)
+    # ONNX's own shape inference gives names to what it does not know.
+    return None if _UNKNOWN.fullmatch(axis.dim_param) else str(axis.dim_param)
 
 
 def _tensors(graph: Any) -> Iterator[Any]:

@@ -80,7 +80,7 @@ def _engine(engine: EngineReport, program: Program | None, all_layers: bool, wid
         counts.setdefault(layer.precision or "unknown", []).append(layer)
     parts = [
         f"{plural(len(group), 'layer')} in {name}"
-        + (f" ({percent(_ms(group), engine.total_ms)} of the time)" if engine.total_ms else "")
+        + (f" ({percent(_ms(group), engine.total_ms)} of the time)" if engine.total_ms and _ms(group) else "")
         for name, group in sorted(counts.items(), key=lambda item: -len(item[1]))
     ]
     yield from field("precision", ", ".join(parts), width)

@@ -23,6 +23,7 @@ from pipeline.bundle import Bundle
 from pipeline.engines.base import Engine
 from pipeline.engines.cuda_device import CudaDevice
 from pipeline.engines.runtime_cache import RuntimeCacheFile
+from pipeline.engines.tensorrt_layers import PlanFacts, facts_of, layer_times
 from pipeline.engines.tensorrt_library import load_tensorrt, log_of
 from pipeline.errors import BackendUnavailableError, PlanError, ShapeError
 from pipeline.plan import NAMES, read_plan, rebuild_command
@@ -92,6 +93,43 @@ class TensorRTEngine(Engine):
             stack.pop_all()
         sm = self._device.sm
         self.description = f"{NAMES[self.runtime]} {version}, {self._device.name} ({sm // 10}.{sm % 10})"
+
+    def inspect(self) -> PlanFacts:
+        """What TensorRT tells of the plan's layers, for frames of the plan's usual size; nothing may be in flight."""
+        with self._device:
+            self._set_shape(tuple(self._entry["profile"][1]))
+            return facts_of(load_tensorrt(self.runtime), self._engine, self._context)
+
+    def profile_layers(self, runs: int) -> dict[str, list[float]]:
+        """Milliseconds by layer for so many grey frames of the plan's usual size, launched one by one."""
+        with self._device:
+            return self._profile(load_tensorrt(self.runtime), runs)
+
+    def _profile(self, trt: ModuleType, runs: int) -> dict[str, list[float]]:
+        # In a context of its own: one that has a profiler keeps it, and one that makes graphs has no layers to time.
+        if self.runtime == "tensorrt-rtx":
+            config = self._engine.create_runtime_config()
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+            config.set_runtime_cache(self._cache)
+            context = self._engine.create_execution_context(config)
+        else:
+            context = self._engine.create_execution_context()
+        self._require(context is not None, f"TensorRT cannot run the plan: {log_of(trt).last_words}")
+        shape = tuple(self._entry["profile"][1])
+        slot = self._slot_for(shape)
+        self._free.append(slot)
+        fits = context.set_input_shape(self._input, shape) and not context.infer_shapes()
+        for name, buffer in ((self._input, slot.frames), (self._output, slot.masks)):
+            fits = fits and context.set_tensor_address(name, buffer.address)
+        self._require(fits, f"TensorRT refuses frames of {shape}")
+        slot.frames.host[:] = 128
+        slot.frames.to_device(math.prod(shape), self._compute)
+
+        def run() -> None:
+            self._require(context.execute_async_v3(int(self._compute.handle)), "TensorRT cannot run the plan")
+            self._compute.synchronize()
+
+        return layer_times(trt, context, run, runs)
 
     def _load(self, trt: ModuleType, plan: bytes) -> None:
         log = log_of(trt)

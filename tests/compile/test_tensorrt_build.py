@@ -155,3 +155,22 @@ def test_missing_packages_are_told_with_the_command(monkeypatch, tmp_path):
 
 def test_a_stop_is_no_plain_exception():
     assert not issubclass(StoppedError, Exception)
+
+
+@pytest.mark.network
+def test_the_published_network_in_fp16_keeps_its_masks(published_u2netp, ecssd, tmp_path, cli):
+    output = tmp_path / "bundle"
+    arguments = ["--model", "u2netp", "--precision", "fp16", "--target", "tensorrt-rtx", "--sm", "86,89,120"]
+    arguments += ["--verify", ecssd / "images" / "0[0-4]?5.jpg", "--verify-count", "6", "--min-iou", "0.995"]
+    said = cli("compile", *arguments, "--output", output, check=True).stdout
+    manifest = Bundle.read(output).manifest
+    assert manifest.verification["iou_mean"] >= 0.995
+    assert manifest.verification["frames"] == 6
+    # The one layer that has an outlier channel, and the one before it.
+    assert manifest.layers == dict.fromkeys(
+        (f"decode_modules.3.decode_modules.{index}.conv" for index in (3, 4)), "fp32"
+    )
+    assert "decode_modules.3.decode_modules.4.conv stays FP32" in said
+    (entry,) = manifest.engines
+    _, content = read_plan(Bundle.read(output), "tensorrt-rtx", entry["version"], 120, "a GPU")
+    assert len(content) > 4_000_000

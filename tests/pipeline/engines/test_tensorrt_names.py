@@ -46,6 +46,11 @@ BUILDING = {
 }
 TENSORRT_FILES = {
     "pipeline/engines/tensorrt.py": RUNNING,
+    "pipeline/engines/tensorrt_layers.py": {
+        "engine": "ICudaEngine",
+        "context": "IExecutionContext",
+        "inspector": "EngineInspector",
+    },
     "pipeline/engines/runtime_cache.py": {"cache": "IRuntimeCache"},
     "compile/tensorrt_build.py": BUILDING,
 }
