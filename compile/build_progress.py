@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import Any
 
 from tqdm import tqdm
+
+# A build has hundreds of steps a second.
+_EVERY_S = 0.1
 
 
 @functools.cache
@@ -47,6 +51,7 @@ class BuildProgress:
             leave=False,
             total=0,
         )
+        self._shown_s = 0.0
 
     def __enter__(self) -> BuildProgress:
         return self
@@ -56,8 +61,10 @@ class BuildProgress:
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         """Show a step: its phase, steps done, steps in all."""
+        now_s = time.monotonic()
+        if now_s - self._shown_s < _EVERY_S:
+            return
+        self._shown_s = now_s
         self._bar.set_description_str(phase[:40], refresh=False)
-        self._bar.total = total
-        self._bar.n = done
-        self._bar.update(0)
+        self._bar.total, self._bar.n = total, done
         self._bar.refresh()
