@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,23 +44,29 @@ def _compile(options: argparse.Namespace) -> None:
     start_s = time.monotonic()
     output = Path(options.bundle or options.output)
     check_destination(output)
-    try:
-        with open_source(options.verify) as source:
-            if options.bundle is not None:
-                from compile.plans import extend_bundle
+    _import_build_half(options)
+    with open_source(options.verify) as source:
+        if options.bundle is not None:
+            from compile.plans import extend_bundle
 
-                size_bytes = extend_bundle(output, source, options, say)
-            else:
-                size_bytes = _write_bundle(options, output, source, say)
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"compiling needs packages that are not here ({error}): install them with: pip install '.[compile]'"
-        ) from error
+            size_bytes = extend_bundle(output, source, options, say)
+        else:
+            size_bytes = _write_bundle(options, output, source, say)
     say(f"{output}: {size_bytes / 1e6:.1f} MB in {time.monotonic() - start_s:.0f} s")
 
 
+def _import_build_half(options: argparse.Namespace) -> None:
+    # Not at the top, so that a wrong option is told at once, and missing packages with the command that installs them.
+    module, extra = ("plans", "tensorrt") if options.bundle is not None else ("networks", "compile")
+    try:
+        import_module(f"compile.{module}")
+    except (ImportError, OSError) as error:  # a broken native library raises OSError
+        raise BackendUnavailableError(
+            f"compiling needs packages that are not here ({error}): install them with: pip install '.[{extra}]'"
+        ) from error
+
+
 def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say: Callable[[str], None]) -> int:
-    # Imported here so that a wrong option is told at once, and missing packages with the command that installs them.
     from compile.networks import contract_of, open_candidate
     from compile.plans import add_plan, add_torch_program, build_options
     from compile.verify import check, program_masks, take_samples, verify

@@ -27,7 +27,7 @@ class CudaGraph:
     def __init__(self, stream_handle: int, enqueue: Callable[[], None]) -> None:
         self._stream = driver.CUstream(stream_handle)
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        _checked(driver.cuStreamBeginCapture(self._stream, mode))
+        _call(driver.cuStreamBeginCapture, self._stream, mode)
         try:
             enqueue()
         except BaseException:  # the stream must not stay in capture
@@ -35,9 +35,9 @@ class CudaGraph:
             if status == driver.CUresult.CUDA_SUCCESS:
                 driver.cuGraphDestroy(*unfinished)
             raise
-        graph = _checked(driver.cuStreamEndCapture(self._stream))
+        graph = _call(driver.cuStreamEndCapture, self._stream)
         try:
-            self._executable = _checked(driver.cuGraphInstantiate(graph, 0))
+            self._executable = _call(driver.cuGraphInstantiate, graph, 0)
         finally:
             driver.cuGraphDestroy(graph)
 
@@ -47,15 +47,18 @@ class CudaGraph:
         Raises:
             BackendUnavailableError: CUDA refuses it.
         """
-        _checked(driver.cuGraphLaunch(self._executable, self._stream))
+        _call(driver.cuGraphLaunch, self._executable, self._stream)
 
     def close(self) -> None:
         """Give it back; it must not be running."""
         driver.cuGraphExecDestroy(self._executable)
 
 
-def _checked(answer: tuple[Any, ...]) -> Any:
-    status, *values = answer
+def _call(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
+    try:
+        status, *values = function(*arguments)
+    except RuntimeError as error:  # a driver that is too old for the package lacks the function
+        raise BackendUnavailableError(f"CUDA graph: {error}") from error
     if status != driver.CUresult.CUDA_SUCCESS:
         raise BackendUnavailableError(f"CUDA graph: {driver.CUresult(status).name}")
     return values[0] if values else None
