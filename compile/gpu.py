@@ -33,7 +33,8 @@ def find_gpu() -> Gpu:
         from pipeline.engines.cuda_device import CudaDevice
     except (ImportError, OSError) as error:  # a broken native library raises OSError
         raise BackendUnavailableError(
-            f"PyCUDA cannot be loaded ({error}): install it with: pip install '.[pycuda]'"
+            f"the GPU cannot be asked ({error}): install the NVIDIA driver, and PyCUDA with: pip install '.[pycuda]'; "
+            "python -m pipeline.doctor says what is missing"
         ) from error
     device = CudaDevice()
     with device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from types import TracebackType
 
 import numpy as np
@@ -35,6 +36,8 @@ class CudaDevice:
             self.sm = int(major) * 10 + int(minor)
             self.integrated = bool(device.get_attribute(cuda.device_attribute.INTEGRATED))
             self._context = device.retain_primary_context()
+            # Its destructor pushes it and leaves it there, and calls cuCtxDetach, which is not for primary contexts.
+            keep_for_ever(self._context)
         except cuda.Error as error:
             raise BackendUnavailableError(f"no GPU that CUDA can use: {_first_line(error)}") from error
 
@@ -106,6 +109,11 @@ class Buffer:
         if self._device is not None:
             self._device.free()
         self._allocation.free()
+
+
+def keep_for_ever(kept: object) -> None:
+    """Never destroy an object, not even when the interpreter ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,6 @@ computes. On a Jetson both sides share one memory, and only the middle arrow is 
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import deque
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.bundle import Bundle
 from pipeline.engines.base import Engine
-from pipeline.engines.cuda_device import CudaDevice
+from pipeline.engines.cuda_device import CudaDevice, keep_for_ever
 from pipeline.engines.runtime_cache import RuntimeCacheFile
 from pipeline.engines.tensorrt_layers import PlanFacts, facts_of, layer_times
 from pipeline.engines.tensorrt_library import load_tensorrt, log_of
@@ -200,10 +199,15 @@ class TensorRTEngine(Engine):
         return masks
 
     def _close(self) -> None:
-        # A GPU that failed is not waited for, and its own complaints about being tidied up are of no use.
-        with contextlib.suppress(BackendUnavailableError), self._device, ExitStack() as stack:
+        try:
+            with self._device:
+                self._synchronize()
+        except BackendUnavailableError:
+            # On a GPU that failed PyCUDA complains about each object it destroys, and ends the process where it cannot push.
+            keep_for_ever(self)
+            return
+        with self._device, ExitStack() as stack:
             stack.callback(self._release)
-            self._synchronize()
             if self._cache_file is not None:
                 self._cache_file.save(self._cache)
 

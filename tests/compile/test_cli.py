@@ -219,7 +219,7 @@ def _nothing_left_in(request, tmp_path):
             "--workspace: expected a number of GiB from 0.001 to 1024, got '0'",
         ),
         (["--timing-cache", "x"], "--timing-cache: expected --target tensorrt beside it, got onnx"),
-        (["--target", "tensorrt"], r"PyCUDA cannot be loaded .*|no GPU that CUDA can use: |TensorRT is not here"),
+        (["--target", "tensorrt"], r"the GPU cannot be asked .*|no GPU that CUDA can use: |TensorRT is not here"),
         (
             ["--target", "torch-tensorrt", "--imgsz", "64"],
             "expected an NVIDIA GPU to build for, got none|packages are not here",

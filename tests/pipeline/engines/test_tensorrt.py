@@ -186,6 +186,7 @@ def test_work_for_another_shape_is_seen(fake_machine, open_fake, monkeypatch, le
     assert fake_machine.gpu.faults
     fake_machine.gpu.faults.clear()
     fake_machine.gpu.broken = "after a fault the fake is good for nothing"
+    fake_machine.gpu.alive.clear()
 
 
 # Graphs ---------------------------------------------------------------------------------------------------------------
@@ -328,7 +329,7 @@ def test_a_gpu_that_failed_is_one_line_and_close_returns(fake_machine, open_fake
         assert message.endswith("failed: an illegal memory access was encountered")
     engine.close()
     engine.close()
-    assert fake_machine.held() == {}
+    fake_machine.gpu.alive.clear()  # not given back: PyCUDA would complain about each object
 
 
 def test_a_gpu_that_cannot_even_be_made_current_is_one_line_and_close_returns(fake_machine, open_fake):
