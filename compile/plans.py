@@ -19,7 +19,7 @@ from compile.tensorrt_build import BuildOptions, build_plan, check_options
 from compile.verify import FEWEST_FRAMES, Sample, check, program_masks, take_samples, verify
 from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest, cache_folder, file_sha256
 from pipeline.engines import open_engine
-from pipeline.errors import BackendUnavailableError
+from pipeline.errors import BackendUnavailableError, PlanError
 from pipeline.plan import NAMES
 from pipeline.sources.base import Source
 
@@ -232,14 +232,17 @@ def _verify_on_gpu(
         files = {PROGRAM_NAME: program, str(entry["file"]): content}
         bundle = Bundle.write(Path(scratch) / "bundle", replace(manifest, engines=(entry,)), files)
         count = int(entry["profile"][0][0])
-        with open_engine(bundle, str(entry["runtime"])) as engine:
+        try:
+            with open_engine(bundle, str(entry["runtime"])) as engine:
 
-            def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-                return engine(np.repeat(frames_nhwc, count, axis=0))[:1]
+                def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+                    return engine(np.repeat(frames_nhwc, count, axis=0))[:1]
 
-            result = verify(
-                masks, samples, manifest.task, source=options.verify, runtime=engine.description, against=against
-            )
+                result = verify(
+                    masks, samples, manifest.task, source=options.verify, runtime=engine.description, against=against
+                )
+        except PlanError as error:
+            raise CompileError(f"the plan was built, but this GPU does not run it: {error.problem}") from error
     say(f"on {result.runtime} it agrees with {against}: {result}")
     check(result, options.min_iou)
     return result.as_dict()

@@ -25,7 +25,15 @@ class BundleError(EdgemaskError):
 
 
 class PlanError(BundleError):
-    """A bundle's plan does not fit this machine, or was changed; rebuilding it from the bundle's program mends that."""
+    """A bundle's plan does not fit this machine, or was changed; rebuilding it from the bundle's program mends that.
+
+    Attributes:
+        problem: what is wrong, without the plan's path and the command.
+    """
+
+    def __init__(self, message: str, problem: str | None = None) -> None:
+        super().__init__(message)
+        self.problem = message if problem is None else problem
 
 
 class BackendUnavailableError(EdgemaskError):

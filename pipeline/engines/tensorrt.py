@@ -282,7 +282,8 @@ class TensorRTEngine(Engine):
     def _require(self, fits: Any, problem: str) -> None:
         if not fits:
             path = self.bundle.folder / self._entry["file"]
-            raise PlanError(f"{path}: {problem}: rebuild it with: {rebuild_command(self.bundle, self.runtime)}")
+            command = rebuild_command(self.bundle, self.runtime)
+            raise PlanError(f"{path}: {problem}: rebuild it with: {command}", problem)
 
 
 class TensorRTRTXEngine(TensorRTEngine):

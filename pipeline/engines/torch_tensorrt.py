@@ -89,7 +89,7 @@ class TorchTensorRTEngine(Engine):
 
     def _refused(self, reason: str) -> PlanError:
         path = self.bundle.folder / self._entry["file"]
-        return PlanError(f"{path}: {reason}: rebuild it with: {rebuild_command(self.bundle, RUNTIME)}")
+        return PlanError(f"{path}: {reason}: rebuild it with: {rebuild_command(self.bundle, RUNTIME)}", reason)
 
     def _submit(self, frames_nhwc: NDArray[np.uint8]) -> None:
         largest = self._entry["profile"][-1][0] if "profile" in self._entry else len(frames_nhwc)

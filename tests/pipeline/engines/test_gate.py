@@ -1,0 +1,64 @@
+"""The gate for a plan whose GPU is here: it is run before it is put into the bundle."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from compile import plans
+from compile.errors import CompileError
+from compile.gpu import Gpu
+from compile.tensorrt_build import BuildOptions, Plan
+from compile.verify import Sample
+
+OPTIONS = SimpleNamespace(quiet=True, min_iou=0.99, verify="pictures/")
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def add(request, fake_machine, red_bundle, monkeypatch):
+    """``add(content, factor)``: puts in a plan with this content, checked on red pictures ``factor`` times as large in the mask."""
+    fake_machine.install(request.param)
+    program = red_bundle.program_path.read_bytes()
+
+    def put_in(content=program, expected=lambda red: red):
+        sm = fake_machine.gpu.capability[0] * 10 + fake_machine.gpu.capability[1]
+        built = BuildOptions(request.param, (sm,), Gpu("Fake GPU", sm, 1 << 30), batch=1)
+        version = "10.3.0.30" if request.param == "tensorrt" else "1.7.1.116"
+        monkeypatch.setattr(plans, "build_plan", lambda *_, **__: Plan(content, version, (sm,), built))
+        random = np.random.default_rng(0)
+        frames = [random.integers(0, 256, (1, 64, 64, 3), np.uint8) for _ in range(3)]
+        samples = [Sample(str(index), frame, expected(frame[..., 2])) for index, frame in enumerate(frames)]
+        said = []
+        manifest = replace(red_bundle.manifest, files={})
+        result = plans.add_plan(
+            manifest, {"program.onnx": program}, built, samples, OPTIONS, said.append, "the network"
+        )
+        return *result, said
+
+    return put_in
+
+
+def test_a_plan_that_agrees_goes_in_with_what_was_measured(add):
+    manifest, files, said = add()
+    (entry,) = manifest.engines
+    assert set(files) == {"program.onnx", entry["file"]}
+    assert (entry["verification"]["iou_mean"], entry["verification"]["frames"]) == (1.0, 3)
+    assert "Fake GPU" in entry["verification"]["runtime"]
+    assert entry["verification"]["against"] == "the network"
+    assert "it agrees with the network: IoU 1.0000" in said[-1]
+
+
+def test_a_plan_that_gives_other_masks_does_not(add):
+    with pytest.raises(
+        CompileError, match=r"^what was compiled agrees with the network to IoU 0\.\d+ on 3 frames .*Fake GPU"
+    ):
+        add(expected=lambda red: 255 - red)
+
+
+def test_a_plan_that_the_gpu_does_not_run_does_not(add):
+    with pytest.raises(
+        CompileError, match=r"^the plan was built, but this GPU does not run it: TensorRT refuses the plan: "
+    ) as caught:
+        add(content=b"no plan")
+    assert "rebuild" not in str(caught.value)
