@@ -13,6 +13,7 @@ from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
 QUESTIONS = {
     # question: (module, what it answers)
     "accuracy": ("benchmarks.accuracy", "how good are the masks, against ground truth"),
+    "gpu": ("benchmarks.gpu", "what does an NVIDIA GPU make of the frame program"),
 }
 
 

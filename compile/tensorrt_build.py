@@ -25,7 +25,7 @@ from pipeline.plan import NAMES
 SizeHW = tuple[int, int]
 
 # Frames that one plan takes when their size is not fixed: smallest, the one it is tuned for, largest.
-FRAME_RANGE: tuple[SizeHW, SizeHW, SizeHW] = ((64, 64), (720, 1280), (2160, 3840))
+FRAME_RANGE: tuple[SizeHW, SizeHW, SizeHW] = ((1, 1), (720, 1280), (2160, 3840))
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,9 +112,13 @@ def write_bundle(folder, **manifest):
 
 def red_program():
     """A frame program as ONNX bytes: masks = frames[..., 2]."""
-    node = helper.make_node("Gather", ["frames", "red"], ["masks"], axis=3)
+    nodes = [  # TensorRT takes uint8 only at the border of a network
+        helper.make_node("Cast", ["frames"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["numbers", "red"], ["reds"], axis=3),
+        helper.make_node("Cast", ["reds"], ["masks"], to=TensorProto.UINT8),
+    ]
     graph = helper.make_graph(
-        [node],
+        nodes,
         "red",
         [helper.make_tensor_value_info("frames", TensorProto.UINT8, ["N", "H", "W", 3])],
         [helper.make_tensor_value_info("masks", TensorProto.UINT8, ["N", "H", "W"])],

@@ -253,6 +253,11 @@ def test_the_table():
     assert table([]) == []
 
 
+def test_the_same_failure_is_shown_once():
+    rows = [{"part": "frame program", "what": what, "error": "no CUDA"} for what in ("a", "b", "c")]
+    assert table(rows) == ["FAILED frame program, a and 2 more: no CUDA"]
+
+
 def test_the_ratios():
     assert ratios(ROWS) == {"pipeline/engine, PyTorch fp16, memory to null": 0.95}
 
