@@ -43,9 +43,9 @@ def test_pipeline_commands_parse(arguments):
 
 @pytest.mark.parametrize("arguments", commands("compile"), ids=" ".join)
 def test_compile_commands_parse(arguments):
-    from compile.__main__ import _parser
+    from compile.options import parse_options as parse_compile_options
 
-    _parser().parse_args(arguments)
+    parse_compile_options(arguments)
 
 
 @pytest.mark.parametrize("arguments", commands("benchmarks"), ids=" ".join)

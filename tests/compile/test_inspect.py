@@ -387,7 +387,7 @@ def test_json_has_the_same_keys_always(read, class_bundle, with_plan):
     numbers = ["parameters", "weight_bytes", "multiply_accumulates"]
     assert list(program["layers"][0]) == ["name", "node", "operation", "precision", "output_shape", *numbers]
     assert list(program["total"]) == ["name", "layers", *numbers, "unknown"]
-    assert program["layers"][0]["output_shape"] == ["N", "H", "W"]
+    assert program["layers"][-1]["output_shape"] == ["N", "H", "W"]
     (plan,) = read(with_plan())["plans"]
     assert list(plan) == ["file", "entry", "engine", "problem"]
     assert plan["entry"] == ENTRY
@@ -702,7 +702,7 @@ def test_a_plan_that_was_loaded(look, read, loaded):
     said = look(loaded)
     assert "loaded by   TensorRT 10.3.0.30, Orin (8.7)\n" in said
     assert "GPU memory  2.5 MB between layers\n" in said
-    assert "3 layers for 2 of the program's 1; 1 of them for more than one\n" in said
+    assert "3 layers for 2 of the program's 3; 1 of them for more than one\n" in said
     assert "1 layer in uint8, 1 layer in int8, 1 layer in fp32\n" in said
     assert re.search(r"conv1 \+ relu1 +CaskConvolution +int8→fp16 +2 +sm80_xm\S+…\S+i8f16\n", said)
     assert "uint8→fp16" in said
