@@ -1,4 +1,4 @@
-"""How good are the masks? A bundle on a data set with ground truth: max F-measure, mean absolute error, IoU."""
+"""How good are the masks? A bundle on a data set with ground truth: F-measure, S-measure, absolute error, IoU, boundary IoU."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.environment import write_result
-from benchmarks.saliency import SaliencyMetrics
+from calibration.saliency import SaliencyMetrics
 from compile.__main__ import main as compile_main
 from pipeline.bundle import Bundle, cache_folder
 from pipeline.command_line import OptionParser, SaidError
 from pipeline.engines import open_engine
 from pipeline.sources import open_source
 from pipeline.sources.pictures import read_picture
+
+COLUMNS = {  # entry of a result: what the table calls it
+    "max_f": "max F-measure",
+    "max_mean_f": "max of mean F-measure",
+    "s_measure": "S-measure",
+    "mae": "MAE",
+    "iou": "IoU at 0.5",
+    "boundary_iou": "boundary IoU at 0.5",
+}
 
 
 def add_options(parser: OptionParser) -> None:
@@ -52,8 +61,8 @@ def measure(options: argparse.Namespace) -> None:
     print(
         f"{manifest.model}, {manifest.precision}, contract {contract}, {backend}, {result['pictures']} pictures of {data.name}"
     )
-    print("| max F-measure | max of mean F-measure | MAE | IoU at 0.5 |\n|---|---|---|---|")
-    print(f"| {result['max_f']:.4f} | {result['max_mean_f']:.4f} | {result['mae']:.4f} | {result['iou']:.4f} |")
+    print("| " + " | ".join(COLUMNS.values()) + " |\n" + "|---" * len(COLUMNS) + "|")
+    print("| " + " | ".join(f"{result[name]:.4f}" for name in COLUMNS) + " |")
     if options.json:
         write_result(
             Path(options.json),

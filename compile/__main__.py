@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from compile.errors import CompileError
 from compile.options import PLAN_TARGETS, parse_options
 from models.errors import ModelError
 from models.zoo import ZOO, fetch
-from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest, Task, cache_folder, check_destination, file_sha256
+from pipeline.bundle import (
+    PROGRAM_NAME,
+    Bundle,
+    Manifest,
+    Precision,
+    Task,
+    cache_folder,
+    check_destination,
+    file_sha256,
+)
 from pipeline.command_line import run_command
 from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
+from pipeline.frame import Frame
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
 
@@ -45,7 +57,7 @@ def _compile(options: argparse.Namespace) -> None:
     output = Path(options.bundle or options.output)
     check_destination(output)
     _import_build_half(options)
-    with open_source(options.verify) as source:
+    with _verification_source(options.verify) as source:
         if options.bundle is not None:
             from compile.plans import extend_bundle
 
@@ -53,6 +65,15 @@ def _compile(options: argparse.Namespace) -> None:
         else:
             size_bytes = _write_bundle(options, output, source, say)
     say(f"{output}: {size_bytes / 1e6:.1f} MB in {time.monotonic() - start_s:.0f} s")
+
+
+def _verification_source(spec: str) -> Source:
+    """Frames to check on: those of a calibration set that are for it, or any source."""
+    from calibration.frames import SetSource, is_set, read_set
+
+    if is_set(spec):
+        return SetSource(read_set(spec), "verification")
+    return open_source(spec)
 
 
 def _import_build_half(options: argparse.Namespace) -> None:
@@ -100,21 +121,32 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
             stack.enter_context(candidate.ranges.watching())
         count = options.verify_count or _frames_to_check(candidate.giga_macs)
         samples = take_samples(source, candidate.reference, options.verify, options.frame, count)
-    kept = _kept_in_single(candidate, samples, say) if options.precision == "fp16" else ()
-    say(f"exporting the frame program, {options.precision}")
-    program = candidate.export(options.precision, options.frame, kept).SerializeToString()
-    masks, runtime = program_masks(program)
-    verification = verify(masks, samples, task, source=options.verify, runtime=runtime)
-    say(f"agrees with the trained network: {verification}")
-    check(verification, options.min_iou)
+    programs = _Programs(candidate, samples, options, say)
+    steps: tuple[Precision, ...] = (
+        (options.precision,) if options.strict or options.precision != "int8" else ("int8", "fp16", "fp32")
+    )
+    for precision in steps:
+        try:
+            program, layers = programs.export(precision)
+            masks, runtime = program_masks(program)
+            verification = verify(masks, samples, task, source=options.verify, runtime=runtime)
+            say(f"{precision} agrees with the trained network: {verification}")
+            check(verification, options.min_iou)
+        except CompileError as error:
+            if precision == steps[-1]:
+                raise
+            say(f"not {precision}: {error}")
+        else:
+            break
     manifest = Manifest(
         model=options.model or weights.stem,
         task=task,
         classes=_class_names(contract.classes, candidate.class_count),
         network_size_hw=contract.imgsz,
         frame_size_hw=options.frame,
-        precision=options.precision,
-        layers=dict.fromkeys(kept, "fp32"),
+        precision=precision,
+        layers=layers,
+        calibration=programs.calibration if precision == "int8" else {},
         contract=contract.as_dict(),
         weights={
             "file": weights.name,
@@ -131,7 +163,7 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
         manifest, files = add_plan(manifest, files, built, samples, options, say, verification.against)
     elif options.target == "torch-tensorrt":
         assert candidate.module is not None
-        module = candidate.module(options.precision, kept)
+        module = candidate.module(precision, [name for name, kind in layers.items() if kind == "fp32"])
         manifest, files = add_torch_program(manifest, files, module, samples, options, say, verification.against)
     Bundle.write(output, manifest, files)
     return sum(len(content) for content in files.values())
@@ -145,17 +177,78 @@ def _frames_to_check(giga_macs: float | None) -> int:
     return min(max(affordable, FEWEST_FRAMES), MOST_FRAMES)
 
 
-def _kept_in_single(candidate: Candidate, samples: Sequence[Sample], say: Callable[[str], None]) -> tuple[str, ...]:
-    """Layers that FP16 would spoil."""
-    if candidate.ranges is None or candidate.sensitive is None:
-        return ()
-    beyond = candidate.ranges.beyond_half()
-    for name, largest in beyond.items():
-        say(f"{name} stays FP32: its values reach {largest:.3g}, and FP16 ends at 65504")
-    sensitive = candidate.sensitive(samples, beyond)
-    for name in sensitive:
-        say(f"{name} stays FP32: the masks depend on more than FP16's 11 bits there")
-    return (*beyond, *sensitive)
+class _Programs:
+    """A network's program in each precision, with the layers that do not take it."""
+
+    def __init__(
+        self, candidate: Candidate, samples: Sequence[Sample], options: argparse.Namespace, say: Callable[[str], None]
+    ) -> None:
+        self._candidate, self._samples, self._options, self._say = candidate, samples, options, say
+        self._kept: tuple[str, ...] | None = None
+        self.calibration: dict[str, Any] = {}
+
+    def export(self, precision: Precision) -> tuple[bytes, dict[str, str]]:
+        """The program as ONNX, and the layers of another precision with theirs."""
+        layers = dict.fromkeys(self._kept_in_single() if precision != "fp32" else (), "fp32")
+        if precision == "int8":
+            layers = self._int8_layers() | layers
+        self._say(f"exporting the frame program, {precision}")
+        single = [name for name, kind in layers.items() if kind == "fp32"]
+        return self._candidate.export(precision, self._options.frame, single).SerializeToString(), layers
+
+    def _kept_in_single(self) -> tuple[str, ...]:
+        """Layers that FP16 would spoil."""
+        candidate = self._candidate
+        if candidate.ranges is None or candidate.sensitive is None:
+            return ()
+        if self._kept is None:
+            beyond = candidate.ranges.beyond_half()
+            for name, largest in beyond.items():
+                self._say(f"{name} stays FP32: its values reach {largest:.3g}, and FP16 ends at 65504")
+            sensitive = candidate.sensitive(self._samples, beyond)
+            for name in sensitive:
+                self._say(f"{name} stays FP32: the masks depend on more than FP16's 11 bits there")
+            self._kept = (*beyond, *sensitive)
+        return self._kept
+
+    def _int8_layers(self) -> dict[str, str]:
+        """Take ranges from the calibration frames, find what can be INT8; gives the layers that are not."""
+        from calibration.frames import open_calibration
+
+        options, candidate = self._options, self._candidate
+        if candidate.int8 is None:
+            raise OptionError("--precision: expected fp32 for a network of another family, got int8")
+        digest, count = hashlib.sha256(), 0
+
+        def frames(source: Source) -> Iterator[Frame]:
+            nonlocal count
+            for frame in source:
+                digest.update(frame.image.tobytes())
+                count += 1
+                yield frame
+
+        with open_calibration(options.calib, options.calib_size) as source:
+            plan = candidate.int8(frames(source), self._samples, options.calib_method)
+        self._say(
+            f"INT8 from {count} frames of {options.calib}: {100 * plan.share:.1f} % of the convolutions' work, "
+            f"IoU {plan.iou:.4f} in the search"
+        )
+        for name, channels in plan.exact.items():
+            self._say(
+                f"{name}: input channel(s) {', '.join(map(str, channels))} stay out of INT8, for they reach too far"
+            )
+        for name, why in plan.left.items():
+            self._say(f"{name} stays FP16: {why}")
+        self.calibration = {
+            "source": options.calib,
+            "frames": count,
+            "sha256": digest.hexdigest(),
+            "method": options.calib_method,
+            "share_of_work": round(plan.share, 5),
+            "exact_channels": {name: list(channels) for name, channels in plan.exact.items()},
+            "left": dict(plan.left),
+        }
+        return dict.fromkeys(plan.left, "fp16")
 
 
 def _class_names(names: tuple[str, ...] | None, count: int) -> tuple[str, ...]:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from calibration.agreement import iou
+from calibration.ranges import Method
 from compile.contract import CONTRACTS, Contract, built_in_contract, read_contract
 from compile.errors import CompileError
 from compile.foreign import count_classes, fixed_imgsz, read_foreign, scores_output, wrap
 from compile.half_layers import HalfEmulation, RangeRecorder, find_sensitive
+from compile.int8_layers import Int8Plan, Int8Search
 from compile.onnx_export import check_size, export_program
 from compile.program import FrameProgram, FrameToInput, ScoresToMask
 from compile.verify import Masks, Sample, open_session
 from models.checkpoint import LoadedNetwork, load_network
 from models.errors import NotOurNetworkError
 from pipeline.bundle import Task
+from pipeline.frame import Frame
 
 # Frames that the search for sensitive layers runs on, spread over those that there are.
 SEARCH_SAMPLES = 4
@@ -40,11 +45,12 @@ class Candidate:
         contract: how frames go in and masks come out.
         class_count: channels of its output; 1 for a binary mask.
         reference: the frame program around the trained network in FP32, not exported.
-        export: the frame program as ONNX, by precision "fp32" or "fp16", fixed (height, width) of the frames or None, and the
-            names of layers that stay FP32.
+        export: the frame program as ONNX, by precision "fp32", "fp16" or, after ``int8``, "int8", fixed (height, width) of the
+            frames or None, and the names of layers that stay FP32.
         module: the same as a PyTorch module, by precision and layers; None for a foreign network.
         giga_macs: multiply-accumulates for one frame, in thousands of millions; None for a foreign network.
         ranges: records the largest values in a network of ours while ``reference`` runs; None for a foreign network.
+        int8: what of the network can be INT8, from calibration frames, samples to search on and a method; None for a foreign one.
         sensitive: the few layers that must stay FP32 for the masks of some samples to stay, beside those that stay anyway;
             None for a foreign network.
     """
@@ -59,6 +65,7 @@ class Candidate:
     giga_macs: float | None = None
     ranges: RangeRecorder | None = None
     sensitive: Callable[[Sequence[Sample], Collection[str]], tuple[str, ...]] | None = None
+    int8: Callable[[Iterable[Frame], Sequence[Sample], Method], Int8Plan] | None = None
 
 
 def open_candidate(
@@ -132,9 +139,33 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
             masks: NDArray[np.uint8] = program(torch.from_numpy(frames_nhwc)).numpy()
         return masks
 
+    searches: list[tuple[Int8Search, Int8Plan]] = []
+
     def module(precision: str, keep: Collection[str]) -> FrameProgram:
-        network = copy.deepcopy(loaded.model)
-        return FrameProgram(network, contract, half=precision == "fp16", keep=keep, smooth=smooth)
+        if precision == "int8":
+            search, plan = searches[-1]
+            network = search.quantised(plan.ranges, plan.exact, torch.float16)
+            keep = [name for name in keep if name not in plan.ranges]
+        else:
+            network = copy.deepcopy(loaded.model)
+        return FrameProgram(network, contract, half=precision != "fp32", keep=keep, smooth=smooth)
+
+    def int8(frames: Iterable[Frame], samples: Sequence[Sample], method: Method) -> Int8Plan:
+        search = Int8Search(loaded.model)
+        emulated = FrameProgram(search.network, contract, smooth=smooth).eval()
+
+        def run(image: NDArray[np.uint8]) -> None:
+            with torch.inference_mode():
+                emulated(torch.from_numpy(np.ascontiguousarray(image[None])))
+
+        def agreement(network: nn.Module) -> float:
+            return _agreement(FrameProgram(network, contract, smooth=smooth).eval(), samples, loaded.n_classes)
+
+        for frame in frames:
+            search.observe(partial(run, frame.image))
+        plan = search.find(lambda: run(samples[0].frames_nhwc[0]), agreement, method)
+        searches.append((search, plan))
+        return plan
 
     def export(precision: str, frame_size_hw: tuple[int, int] | None, keep: Collection[str]) -> onnx.ModelProto:
         return export_program(module(precision, keep), frame_size_hw)
@@ -142,16 +173,7 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
     def sensitive(samples: Sequence[Sample], keep: Collection[str]) -> tuple[str, ...]:
         emulation = HalfEmulation(loaded.model)
         emulated = FrameProgram(emulation.network, contract, smooth=smooth).eval()
-        task: Task = "binary" if loaded.n_classes == 1 else "classes"
-        chosen = samples[:: -(-len(samples) // SEARCH_SAMPLES)]
-
-        def run() -> float:
-            with torch.inference_mode():
-                masks = [emulated(torch.from_numpy(sample.frames_nhwc)).numpy()[0] for sample in chosen]
-            ious = [iou(mask, sample.expected_nhw[0], task) for mask, sample in zip(masks, chosen, strict=True)]
-            return float(np.mean(ious))
-
-        return find_sensitive(emulation, run, keep)
+        return find_sensitive(emulation, lambda: _agreement(emulated, samples, loaded.n_classes), keep)
 
     ranges = RangeRecorder(loaded.model)
     return Candidate(
@@ -165,7 +187,17 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
         giga_macs=_giga_macs(loaded, contract),
         ranges=ranges,
         sensitive=sensitive,
+        int8=int8,
     )
+
+
+def _agreement(program: FrameProgram, samples: Sequence[Sample], class_count: int) -> float:
+    """Mean IoU of a program with the reference, on a few of the samples."""
+    task: Task = "binary" if class_count == 1 else "classes"
+    chosen = samples[:: -(-len(samples) // SEARCH_SAMPLES)]
+    with torch.inference_mode():
+        masks = [program(torch.from_numpy(sample.frames_nhwc)).numpy()[0] for sample in chosen]
+    return float(np.mean([iou(mask, sample.expected_nhw[0], task) for mask, sample in zip(masks, chosen, strict=True)]))
 
 
 def _giga_macs(loaded: LoadedNetwork, contract: Contract) -> float:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from compile.errors import CompileError
 from compile.program import FrameProgram
+from compile.quantized import IN_ONNX, QuantizedConv
+from compile.quantized import OPSET as INT8_OPSET
 
 OPSET = 18
 MAX_SIDE = 16384
@@ -52,13 +54,15 @@ def export_module(
         CompileError: the exporter fails.
     """
     module.eval()
+    quantised = any(isinstance(layer, QuantizedConv) for layer in module.modules())
     try:
         with _quiet():
             exported = torch.onnx.export(
                 module,
                 examples,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=INT8_OPSET if quantised else OPSET,
+                custom_translation_table=IN_ONNX if quantised else None,
                 dynamic_shapes=tuple(axes),
                 input_names=list(input_names),
                 output_names=[output_name],

@@ -14,6 +14,9 @@ from pipeline.errors import OptionError
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
 PLAN_TARGETS = ("tensorrt", "tensorrt-rtx")
 
+# As calibration.ranges.METHODS, which takes PyTorch to import.
+METHODS = ("max", "mse", "entropy", "percentile")
+
 # Without pictures of the user's own: a few frames that any machine can make.
 VERIFY_SOURCE = "test://?size=640x360&frames=4&step=37"
 
@@ -30,7 +33,7 @@ _OF_TARGETS = {
     "dla": ("tensorrt",),
 }
 # What belongs to the network, which a bundle has already.
-_OF_NETWORKS = ("model", "weights", "output", "precision", "contract", "imgsz", "classes", "smooth")
+_OF_NETWORKS = ("model", "weights", "output", "precision", "calib", "contract", "imgsz", "classes", "smooth")
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -53,6 +56,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         raise OptionError(f"expected --model ({', '.join(ZOO)}), --weights FILE or --bundle DIR, got none of them")
     elif options.output is None:
         raise OptionError("expected --output DIR, the bundle's folder, got none")
+    if options.precision == "int8" and options.calib is None:
+        raise OptionError(
+            "--precision int8: expected --calib SOURCE, pictures or a video to take ranges from, got none"
+        )
+    if options.precision != "int8" and (options.calib is not None or options.strict):
+        raise OptionError(f"--calib, --strict: expected --precision int8 beside them, got {options.precision}")
     if options.dla is not None and options.bundle is None and (options.frame is None or options.precision == "fp32"):
         raise OptionError(
             "--dla: expected --frame HxW and --precision fp16, for an accelerator takes one size and no FP32, "
@@ -134,7 +143,22 @@ def _parser() -> OptionParser:
         help="tensorrt: run on this deep learning accelerator of a Jetson",
     )
     parser.add_argument(
-        "--precision", default="fp32", choices=("fp32", "fp16"), help="of the network inside (default: %(default)s)"
+        "--precision",
+        default="fp32",
+        choices=("fp32", "fp16", "int8"),
+        help="of the network inside (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--calib", metavar="SOURCE", help="int8: frames to take ranges from, other ones than those of --verify"
+    )
+    parser.add_argument(
+        "--calib-size", type=_count, default=64, metavar="N", help="int8: how many of them (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--calib-method", default="mse", choices=METHODS, help="int8: how values become a range (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="int8: fail where INT8 does not pass, in place of taking FP16 or FP32"
     )
     parser.add_argument(
         "--contract",

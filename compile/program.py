@@ -175,7 +175,7 @@ def _halve(network: nn.Module, keep: Collection[str]) -> nn.Module:
             raise CompileError(
                 f"--precision: expected fp32, for FP16 ends at 65504, got fp16 and {largest:.3g} in {name}: take fp32"
             )
-    if not keep:
+    if not keep and not any(getattr(layer, "typed", False) for layer in network.modules()):
         return network.half()
     layers = [(name, layer) for name, layer in network.named_modules() if layer._parameters]
     for name, layer in layers:

@@ -45,6 +45,7 @@ class Manifest:
         layers: layers of another precision, and which.
         contract: how a frame becomes the network's input and its output a mask, as ``compile.contract`` writes it.
         weights: file name, sha256 and checkpoint family that the network was read from.
+        calibration: of INT8: frames, method, what was repaired or left out, as ``compile`` writes it.
         verification: agreement with the trained network, as ``compile.verify`` writes it.
         engines: for each plan its file, runtime, version, compute capabilities and frame profile, as ``compile`` writes it.
         files: sha256 of every other file in the bundle, by name.
@@ -64,6 +65,7 @@ class Manifest:
     created: str
     frame_size_hw: tuple[int, int] | None = None
     layers: Mapping[str, str] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
     engines: tuple[Mapping[str, Any], ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class Manifest:
         required = [
             name
             for name in fields
-            if name not in ("frame_size_hw", "layers", "verification", "engines", "files", "schema")
+            if name not in ("frame_size_hw", "layers", "calibration", "verification", "engines", "files", "schema")
         ]
         if wrong := [name for name in required if name not in entries] + [
             name for name in entries if name not in fields
@@ -113,7 +115,7 @@ class Manifest:
             raise BundleError(f"{where}: expected text for model and created: compile the bundle again")
         if manifest.task not in get_args(Task) or manifest.precision not in get_args(Precision) or not manifest.classes:
             raise BundleError(f"{where}: unknown task, precision or no classes: compile the bundle again")
-        maps = ("contract", "weights", "tools", "layers", "verification", "files")
+        maps = ("contract", "weights", "tools", "layers", "calibration", "verification", "files")
         if not all(isinstance(getattr(manifest, name), dict) for name in maps):
             raise BundleError(f"{where}: expected an object for {', '.join(maps)}: compile the bundle again")
         return manifest

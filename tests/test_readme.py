@@ -68,7 +68,8 @@ def test_links_lead_somewhere(document):
 def test_accuracy_figures_are_those_of_the_result():
     result = json.loads((ROOT / "benchmarks/results/accuracy_u2netp_official.json").read_text(encoding="utf-8"))
     (row,) = result["table"]
-    assert f"| {row['max_f']:.4f} | {row['mae']:.4f} | {row['iou']:.4f} |" in README
+    figures = (row[name] for name in ("max_f", "s_measure", "mae", "iou", "boundary_iou"))
+    assert f"| {' | '.join(f'{figure:.4f}' for figure in figures)} |" in README
 
 
 def test_every_render_mode_is_told():
