@@ -40,7 +40,8 @@ def _run(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         source = stack.enter_context(open_source(options.source))
         try:
-            from calibration.frames import SHEET_NAME, SetWriter, is_set
+            from calibration.calibration_set import SHEET_NAME, is_set
+            from calibration.frames import SetWriter
         except ImportError as error:
             raise BackendUnavailableError(
                 f"pictures cannot be written here ({error}): install what it needs with: pip install '.[cpu]'"

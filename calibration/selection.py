@@ -267,7 +267,7 @@ def choose(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
         of_scene[scenes[best]] += 1
         of_band[bands[best]] += 1
         nearest = np.minimum(nearest, np.linalg.norm(vectors - vectors[best], axis=1))
-    return [candidates[place] for place in np.flatnonzero(~free)]
+    return [candidates[int(place)] for place in np.flatnonzero(~free)]
 
 
 def split(candidates: Sequence[Candidate], count: int, verify_share: float) -> Split:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -31,7 +30,6 @@ from pipeline.bundle import (
 )
 from pipeline.command_line import run_command
 from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
-from pipeline.frame import Frame
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
 
@@ -69,7 +67,8 @@ def _compile(options: argparse.Namespace) -> None:
 
 def _verification_source(spec: str) -> Source:
     """Frames to check on: those of a calibration set that are for it, or any source."""
-    from calibration.frames import SetSource, is_set, read_set
+    from calibration.calibration_set import is_set, read_set
+    from calibration.frames import SetSource
 
     if is_set(spec):
         return SetSource(read_set(spec), "verification")
@@ -213,24 +212,16 @@ class _Programs:
 
     def _int8_layers(self) -> dict[str, str]:
         """Take ranges from the calibration frames, find what can be INT8; gives the layers that are not."""
-        from calibration.frames import open_calibration
+        from calibration.frames import HashedFrames, open_calibration
 
         options, candidate = self._options, self._candidate
         if candidate.int8 is None:
             raise OptionError("--precision: expected fp32 for a network of another family, got int8")
-        digest, count = hashlib.sha256(), 0
-
-        def frames(source: Source) -> Iterator[Frame]:
-            nonlocal count
-            for frame in source:
-                digest.update(frame.image.tobytes())
-                count += 1
-                yield frame
-
         with open_calibration(options.calib, options.calib_size) as source:
-            plan = candidate.int8(frames(source), self._samples, options.calib_method)
+            frames = HashedFrames(source)
+            plan = candidate.int8(frames, self._samples, options.calib_method)
         self._say(
-            f"INT8 from {count} frames of {options.calib}: {100 * plan.share:.1f} % of the convolutions' work, "
+            f"INT8 from {frames.count} frames of {options.calib}: {100 * plan.share:.1f} % of the convolutions' work, "
             f"IoU {plan.iou:.4f} in the search"
         )
         for name, channels in plan.exact.items():
@@ -241,8 +232,8 @@ class _Programs:
             self._say(f"{name} stays FP16: {why}")
         self.calibration = {
             "source": options.calib,
-            "frames": count,
-            "sha256": digest.hexdigest(),
+            "frames": frames.count,
+            "sha256": frames.sha256,
             "method": options.calib_method,
             "share_of_work": round(plan.share, 5),
             "exact_channels": {name: list(channels) for name, channels in plan.exact.items()},

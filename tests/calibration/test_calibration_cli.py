@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from calibration import __main__ as command
-from calibration.frames import read_set
+from calibration.calibration_set import read_set
 from pipeline.errors import SourceError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.sources.base import Source

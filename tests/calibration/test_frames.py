@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
+from calibration.calibration_set import is_set, read_set
 from calibration.contact_sheet import SheetPicture, draw_sheet
 from calibration.errors import CalibrationError
-from calibration.frames import HashedFrames, SetWriter, is_set, open_calibration, read_set
+from calibration.frames import HashedFrames, SetWriter, open_calibration
 from calibration.selection import Candidate, Look, Pool, brightness_band, choose, split
 from pipeline.errors import SourceError
 from pipeline.frame import Frame, SourceInfo
