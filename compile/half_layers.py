@@ -25,6 +25,7 @@ LARGEST = torch.finfo(torch.float16).max / 4
 # Where the search for what must stay FP32 ends: agreement that is good enough, and the share of the layers that it may cost.
 GOAL_IOU = 0.997
 MOST_KEPT = 0.1
+MOST_TRIALS = 4
 
 
 class RangeRecorder:
@@ -183,7 +184,7 @@ def find_sensitive(
     noise = emulation.noise(run)
     order = list(noise)
     kept: list[str] = []
-    for name in sorted(noise, key=lambda name: -noise[name]):
+    for name in sorted(noise, key=lambda name: -noise[name])[:MOST_TRIALS]:
         if len(kept) + 2 > max(2, MOST_KEPT * emulation.layer_count):
             break
         before = order[max(0, order.index(name) - 1)]

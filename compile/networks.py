@@ -31,8 +31,8 @@ from models.errors import NotOurNetworkError
 from pipeline.bundle import Task
 from pipeline.frame import Frame
 
-# Frames that the search for sensitive layers runs on, spread over those that there are.
-SEARCH_SAMPLES = 4
+# Frames that a search runs on, spread over those that there are: four, and for large networks fewer.
+_SEARCH_GIGA_MACS = 80
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,12 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
             masks: NDArray[np.uint8] = program(torch.from_numpy(frames_nhwc)).numpy()
         return masks
 
+    giga_macs = _giga_macs(loaded, contract)
+    search_count = min(max(int(_SEARCH_GIGA_MACS / giga_macs), 2), 4)
+
+    def chosen(samples: Sequence[Sample]) -> Sequence[Sample]:
+        return samples[:: -(-len(samples) // search_count)]
+
     searches: list[tuple[Int8Search, Int8Plan]] = []
 
     def module(precision: str, keep: Collection[str]) -> FrameProgram:
@@ -159,7 +165,7 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
                 emulated(torch.from_numpy(np.ascontiguousarray(image[None])))
 
         def agreement(network: nn.Module) -> float:
-            return _agreement(FrameProgram(network, contract, smooth=smooth).eval(), samples, loaded.n_classes)
+            return _agreement(FrameProgram(network, contract, smooth=smooth).eval(), chosen(samples), loaded.n_classes)
 
         for frame in frames:
             search.observe(partial(run, frame.image))
@@ -173,7 +179,7 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
     def sensitive(samples: Sequence[Sample], keep: Collection[str]) -> tuple[str, ...]:
         emulation = HalfEmulation(loaded.model)
         emulated = FrameProgram(emulation.network, contract, smooth=smooth).eval()
-        return find_sensitive(emulation, lambda: _agreement(emulated, samples, loaded.n_classes), keep)
+        return find_sensitive(emulation, lambda: _agreement(emulated, chosen(samples), loaded.n_classes), keep)
 
     ranges = RangeRecorder(loaded.model)
     return Candidate(
@@ -184,7 +190,7 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
         reference,
         export,
         module=module,
-        giga_macs=_giga_macs(loaded, contract),
+        giga_macs=giga_macs,
         ranges=ranges,
         sensitive=sensitive,
         int8=int8,
@@ -192,12 +198,12 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
 
 
 def _agreement(program: FrameProgram, samples: Sequence[Sample], class_count: int) -> float:
-    """Mean IoU of a program with the reference, on a few of the samples."""
+    """Mean IoU of a program with the reference."""
     task: Task = "binary" if class_count == 1 else "classes"
-    chosen = samples[:: -(-len(samples) // SEARCH_SAMPLES)]
     with torch.inference_mode():
-        masks = [program(torch.from_numpy(sample.frames_nhwc)).numpy()[0] for sample in chosen]
-    return float(np.mean([iou(mask, sample.expected_nhw[0], task) for mask, sample in zip(masks, chosen, strict=True)]))
+        masks = [program(torch.from_numpy(sample.frames_nhwc)).numpy()[0] for sample in samples]
+    ious = [iou(mask, sample.expected_nhw[0], task) for mask, sample in zip(masks, samples, strict=True)]
+    return float(np.mean(ious))
 
 
 def _giga_macs(loaded: LoadedNetwork, contract: Contract) -> float:

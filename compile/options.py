@@ -184,7 +184,7 @@ def _parser() -> OptionParser:
         "--verify-count",
         type=_count,
         metavar="N",
-        help="frames to check on (default: 8 to 32, fewer for large networks)",
+        help="frames to check on (default: 4 to 32, fewer for large networks)",
     )
     parser.add_argument(
         "--min-iou",

@@ -19,7 +19,7 @@ from pipeline.frame import Frame
 Masks = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """(N, H, W, 3) uint8 BGR to (N, H, W) uint8."""
 
-FEWEST_FRAMES = 8
+FEWEST_FRAMES = 4
 MOST_FRAMES = 32
 MOST_BYTES = 256 << 20
 # A mask that spreads over less than this says nothing about the picture.
