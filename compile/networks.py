@@ -143,7 +143,8 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
     search_count = min(max(int(_SEARCH_GIGA_MACS / giga_macs), 2), 4)
 
     def chosen(samples: Sequence[Sample]) -> Sequence[Sample]:
-        return samples[:: -(-len(samples) // search_count)]
+        # Those that rounding moves most: with most of the mask near the threshold.
+        return sorted(samples, key=_certainty)[:search_count]
 
     searches: list[tuple[Int8Search, Int8Plan]] = []
 
@@ -204,6 +205,13 @@ def _agreement(program: FrameProgram, samples: Sequence[Sample], class_count: in
         masks = [program(torch.from_numpy(sample.frames_nhwc)).numpy()[0] for sample in samples]
     ious = [iou(mask, sample.expected_nhw[0], task) for mask, sample in zip(masks, samples, strict=True)]
     return float(np.mean(ious))
+
+
+def _certainty(sample: Sample) -> float:
+    """How far a mask is from its threshold, where there is a subject; smaller is harder to keep."""
+    mask = sample.expected_nhw.astype(np.int16)
+    subject = max(1, int((mask > 16).sum()))
+    return -float((np.abs(mask - 128) < 64).sum()) / subject
 
 
 def _giga_macs(loaded: LoadedNetwork, contract: Contract) -> float:
