@@ -14,6 +14,7 @@ QUESTIONS = {
     # question: (module, what it answers)
     "accuracy": ("benchmarks.accuracy", "how good are the masks, against ground truth"),
     "gpu": ("benchmarks.gpu", "what does an NVIDIA GPU make of the frame program"),
+    "int8": ("benchmarks.int8", "how much of the masks does INT8 keep, ours and other tools'"),
 }
 
 

@@ -244,38 +244,46 @@ class SetSource(Source):
 
 
 class ChosenSource(Source):
-    """The most different frames of any source, chosen as for a set when the iteration begins."""
+    """The most different frames of any source, chosen as for a set when the first iteration begins; later ones give the same frames."""
 
     def __init__(self, source: Source, count: int) -> None:
         self._source = source
         self._count = count
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._chosen: list[tuple[Path, Candidate]] = []
         known = source.info.frame_count
         self.info = replace(source.info, frame_count=None if known is None else min(known, count), live=False)
 
     def __iter__(self) -> Iterator[Frame]:
-        info = self._source.info
-        with tempfile.TemporaryDirectory(prefix="edgemask.") as folder:
-            collector = Collector(info, Path(folder), self._count)
-            try:
-                for frame in within_limits(self._source):
-                    collector.add(frame)
-            except OSError as error:
-                raise CalibrationError(
-                    f"{folder}: cannot be written ({error.strerror}): make room, or set TMPDIR to a larger place"
-                ) from error
-            chosen = choose(collector.pool.result(), self._count)
-            if not chosen:
-                raise CalibrationError(
-                    f"{info.name}: expected frames to calibrate on, got {collector.pool.seen.frames} of one colour: "
-                    "is the lens covered?"
-                )
-            for candidate in chosen:
-                image = read_picture(collector.path(candidate))
-                yield Frame(image, candidate.index, candidate.pts_s, info.name, candidate.name)
+        if self._folder is None:
+            self._choose()
+        for path, candidate in self._chosen:
+            yield Frame(read_picture(path), candidate.index, candidate.pts_s, self.info.name, candidate.name)
 
     def close(self) -> None:
-        """Close the source."""
+        """Close the source, and remove the frames that were kept."""
         self._source.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _choose(self) -> None:
+        info = self._source.info
+        self._folder = tempfile.TemporaryDirectory(prefix="edgemask.")
+        collector = Collector(info, Path(self._folder.name), self._count)
+        try:
+            for frame in within_limits(self._source):
+                collector.add(frame)
+        except OSError as error:
+            raise CalibrationError(
+                f"{self._folder.name}: cannot be written ({error.strerror}): make room, or set TMPDIR to a larger place"
+            ) from error
+        chosen = choose(collector.pool.result(), self._count)
+        if not chosen:
+            raise CalibrationError(
+                f"{info.name}: expected frames to calibrate on, got {collector.pool.seen.frames} of one colour: "
+                "is the lens covered?"
+            )
+        self._chosen = [(collector.path(candidate), candidate) for candidate in chosen]
 
 
 class HashedFrames:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from compile.errors import CompileError
 from compile.options import PLAN_TARGETS, parse_options
@@ -32,10 +31,6 @@ from pipeline.command_line import run_command
 from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
-
-if TYPE_CHECKING:
-    from compile.networks import Candidate
-    from compile.verify import Sample
 
 # At what size the published networks without a fixed one were trained.
 _TRAINED_AT = {"unet-carvana": (1280, 1920), "unet-carvana-half": (640, 960)}
@@ -87,13 +82,20 @@ def _import_build_half(options: argparse.Namespace) -> None:
 
 
 def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say: Callable[[str], None]) -> int:
+    from calibration.truth import read_truths
     from compile.networks import contract_of, open_candidate
     from compile.plans import add_plan, add_torch_program, build_options
+    from compile.programs import Programs, single_precision
+    from compile.timing import fastest
     from compile.verify import check, program_masks, take_samples, verify
 
     built = None
     if options.target in PLAN_TARGETS:
         built = build_options(options, options.frame, options.batch or 1, say)
+        if options.precision == "auto" and (built.gpu is None or (built.sms and built.gpu.sm not in built.sms)):
+            raise OptionError(
+                "--precision auto: expected the GPU that the plan is for in this machine, to time on, got none: choose a precision"
+            )
     foreign_contract = None
     imgsz = options.imgsz
     if options.weights is not None:
@@ -115,57 +117,76 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
         f"{weights.name}: {candidate.architecture} ({candidate.family}), {candidate.class_count} class(es), {height}×{width}"
     )
     task: Task = "binary" if candidate.class_count == 1 else "classes"
+    truths = None if options.calib_masks is None else read_truths(options.calib_masks, task)
     with ExitStack() as stack:
         if candidate.ranges is not None:
             stack.enter_context(candidate.ranges.watching())
         count = options.verify_count or _frames_to_check(candidate.giga_macs)
-        samples = take_samples(source, candidate.reference, options.verify, options.frame, count)
-    programs = _Programs(candidate, samples, options, say)
-    steps: tuple[Precision, ...] = (
-        (options.precision,) if options.strict or options.precision != "int8" else ("int8", "fp16", "fp32")
-    )
-    for precision in steps:
+        samples = take_samples(source, candidate.reference, options.verify, options.frame, count, truths)
+    weights_sha256 = file_sha256(weights)
+    programs = Programs(candidate, samples, weights_sha256, options, say)
+
+    def complete(precision: Precision) -> tuple[Manifest, dict[str, bytes]]:
+        program = programs.export(precision)
+        masks, runtime = program_masks(program.content)
+        verification = verify(masks, samples, task, source=options.verify, runtime=runtime)
+        say(f"{precision} agrees with the trained network: {verification}")
+        check(verification, options.min_iou)
+        manifest = Manifest(
+            model=options.model or weights.stem,
+            task=task,
+            classes=_class_names(contract.classes, candidate.class_count),
+            network_size_hw=contract.imgsz,
+            frame_size_hw=options.frame,
+            precision=precision,
+            layers=program.layers,
+            calibration=program.calibration,
+            contract=contract.as_dict(),
+            weights={
+                "file": weights.name,
+                "sha256": weights_sha256,
+                "family": candidate.family,
+                "architecture": candidate.architecture,
+            },
+            verification=verification.as_dict(),
+            tools=_tools(),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        files = {PROGRAM_NAME: program.content}
+        if built is not None:
+            return add_plan(manifest, files, built, samples, options, say, verification.against)
+        if options.target == "torch-tensorrt":
+            assert candidate.module is not None
+            module = candidate.module(precision, single_precision(program.layers))
+            return add_torch_program(manifest, files, module, samples, options, say, verification.against)
+        return manifest, files
+
+    wanted = _precisions(options)
+    made: list[tuple[Manifest, dict[str, bytes]]] = []
+    for precision in wanted:
         try:
-            program, layers = programs.export(precision)
-            masks, runtime = program_masks(program)
-            verification = verify(masks, samples, task, source=options.verify, runtime=runtime)
-            say(f"{precision} agrees with the trained network: {verification}")
-            check(verification, options.min_iou)
+            made.append(complete(precision))
         except CompileError as error:
-            if precision == steps[-1]:
+            if precision == wanted[-1] and not made:
                 raise
             say(f"not {precision}: {error}")
         else:
-            break
-    manifest = Manifest(
-        model=options.model or weights.stem,
-        task=task,
-        classes=_class_names(contract.classes, candidate.class_count),
-        network_size_hw=contract.imgsz,
-        frame_size_hw=options.frame,
-        precision=precision,
-        layers=layers,
-        calibration=programs.calibration if precision == "int8" else {},
-        contract=contract.as_dict(),
-        weights={
-            "file": weights.name,
-            "sha256": file_sha256(weights),
-            "family": candidate.family,
-            "architecture": candidate.architecture,
-        },
-        verification=verification.as_dict(),
-        tools=_tools(),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-    files = {PROGRAM_NAME: program}
-    if built is not None:
-        manifest, files = add_plan(manifest, files, built, samples, options, say, verification.against)
-    elif options.target == "torch-tensorrt":
-        assert candidate.module is not None
-        module = candidate.module(precision, [name for name, kind in layers.items() if kind == "fp32"])
-        manifest, files = add_torch_program(manifest, files, module, samples, options, say, verification.against)
+            if options.precision != "auto":
+                break
+    manifest, files = made[0]
+    if options.precision == "auto":
+        manifest, files = fastest(made, "onnxruntime" if options.target == "onnx" else options.target, samples, say)
     Bundle.write(output, manifest, files)
     return sum(len(content) for content in files.values())
+
+
+def _precisions(options: argparse.Namespace) -> tuple[Precision, ...]:
+    """What is tried, in order; the first that passes is taken, or for "auto" the fastest."""
+    if options.precision == "auto":
+        return ("fp16", "fp32") if options.calib is None else ("int8", "fp16", "fp32")
+    if options.precision == "int8" and not options.strict:
+        return ("int8", "fp16", "fp32")
+    return (options.precision,)
 
 
 def _frames_to_check(giga_macs: float | None) -> int:
@@ -174,72 +195,6 @@ def _frames_to_check(giga_macs: float | None) -> int:
 
     affordable = MOST_FRAMES if giga_macs is None else int(_VERIFY_GIGA_MACS / max(giga_macs, 1e-9))
     return min(max(affordable, FEWEST_FRAMES), MOST_FRAMES)
-
-
-class _Programs:
-    """A network's program in each precision, with the layers that do not take it."""
-
-    def __init__(
-        self, candidate: Candidate, samples: Sequence[Sample], options: argparse.Namespace, say: Callable[[str], None]
-    ) -> None:
-        self._candidate, self._samples, self._options, self._say = candidate, samples, options, say
-        self._kept: tuple[str, ...] | None = None
-        self.calibration: dict[str, Any] = {}
-
-    def export(self, precision: Precision) -> tuple[bytes, dict[str, str]]:
-        """The program as ONNX, and the layers of another precision with theirs."""
-        layers = dict.fromkeys(self._kept_in_single() if precision != "fp32" else (), "fp32")
-        if precision == "int8":
-            layers = self._int8_layers() | layers
-        self._say(f"exporting the frame program, {precision}")
-        single = [name for name, kind in layers.items() if kind == "fp32"]
-        return self._candidate.export(precision, self._options.frame, single).SerializeToString(), layers
-
-    def _kept_in_single(self) -> tuple[str, ...]:
-        """Layers that FP16 would spoil."""
-        candidate = self._candidate
-        if candidate.ranges is None or candidate.sensitive is None:
-            return ()
-        if self._kept is None:
-            beyond = candidate.ranges.beyond_half()
-            for name, largest in beyond.items():
-                self._say(f"{name} stays FP32: its values reach {largest:.3g}, and FP16 ends at 65504")
-            sensitive = candidate.sensitive(self._samples, beyond)
-            for name in sensitive:
-                self._say(f"{name} stays FP32: the masks depend on more than FP16's 11 bits there")
-            self._kept = (*beyond, *sensitive)
-        return self._kept
-
-    def _int8_layers(self) -> dict[str, str]:
-        """Take ranges from the calibration frames, find what can be INT8; gives the layers that are not."""
-        from calibration.frames import HashedFrames, open_calibration
-
-        options, candidate = self._options, self._candidate
-        if candidate.int8 is None:
-            raise OptionError("--precision: expected fp32 for a network of another family, got int8")
-        with open_calibration(options.calib, options.calib_size) as source:
-            frames = HashedFrames(source)
-            plan = candidate.int8(frames, self._samples, options.calib_method)
-        self._say(
-            f"INT8 from {frames.count} frames of {options.calib}: {100 * plan.share:.1f} % of the convolutions' work, "
-            f"IoU {plan.iou:.4f} in the search"
-        )
-        for name, channels in plan.exact.items():
-            self._say(
-                f"{name}: input channel(s) {', '.join(map(str, channels))} stay out of INT8, for they reach too far"
-            )
-        for name, why in plan.left.items():
-            self._say(f"{name} stays FP16: {why}")
-        self.calibration = {
-            "source": options.calib,
-            "frames": frames.count,
-            "sha256": frames.sha256,
-            "method": options.calib_method,
-            "share_of_work": round(plan.share, 5),
-            "exact_channels": {name: list(channels) for name, channels in plan.exact.items()},
-            "left": dict(plan.left),
-        }
-        return dict.fromkeys(plan.left, "fp16")
 
 
 def _class_names(names: tuple[str, ...] | None, count: int) -> tuple[str, ...]:

@@ -1,175 +1,379 @@
-"""Which convolutions can be INT8: ranges from calibration frames, and a search for the few that cannot.
+"""Which convolutions can be INT8, and how: a search for what keeps the masks, from calibration frames.
 
-Every convolution is tried in INT8 but the first and the last ones, where little is gained and much lost, and grouped ones. Where the
-masks suffer, layers are ranked by the noise that INT8 makes in each of them alone; from the worst on each is repaired, by leaving the
-input channels that reach furthest out of INT8, or else left in FP16.
+Every convolution is INT8 but the first and the last ones, where little is gained and much lost, and grouped ones. Before any other is
+given up it is repaired, by what costs nothing or next to nothing when the program runs: channels are brought to similar reach, weights
+are rounded so that the outputs stay, and single input channels that reach further than all others stay out. What is left of the damage
+is found layer by layer in one pass, and the layers that do most of it for their work become FP16, within a limit.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calibration.ranges import Histogram, Method
+from calibration.moments import Moments
+from calibration.ranges import LEVELS, Histograms, Method
+from compile.equalise import ChannelGraph, Factors
+from compile.errors import CompileError
 from compile.program import fold_norms
 from compile.quantized import QuantizedConv
+from compile.rounding import output_error, round_weights, weight_scales
+from compile.sensitivity import Damage, Example, damage, damage_by_layer
 
-GOAL_IOU = 0.99
-"""Agreement on the frames of the search at which it ends."""
+GOAL_IOU = 0.995
+"""Agreement on the examples at which the search ends; they are those where agreement is hardest."""
 
-_MOST_REPAIRS = 6
-# Input channels that are tried out of INT8.
-_OUTLIERS = (1, 2)
+LEAST_SHARE = 0.97
+"""Of the convolutions' multiply-accumulates, what stays INT8 whatever it would help to give up."""
+
+# How far channels are brought to one reach: 0 not at all, 1 wholly.
+_POWERS = (0.0, 0.5, 0.75, 1.0)
+# Input channels that are looked at as outliers of a layer: how many, how far above the next one they must be, and what each must leave
+# of the noise of the layer's output.
+_MOST_EXACT = 2
+_LEAST_CHANNELS = 16  # for each one that is left out, so that little work is lost
+_OUTLIER = 3.0
+_SAVED = 0.1
+# Of what is still to be given up, steps of the share that is tried.
+_STEPS = (0.15, 0.3, 0.6, 1.0)
+# What a step must take off the noise to be worth its layers.
+_WORTH = 0.95
 
 
 @dataclass(frozen=True)
-class Int8Plan:
-    """What is INT8, and how.
+class LayerRecipe:
+    """How one convolution is INT8.
 
     Attributes:
-        ranges: by layer, the absolute value of the input that becomes 127.
-        exact: by layer, the input channels that stay out of INT8.
-        left: layers that stay FP16, and why.
-        noise: by layer, what INT8 does to it alone, as a share of its output's spread.
-        share: of the convolutions' multiply-accumulates that are INT8.
-        iou: mean agreement with FP32 on the frames of the search.
+        input_range: the absolute value of the input that becomes 127.
+        exact: input channels that stay out of INT8.
+        levels: (K, columns) int8, the weights of the other channels.
+        scales: (K,) float32.
+        exact_share: of its input channels, those that stay out.
+        noise: what INT8 does to its output, in power, as a share of the output's, estimated.
     """
 
-    ranges: Mapping[str, float]
-    exact: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    left: Mapping[str, str] = field(default_factory=dict)
-    noise: Mapping[str, float] = field(default_factory=dict)
-    share: float = 0.0
-    iou: float = 0.0
+    input_range: float
+    exact: tuple[int, ...]
+    exact_share: float
+    levels: Tensor
+    scales: Tensor
+    noise: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was tried.
+
+    Attributes:
+        what: for the user.
+        share: of the convolutions' multiply-accumulates in INT8.
+        result: what it did to the masks of the examples.
+    """
+
+    what: str
+    share: float
+    result: Damage
+
+
+_UNKNOWN = Damage(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Int8Recipe:
+    """How a network is INT8.
+
+    Attributes:
+        factors: by layer, what brings channels to one reach.
+        layers: by name, the convolutions in INT8.
+        left: those that stay FP16, and why.
+        damage: by layer, its share of what INT8 does to the masks, before any was left.
+        work: by layer, its share of the convolutions' multiply-accumulates.
+        steps: what was tried, in order.
+        result: of the whole, on the examples.
+    """
+
+    factors: Mapping[str, Factors]
+    layers: Mapping[str, LayerRecipe]
+    left: Mapping[str, str]
+    work: Mapping[str, float]
+    damage: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    result: Damage = _UNKNOWN
+
+    @property
+    def share(self) -> float:
+        """Of the convolutions' multiply-accumulates that are INT8."""
+        return sum(self.work[name] * (1 - layer.exact_share) for name, layer in self.layers.items())
+
+    def as_dict(self) -> dict[str, Any]:
+        """In the form of the manifest."""
+        return {
+            "share_of_work": round(self.share, 5),
+            "iou_in_search": round(self.result.iou, 5),
+            "exact_channels": {name: list(layer.exact) for name, layer in self.layers.items() if layer.exact},
+            "left": dict(self.left),
+            "layers": [
+                {
+                    "name": name,
+                    "precision": "int8" if name in self.layers else "fp16",
+                    "share_of_work": round(work, 6),
+                    "share_of_damage": round(self.damage[name], 6) if name in self.damage else None,
+                }
+                for name, work in self.work.items()
+            ],
+            "steps": [
+                {
+                    "what": step.what,
+                    "share_of_work": round(step.share, 5),
+                    "noise": round(step.result.noise, 5),
+                    "iou": round(step.result.iou, 5),
+                }
+                for step in self.steps
+            ],
+        }
+
+    def apply(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A copy of a network in INT8.
+
+        Args:
+            network: the trained one; not changed.
+            dtype: of what is between the convolutions in INT8.
+        """
+        copied = fold_norms(copy.deepcopy(network))
+        _equalise(copied, self.factors)
+        for name, layer in self.layers.items():
+            conv: Any = copied.get_submodule(name)
+            rounded = layer.levels, layer.scales
+            copied.set_submodule(name, QuantizedConv(conv, layer.input_range, dtype, layer.exact, rounded))
+        return copied
 
 
 class Int8Search:
-    """Finds what can be INT8.
+    """Finds how a network can be INT8.
 
     Args:
         network: in evaluation mode, FP32; copied, its batch normalisations folded.
+        input_size_hw: (height, width) of its input.
+        channels: of its input.
 
     Attributes:
         network: the copy, which is run on the calibration frames inside ``observe``.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = fold_norms(copy.deepcopy(network))
-        layers = self.network.named_modules()
-        self._layers = {name: layer for name, layer in layers if isinstance(layer, nn.Conv2d)}
-        self._histograms = {name: Histogram() for name in self._layers}
-        self._reach: dict[str, Tensor] = {}
-        self._work: dict[str, float] = {}
+    def __init__(self, network: nn.Module, input_size_hw: tuple[int, int], channels: int = 3) -> None:
+        self.network = fold_norms(copy.deepcopy(network)).requires_grad_(False)
+        self._graph = ChannelGraph(self.network, (1, channels, *input_size_hw))
+        modules = self.network.named_modules()
+        self._layers = {name: layer for name, layer in modules if isinstance(layer, nn.Conv2d)}
+        generator = torch.Generator().manual_seed(0)
+        self._histograms = {name: Histograms() for name in self._layers}
+        self._moments = {name: Moments(layer, generator) for name, layer in self._layers.items() if layer.groups == 1}
+        self._macs: dict[str, float] = {}
+        self._recipes: dict[tuple[str, float, tuple[int, ...]], LayerRecipe] = {}
+        self._known_factors: dict[float, dict[str, Factors]] = {}
 
     def observe(self, run: Callable[[], object]) -> None:
-        """Count the values of every layer's input while ``run`` runs the network on some frames."""
+        """Count the values of every layer's input while ``run`` runs the network on a frame or some.
 
-        def count(name: str, layer: nn.Conv2d, x: Tensor, output: Tensor) -> None:
-            self._histograms[name].add(x)
-            largest = x.detach().abs().amax((0, 2, 3))
-            self._reach[name] = torch.maximum(self._reach.get(name, largest), largest)
-            self._work[name] = float(layer.weight.numel()) * output.shape[-1] * output.shape[-2]
+        Raises:
+            CompileError: a value is infinite or no number.
+        """
 
-        self._hooked(count, run)
+        def watch(name: str) -> Any:
+            def hook(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                x = inputs[0]
+                if not bool(torch.isfinite(x.sum())):
+                    raise CompileError(
+                        f"the network: expected finite values, got others before {name}: its weights are damaged"
+                    )
+                self._histograms[name].add(x)
+                if name in self._moments:
+                    self._moments[name].add(x)
+                self._macs[name] = float(layer.weight.numel()) * output.shape[-1] * output.shape[-2]
+
+            return hook
+
+        handles = [layer.register_forward_hook(watch(name)) for name, layer in self._layers.items()]
+        try:
+            with torch.inference_mode():
+                run()
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def find(
         self,
-        run: Callable[[], object],
-        agreement: Callable[[nn.Module], float],
+        examples: Sequence[Example],
         method: Method,
+        *,
         goal_iou: float = GOAL_IOU,
-    ) -> Int8Plan:
-        """Find what can be INT8, after ``observe``.
+        least_share: float = LEAST_SHARE,
+        tried: Callable[[Step], None] = lambda _: None,
+    ) -> Int8Recipe:
+        """Find how the network can be INT8, after ``observe``.
 
         Args:
-            run: runs ``network`` on a frame or a few, for the noise of each layer.
-            agreement: the mean IoU of a network's masks with FP32's on some frames.
+            examples: what to search on, best those frames where the masks are hardest to keep.
             method: how a histogram becomes a range.
             goal_iou: enough.
+            least_share: of the multiply-accumulates, what stays INT8.
+            tried: told of every step.
         """
-        order = list(self._work)
+        steps: list[Step] = []
+
+        def measured(recipe: Int8Recipe, what: str) -> Int8Recipe:
+            result = damage(recipe.apply(self.network), examples)
+            steps.append(Step(what, recipe.share, result))
+            tried(steps[-1])
+            return replace(recipe, result=result)
+
+        left = self._left()
+        best: Int8Recipe | None = None
+        for power in _POWERS:
+            recipe = measured(self._start(power, method, left), f"channels to one reach, power {power:g}")
+            if best is None or recipe.result.noise < best.result.noise:
+                best = recipe
+        assert best is not None
+        best = replace(best, damage=self._damage(best, examples))
+        for names in self._worst(best, least_share):
+            if best.result.iou >= goal_iou:
+                break
+            why = {name: f"{100 * best.damage[name]:.1f} % of the damage for its work" for name in names}
+            rest = {name: layer for name, layer in best.layers.items() if name not in why}
+            trial = replace(best, layers=rest, left={**best.left, **why})
+            trial = measured(trial, f"{len(trial.left)} layers in FP16")
+            if trial.result.noise < _WORTH * best.result.noise:
+                best = trial
+        return replace(best, steps=tuple(steps))
+
+    def _left(self) -> dict[str, str]:
+        order = list(self._macs)
         fewest = min(layer.out_channels for layer in self._layers.values())
         left = {order[0]: "the first layer"} if order else {}
         left |= {
             name: "a last layer" for name in order if self._layers[name].out_channels == fewest and name not in left
         }
-        left |= {name: "a grouped convolution" for name in order if self._layers[name].groups > 1}
-        ranges = {name: self._histograms[name].range(method) for name in order if name not in left}
-        exact: dict[str, tuple[int, ...]] = {}
-        noise = self._noise(run, ranges)
-        best = agreement(self.quantised(ranges, exact))
-        for name in sorted(noise, key=lambda name: -noise[name])[:_MOST_REPAIRS]:
-            if best >= goal_iou:
-                break
-            trials: list[tuple[float, dict[str, float], dict[str, tuple[int, ...]]]] = []
-            for channels, reach in self._outliers(name).items():
-                trial = {**ranges, name: min(ranges[name], reach)}, {**exact, name: channels}
-                trials.append((agreement(self.quantised(*trial)), *trial))
-            gained, *trial_of_best = max(trials, key=lambda one: one[0], default=(best, ranges, exact))
-            if gained > best + 0.1 * (1 - best):
-                best, (ranges, exact) = gained, trial_of_best  # type: ignore[assignment]
+        return left | {name: "a grouped convolution" for name in order if self._layers[name].groups > 1}
+
+    def _start(self, power: float, method: Method, left: Mapping[str, str]) -> Int8Recipe:
+        """Every layer in INT8, single channels out of it where they drown the others."""
+        layers: dict[str, LayerRecipe] = {}
+        for name in self._macs:
+            if name in left:
                 continue
-            without = {other: value for other, value in ranges.items() if other != name}
-            others = {other: value for other, value in exact.items() if other != name}
-            gained = agreement(self.quantised(without, others))
-            if gained > best + 0.1 * (1 - best):  # a tenth of what is missing; less is not worth a layer
-                best, ranges, exact = gained, without, others
-                left[name] = f"in INT8 its output has {100 * noise[name]:.0f} % noise"
-        return Int8Plan(ranges, exact, left, noise, self._share(ranges, exact), best)
+            layers[name] = self._layer(name, power, method)
+            for exact in self._outliers(name, power):
+                trial = self._layer(name, power, method, exact)
+                if trial.noise < _SAVED ** len(exact) * layers[name].noise:
+                    layers[name] = trial
+        total = max(1.0, sum(self._macs.values()))
+        work = {name: macs / total for name, macs in self._macs.items()}
+        return Int8Recipe(self._factors(power), layers, left, work)
 
-    def quantised(
-        self, ranges: Mapping[str, float], exact: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32
-    ) -> nn.Module:
-        """A copy of the network with layers in INT8, and ``dtype`` between them."""
+    def _damage(self, recipe: Int8Recipe, examples: Sequence[Example]) -> dict[str, float]:
         network = copy.deepcopy(self.network)
-        for name, input_range in ranges.items():
-            network.set_submodule(name, QuantizedConv(self._layers[name], input_range, dtype, exact.get(name, ())))
-        return network
+        _equalise(network, recipe.factors)
+        quantised = {
+            name: QuantizedConv(
+                network.get_submodule(name),  # type: ignore[arg-type]
+                layer.input_range,
+                torch.float32,
+                layer.exact,
+                (layer.levels, layer.scales),
+            )
+            for name, layer in recipe.layers.items()
+        }
+        found = damage_by_layer(network, quantised, examples)
+        total = sum(found.values()) or 1.0
+        return {name: value / total for name, value in found.items()}
 
-    def _noise(self, run: Callable[[], object], ranges: Mapping[str, float]) -> dict[str, float]:
-        noise: dict[str, float] = {}
+    def _worst(self, recipe: Int8Recipe, least_share: float) -> Iterator[list[str]]:
+        """Growing lists of layers, those that do most damage for their work first."""
+        spare = recipe.share - least_share
+        order = sorted(recipe.layers, key=lambda name: -recipe.damage[name] / max(recipe.work[name], 1e-12))
+        before: list[str] = []
+        for step in _STEPS:
+            names, used = [], 0.0
+            for name in order:
+                if used + recipe.work[name] <= step * spare:
+                    names.append(name)
+                    used += recipe.work[name]
+            if names and names != before:
+                yield names
+            before = names
 
-        def measure(name: str, layer: nn.Conv2d, x: Tensor, output: Tensor) -> None:
-            if name in ranges:
-                error = QuantizedConv(layer, ranges[name])(x) - output
-                share = float(error.square().mean().sqrt() / output.std().clamp(min=1e-12))
-                noise[name] = max(noise.get(name, 0.0), share)
+    def _layer(self, name: str, power: float, method: Method, exact: tuple[int, ...] = ()) -> LayerRecipe:
+        key = name, power, exact
+        if key not in self._recipes:
+            self._recipes[key] = self._make_layer(name, power, method, exact)
+        return self._recipes[key]
 
-        self._hooked(measure, run)
-        return noise
-
-    def _hooked(self, told: Callable[[str, nn.Conv2d, Tensor, Tensor], None], run: Callable[[], object]) -> None:
-        def hook(name: str) -> Any:
-            return lambda layer, inputs, output: told(name, layer, inputs[0], output)
-
-        handles = [layer.register_forward_hook(hook(name)) for name, layer in self._layers.items()]
-        try:
-            run()
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _outliers(self, name: str) -> dict[tuple[int, ...], float]:
-        """Input channels of a layer that may be what spoils its scales, and how far the others' values reach.
-
-        Those with the largest values, which the scale of the input is for; and those that count most, by weight times value.
-        """
-        values, weight = self._reach[name], self._layers[name].weight.detach().abs().amax((0, 2, 3))
-        found: dict[tuple[int, ...], float] = {}
-        for measure in (weight * values, values):
-            order = measure.argsort(descending=True).tolist()
-            for count in _OUTLIERS:
-                if count < len(order):
-                    found[tuple(sorted(order[:count]))] = float(values[order[count:]].max())
-        return found
-
-    def _share(self, ranges: Mapping[str, float], exact: Mapping[str, tuple[int, ...]]) -> float:
-        done = sum(
-            self._work[name] * (1 - len(exact.get(name, ())) / self._layers[name].in_channels) for name in ranges
+    def _make_layer(self, name: str, power: float, method: Method, exact: tuple[int, ...]) -> LayerRecipe:
+        weight, inputs = self._weight(name, power)
+        area = weight.shape[2] * weight.shape[3]
+        rest = [channel for channel in range(weight.shape[1]) if channel not in exact]
+        input_range = self._histograms[name].range(method, np.asarray(rest), inputs.double().numpy())
+        by_column = inputs.repeat_interleave(area)
+        kept = torch.ones(len(inputs), dtype=torch.bool)
+        kept[list(exact)] = False
+        columns = kept.repeat_interleave(area)
+        moments = []
+        power_out, start = 0.0, 0
+        flat = weight.flatten(1)
+        for block in self._moments[name].blocks():
+            part = slice(start, start + len(block))
+            scaled = block * by_column[part, None] * by_column[None, part]
+            power_out += float(((flat[:, part] @ scaled) * flat[:, part]).sum()) / len(flat)
+            chosen = columns[part]
+            if bool(chosen.any()):
+                moments.append(scaled[chosen][:, chosen])
+            start += len(block)
+        part_weight = flat[:, columns]
+        scales = weight_scales(part_weight)
+        levels = round_weights(part_weight, scales, moments)
+        step = input_range / LEVELS
+        noise = step**2 / 12 * float(part_weight.square().sum()) / len(flat)
+        noise += output_error(part_weight, levels * scales[:, None], moments)
+        return LayerRecipe(
+            input_range, exact, len(exact) / weight.shape[1], levels, scales, noise / max(power_out, 1e-30)
         )
-        return done / max(1.0, sum(self._work.values()))
+
+    def _outliers(self, name: str, power: float) -> list[tuple[int, ...]]:
+        """Input channels of a layer whose weights or values are so much larger than all others' that they may drown them."""
+        weight, inputs = self._weight(name, power)
+        largest = weight.abs().amax((0, 2, 3))
+        found: dict[tuple[int, ...], None] = {}
+        for measure in (largest, self._histograms[name].reach * inputs):
+            order = measure.argsort(descending=True).tolist()
+            for count in range(1, min(_MOST_EXACT, len(order) // _LEAST_CHANNELS) + 1):
+                if measure[order[count - 1]] > _OUTLIER * measure[order[count]]:
+                    found[tuple(sorted(order[:count]))] = None
+        return list(found)
+
+    def _weight(self, name: str, power: float) -> tuple[Tensor, Tensor]:
+        """A layer's weights with their factors in, and what its inputs arrive multiplied by."""
+        weight = self._layers[name].weight.detach()
+        factors = self._factors(power).get(name)
+        if factors is None:
+            return weight, torch.ones(weight.shape[1])
+        return weight * factors.outputs.view(-1, 1, 1, 1) / factors.inputs.view(1, -1, 1, 1), factors.inputs
+
+    def _factors(self, power: float) -> dict[str, Factors]:
+        if power == 0.0:
+            return {}
+        if power not in self._known_factors:
+            reach = {name: histograms.reach for name, histograms in self._histograms.items()}
+            self._known_factors[power] = self._graph.factors(reach, power)
+        return self._known_factors[power]
+
+
+def _equalise(network: nn.Module, factors: Mapping[str, Factors]) -> None:
+    for name, one in factors.items():
+        one.apply(network.get_submodule(name))  # type: ignore[arg-type]

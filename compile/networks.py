@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +21,19 @@ from compile.contract import CONTRACTS, Contract, built_in_contract, read_contra
 from compile.errors import CompileError
 from compile.foreign import count_classes, fixed_imgsz, read_foreign, scores_output, wrap
 from compile.half_layers import HalfEmulation, RangeRecorder, find_sensitive
-from compile.int8_layers import Int8Plan, Int8Search
+from compile.int8_layers import Int8Recipe, Int8Search, Step
 from compile.onnx_export import check_size, export_program
 from compile.program import FrameProgram, FrameToInput, ScoresToMask
+from compile.sensitivity import Example
 from compile.verify import Masks, Sample, open_session
 from models.checkpoint import LoadedNetwork, load_network
 from models.errors import NotOurNetworkError
 from pipeline.bundle import Task
 from pipeline.frame import Frame
 
-# Frames that a search runs on, spread over those that there are: four, and for large networks fewer.
+# Frames that a search for FP16 runs on: four, and for large networks fewer. For INT8: twelve, and for large networks fewer.
 _SEARCH_GIGA_MACS = 80
+_EXAMPLE_GIGA_MACS = 240
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Candidate:
         module: the same as a PyTorch module, by precision and layers; None for a foreign network.
         giga_macs: multiply-accumulates for one frame, in thousands of millions; None for a foreign network.
         ranges: records the largest values in a network of ours while ``reference`` runs; None for a foreign network.
-        int8: what of the network can be INT8, from calibration frames, samples to search on and a method; None for a foreign one.
+        int8: searches how the network can be INT8, from calibration frames; None for a foreign one.
         sensitive: the few layers that must stay FP32 for the masks of some samples to stay, beside those that stay anyway;
             None for a foreign network.
     """
@@ -65,7 +66,49 @@ class Candidate:
     giga_macs: float | None = None
     ranges: RangeRecorder | None = None
     sensitive: Callable[[Sequence[Sample], Collection[str]], tuple[str, ...]] | None = None
-    int8: Callable[[Iterable[Frame], Sequence[Sample], Method], Int8Plan] | None = None
+    int8: Int8Frames | None = None
+
+
+class Int8Frames:
+    """The search for INT8, on frames.
+
+    Args:
+        network: the trained one; not changed.
+        contract: how frames go into it.
+        giga_macs: multiply-accumulates for one frame, in thousands of millions.
+
+    Attributes:
+        recipe: how the network is INT8; None before the search.
+    """
+
+    def __init__(self, network: nn.Module, contract: Contract, giga_macs: float) -> None:
+        self.recipe: Int8Recipe | None = None
+        self._network, self._contract = network, contract
+        self._count = min(max(int(_EXAMPLE_GIGA_MACS / giga_macs), 3), 12)
+
+    def search(self, frames: Iterable[Frame], method: Method, tried: Callable[[Step], None]) -> Int8Recipe:
+        """Look at the frames once, and search on those where the masks are hardest to keep.
+
+        Args:
+            frames: to calibrate on, at least one.
+            method: how a histogram becomes a range.
+            tried: told of every step.
+
+        Raises:
+            CompileError: the network gives values that are no numbers.
+        """
+        contract = self._contract
+        search = Int8Search(self._network, contract.imgsz, len(contract.mean))
+        before = FrameToInput(contract).eval()
+        examples: list[Example] = []
+        for frame in frames:
+            with torch.inference_mode():
+                x = before(torch.from_numpy(np.ascontiguousarray(frame.image[None])))
+            found: list[Example] = []
+            search.observe(lambda x=x, found=found: found.append(Example(x, search.network.logits(x))))  # type: ignore[misc, operator]
+            examples = sorted([*examples, *found], key=lambda example: -example.doubt)[: self._count]
+        self.recipe = search.find(examples, method, tried=tried)
+        return self.recipe
 
 
 def open_candidate(
@@ -146,33 +189,16 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
         # Those that rounding moves most: with most of the mask near the threshold.
         return sorted(samples, key=_certainty)[:search_count]
 
-    searches: list[tuple[Int8Search, Int8Plan]] = []
-
     def module(precision: str, keep: Collection[str]) -> FrameProgram:
         if precision == "int8":
-            search, plan = searches[-1]
-            network = search.quantised(plan.ranges, plan.exact, torch.float16)
-            keep = [name for name in keep if name not in plan.ranges]
+            assert int8.recipe is not None
+            network = int8.recipe.apply(loaded.model, torch.float16)
+            keep = [name for name in keep if name not in int8.recipe.layers]
         else:
             network = copy.deepcopy(loaded.model)
         return FrameProgram(network, contract, half=precision != "fp32", keep=keep, smooth=smooth)
 
-    def int8(frames: Iterable[Frame], samples: Sequence[Sample], method: Method) -> Int8Plan:
-        search = Int8Search(loaded.model)
-        emulated = FrameProgram(search.network, contract, smooth=smooth).eval()
-
-        def run(image: NDArray[np.uint8]) -> None:
-            with torch.inference_mode():
-                emulated(torch.from_numpy(np.ascontiguousarray(image[None])))
-
-        def agreement(network: nn.Module) -> float:
-            return _agreement(FrameProgram(network, contract, smooth=smooth).eval(), chosen(samples), loaded.n_classes)
-
-        for frame in frames:
-            search.observe(partial(run, frame.image))
-        plan = search.find(lambda: run(samples[0].frames_nhwc[0]), agreement, method)
-        searches.append((search, plan))
-        return plan
+    int8 = Int8Frames(loaded.model, contract, giga_macs)
 
     def export(precision: str, frame_size_hw: tuple[int, int] | None, keep: Collection[str]) -> onnx.ModelProto:
         return export_program(module(precision, keep), frame_size_hw)

@@ -33,7 +33,18 @@ _OF_TARGETS = {
     "dla": ("tensorrt",),
 }
 # What belongs to the network, which a bundle has already.
-_OF_NETWORKS = ("model", "weights", "output", "precision", "calib", "contract", "imgsz", "classes", "smooth")
+_OF_NETWORKS = (
+    "model",
+    "weights",
+    "output",
+    "precision",
+    "calib",
+    "calib_masks",
+    "contract",
+    "imgsz",
+    "classes",
+    "smooth",
+)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -60,8 +71,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         raise OptionError(
             "--precision int8: expected --calib SOURCE, pictures or a video to take ranges from, got none"
         )
-    if options.precision != "int8" and (options.calib is not None or options.strict):
-        raise OptionError(f"--calib, --strict: expected --precision int8 beside them, got {options.precision}")
+    if options.calib is not None and options.precision not in ("int8", "auto"):
+        raise OptionError(f"--calib: expected --precision int8 or auto beside it, got {options.precision}")
+    if options.strict and options.precision != "int8":
+        raise OptionError(f"--strict: expected --precision int8 beside it, got {options.precision}")
+    if options.precision == "auto" and options.target == "torch-tensorrt":
+        raise OptionError("--precision auto: expected --target onnx, tensorrt or tensorrt-rtx, got torch-tensorrt")
     if options.dla is not None and options.bundle is None and (options.frame is None or options.precision == "fp32"):
         raise OptionError(
             "--dla: expected --frame HxW and --precision fp16, for an accelerator takes one size and no FP32, "
@@ -74,7 +89,8 @@ def _check_bundle_options(parser: OptionParser, options: argparse.Namespace) -> 
     for name in _OF_NETWORKS:
         if getattr(options, name) != parser.get_default(name):
             raise OptionError(
-                f"--bundle: expected no --{name} beside it, for the bundle in {options.bundle} has its network already, got both"
+                f"--bundle: expected no --{name.replace('_', '-')} beside it, for the bundle in {options.bundle} has its network "
+                "already, got both"
             )
     if options.target not in PLAN_TARGETS:
         raise OptionError(
@@ -145,8 +161,8 @@ def _parser() -> OptionParser:
     parser.add_argument(
         "--precision",
         default="fp32",
-        choices=("fp32", "fp16", "int8"),
-        help="of the network inside (default: %(default)s)",
+        choices=("fp32", "fp16", "int8", "auto"),
+        help="of the network inside; auto: the fastest on this device that passes, INT8 too if there is --calib (default: %(default)s)",
     )
     parser.add_argument(
         "--calib", metavar="SOURCE", help="int8: frames to take ranges from, other ones than those of --verify"
@@ -156,6 +172,11 @@ def _parser() -> OptionParser:
     )
     parser.add_argument(
         "--calib-method", default="mse", choices=METHODS, help="int8: how values become a range (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--calib-masks",
+        metavar="DIR",
+        help="ground truth of the frames of --verify, NAME.png each: the masks must not fall behind the trained network's",
     )
     parser.add_argument(
         "--strict", action="store_true", help="int8: fail where INT8 does not pass, in place of taking FP16 or FP32"

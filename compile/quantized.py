@@ -15,12 +15,10 @@ from onnxscript import opset19 as op
 from torch import Tensor, nn
 
 from calibration.ranges import LEVELS
+from compile.rounding import SMALLEST_SCALE, round_weights, weight_scales
 
 OPSET = 19
 """The first with FP16 scales."""
-
-# FP16's smallest normal number: a smaller scale would lose bits.
-_SMALLEST_SCALE = 2.0**-14
 
 
 @torch.library.custom_op("edgemask::round_to_int8", mutates_args=())
@@ -67,6 +65,7 @@ class QuantizedConv(nn.Module):
         dtype: of scales, bias and output: float32, or float16 for a program that is FP16 elsewhere.
         exact: input channels that stay out of INT8, in a narrow convolution of their own in FP32: those whose values or weights are so
             large that one scale for all would leave nothing of the others.
+        rounded: the other channels' weights as (levels, scales), (K, columns) int8 and (K,) float32; None rounds to the nearest.
     """
 
     weight: Tensor
@@ -82,7 +81,12 @@ class QuantizedConv(nn.Module):
     typed = True  # its type is its own: what makes a network FP16 leaves it alone
 
     def __init__(
-        self, conv: nn.Conv2d, input_range: float, dtype: torch.dtype = torch.float32, exact: Sequence[int] = ()
+        self,
+        conv: nn.Conv2d,
+        input_range: float,
+        dtype: torch.dtype = torch.float32,
+        exact: Sequence[int] = (),
+        rounded: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if conv.groups != 1:
@@ -90,12 +94,14 @@ class QuantizedConv(nn.Module):
         weight = conv.weight.detach().float()
         rest = [channel for channel in range(weight.shape[1]) if channel not in set(exact)]
         kept = weight[:, rest]
-        scale = (kept.abs().amax((1, 2, 3)) / LEVELS).clamp(min=_SMALLEST_SCALE).to(dtype)
-        levels = (kept / scale.float().view(-1, 1, 1, 1)).round().clamp(-LEVELS, LEVELS)
-        self.register_buffer("weight", levels.to(torch.int8))
-        self.register_buffer("weight_scale", scale)
-        self.register_buffer("weight_zero", torch.zeros(len(scale), dtype=torch.int8))
-        self.register_buffer("input_scale", torch.tensor(max(input_range / LEVELS, _SMALLEST_SCALE)).to(dtype))
+        if rounded is None:
+            scales = weight_scales(kept.flatten(1))
+            rounded = round_weights(kept.flatten(1), scales), scales
+        levels, scales = rounded
+        self.register_buffer("weight", levels.view(kept.shape))
+        self.register_buffer("weight_scale", scales.to(dtype))
+        self.register_buffer("weight_zero", torch.zeros(len(scales), dtype=torch.int8))
+        self.register_buffer("input_scale", torch.tensor(max(input_range / LEVELS, SMALLEST_SCALE)).to(dtype))
         self.register_buffer("input_zero", torch.tensor(0, dtype=torch.int8))
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().to(dtype))
         self._geometry: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}

@@ -12,6 +12,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from calibration.agreement import iou, mean_absolute_error
+from calibration.saliency import SaliencyMetrics
+from calibration.truth import Truth, Truths, resize_truth
 from compile.errors import CompileError
 from pipeline.bundle import Task
 from pipeline.frame import Frame
@@ -22,6 +24,10 @@ Masks = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 FEWEST_FRAMES = 4
 MOST_FRAMES = 32
 MOST_BYTES = 256 << 20
+
+MOST_BEHIND = 0.003
+"""What may be lost against ground truth."""
+
 # A mask that spreads over less than this says nothing about the picture.
 _FLAT = 25
 
@@ -34,11 +40,13 @@ class Sample:
         name: the frame's.
         frames_nhwc: (1, H, W, 3) uint8 BGR.
         expected_nhw: (1, H, W) uint8.
+        truth_hw: ground truth, as ``calibration.truth`` has it; None without.
     """
 
     name: str
     frames_nhwc: NDArray[np.uint8]
     expected_nhw: NDArray[np.uint8]
+    truth_hw: Truth | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,9 @@ class Verification:
         constant: frames with the same value all over the mask, where the network's mask has a shape.
         runtime: what ran it.
         against: what it was compared with.
+        truth: of ground truth, what the masks reach of it, as ``truth_metric`` says: 0 to 1; None without.
+        truth_reference: what the reference's masks reach.
+        truth_metric: "max F-measure", or for classes "mean IoU".
     """
 
     frames: int
@@ -66,16 +77,23 @@ class Verification:
     constant: int
     runtime: str
     against: str
+    truth: float | None = None
+    truth_reference: float | None = None
+    truth_metric: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """In the form of the manifest."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __str__(self) -> str:
         """For the user, in one line."""
         return (
             f"IoU {self.iou_mean:.4f}, worst {self.iou_worst:.4f} ({self.worst_frame}), "
             f"mean absolute error {self.mae:.5f}, on {self.frames} frames"
+        ) + (
+            ""
+            if self.truth is None
+            else f"; {self.truth_metric} against ground truth {self.truth:.4f}, {self.truth_reference:.4f} in FP32"
         )
 
 
@@ -121,6 +139,7 @@ def take_samples(
     source: str,
     frame_size_hw: tuple[int, int] | None = None,
     count: int = MOST_FRAMES,
+    truths: Truths | None = None,
 ) -> list[Sample]:
     """Read the frames to check on, at most ``count`` and ``MOST_BYTES`` of them, and compute the reference's masks.
 
@@ -130,9 +149,11 @@ def take_samples(
         source: where the frames come from, for a message.
         count: the most frames.
         frame_size_hw: (height, width) that the program has fixed, and frames are resized to; None for any.
+        truths: reads their ground truth.
 
     Raises:
         CompileError: there are no frames.
+        CalibrationError: a frame has no ground truth.
     """
     samples: list[Sample] = []
     size_bytes = 0
@@ -142,7 +163,10 @@ def take_samples(
             height, width = frame_size_hw
             image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         frames_nhwc = np.ascontiguousarray(image[None])
-        samples.append(Sample(frame.name, frames_nhwc, reference(frames_nhwc)))
+        truth_hw = None if truths is None else truths(frame.name, frame.size_hw)
+        if truth_hw is not None and truth_hw.shape != image.shape[:2]:
+            truth_hw = resize_truth(truth_hw, image.shape[:2])
+        samples.append(Sample(frame.name, frames_nhwc, reference(frames_nhwc), truth_hw))
         size_bytes += frames_nhwc.nbytes
         if len(samples) == count or size_bytes >= MOST_BYTES:
             break
@@ -173,8 +197,12 @@ def verify(
     ious: list[tuple[float, str]] = []
     errors: list[float] = []
     constant = 0
+    reached, reached_by_reference = _Reached(task), _Reached(task)
     for sample in samples:
         (got,), (expected,) = masks(sample.frames_nhwc), sample.expected_nhw
+        if sample.truth_hw is not None:
+            reached.add(got, sample.truth_hw)
+            reached_by_reference.add(expected, sample.truth_hw)
         ious.append((iou(got, expected, task), sample.name))
         errors.append(mean_absolute_error(got, expected, task))
         constant += bool(got.min() == got.max() and np.ptp(expected) > (_FLAT if task == "binary" else 0))
@@ -189,11 +217,36 @@ def verify(
         constant=constant,
         runtime=runtime,
         against=against,
+        truth=reached.result,
+        truth_reference=reached_by_reference.result,
+        truth_metric=None if reached.result is None else reached.metric,
     )
 
 
+class _Reached:
+    """What masks reach of ground truth."""
+
+    def __init__(self, task: Task) -> None:
+        self.metric = "max F-measure" if task == "binary" else "mean IoU"
+        self._saliency = SaliencyMetrics() if task == "binary" else None
+        self._ious: list[float] = []
+
+    def add(self, mask_hw: NDArray[np.uint8], truth_hw: Truth) -> None:
+        if self._saliency is not None:
+            self._saliency.add(mask_hw, truth_hw > 127)
+            self._ious.append(0.0)
+        else:
+            self._ious.append(iou(mask_hw, truth_hw, "classes"))
+
+    @property
+    def result(self) -> float | None:
+        if not self._ious:
+            return None
+        return round(float(np.mean(self._ious) if self._saliency is None else self._saliency.result()["max_f"]), 6)
+
+
 def check(verification: Verification, min_iou: float) -> None:
-    """Refuse what does not agree.
+    """Refuse what does not agree with the network, or falls behind it against ground truth.
 
     Where neither mask reaches 0.5 anywhere the IoU is 1 whatever comes out. So the mean absolute error counts too: it may be 0.01, or
     1 − ``min_iou`` if that is more.
@@ -207,6 +260,12 @@ def check(verification: Verification, min_iou: float) -> None:
         raise CompileError(
             f"what was compiled gives the same value all over the mask on {verification.constant} of {verification.frames} frames of "
             f"{verification.source} ({verification.runtime}), expected a shape as {verification.against} gives: {remedy}"
+        )
+    behind = 0.0 if verification.truth is None else (verification.truth_reference or 0.0) - verification.truth
+    if behind > MOST_BEHIND and min_iou > 0:
+        raise CompileError(
+            f"what was compiled reaches a {verification.truth_metric} of {verification.truth:.4f} against ground truth, expected "
+            f"{verification.truth_reference:.4f} as in FP32, or {MOST_BEHIND:g} less: {remedy}"
         )
     if not (got >= min_iou and mae <= mae_limit):
         raise CompileError(

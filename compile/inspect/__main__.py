@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compile.inspect.table import field
@@ -32,11 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _inspect(options: argparse.Namespace) -> None:
     try:
         from compile.inspect.report import inspect_bundle
+
+        if options.plot is not None:
+            from compile.inspect.int8_plot import write_plot
     except ImportError as error:
         raise BackendUnavailableError(
             f"inspecting needs packages that are not here ({error}): install them with: pip install '.[compile]'"
         ) from error
     report = inspect_bundle(options.bundle, options.times)
+    if options.plot is not None:
+        write_plot(options.plot, report.manifest, report.int8)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal need not have ×
     width = min(max(shutil.get_terminal_size((_WIDTH, 24)).columns, 80), _WIDTH)
@@ -49,6 +55,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _lines(report: Report, all_layers: bool, width: int) -> Iterator[str]:
     from compile.inspect.bundle_text import bundle_lines
+    from compile.inspect.int8_table import search_lines
     from compile.inspect.plan_text import plan_lines
     from compile.inspect.program_text import program_lines
 
@@ -59,6 +66,10 @@ def _lines(report: Report, all_layers: bool, width: int) -> Iterator[str]:
         yield from field("layers", f"not shown: {report.program_problem}", width)
     else:
         yield from program_lines(report.program, all_layers=all_layers, width=width)
+    if report.int8 is not None:
+        yield ""
+        yield "INT8"
+        yield from search_lines(report.int8, all_layers=all_layers, width=width)
     files = {file.name: file for file in report.files}
     for plan in report.plans:
         yield ""
@@ -81,6 +92,12 @@ def _parser() -> OptionParser:
         metavar="N",
         help="run a plan on N frames and show how long each layer takes (default: %(default)s)",
     )
+    parser.add_argument(
+        "--plot",
+        type=_png,
+        metavar="FILE.png",
+        help="draw what the search for INT8 found: the layers that do most damage, and the steps",
+    )
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     return parser
 
@@ -89,6 +106,12 @@ def _runs(text: str) -> int:
     if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or int(text) > _MOST_RUNS:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to {_MOST_RUNS}, got {text!r}")
     return int(text)
+
+
+def _png(text: str) -> Path:
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"expected a file whose name ends in .png, got {text!r}")
+    return Path(text)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, cast
 
 from compile.errors import CompileError
 from compile.inspect.engine_layers import EngineLayer, read_layers, with_times
+from compile.inspect.int8_search import Int8Search, read_search
 from compile.inspect.program import Program, read_program
 from pipeline.bundle import MANIFEST_LIMIT_BYTES, MANIFEST_NAME, PLANS, Bundle, Manifest
 from pipeline.engines import open_engine
@@ -89,6 +90,7 @@ class Report:
         files: those of the manifest, then others that are there.
         program: None if it cannot be read.
         program_problem: why it cannot; None if it can.
+        int8: what the search for INT8 found; None if the bundle is of another precision.
         plans: in the order of the manifest.
     """
 
@@ -97,6 +99,7 @@ class Report:
     files: tuple[FileReport, ...]
     program: Program | None
     program_problem: str | None
+    int8: Int8Search | None
     plans: tuple[PlanReport, ...]
 
 
@@ -125,7 +128,7 @@ def inspect_bundle(folder: str | os.PathLike[str], runs: int = 0) -> Report:
     program, problem = _program(bundle)
     nodes = frozenset(layer.node for layer in program.layers) if program is not None else frozenset[str]()
     plans = tuple(_plan(bundle, entry, nodes, runs) for entry in bundle.manifest.engines)
-    return Report(str(folder), bundle.manifest, files, program, problem, plans)
+    return Report(str(folder), bundle.manifest, files, program, problem, read_search(bundle.manifest), plans)
 
 
 def _open_bundle(folder: Path) -> Bundle:

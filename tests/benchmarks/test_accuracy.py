@@ -48,7 +48,7 @@ def test_a_missing_truth_is_named(data_set, red_bundle, capsys):
 
 def test_an_unknown_question_is_told(capsys):
     assert main(["speed"]) == 2
-    assert "expected a question (accuracy, gpu), got 'speed'" in capsys.readouterr().err
+    assert "expected a question (accuracy, gpu, int8), got 'speed'" in capsys.readouterr().err
 
 
 @pytest.mark.network

@@ -1,0 +1,153 @@
+"""A network's frame program in one precision or another, with the layers that do not take it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from calibration.frames import HashedFrames, open_calibration
+from compile.int8_cache import RecipeCache
+from compile.int8_layers import Int8Recipe, Step
+from compile.networks import Candidate
+from compile.verify import Sample
+from pipeline.bundle import Precision, cache_folder
+from pipeline.errors import OptionError
+
+# Below this many calibration frames a user is told.
+_FEW_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class Program:
+    """A frame program.
+
+    Attributes:
+        precision: of the network inside.
+        content: as ONNX.
+        layers: those of another precision, with theirs.
+        calibration: of INT8, for the manifest.
+    """
+
+    precision: Precision
+    content: bytes
+    layers: Mapping[str, str]
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+
+def single_precision(layers: Mapping[str, str]) -> list[str]:
+    """The layers that stay FP32."""
+    return [name for name, kind in layers.items() if kind == "fp32"]
+
+
+class Programs:
+    """A network's program in each precision.
+
+    Args:
+        candidate: the network.
+        samples: frames to search on for layers that FP16 would spoil.
+        weights_sha256: of the file of weights.
+        options: of ``compile.options``.
+        say: gets a line for each step.
+    """
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        samples: Sequence[Sample],
+        weights_sha256: str,
+        options: argparse.Namespace,
+        say: Callable[[str], None],
+    ) -> None:
+        self._candidate, self._samples, self._options, self._say = candidate, samples, options, say
+        self._weights_sha256 = weights_sha256
+        self._kept: tuple[str, ...] | None = None
+        self._int8: Int8Recipe | None = None
+        self._calibration: dict[str, Any] = {}
+
+    def export(self, precision: Precision) -> Program:
+        """Make the program.
+
+        Raises:
+            CompileError: the network does not take the precision, or cannot be exported.
+            EdgemaskError: there are no frames to calibrate on.
+        """
+        layers = dict.fromkeys(self._kept_in_single() if precision != "fp32" else (), "fp32")
+        if precision == "int8":
+            layers = self._int8_layers() | layers
+        self._say(f"exporting the frame program, {precision}")
+        program = self._candidate.export(precision, self._options.frame, single_precision(layers)).SerializeToString()
+        return Program(precision, program, layers, self._calibration if precision == "int8" else {})
+
+    def _kept_in_single(self) -> tuple[str, ...]:
+        """Layers that FP16 would spoil."""
+        candidate = self._candidate
+        if candidate.ranges is None or candidate.sensitive is None:
+            return ()
+        if self._kept is None:
+            beyond = candidate.ranges.beyond_half()
+            for name, largest in beyond.items():
+                self._say(f"{name} stays FP32: its values reach {largest:.3g}, and FP16 ends at 65504")
+            sensitive = candidate.sensitive(self._samples, beyond)
+            for name in sensitive:
+                self._say(f"{name} stays FP32: the masks depend on more than FP16's 11 bits there")
+            self._kept = (*beyond, *sensitive)
+        return self._kept
+
+    def _int8_layers(self) -> dict[str, str]:
+        """Find what can be INT8 from the calibration frames; gives the layers that are not."""
+        if self._int8 is None:
+            self._int8 = self._search_int8()
+        return dict.fromkeys(self._int8.left, "fp16")
+
+    def _search_int8(self) -> Int8Recipe:
+        options, candidate, say = self._options, self._candidate, self._say
+        if candidate.int8 is None:
+            raise OptionError("--precision: expected fp32 for a network of another family, got int8")
+        with open_calibration(options.calib, options.calib_size) as source:
+            hashed = HashedFrames(source)
+            for _ in hashed:
+                pass
+            if hashed.count < _FEW_FRAMES:
+                say(f"--calib {options.calib}: {hashed.count} frame(s) to calibrate on, expected {_FEW_FRAMES} or more: "
+                    "INT8 may not fit frames that are different")  # fmt: skip
+            depends_on = {
+                "weights": self._weights_sha256,
+                "contract": candidate.contract.as_dict(),
+                "frames": hashed.sha256,
+                "method": options.calib_method,
+            }
+            cache = RecipeCache(cache_folder() / "int8", depends_on)
+            recipe = cache.load()
+            if recipe is not None:
+                say(f"INT8 as found before for these weights and {hashed.count} frames, from {cache.path.parent}")
+                candidate.int8.recipe = recipe
+            else:
+                frames = tqdm(source, "calibrating", hashed.count, unit=" frames", leave=False, disable=options.quiet)
+                recipe = candidate.int8.search(frames, options.calib_method, self._say_step)
+                cache.save(recipe)
+        for name, layer in recipe.layers.items():
+            if layer.exact:
+                channels = ", ".join(map(str, layer.exact))
+                say(f"{name}: input channel(s) {channels} stay out of INT8, for they drown the others")
+        say(
+            f"INT8 from {hashed.count} frames of {options.calib}: {100 * recipe.share:.1f} % of the convolutions' work in "
+            f"{len(recipe.layers)} of {len(recipe.work)} layers"
+        )
+        self._calibration = {
+            "source": options.calib,
+            "frames": hashed.count,
+            "sha256": hashed.sha256,
+            "method": options.calib_method,
+            **recipe.as_dict(),
+        }
+        return recipe
+
+    def _say_step(self, step: Step) -> None:
+        self._say(
+            f"INT8, {step.what}: {100 * step.share:.1f} % of the work, noise {step.result.noise:.3f}, "
+            f"IoU {step.result.iou:.4f} on the hardest frames"
+        )
