@@ -21,7 +21,7 @@ from compile.int8_layers import Int8Recipe, LayerRecipe, Step
 from compile.sensitivity import Damage
 
 # Another number for another search: what an older one has found is not taken.
-_SEARCH = 1
+_SEARCH = 2
 _META = "meta"
 
 
@@ -82,6 +82,7 @@ def _write(recipe: Int8Recipe) -> tuple[dict[str, Any], dict[str, Tensor]]:
         },
         "left": dict(recipe.left),
         "work": dict(recipe.work),
+        "power": recipe.power,
         "damage": dict(recipe.damage),
         "steps": [[step.what, step.share, step.result.noise, step.result.iou] for step in recipe.steps],
         "result": [recipe.result.noise, recipe.result.iou],
@@ -100,6 +101,7 @@ def _read(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Int8Recipe:
         },
         meta["left"],
         meta["work"],
+        meta["power"],
         meta["damage"],
         tuple(Step(what, share, Damage(noise, iou)) for what, share, noise, iou in meta["steps"]),
         Damage(*meta["result"]),

@@ -3,13 +3,14 @@
 Every convolution is INT8 but the first and the last ones, where little is gained and much lost, and grouped ones. Before any other is
 given up it is repaired, by what costs nothing or next to nothing when the program runs: channels are brought to similar reach, weights
 are rounded so that the outputs stay, and single input channels that reach further than all others stay out. What is left of the damage
-is found layer by layer in one pass, and the layers that do most of it for their work become FP16, within a limit.
+is found layer by layer and channel by channel in one pass, and what does most of it for its work becomes FP16, within a limit: small
+layers whole, and of large ones a few input channels.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from compile.errors import CompileError
 from compile.program import fold_norms
 from compile.quantized import QuantizedConv
 from compile.rounding import output_error, round_weights, weight_scales
-from compile.sensitivity import Damage, Example, damage, damage_by_layer
+from compile.sensitivity import Damage, Example, LayerDamage, damage, damage_by_layer
 
 GOAL_IOU = 0.995
 """Agreement on the examples at which the search ends; they are those where agreement is hardest."""
@@ -44,6 +45,11 @@ _SAVED = 0.1
 _STEPS = (0.15, 0.3, 0.6, 1.0)
 # What a step must take off the noise to be worth its layers.
 _WORTH = 0.95
+# Layers of more than this share of the work give up input channels, so many at a time and at most that share of them, and not in
+# more layers than this, for each is one more convolution to run.
+_LARGE = 0.01
+_CHANNELS, _MOST_CHANNELS = 4, 0.25
+_MOST_SPLIT = 6
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ class Int8Recipe:
         factors: by layer, what brings channels to one reach.
         layers: by name, the convolutions in INT8.
         left: those that stay FP16, and why.
+        power: how far channels are brought to one reach.
         damage: by layer, its share of what INT8 does to the masks, before any was left.
         work: by layer, its share of the convolutions' multiply-accumulates.
         steps: what was tried, in order.
@@ -103,6 +110,7 @@ class Int8Recipe:
     layers: Mapping[str, LayerRecipe]
     left: Mapping[str, str]
     work: Mapping[str, float]
+    power: float = 0.0
     damage: Mapping[str, float] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     result: Damage = _UNKNOWN
@@ -139,19 +147,22 @@ class Int8Recipe:
             ],
         }
 
-    def apply(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    def apply(self, network: nn.Module, dtype: torch.dtype = torch.float32, single: Collection[str] = ()) -> nn.Module:
         """A copy of a network in INT8.
 
         Args:
             network: the trained one; not changed.
             dtype: of what is between the convolutions in INT8.
+            single: layers whose channels that stay out of INT8 are FP32 all the same.
         """
         copied = fold_norms(copy.deepcopy(network))
         _equalise(copied, self.factors)
         for name, layer in self.layers.items():
             conv: Any = copied.get_submodule(name)
             rounded = layer.levels, layer.scales
-            copied.set_submodule(name, QuantizedConv(conv, layer.input_range, dtype, layer.exact, rounded))
+            exact_dtype = torch.float32 if name in single else dtype
+            quantised = QuantizedConv(conv, layer.input_range, dtype, layer.exact, rounded, exact_dtype)
+            copied.set_submodule(name, quantised)
         return copied
 
 
@@ -241,14 +252,15 @@ class Int8Search:
             if best is None or recipe.result.noise < best.result.noise:
                 best = recipe
         assert best is not None
-        best = replace(best, damage=self._damage(best, examples))
-        for names in self._worst(best, least_share):
+        damages = self._damages(best, examples)
+        total = sum(one.total for one in damages.values()) or 1.0
+        best = replace(best, damage={name: one.total / total for name, one in damages.items()})
+        for names, channels in self._worst(best, damages, least_share):
             if best.result.iou >= goal_iou:
                 break
-            why = {name: f"{100 * best.damage[name]:.1f} % of the damage for its work" for name in names}
-            rest = {name: layer for name, layer in best.layers.items() if name not in why}
-            trial = replace(best, layers=rest, left={**best.left, **why})
-            trial = measured(trial, f"{len(trial.left)} layers in FP16")
+            trial = self._without(best, names, channels, method)
+            what = f"{len(trial.left)} layers and {sum(map(len, channels.values()))} channels in FP16"
+            trial = measured(trial, what)
             if trial.result.noise < _WORTH * best.result.noise:
                 best = trial
         return replace(best, steps=tuple(steps))
@@ -275,9 +287,9 @@ class Int8Search:
                     layers[name] = trial
         total = max(1.0, sum(self._macs.values()))
         work = {name: macs / total for name, macs in self._macs.items()}
-        return Int8Recipe(self._factors(power), layers, left, work)
+        return Int8Recipe(self._factors(power), layers, left, work, power)
 
-    def _damage(self, recipe: Int8Recipe, examples: Sequence[Example]) -> dict[str, float]:
+    def _damages(self, recipe: Int8Recipe, examples: Sequence[Example]) -> dict[str, LayerDamage]:
         network = copy.deepcopy(self.network)
         _equalise(network, recipe.factors)
         quantised = {
@@ -290,24 +302,51 @@ class Int8Search:
             )
             for name, layer in recipe.layers.items()
         }
-        found = damage_by_layer(network, quantised, examples)
-        total = sum(found.values()) or 1.0
-        return {name: value / total for name, value in found.items()}
+        return damage_by_layer(network, quantised, examples)
 
-    def _worst(self, recipe: Int8Recipe, least_share: float) -> Iterator[list[str]]:
-        """Growing lists of layers, those that do most damage for their work first."""
+    def _worst(
+        self, recipe: Int8Recipe, damages: Mapping[str, LayerDamage], least_share: float
+    ) -> Iterator[tuple[list[str], dict[str, list[int]]]]:
+        """Growing lists of small layers, and of input channels of large ones: what does most damage for its work first."""
+        items: list[tuple[float, float, str, list[int]]] = []
+        for name, layer in recipe.layers.items():
+            work, one = recipe.work[name], damages[name]
+            if work <= _LARGE:
+                items.append((one.total / max(work, 1e-12), work * (1 - layer.exact_share), name, []))
+                continue
+            order = one.channels.argsort(descending=True).tolist()
+            by_channel = one.channels / one.channels.sum().clamp(min=1e-30)
+            for start in range(0, int(_MOST_CHANNELS * len(order)) - _CHANNELS + 1, _CHANNELS):
+                part = order[start : start + _CHANNELS]
+                cost = work * _CHANNELS / len(order)
+                items.append((one.total * float(by_channel[part].sum()) / cost, cost, name, part))
+        items.sort(key=lambda item: -item[0])
         spare = recipe.share - least_share
-        order = sorted(recipe.layers, key=lambda name: -recipe.damage[name] / max(recipe.work[name], 1e-12))
-        before: list[str] = []
+        before = 0.0
         for step in _STEPS:
-            names, used = [], 0.0
-            for name in order:
-                if used + recipe.work[name] <= step * spare:
+            used, names, channels = 0.0, [], dict[str, list[int]]()
+            for _, cost, name, part in items:
+                if used + cost > step * spare or (part and name not in channels and len(channels) == _MOST_SPLIT):
+                    continue
+                used += cost
+                if part:
+                    channels.setdefault(name, []).extend(part)
+                else:
                     names.append(name)
-                    used += recipe.work[name]
-            if names and names != before:
-                yield names
-            before = names
+            if used > before:
+                yield names, channels
+            before = used
+
+    def _without(
+        self, recipe: Int8Recipe, names: Sequence[str], channels: Mapping[str, Sequence[int]], method: Method
+    ) -> Int8Recipe:
+        why = {name: f"{100 * recipe.damage[name]:.1f} % of the damage for its work" for name in names}
+        start = self._start(recipe.power, method, self._left())
+        layers = {name: layer for name, layer in start.layers.items() if name not in why}
+        for name, some in channels.items():
+            exact = tuple(sorted({*layers[name].exact, *some}))
+            layers[name] = self._layer(name, recipe.power, method, exact)
+        return replace(recipe, layers=layers, left={**start.left, **why})
 
     def _layer(self, name: str, power: float, method: Method, exact: tuple[int, ...] = ()) -> LayerRecipe:
         key = name, power, exact

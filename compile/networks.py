@@ -192,7 +192,7 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
     def module(precision: str, keep: Collection[str]) -> FrameProgram:
         if precision == "int8":
             assert int8.recipe is not None
-            network = int8.recipe.apply(loaded.model, torch.float16)
+            network = int8.recipe.apply(loaded.model, torch.float16, keep)
             keep = [name for name in keep if name not in int8.recipe.layers]
         else:
             network = copy.deepcopy(loaded.model)

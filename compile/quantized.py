@@ -63,9 +63,10 @@ class QuantizedConv(nn.Module):
         conv: with FP32 weights; not changed.
         input_range: the absolute value of the input that becomes 127.
         dtype: of scales, bias and output: float32, or float16 for a program that is FP16 elsewhere.
-        exact: input channels that stay out of INT8, in a narrow convolution of their own in FP32: those whose values or weights are so
-            large that one scale for all would leave nothing of the others.
+        exact: input channels that stay out of INT8, in a narrow convolution of their own: those whose values or weights are so
+            large that one scale for all would leave nothing of the others, or on which the masks depend most.
         rounded: the other channels' weights as (levels, scales), (K, columns) int8 and (K,) float32; None rounds to the nearest.
+        exact_dtype: of the narrow convolution.
     """
 
     weight: Tensor
@@ -87,6 +88,7 @@ class QuantizedConv(nn.Module):
         dtype: torch.dtype = torch.float32,
         exact: Sequence[int] = (),
         rounded: tuple[Tensor, Tensor] | None = None,
+        exact_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         if conv.groups != 1:
@@ -108,7 +110,7 @@ class QuantizedConv(nn.Module):
         self.exact = tuple(exact)
         self.register_buffer("rest", torch.tensor(rest))
         self.register_buffer("outliers", torch.tensor(self.exact, dtype=torch.int64))
-        self.register_buffer("exact_weight", weight[:, list(exact)])
+        self.register_buffer("exact_weight", weight[:, list(exact)].to(exact_dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in any float type to (N, K, H, W) in the layer's."""
@@ -119,7 +121,14 @@ class QuantizedConv(nn.Module):
         weight = torch.ops.edgemask.from_int8(self.weight, self.weight_scale, self.weight_zero)
         y = F.conv2d(quantised, weight, self.bias, **self._geometry)
         if self.exact:
-            narrow = x.index_select(1, self.outliers).float()
+            narrow = x.index_select(1, self.outliers).to(self.exact_weight.dtype)
             z = F.conv2d(narrow, self.exact_weight, **self._geometry)
-            y = (y.float() + z).to(y.dtype)
+            y = (y.to(z.dtype) + z).to(y.dtype)
         return y
+
+    def input_error(self, x: Tensor) -> Tensor:
+        """What INT8 does to (N, C, H, W) inputs; nothing to channels that stay out of it."""
+        error: Tensor = torch.ops.edgemask.round_to_int8(x, self.input_scale, self.input_zero) - x
+        if self.exact:
+            error[:, list(self.exact)] = 0
+        return error

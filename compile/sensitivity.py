@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compile.quantized import QuantizedConv
+
 
 @dataclass(frozen=True)
 class Example:
@@ -64,32 +66,46 @@ def damage(network: nn.Module, examples: Sequence[Example]) -> Damage:
     return Damage((squares / len(examples)) ** 0.5, ious / len(examples))
 
 
+@dataclass(frozen=True)
+class LayerDamage:
+    """What one layer in INT8 does to the masks.
+
+    Attributes:
+        total: an estimate of the mean square of what the logits are off where the decision is close, without a common unit.
+        channels: (C,) the same of rounding each input channel alone.
+    """
+
+    total: float
+    channels: Tensor
+
+
 def damage_by_layer(
-    network: nn.Module,
-    layers: Mapping[str, nn.Module],
-    examples: Sequence[Example],
-) -> dict[str, float]:
+    network: nn.Module, layers: Mapping[str, QuantizedConv], examples: Sequence[Example]
+) -> dict[str, LayerDamage]:
     """What each layer alone does to the masks, for small errors and in one pass forward and one back for each example.
 
     Args:
         network: the trained one; its weights take no gradient.
         layers: by name, what will stand in that layer's place.
         examples: at least one.
-
-    Returns:
-        By name, an estimate of the mean square of what the logits are off where the decision is close, without a common unit.
     """
-    found = dict.fromkeys(layers, 0.0)
+    totals = dict.fromkeys(layers, 0.0)
+    channels: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
 
     def watch(name: str) -> Any:
-        def forward(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0].detach()
+        def forward(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x, quantised = inputs[0].detach(), layers[name]
 
             def backward(gradient: Tensor) -> None:
                 # Not called but run: calling it would come back here.
-                error = layers[name](x) - layer.forward(x)
-                found[name] += float((gradient * error).sum()) ** 2 / len(examples)
+                error = quantised(x) - layer.forward(x)
+                totals[name] += float((gradient * error).sum()) ** 2 / len(examples)
+                by_input = torch.nn.grad.conv2d_input(
+                    x.shape, layer.weight, gradient, layer.stride, layer.padding, layer.dilation
+                )
+                squares = (by_input * quantised.input_error(x)).sum((0, 2, 3)).square() / len(examples)
+                channels[name] = channels.get(name, 0) + squares
 
             output.register_hook(backward)  # type: ignore[no-untyped-call]
 
@@ -106,7 +122,7 @@ def damage_by_layer(
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return {name: LayerDamage(total, channels[name]) for name, total in totals.items()}
 
 
 def _closeness(logits: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ from typing import Any
 
 from pipeline.bundle import Manifest
 
+# JSON has numbers of any size, and others that are none.
+_MOST_NOISE = 1e6
+
 
 @dataclass(frozen=True, slots=True)
 class Int8Layer:
@@ -69,8 +72,7 @@ def read_search(manifest: Manifest) -> Int8Search | None:
     if manifest.precision != "int8":
         return None
     found = manifest.calibration
-    share = found.get("share_of_work")
-    share = _number(share) if _is_number(share) else None
+    share = read_share(found.get("share_of_work"))
     missing = [key for key in ("layers", "steps") if key not in found]
     if missing:
         problem = f"the bundle does not tell {' and '.join(missing)} of its search: compile it again with this version"
@@ -78,9 +80,17 @@ def read_search(manifest: Manifest) -> Int8Search | None:
     try:
         layers = _layers(found["layers"], found.get("exact_channels", {}))
         return Int8Search(share, layers, _steps(found["steps"], found), None)
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        problem = f"the manifest's list of layers or steps is damaged (expected {error}): compile the bundle again"
+        return Int8Search(share, (), (), problem)
+    except (TypeError, ValueError) as error:
         problem = f"the manifest's list of layers or steps is damaged ({error}): compile the bundle again"
         return Int8Search(share, (), (), problem)
+
+
+def read_share(value: Any) -> float | None:
+    """A number from 0 to 1 as JSON has it; None if it is anything else."""
+    return float(value) if type(value) in (int, float) and 0 <= value <= 1 else None
 
 
 def _layers(entries: Any, exact: Any) -> tuple[Int8Layer, ...]:
@@ -89,8 +99,8 @@ def _layers(entries: Any, exact: Any) -> tuple[Int8Layer, ...]:
         Int8Layer(
             name=_text(entry["name"]),
             precision=_text(entry["precision"]),
-            share_of_work=_number(entry["share_of_work"]),
-            share_of_damage=None if entry["share_of_damage"] is None else _number(entry["share_of_damage"]),
+            share_of_work=_share(entry["share_of_work"]),
+            share_of_damage=None if entry["share_of_damage"] is None else _share(entry["share_of_damage"]),
             exact_channels=channels.get(entry["name"], ()),
         )
         for entry in _objects(entries)
@@ -100,7 +110,7 @@ def _layers(entries: Any, exact: Any) -> tuple[Int8Layer, ...]:
 
 def _steps(entries: Any, found: Mapping[str, Any]) -> tuple[Int8Step, ...]:
     steps = [
-        (_text(entry["what"]), _number(entry["share_of_work"]), _number(entry["noise"]), _number(entry["iou"]))
+        (_text(entry["what"]), _share(entry["share_of_work"]), _noise(entry["noise"]), _share(entry["iou"]))
         for entry in _objects(entries)
     ]
     # A step is taken only if it is worth its layers, so that the last one need not be the chosen one. Of equals, least noise wins.
@@ -138,12 +148,14 @@ def _text(value: Any) -> str:
     return value
 
 
-def _number(value: Any) -> float:
-    if not _is_number(value):
-        raise ValueError("expected a number from 0 to a million")
+def _share(value: Any) -> float:
+    share = read_share(value)
+    if share is None:
+        raise ValueError("expected a share from 0 to 1")
+    return share
+
+
+def _noise(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= _MOST_NOISE:
+        raise ValueError(f"expected noise from 0 to {_MOST_NOISE:g}")
     return float(value)
-
-
-def _is_number(value: Any) -> bool:
-    # The limit keeps what is drawn and printed at a size that a person can read; JSON has numbers of any.
-    return type(value) in (int, float) and 0 <= value <= 1e6

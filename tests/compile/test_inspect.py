@@ -377,7 +377,7 @@ def test_a_sound_bundle(look, class_bundle):
 
 def test_json_has_the_same_keys_always(read, class_bundle, with_plan):
     report = read(class_bundle.folder)
-    assert list(report) == ["folder", "manifest", "files", "program", "program_problem", "plans"]
+    assert list(report) == ["folder", "manifest", "files", "program", "program_problem", "int8", "plans"]
     assert report["manifest"]["classes"] == ["background", "road", "car"]
     assert list(report["files"][0]) == ["name", "state", "size_bytes", "expected", "sha256"]
     assert report["files"][0]["sha256"] == report["manifest"]["files"][PROGRAM_NAME]
