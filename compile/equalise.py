@@ -181,3 +181,9 @@ def _pads_with_zeros(node: torch.fx.Node) -> bool:
 
 def _dimension(node: torch.fx.Node) -> Any:
     return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+
+
+def equalise(network: nn.Module, factors: Mapping[str, Factors]) -> None:
+    """Put factors into the weights of a network's layers, in place."""
+    for name, one in factors.items():
+        one.apply(network.get_submodule(name))  # type: ignore[arg-type]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from compile.equalise import Factors
-from compile.int8_layers import Int8Recipe, LayerRecipe, Step
+from compile.int8_recipe import Int8Recipe, LayerRecipe, Step
 from compile.sensitivity import Damage
 
 # Another number for another search: what an older one has found is not taken.
@@ -41,15 +40,15 @@ class RecipeCache:
     def load(self) -> Int8Recipe | None:
         """The recipe; None if there is none, or none of these frames, weights, contract and method, or the file is damaged."""
         try:
-            with np.load(self.path, allow_pickle=False) as content:
+            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
             meta = json.loads(bytes(arrays.pop(_META)))
             if meta["depends_on"] != self._depends_on or meta["sha256"] != _digest(arrays):
                 return None
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
             return _read(meta, tensors)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
-            return None  # it is only a cache
+        except Exception:  # noqa: BLE001  whatever a damaged file raises: it is only a cache
+            return None
 
     def save(self, recipe: Int8Recipe) -> None:
         """Keep a recipe; where that cannot be, the next run searches again."""
@@ -63,9 +62,8 @@ class RecipeCache:
                 np.savez(file, **{**arrays, _META: np.frombuffer(json.dumps(meta).encode(), np.uint8)})  # type: ignore[arg-type]
             os.replace(scratch, self.path)
         except OSError:
-            pass
-        finally:
-            scratch.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                scratch.unlink()
 
 
 def _write(recipe: Int8Recipe) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -21,7 +21,8 @@ from compile.contract import CONTRACTS, Contract, built_in_contract, read_contra
 from compile.errors import CompileError
 from compile.foreign import count_classes, fixed_imgsz, read_foreign, scores_output, wrap
 from compile.half_layers import HalfEmulation, RangeRecorder, find_sensitive
-from compile.int8_layers import Int8Recipe, Int8Search, Step
+from compile.int8_layers import Int8Search
+from compile.int8_recipe import Int8Recipe, Step
 from compile.onnx_export import check_size, export_program
 from compile.program import FrameProgram, FrameToInput, ScoresToMask
 from compile.sensitivity import Example
@@ -31,9 +32,9 @@ from models.errors import NotOurNetworkError
 from pipeline.bundle import Task
 from pipeline.frame import Frame
 
-# Frames that a search for FP16 runs on: four, and for large networks fewer. For INT8: twelve, and for large networks fewer.
+# Frames that a search for FP16 runs on: four, and for large networks fewer. For INT8: 24, and for large networks fewer.
 _SEARCH_GIGA_MACS = 80
-_EXAMPLE_GIGA_MACS = 240
+_EXAMPLE_GIGA_MACS = 480
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Int8Frames:
     def __init__(self, network: nn.Module, contract: Contract, giga_macs: float) -> None:
         self.recipe: Int8Recipe | None = None
         self._network, self._contract = network, contract
-        self._count = min(max(int(_EXAMPLE_GIGA_MACS / giga_macs), 3), 12)
+        self._count = min(max(int(_EXAMPLE_GIGA_MACS / giga_macs), 3), 24)
 
     def search(self, frames: Iterable[Frame], method: Method, tried: Callable[[Step], None]) -> Int8Recipe:
         """Look at the frames once, and search on those where the masks are hardest to keep.

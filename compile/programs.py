@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from calibration.frames import HashedFrames, open_calibration
 from compile.int8_cache import RecipeCache
-from compile.int8_layers import Int8Recipe, Step
+from compile.int8_recipe import Int8Recipe, Step
 from compile.networks import Candidate
 from compile.verify import Sample
 from pipeline.bundle import Precision, cache_folder

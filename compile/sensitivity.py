@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from compile.quantized import QuantizedConv
 
@@ -101,9 +102,8 @@ def damage_by_layer(
                 # Not called but run: calling it would come back here.
                 error = quantised(x) - layer.forward(x)
                 totals[name] += float((gradient * error).sum()) ** 2 / len(examples)
-                by_input = torch.nn.grad.conv2d_input(
-                    x.shape, layer.weight, gradient, layer.stride, layer.padding, layer.dilation
-                )
+                geometry: Any = layer.stride, layer.padding, layer.dilation
+                by_input = conv2d_input(x.shape, layer.weight, gradient, *geometry)  # type: ignore[no-untyped-call]
                 squares = (by_input * quantised.input_error(x)).sum((0, 2, 3)).square() / len(examples)
                 channels[name] = channels.get(name, 0) + squares
 

@@ -192,3 +192,40 @@ def test_it_goes_into_the_manifest_as_it_is(red):
         "against",
     ]
     assert {type(value) for value in got.values()} == {int, str, float}
+
+
+def test_ground_truth_is_compared_with_what_the_reference_reaches():
+    frames = frames_of(bars(), bars(red_columns=20))
+    truths = lambda name, size_hw: frames[int(name[-1])].image[:, :, 2].copy()  # noqa: E731
+    samples = take_samples(frames, red_channel, "x", truths=truths)
+    good = verify(red_channel, samples, "binary", source="x", runtime="r")
+    assert (good.truth, good.truth_reference, good.truth_metric) == (1.0, 1.0, "max F-measure")
+    check(good, 0.99)
+    shrunk = verify(
+        lambda frames_nhwc: np.roll(frames_nhwc[..., 2], 2, axis=2), samples, "binary", source="x", runtime="r"
+    )
+    assert shrunk.truth < 0.98
+    with pytest.raises(
+        CompileError,
+        match=r"max F-measure of 0\.9\d+ against ground truth, expected 1\.0000 as in FP32, or 0\.003 less",
+    ):
+        check(shrunk, 0.5)
+    assert "max F-measure against ground truth" in str(good)
+
+
+def test_ground_truth_of_classes_is_by_mean_iou_and_resized_with_the_frames():
+    labels = np.zeros((10, 20), np.uint8)
+    labels[:, 10:] = 3
+    frames = frames_of(np.dstack([labels] * 3))
+    samples = take_samples(frames, red_channel, "x", (20, 40), truths=lambda *_: labels)
+    assert samples[0].truth_hw.shape == (20, 40)
+    got = verify(red_channel, samples, "classes", source="x", runtime="r")
+    assert got.truth_metric == "mean IoU"
+    assert got.truth == got.truth_reference
+
+
+def test_without_ground_truth_nothing_is_said_of_it():
+    samples = take_samples(frames_of(bars()), red_channel, "x")
+    got = verify(red_channel, samples, "binary", source="x", runtime="r")
+    assert "truth" not in got.as_dict()
+    assert "truth" not in str(got)
