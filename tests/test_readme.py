@@ -77,3 +77,12 @@ def test_every_render_mode_is_told():
 
     for mode in RENDER_MODES:
         assert f"`{mode}`" in README
+
+
+def test_figures_of_int8_are_those_that_were_measured():
+    result = json.loads((ROOT / "benchmarks/results/int8_u2netp.json").read_text(encoding="utf-8"))
+    rows = {row["tool"]: row for row in result["table"]}
+    ours = rows.pop("ours")
+    assert f"ours {ours['iou_mean']:.3f}, with {100 * ours['share_of_work']:.0f} % of the work in INT8" in README
+    others = max(row["iou_mean"] for tool, row in rows.items() if tool != "fp32")
+    assert f"an IoU of {others:.2f} or less" in README
