@@ -268,21 +268,26 @@ class ChosenSource(Source):
 
     def _choose(self) -> None:
         info = self._source.info
-        self._folder = tempfile.TemporaryDirectory(prefix="edgemask.")
-        collector = Collector(info, Path(self._folder.name), self._count)
+        folder = tempfile.TemporaryDirectory(prefix="edgemask.")
         try:
+            collector = Collector(info, Path(folder.name), self._count)
             for frame in within_limits(self._source):
                 collector.add(frame)
+            chosen = choose(collector.pool.result(), self._count)
+            if not chosen:
+                raise CalibrationError(
+                    f"{info.name}: expected frames to calibrate on, got {collector.pool.seen.frames} of one colour: "
+                    "is the lens covered?"
+                )
         except OSError as error:
+            folder.cleanup()
             raise CalibrationError(
-                f"{self._folder.name}: cannot be written ({error.strerror}): make room, or set TMPDIR to a larger place"
+                f"{folder.name}: cannot be written ({error.strerror}): make room, or set TMPDIR to a larger place"
             ) from error
-        chosen = choose(collector.pool.result(), self._count)
-        if not chosen:
-            raise CalibrationError(
-                f"{info.name}: expected frames to calibrate on, got {collector.pool.seen.frames} of one colour: "
-                "is the lens covered?"
-            )
+        except BaseException:
+            folder.cleanup()
+            raise
+        self._folder = folder
         self._chosen = [(collector.path(candidate), candidate) for candidate in chosen]
 
 

@@ -198,12 +198,13 @@ class Int8Search:
         items: list[tuple[float, float, str, list[int]]] = []
         for name, layer in recipe.layers.items():
             work, one = recipe.work[name], damages[name]
-            if work <= _LARGE:
+            most = int(_MOST_CHANNELS * len(one.channels))
+            if work <= _LARGE or most < _CHANNELS:
                 items.append((one.total / max(work, 1e-12), work * (1 - layer.exact_share), name, []))
                 continue
             order = one.channels.argsort(descending=True).tolist()
             by_channel = one.channels / one.channels.sum().clamp(min=1e-30)
-            for start in range(0, int(_MOST_CHANNELS * len(order)) - _CHANNELS + 1, _CHANNELS):
+            for start in range(0, most - _CHANNELS + 1, _CHANNELS):
                 part = order[start : start + _CHANNELS]
                 cost = work * _CHANNELS / len(order)
                 items.append((one.total * float(by_channel[part].sum()) / cost, cost, name, part))
