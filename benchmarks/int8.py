@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from benchmarks.accuracy import read_truth
 from benchmarks.environment import write_result
-from benchmarks.int8_peers import PEERS, Inputs, Network, int8_share
+from benchmarks.int8_peers import PEERS, Inputs, int8_share
 from calibration.agreement import boundary_iou, iou, mean_absolute_error
 from calibration.frames import HashedFrames, open_calibration
 from calibration.saliency import SaliencyMetrics
@@ -37,6 +37,7 @@ from compile.__main__ import main as compile_main
 from compile.foreign import wrap
 from compile.networks import Candidate, open_candidate
 from compile.onnx_export import export_module
+from compile.program import Scores
 from compile.verify import Masks, program_masks
 from models.zoo import fetch
 from pipeline.bundle import Bundle, cache_folder, file_sha256
@@ -189,7 +190,7 @@ class _Tool:
 def _quantised(candidate: Candidate, inputs: Inputs) -> Iterator[_Tool]:
     """What each of the other tools makes of the network, in the frame program."""
     assert candidate.module is not None
-    network = Network(candidate.module("fp32", ()).network).eval()
+    network = Scores(candidate.module("fp32", ()).network).eval()
     with tempfile.TemporaryDirectory(prefix="edgemask.") as folder:
         exported = Path(folder) / "network.onnx"
         example = torch.zeros(1, *inputs.shape[1:])

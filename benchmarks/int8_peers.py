@@ -15,25 +15,12 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from torch import Tensor, nn
+from torch import nn
 
 from compile.errors import CompileError
 
 Inputs = NDArray[np.float32]
 """(N, C, h, w): what the network gets for the calibration pictures."""
-
-
-class Network(nn.Module):
-    """The network alone: (N, C, h, w) float32 to its scores."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores of (N, C, h, w) float32."""
-        scores: Tensor = self.network.logits(x)  # type: ignore[operator]
-        return scores
 
 
 class _Reader:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compile.program import Scores
+
 # Operators that let a positive factor of a channel through.
 _HOMOGENEOUS = {
     "relu", "relu_", "leaky_relu", "leaky_relu_", "max_pool2d", "avg_pool2d", "upsample_bilinear2d", "upsample_nearest2d",
@@ -61,7 +63,7 @@ class ChannelGraph:
         self._inputs: dict[str, NDArray[np.int64]] = {}
         self._outputs: dict[str, NDArray[np.int64]] = {}
         with torch.no_grad():
-            program = torch.export.export(_Logits(network), (torch.zeros(input_shape),), strict=False)
+            program = torch.export.export(Scores(network), (torch.zeros(input_shape),), strict=False)
         parameters = dict(program.graph_signature.inputs_to_parameters)
         channels: dict[torch.fx.Node, NDArray[np.int64]] = {}
         for node in program.graph.nodes:
@@ -157,16 +159,6 @@ class ChannelGraph:
 
     def _roots(self, channels: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.asarray([self._root(int(channel)) for channel in channels], np.int64)
-
-
-class _Logits(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.network.logits(x)  # type: ignore[operator]
-        return scores
 
 
 def _shape(node: torch.fx.Node) -> tuple[int, ...]:

@@ -24,7 +24,6 @@ from compile.equalise import ChannelGraph, Factors, equalise
 from compile.errors import CompileError
 from compile.int8_recipe import Int8Recipe, LayerRecipe, Step
 from compile.program import fold_norms
-from compile.quantized import QuantizedConv
 from compile.rounding import output_error, round_weights, weight_scales
 from compile.sensitivity import Example, LayerDamage, damage, damage_by_layer
 
@@ -179,17 +178,8 @@ class Int8Search:
     def _damages(self, recipe: Int8Recipe, examples: Sequence[Example]) -> dict[str, LayerDamage]:
         network = copy.deepcopy(self.network)
         equalise(network, recipe.factors)
-        quantised = {
-            name: QuantizedConv(
-                network.get_submodule(name),  # type: ignore[arg-type]
-                layer.input_range,
-                torch.float32,
-                layer.exact,
-                (layer.levels, layer.scales),
-            )
-            for name, layer in recipe.layers.items()
-        }
-        return damage_by_layer(network, quantised, examples)
+        quantised: Any = recipe.apply(self.network)
+        return damage_by_layer(network, {name: quantised.get_submodule(name) for name in recipe.layers}, examples)
 
     def _worst(
         self, recipe: Int8Recipe, damages: Mapping[str, LayerDamage], least_share: float
@@ -286,11 +276,12 @@ class Int8Search:
 
     def _weight(self, name: str, power: float) -> tuple[Tensor, Tensor]:
         """A layer's weights with their factors in, and what its inputs arrive multiplied by."""
-        weight = self._layers[name].weight.detach()
-        factors = self._factors(power).get(name)
+        layer, factors = self._layers[name], self._factors(power).get(name)
         if factors is None:
-            return weight, torch.ones(weight.shape[1])
-        return weight * factors.outputs.view(-1, 1, 1, 1) / factors.inputs.view(1, -1, 1, 1), factors.inputs
+            return layer.weight.detach(), torch.ones(layer.in_channels)
+        layer = copy.deepcopy(layer)
+        factors.apply(layer)
+        return layer.weight.detach(), factors.inputs
 
     def _factors(self, power: float) -> dict[str, Factors]:
         if power == 0.0:

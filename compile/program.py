@@ -140,6 +140,19 @@ class FrameProgram(nn.Module):
         return masks
 
 
+class Scores(nn.Module):
+    """A network's logits as a module's ``forward``, which is what is exported."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) as the network takes to (N, classes, h, w) logits."""
+        scores: Tensor = self.network.logits(x)  # type: ignore[operator]
+        return scores
+
+
 class _Typed(nn.Module):
     """A layer with weights, in a type of its own; layers without weights take what comes."""
 

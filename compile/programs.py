@@ -132,7 +132,9 @@ class Programs:
         for name, layer in recipe.layers.items():
             if layer.exact:
                 channels = ", ".join(map(str, layer.exact))
-                say(f"{name}: input channel(s) {channels} stay out of INT8, for they drown the others")
+                say(
+                    f"{name}: input channel(s) {channels} stay out of INT8, for they drown the others or do most of the damage"
+                )
         say(
             f"INT8 from {hashed.count} frames of {options.calib}: {100 * recipe.share:.1f} % of the convolutions' work in "
             f"{len(recipe.layers)} of {len(recipe.work)} layers"

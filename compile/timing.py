@@ -41,7 +41,10 @@ def fastest(made: Sequence[Made], backend: str, samples: Sequence[Sample], say: 
         say(f"{manifest.precision}: {time_ms:.2f} ms a frame, {time_ms / times_ms[-1]:.2f} × {made[-1][0].precision}'s")
     taken = made[best][0].precision
     slower = [manifest.precision for manifest, _ in made[:best]]
-    say(f"--precision auto takes {taken}" + (f": {' and '.join(slower)} is no faster here" if slower else ""))
+    say(
+        f"--precision auto takes {taken}"
+        + (f": {' and '.join(slower)} {'is' if len(slower) == 1 else 'are'} no faster here" if slower else "")
+    )
     return made[best]
 
 

@@ -11,12 +11,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from compile.errors import CompileError
-from compile.program import FrameProgram
+from compile.program import FrameProgram, Scores
 from pipeline.command_line import uninterrupted
 from pipeline.engines.torch_tensorrt_library import first_line, one_line, public_version, quiet
 
@@ -63,19 +63,6 @@ def require_whole(compiled: GraphModule) -> None:
             f"Torch-TensorRT: expected the whole network as one engine, got {engines} engines and these operators left "
             f"to PyTorch: {names}: take --target onnx or tensorrt"
         )
-
-
-class Scores(nn.Module):
-    """A network's logits as a module's ``forward``, which is what is exported."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) as the network takes to (N, classes, h, w) logits."""
-        scores: Tensor = self.network.logits(x)  # type: ignore[operator]
-        return scores
 
 
 def batch_axis(batch: int) -> dict[int, Any]:

@@ -229,18 +229,19 @@ class _Reached:
     def __init__(self, task: Task) -> None:
         self.metric = "max F-measure" if task == "binary" else "mean IoU"
         self._saliency = SaliencyMetrics() if task == "binary" else None
+        self._count = 0
         self._ious: list[float] = []
 
     def add(self, mask_hw: NDArray[np.uint8], truth_hw: Truth) -> None:
+        self._count += 1
         if self._saliency is not None:
             self._saliency.add(mask_hw, truth_hw > 127)
-            self._ious.append(0.0)
         else:
             self._ious.append(iou(mask_hw, truth_hw, "classes"))
 
     @property
     def result(self) -> float | None:
-        if not self._ious:
+        if not self._count:
             return None
         return round(float(np.mean(self._ious) if self._saliency is None else self._saliency.result()["max_f"]), 6)
 

@@ -86,3 +86,11 @@ def test_figures_of_int8_are_those_that_were_measured():
     assert f"ours {ours['iou_mean']:.3f}, with {100 * ours['share_of_work']:.0f} % of the work in INT8" in README
     others = max(row["iou_mean"] for tool, row in rows.items() if tool != "fp32")
     assert f"an IoU of {others:.2f} or less" in README
+    told = (ROOT / "docs/calibration.md").read_text(encoding="utf-8")
+    for row in (ours, *rows.values()):
+        assert row["tool"] == "fp32" or f"{row['iou_mean']:.4f}" in told
+        assert f"{row['max_f']:.4f}" in told
+    assert (
+        f"**{ours['iou_mean']:.4f}** | {ours['iou_worst']:.3f} | {ours['boundary_iou']:.3f} | {ours['max_f']:.4f}"
+        in told
+    )

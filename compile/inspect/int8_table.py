@@ -22,7 +22,7 @@ def search_lines(search: Int8Search, *, all_layers: bool, width: int) -> Iterato
     exact = [layer for layer in search.layers if layer.exact_channels]
     if exact:
         names = ", ".join(f"{', '.join(map(str, layer.exact_channels))} of {layer.name}" for layer in exact)
-        yield from field("left out", f"input channels that drown the others: {names}", width)
+        yield from field("left out", f"input channels that drown the others or do most of the damage: {names}", width)
     yield ""
     yield from _layer_lines(search.layers, all_layers, width)
     if search.steps:

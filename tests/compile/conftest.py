@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from compile.inspect.__main__ import main as inspect
 from models.u2net import U2Net
 from models.unet import UNet
 
@@ -73,3 +74,14 @@ def pictures():
         return np.stack([cv2.resize(blob, (width, height), interpolation=cv2.INTER_CUBIC) for blob in blobs])
 
     return make
+
+
+@pytest.fixture
+def run(capsys):
+    """``run(DIR, …)`` of ``compile.inspect``: exit status, standard output, standard error."""
+
+    def run(*arguments):
+        status = inspect([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return run

@@ -16,7 +16,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compile.contract import Contract
 from compile.errors import CompileError
-from compile.inspect.__main__ import main
 from compile.inspect.engine_layers import EngineLayer, read_layers, with_times
 from compile.inspect.program import read_program
 from compile.onnx_export import export_program
@@ -39,17 +38,6 @@ ENTRY = {
     "float_scales": False,
     "size_bytes": 4,
 }
-
-
-@pytest.fixture
-def run(capsys):
-    """``run(DIR, …)``: exit status, standard output, standard error."""
-
-    def run(*arguments):
-        status = main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

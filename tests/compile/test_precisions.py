@@ -32,7 +32,7 @@ def made(precision):
     [
         ([4.0, 6.0, 10.0], "int8", "--precision auto takes int8"),
         ([6.0, 5.0, 10.0], "fp16", "--precision auto takes fp16: int8 is no faster here"),
-        ([9.9, 9.8, 10.0], "fp32", "--precision auto takes fp32: int8 and fp16 is no faster here"),
+        ([9.9, 9.8, 10.0], "fp32", "--precision auto takes fp32: int8 and fp16 are no faster here"),
         ([5.0, 5.0, 10.0], "fp16", "--precision auto takes fp16: int8 is no faster here"),
     ],
 )
