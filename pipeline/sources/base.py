@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 
 from pipeline.frame import Frame, SourceInfo
+from pipeline.telemetry import Telemetry
 
 
 class Source(ABC):
@@ -13,9 +15,16 @@ class Source(ABC):
 
     Attributes:
         info: what is known before the first frame.
+        telemetry: what is known while it runs. The data path counts its frames; a live source tells its state and the frames
+            that it drops itself.
     """
 
     info: SourceInfo
+
+    @cached_property
+    def telemetry(self) -> Telemetry:
+        """Made on first use, named after the source."""
+        return Telemetry(self.info.name)
 
     def __enter__(self) -> Source:
         return self
