@@ -39,14 +39,15 @@ class Histograms:
         self._ends = torch.zeros(0)
         self._counts = torch.zeros((0, _BINS))
 
-    def add(self, values: Tensor) -> None:
+    def add(self, values: Tensor, largest: Tensor | None = None) -> None:
         """Count a tensor.
 
         Args:
             values: (N, C, H, W) float; not changed.
+            largest: (C,) the largest absolute value of each channel, where ``values`` are only some of them.
         """
         channels = values.detach().abs().float().transpose(0, 1).flatten(1)
-        largest = channels.amax(1)
+        largest = channels.amax(1) if largest is None else largest
         if not len(self.reach):
             self.reach, self._ends = torch.zeros_like(largest), largest.clone()
             self._counts = torch.zeros((len(largest), _BINS))
@@ -67,13 +68,15 @@ class Histograms:
         method: Method,
         channels: NDArray[np.int64] | None = None,
         factors: NDArray[np.float64] | None = None,
+        levels: int = LEVELS,
     ) -> float:
-        """The absolute value that becomes ``LEVELS``; larger ones are clipped.
+        """The absolute value that becomes ``levels``; larger ones are clipped.
 
         Args:
             method: how it is chosen.
             channels: those that count; None for all.
             factors: (C,) what every channel is multiplied by; None for 1.
+            levels: steps from 0 to the range; 255 for values that are never negative and take eight bits without a sign.
 
         Returns:
             0 if there was nothing but zeros.
@@ -88,7 +91,8 @@ class Histograms:
             below = np.cumsum(counts) / counts.sum()
             return float((np.searchsorted(below, PERCENTILE / 100) + 1) * largest / _TENSOR_BINS)
         limits = np.linspace(0.2, 1.0, 81)
-        errors = [_squared_error(counts, limit) if method == "mse" else _divergence(counts, limit) for limit in limits]
+        error = _squared_error if method == "mse" else _divergence
+        errors = [error(counts, limit, levels) for limit in limits]
         return float(limits[int(np.argmin(errors))] * largest)
 
     def _tensor_counts(
@@ -107,20 +111,20 @@ class Histograms:
         return np.asarray(np.diff(below), np.float64)
 
 
-def _squared_error(counts: NDArray[np.float64], limit: float) -> float:
+def _squared_error(counts: NDArray[np.float64], limit: float, levels: int) -> float:
     """Of values counted in bins from 0 to 1, clipped at ``limit``."""
     centers = (np.arange(len(counts)) + 0.5) / len(counts)
-    step = limit / LEVELS
-    rounded = np.clip(np.round(centers / step), 0, LEVELS) * step
+    step = limit / levels
+    rounded = np.clip(np.round(centers / step), 0, levels) * step
     return float((counts * (centers - rounded) ** 2).sum())
 
 
-def _divergence(counts: NDArray[np.float64], limit: float) -> float:
+def _divergence(counts: NDArray[np.float64], limit: float, levels: int) -> float:
     """Kullback-Leibler divergence of the values from what INT8 keeps of them, as TensorRT's entropy calibrator has it."""
-    inside = max(LEVELS + 1, min(len(counts), round(limit * len(counts))))
+    inside = max(levels + 1, min(len(counts), round(limit * len(counts))))
     exact = counts[:inside].copy()
     exact[-1] += counts[inside:].sum()
-    level = (np.arange(inside) * (LEVELS + 1)) // inside
+    level = (np.arange(inside) * (levels + 1)) // inside
     filled = (counts[:inside] > 0).astype(np.float64)
     sums, sizes = np.bincount(level, counts[:inside]), np.bincount(level, filled)
     kept = np.divide(sums, sizes, out=np.zeros_like(sums), where=sizes > 0)[level] * filled

@@ -171,10 +171,10 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
                 raise
             say(f"not {precision}: {error}")
         else:
-            if options.precision != "auto":
+            if not _timed(options):
                 break
     manifest, files = made[0]
-    if options.precision == "auto":
+    if _timed(options):
         manifest, files = fastest(made, "onnxruntime" if options.target == "onnx" else options.target, samples, say)
     Bundle.write(output, manifest, files)
     return sum(len(content) for content in files.values())
@@ -182,11 +182,18 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
 
 def _precisions(options: argparse.Namespace) -> tuple[Precision, ...]:
     """What is tried, in order; the first that passes is taken, or for "auto" the fastest."""
-    if options.precision == "auto":
-        return ("fp16", "fp32") if options.calib is None else ("int8", "fp16", "fp32")
-    if options.precision == "int8" and not options.strict:
-        return ("int8", "fp16", "fp32")
-    return (options.precision,)
+    if options.precision in ("fp32", "fp16") or options.strict:
+        return (options.precision,)
+    # A CPU computes FP16 in FP32, with the conversions on top.
+    others: tuple[Precision, ...] = ("fp32",) if options.target == "onnxruntime" else ("fp16", "fp32")
+    return others if options.calib is None else ("int8", *others)
+
+
+def _timed(options: argparse.Namespace) -> bool:
+    """Whether what passes is timed: INT8 on a CPU without instructions for it is slower than FP32."""
+    return options.precision == "auto" or (
+        options.precision == "int8" and options.target == "onnxruntime" and not options.strict
+    )
 
 
 def _frames_to_check(giga_macs: float | None) -> int:

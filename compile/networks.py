@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from calibration.agreement import iou
 from calibration.ranges import Method
 from compile.contract import CONTRACTS, Contract, built_in_contract, read_contract
+from compile.cpu_int8 import exact_layers, quantise, rounded_network
 from compile.errors import CompileError
 from compile.foreign import count_classes, fixed_imgsz, read_foreign, scores_output, wrap
 from compile.half_layers import HalfEmulation, RangeRecorder, find_sensitive
@@ -55,6 +56,8 @@ class Candidate:
         int8: searches how the network can be INT8, from calibration frames; None for a foreign one.
         sensitive: the few layers that must stay FP32 for the masks of some samples to stay, beside those that stay anyway;
             None for a foreign network.
+        cpu_int8: after a search of ``int8``, the program as CPUs take INT8 and the share of the convolutions' weights in it, by fixed
+            (height, width) or None, calibration frames and method; None for a foreign network.
     """
 
     family: str
@@ -68,6 +71,7 @@ class Candidate:
     ranges: RangeRecorder | None = None
     sensitive: Callable[[Sequence[Sample], Collection[str]], tuple[str, ...]] | None = None
     int8: Int8Frames | None = None
+    cpu_int8: Callable[[tuple[int, int] | None, Iterable[Frame], Method], tuple[onnx.ModelProto, float]] | None = None
 
 
 class Int8Frames:
@@ -204,6 +208,13 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
     def export(precision: str, frame_size_hw: tuple[int, int] | None, keep: Collection[str]) -> onnx.ModelProto:
         return export_program(module(precision, keep), frame_size_hw)
 
+    def cpu_int8(
+        frame_size_hw: tuple[int, int] | None, frames: Iterable[Frame], method: Method
+    ) -> tuple[onnx.ModelProto, float]:
+        assert int8.recipe is not None
+        program = FrameProgram(rounded_network(loaded.model, int8.recipe), contract, smooth=smooth)
+        return quantise(export_program(program, frame_size_hw), exact_layers(int8.recipe), frames, method)
+
     def sensitive(samples: Sequence[Sample], keep: Collection[str]) -> tuple[str, ...]:
         emulation = HalfEmulation(loaded.model)
         emulated = FrameProgram(emulation.network, contract, smooth=smooth).eval()
@@ -222,6 +233,7 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
         ranges=ranges,
         sensitive=sensitive,
         int8=int8,
+        cpu_int8=cpu_int8,
     )
 
 

@@ -11,7 +11,7 @@ from models.zoo import ZOO
 from pipeline.command_line import OptionParser, share
 from pipeline.errors import OptionError
 
-TARGETS = ("onnx", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
+TARGETS = ("onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
 PLAN_TARGETS = ("tensorrt", "tensorrt-rtx")
 
 # As calibration.ranges.METHODS, which takes PyTorch to import.
@@ -76,7 +76,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.strict and options.precision != "int8":
         raise OptionError(f"--strict: expected --precision int8 beside it, got {options.precision}")
     if options.precision == "auto" and options.target == "torch-tensorrt":
-        raise OptionError("--precision auto: expected --target onnx, tensorrt or tensorrt-rtx, got torch-tensorrt")
+        raise OptionError("--precision auto: expected another --target, got torch-tensorrt")
     if options.dla is not None and options.bundle is None and (options.frame is None or options.precision == "fp32"):
         raise OptionError(
             "--dla: expected --frame HxW and --precision fp16, for an accelerator takes one size and no FP32, "
@@ -126,7 +126,8 @@ def _parser() -> OptionParser:
         "--target",
         default="onnx",
         choices=TARGETS,
-        help="what to build beside the program (default: %(default)s, which runs anywhere as it is)",
+        help="what the bundle is for (default: %(default)s, which runs anywhere as it is, and makes plans later); onnxruntime: "
+        "CPUs, whose INT8 is another graph than TensorRT's",
     )
     parser.add_argument(
         "--sm",

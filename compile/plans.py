@@ -189,6 +189,10 @@ def extend_bundle(folder: Path, source: Source, options: argparse.Namespace, say
     """
     bundle = Bundle.read(folder)
     manifest = bundle.manifest
+    if manifest.for_cpu:
+        raise CompileError(
+            f"{folder}: expected a program for a GPU, got INT8 for CPUs: compile the network itself with --target {options.target}"
+        )
     fixed = manifest.frame_size_hw
     if fixed is not None and options.frame not in (None, fixed):
         raise CompileError(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
 from calibration.frames import HashedFrames, open_calibration
+from compile.cpu_int8 import exact_layers
 from compile.int8_cache import RecipeCache
 from compile.int8_recipe import Int8Recipe, Step
 from compile.networks import Candidate
 from compile.verify import Sample
-from pipeline.bundle import Precision, cache_folder
+from pipeline.bundle import CPU_GRAPH, Precision, cache_folder
 from pipeline.errors import OptionError
+from pipeline.frame import Frame
 
 # Below this many calibration frames a user is told.
 _FEW_FRAMES = 16
@@ -66,6 +68,7 @@ class Programs:
         self._weights_sha256 = weights_sha256
         self._kept: tuple[str, ...] | None = None
         self._int8: Int8Recipe | None = None
+        self._for_cpu: Program | None = None
         self._calibration: dict[str, Any] = {}
 
     def export(self, precision: Precision) -> Program:
@@ -75,6 +78,10 @@ class Programs:
             CompileError: the network does not take the precision, or cannot be exported.
             EdgemaskError: there are no frames to calibrate on.
         """
+        if precision == "int8" and self._options.target == "onnxruntime":
+            self._int8_layers()
+            assert self._for_cpu is not None
+            return self._for_cpu
         layers = dict.fromkeys(self._kept_in_single() if precision != "fp32" else (), "fp32")
         if precision == "int8":
             layers = self._int8_layers() | layers
@@ -129,6 +136,9 @@ class Programs:
                 frames = tqdm(source, "calibrating", hashed.count, unit=" frames", leave=False, disable=options.quiet)
                 recipe = candidate.int8.search(frames, options.calib_method, self._say_step)
                 cache.save(recipe)
+            if options.target == "onnxruntime":
+                self._for_cpu = self._export_for_cpu(recipe, source, hashed)
+                return recipe
         for name, layer in recipe.layers.items():
             if layer.exact:
                 channels = ", ".join(map(str, layer.exact))
@@ -139,14 +149,31 @@ class Programs:
             f"INT8 from {hashed.count} frames of {options.calib}: {100 * recipe.share:.1f} % of the convolutions' work in "
             f"{len(recipe.layers)} of {len(recipe.work)} layers"
         )
-        self._calibration = {
+        self._calibration = {**self._calibrated_on(hashed), **recipe.as_dict()}
+        return recipe
+
+    def _calibrated_on(self, hashed: HashedFrames) -> dict[str, Any]:
+        options = self._options
+        return {
             "source": options.calib,
             "frames": hashed.count,
             "sha256": hashed.sha256,
             "method": options.calib_method,
-            **recipe.as_dict(),
         }
-        return recipe
+
+    def _export_for_cpu(self, recipe: Int8Recipe, source: Iterable[Frame], hashed: HashedFrames) -> Program:
+        options, candidate = self._options, self._candidate
+        assert candidate.cpu_int8 is not None
+        self._say("exporting the frame program, int8 for CPUs")
+        frames = tqdm(source, "ranges", hashed.count, unit=" frames", leave=False, disable=options.quiet)
+        program, share = candidate.cpu_int8(options.frame, frames, options.calib_method)
+        exact = sorted(exact_layers(recipe))
+        self._say(
+            f"INT8 for CPUs from {hashed.count} frames of {options.calib}: {100 * share:.1f} % of the convolutions' weights, "
+            f"{len(exact)} layers stay FP32"
+        )
+        calibration = {**self._calibrated_on(hashed), "graph": CPU_GRAPH, "share_of_weights": round(share, 5)}
+        return Program("int8", program.SerializeToString(), dict.fromkeys(exact, "fp32"), calibration)
 
     def _say_step(self, step: Step) -> None:
         self._say(

@@ -42,7 +42,7 @@ def fastest(made: Sequence[Made], backend: str, samples: Sequence[Sample], say: 
     taken = made[best][0].precision
     slower = [manifest.precision for manifest, _ in made[:best]]
     say(
-        f"--precision auto takes {taken}"
+        f"the fastest here that passes is {taken}"
         + (f": {' and '.join(slower)} {'is' if len(slower) == 1 else 'are'} no faster here" if slower else "")
     )
     return made[best]

@@ -29,6 +29,8 @@ MANIFEST_LIMIT_BYTES = 1 << 20
 
 Task = Literal["binary", "classes"]
 Precision = Literal["fp32", "fp16", "int8"]
+CPU_GRAPH = "cpu"
+"""Under "graph" of a manifest's calibration: INT8 as CPUs take it, of which no TensorRT can build a plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,11 @@ class Manifest:
     engines: tuple[Mapping[str, Any], ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    @property
+    def for_cpu(self) -> bool:
+        """Whether the program is INT8 as CPUs take it."""
+        return self.calibration.get("graph") == CPU_GRAPH
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
