@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -68,6 +69,24 @@ class Prefetch(Generic[T]):
                 item = self._ready.popleft()
                 self._changed.notify_all()
             yield item
+
+    def within(self, timeout_s: float) -> T | None:
+        """The next item, for a consumer that has a deadline; None at the end and after ``close``.
+
+        Raises:
+            queue.Empty: none came in that time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._ready or self._ended or self._stop, timeout_s):
+                raise queue.Empty
+            if self._ready:
+                item = self._ready.popleft()
+                self._changed.notify_all()
+                return item
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            return None
 
     def ready(self) -> bool:
         """Whether the next item is there, or the end, so that the iterator would not wait."""

@@ -8,9 +8,11 @@ import re
 from typing import TYPE_CHECKING
 
 from pipeline.errors import BackendUnavailableError, SourceError
+from pipeline.redaction import redact
 
 if TYPE_CHECKING:
     from pipeline.sources.base import Source
+    from pipeline.sources.live import LiveOptions
 
 SOURCES = {
     # kind: (module, class)
@@ -18,7 +20,12 @@ SOURCES = {
     "camera": ("pipeline.sources.camera", "CameraSource"),
     "pictures": ("pipeline.sources.pictures", "PictureSource"),
     "video": ("pipeline.sources.video", "VideoSource"),
+    "stream": ("pipeline.sources.stream", "StreamSource"),
+    "gstreamer": ("pipeline.sources.gstreamer", "GstreamerSource"),
 }
+LIVE_KINDS = frozenset(("camera", "stream", "gstreamer"))
+
+FORMS = "a camera number, /dev/video0, a video, a picture, a folder, a glob, rtsp://, http://, csi://0, gst:PIPELINE or test://"
 
 PICTURE_SUFFIXES = frozenset(
     (
@@ -27,24 +34,34 @@ PICTURE_SUFFIXES = frozenset(
     )
 )
 
+_KINDS_BY_SCHEME = {
+    **dict.fromkeys(("rtsp", "rtsps", "http", "https"), "stream"),
+    **dict.fromkeys(("gst", "csi"), "gstreamer"),
+}
 
-def open_source(spec: str) -> Source:
+
+def open_source(spec: str, live: LiveOptions | None = None) -> Source:
     """Open a source by its string.
 
     Args:
-        spec: "0" or "/dev/video0" (camera), a video, a picture, a folder, a glob, or "test://?size=1280x720&frames=300".
+        spec: "0" or "/dev/video0" (camera), a video, a picture, a folder, a glob, "rtsp://user:password@host/path",
+            "http://host/stream", "csi://0", "gst:PIPELINE", or "test://?size=1280x720&frames=300".
+        live: deadlines and policies of cameras and streams; None: the defaults.
 
     Raises:
-        SourceError: there is no such thing, or it holds no frames.
+        SourceError: there is no such thing, or it holds no frames. A stream that does not answer is no error: it may come.
+        BackendUnavailableError: what reads it is not on this machine.
     """
-    module_name, class_name = SOURCES[source_kind(spec)]
+    kind = source_kind(spec)
+    module_name, class_name = SOURCES[kind]
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise BackendUnavailableError(
-            f"{spec}: cannot be read here ({error}): install what it needs with: pip install '.[cpu]'"
+            f"{redact(spec)}: cannot be read here ({error}): install what it needs with: pip install '.[cpu]'"
         ) from error
-    source: Source = getattr(module, class_name)(spec)
+    make = getattr(module, class_name)
+    source: Source = make(spec, live) if kind in LIVE_KINDS else make(spec)
     return source
 
 
@@ -55,16 +72,18 @@ def source_kind(spec: str) -> str:
         SourceError: it is empty, or a kind of address that is not understood.
     """
     if not spec:
-        raise SourceError("--source: expected a camera, video, picture, folder, glob or test://, got nothing")
+        raise SourceError(f"--source: expected {FORMS}, got nothing")
     if spec.startswith("test:"):
         return "test"
     if re.fullmatch(r"\d{1,3}", spec) or (spec.startswith("/dev/") and not _holds_files(spec)):
         return "camera"
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", spec) and not os.path.exists(spec):
-        raise SourceError(
-            f"{_scheme(spec)}: expected a camera number, /dev/video0, a video, a picture, a folder, a glob or test://, "
-            "got an address of another kind"
-        )
+    if (match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", spec)) and not os.path.exists(spec):
+        kind = _KINDS_BY_SCHEME.get(match[1].lower())
+        if kind is None or not spec[match.end() :].startswith("//" if kind == "stream" else ""):
+            raise SourceError(f"{_scheme(spec)}: expected {FORMS}, got an address of another kind")
+        if re.search(r"[\x00-\x1f\x7f]", spec):
+            raise SourceError(f"{_scheme(spec)}: expected an address, got one with control characters")
+        return kind
     suffix = os.path.splitext(spec)[1].lower()
     is_glob = any(mark in spec for mark in "*?[") and not os.path.exists(spec)
     return "pictures" if os.path.isdir(spec) or is_glob or suffix in PICTURE_SUFFIXES else "video"

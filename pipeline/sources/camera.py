@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -12,68 +13,105 @@ import cv2
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.frame import Frame, Image, SourceInfo
-from pipeline.sources.base import Source
+from pipeline.frame import Image, SourceInfo
+from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture
+
+# A read that fails sooner than a time-out says that the camera is gone. OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT sets that time-out, in
+# whole seconds; the command sets it before it imports OpenCV.
+_AT_ONCE_S = 0.7
+
+Opened = tuple[cv2.VideoCapture, Image]
 
 
-class CameraSource(Source):
+class CameraSource(LiveSource):
     """``0``, ``/dev/video0`` or a stable path such as ``/dev/v4l/by-id/…``.
 
     Motion JPEG is asked for first: uncompressed YUYV over USB 2 allows 1080p only at a few frames per second. What the camera
-    agreed to is in ``info.description``.
+    agreed to is in ``info.description``. It must be there at the start; one that vanishes later is opened again by its path.
     """
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, live: LiveOptions | None = None) -> None:
         device = f"/dev/video{spec}" if spec.isdecimal() else spec
-        on_linux = sys.platform.startswith("linux")
-        if on_linux:
-            _check_device(device)
-        backend = cv2.CAP_V4L2 if on_linux else cv2.CAP_ANY
-        target: int | str = device if on_linux else int(spec) if spec.isdecimal() else spec
-        self._capture = cv2.VideoCapture(target, backend)
-        if not self._capture.isOpened():
-            raise SourceError(
-                f"{device}: expected a camera, got a device that gives no pictures: is another program using it?"
-            )
-        self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
-        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        opened, first = self._capture.read()
-        if not opened:
-            self._capture.release()
-            raise SourceError(f"{device}: expected pictures, got none: is another program using it?")
-        self._first: Image | None = np.asarray(first, np.uint8)
-        height, width = first.shape[:2]
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self._device = device
-        self.info = SourceInfo(
+        self._opened: Opened | None = _open(device)
+        capture, image = self._opened
+        height, width = image.shape[:2]
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        info = SourceInfo(
             name=Path(device).name,
-            description=f"camera {device}, {_fourcc(self._capture)}, {width}×{height}, {rate or 0:g} FPS",
+            description=f"camera {device}, {_fourcc(capture)}, {width}×{height}, {rate or 0:g} FPS",
             size_hw=(height, width),
             fps=Fraction(rate).limit_denominator(1001) if rate and rate > 0 else None,
             live=True,
         )
 
-    def __iter__(self) -> Iterator[Frame]:
-        start_ns = 0
-        index = 0
-        while True:
-            image, self._first = self._first, None
-            if image is None:
-                read, picture = self._capture.read()
-                if not read:
-                    raise SourceError(
-                        f"{self._device}: expected a picture, got none after {index} frames: was it unplugged?"
-                    )
-                image = np.asarray(picture, np.uint8)
-            frame = Frame(image, index, 0.0, self.info.name, f"{self.info.name}_{index:06d}")
-            start_ns = start_ns or frame.captured_ns
-            frame.pts_s = (frame.captured_ns - start_ns) / 1e9
-            yield frame
-            index += 1
+        def connect() -> Connection:
+            opened, self._opened = self._opened, None
+            return CameraConnection(device, opened)
+
+        super().__init__(info, connect, live)
 
     def close(self) -> None:
         """Give the camera back."""
-        self._capture.release()
+        super().close()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened[0].release()
+
+
+class CameraConnection(Connection):
+    """A camera from its opening to its loss.
+
+    Args:
+        device: its path.
+        opened: the camera and its first picture, where it is open already.
+    """
+
+    def __init__(self, device: str, opened: Opened | None = None) -> None:
+        self._device = device
+        self._opened = opened
+        self._cancelled = False
+
+    def __iter__(self) -> Iterator[Picture]:
+        try:
+            capture, image = self._opened or _open(self._device)
+        except SourceError as error:
+            raise LostError(str(error)) from error
+        try:
+            yield Picture(image)
+            while not self._cancelled:
+                start_s = time.monotonic()
+                read, picture = capture.read()
+                if read:
+                    yield Picture(np.asarray(picture, np.uint8))
+                elif time.monotonic() - start_s < _AT_ONCE_S:
+                    raise LostError("no picture came: was it unplugged?")
+        finally:
+            capture.release()
+
+    def cancel(self) -> None:
+        """End after the picture that is waited for."""
+        self._cancelled = True
+
+
+def _open(device: str) -> Opened:
+    """Open a camera, and read its first picture: some tell only then that they cannot."""
+    on_linux = sys.platform.startswith("linux")
+    if on_linux:
+        _check_device(device)
+    number = device.removeprefix("/dev/video")
+    target: int | str = int(number) if number.isdecimal() and not on_linux else device
+    capture = cv2.VideoCapture(target, cv2.CAP_V4L2 if on_linux else cv2.CAP_ANY)
+    if not capture.isOpened():
+        raise SourceError(
+            f"{device}: expected a camera, got a device that gives no pictures: is another program using it?"
+        )
+    capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+    read, picture = capture.read()
+    if not read:
+        capture.release()
+        raise SourceError(f"{device}: expected pictures, got none: is another program using it?")
+    return capture, np.asarray(picture, np.uint8)
 
 
 def _check_device(device: str) -> None:

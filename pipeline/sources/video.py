@@ -10,20 +10,17 @@ from pathlib import Path
 
 import av
 import av.error
-import numpy as np
-from av.video.reformatter import Colorspace, VideoReformatter
 
 from pipeline.errors import SourceError
-from pipeline.frame import Frame, Image, SourceInfo
+from pipeline.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
+from pipeline.sources.decoded import MAX_PIXELS, ToBgr, reason
 
 # Only containers that hold their own pictures: a playlist (HLS, concat) in a file named .mp4 would read other files.
 CONTAINERS = (
     "asf,avi,av1,dv,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,"
     "rm,webp_anim,yuv4mpegpipe"
 )
-MAX_PIXELS = 1 << 27
-_UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 # Containers that know how long they are. A stream made to be cut anywhere (MPEG-TS) cannot be cut off.
 _COMPLETE = frozenset(("avi", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"))
 # A file ends where its header says, give or take: the last frame's duration is not always written.
@@ -48,7 +45,7 @@ class VideoSource(Source):
             )
         except (av.error.FFmpegError, ValueError) as error:
             raise SourceError(
-                f"{spec}: expected a video, got a file that is none or is cut off ({_reason(error)})"
+                f"{spec}: expected a video, got a file that is none or is cut off ({reason(error)})"
             ) from error
         if not self._container.streams.video:
             self._container.close()
@@ -70,7 +67,7 @@ class VideoSource(Source):
             frame_count=count or self._count_from_duration(fps),
             paths=(str(self._path),),
         )
-        self._reformatter = VideoReformatter()
+        self._to_bgr = ToBgr()
 
     def _count_from_duration(self, fps: Fraction | None) -> int | None:
         if not fps or not self._container.duration:
@@ -103,7 +100,7 @@ class VideoSource(Source):
                     yield Frame(self._to_bgr(decoded), index, pts_s, self.info.name, f"{stem}_{index:06d}")
                     index += 1
         except av.error.FFmpegError as error:
-            raise SourceError(f"{self._path}: cut off or damaged after {index} frames ({_reason(error)})") from error
+            raise SourceError(f"{self._path}: cut off or damaged after {index} frames ({reason(error)})") from error
         if index == 0:
             raise SourceError(f"{self._path}: expected frames, got none that can be decoded: the file is damaged")
         declared_s = self._declared_end_s()
@@ -128,14 +125,3 @@ class VideoSource(Source):
     def close(self) -> None:
         """Close the file."""
         self._container.close()
-
-    def _to_bgr(self, decoded: av.VideoFrame) -> Image:
-        # FFmpeg converts by BT.601 when a stream names no matrix; players take BT.709 for HD, and its writers mean it.
-        guess = Colorspace.ITU709 if decoded.colorspace == _UNSPECIFIED and decoded.height >= 720 else None
-        image = self._reformatter.reformat(decoded, format="bgr24", src_colorspace=guess).to_ndarray()
-        quarter_turns = round(decoded.rotation / 90) % 4
-        return np.ascontiguousarray(np.rot90(image, quarter_turns) if quarter_turns else image, dtype=np.uint8)
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error).lower()

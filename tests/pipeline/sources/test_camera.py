@@ -1,4 +1,5 @@
 import itertools
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.sources import camera
 from pipeline.sources.camera import CameraSource
+from pipeline.sources.live import LiveOptions
 
 
 class Camera:
@@ -50,10 +52,10 @@ def fake(monkeypatch, tmp_path):
     device = tmp_path / "video7"
     device.touch()
 
-    def make(**facts):
+    def make(live=None, **facts):
         kind = type("Fake", (Camera,), facts)
         monkeypatch.setattr(camera.cv2, "VideoCapture", kind)
-        return CameraSource(str(device)), kind.made[0]
+        return CameraSource(str(device), live), kind.made[0]
 
     return make
 
@@ -95,12 +97,45 @@ def test_frames_come_in_order_from_the_first_with_rising_times(fake):
     assert not np.shares_memory(frames[0].image, frames[1].image)
 
 
-def test_a_camera_that_is_unplugged_says_so_after_its_frames(fake):
-    source, _ = fake(frames=3)
-    frames = []
-    with pytest.raises(SourceError, match=r"video7: expected a picture, got none after 3 frames: was it unplugged\?$"):
-        frames.extend(source)
-    assert len(frames) == 3
+def opened(fake, lines=None, **facts):
+    say = [].append if lines is None else lines.append
+    return fake(live=LiveOptions(backoff_s=0.001, backoff_max_s=0.01, say=say), **facts)
+
+
+def test_a_camera_that_is_unplugged_is_opened_again_by_its_path_with_its_settings(fake):
+    lines = []
+    source, first = opened(fake, lines=lines, frames=3)
+    frames = list(itertools.islice(source, 5))
+    assert [frame.image[0, 0, 0] for frame in frames] == [1, 2, 3, 1, 2]
+    assert [frame.index for frame in frames] == list(range(5))
+    assert lines[:2] == ["video7: running", "video7: reconnecting: no picture came: was it unplugged?"]
+    _, second = type(first).made[:2]
+    assert second.asked == first.asked
+    assert first.released >= 1
+    source.close()
+
+
+def test_a_camera_that_is_not_back_yet_is_waited_for(fake, tmp_path):
+    lines = []
+    source, _ = opened(fake, lines=lines, frames=2)
+    frames = iter(source)
+    list(itertools.islice(frames, 2))
+    (tmp_path / "video7").rename(tmp_path / "away")
+    threading.Timer(0.3, lambda: (tmp_path / "away").rename(tmp_path / "video7")).start()
+    assert next(frames).index == 2
+    assert "video7: running again after" in lines[-1]
+    source.close()
+
+
+def test_a_camera_that_is_only_slow_is_kept(fake, monkeypatch):
+    monkeypatch.setattr(camera, "_AT_ONCE_S", 0.0)  # each failed read counts as a time-out of the driver's
+    source, first = opened(fake, frames=2)
+    frames = iter(source)
+    list(itertools.islice(frames, 2))
+    threading.Timer(0.1, lambda: setattr(first, "frames", 5)).start()
+    assert next(frames).image[0, 0, 0] == 3
+    assert len(type(first).made) == 1
+    source.close()
 
 
 def test_a_device_that_is_in_use(fake):

@@ -39,6 +39,12 @@ ROOT = Path(__file__).parents[3]
         ("a?.png", "pictures"),
         ("[ab].tif", "pictures"),
         (".", "pictures"),
+        ("rtsp://cam/1", "stream"),
+        ("RTSPS://u:p@cam:322/1", "stream"),
+        ("http://cam/x.mjpg", "stream"),
+        ("https://cam/a.png", "stream"),
+        ("gst:videotestsrc", "gstreamer"),
+        ("csi://0", "gstreamer"),
     ],
 )
 def test_what_a_string_names(spec, kind):
@@ -66,13 +72,16 @@ def test_a_folder_is_pictures_whatever_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "shown"),
     [
-        ("rtsp://user:secret@cam/1", "rtsp://…"),
-        ("http://cam/x.mjpg?token=secret", "http://…"),
+        ("rtmp://user:secret@cam/1", "rtmp://…"),
+        ("udp://cam:5000?token=secret", "udp://…"),
+        ("rtsp:user:secret@cam/1", "rtsp:…"),
+        ("http:cam", "http:…"),
+        ("data:text/plain,x", "data:…"),
+        ("pipe:0", "pipe:…"),
+        ("hls+http://cam/x.m3u8", "hls+http://…"),
         ("concat:a.mp4|b.mp4", "concat:…"),
         ("subfile,,start,0,end,9,,:a.mp4", None),
         ("file:a.mp4", "file:…"),
-        ("gst:videotestsrc", "gst:…"),
-        ("csi://0", "csi://…"),
     ],
 )
 def test_addresses_of_other_kinds_are_refused_without_showing_secrets(spec, shown):
@@ -81,6 +90,12 @@ def test_addresses_of_other_kinds_are_refused_without_showing_secrets(spec, show
     if shown:
         assert str(caught.value).startswith(f"{shown}: expected a camera number, /dev/video0, a video")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", ["\n", "\r", "\0", "\x1b"])
+def test_control_characters_in_an_address_are_refused(mark):
+    with pytest.raises(SourceError, match=r"^rtsp://…: expected an address, got one with control characters$"):
+        open_source(f"rtsp://user:sec{mark}ret@cam/1")
 
 
 def test_nothing_is_refused():

@@ -1,0 +1,36 @@
+"""What FFmpeg decoded, as frames: colours and turns, for files and streams alike."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+from av.video.reformatter import Colorspace, VideoReformatter
+
+from pipeline.frame import Image
+
+MAX_PIXELS = 1 << 27
+_UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
+
+
+class ToBgr:
+    """Decoded pictures to frames; keeps what it prepared for the last size and format. For one thread."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, decoded: av.VideoFrame) -> Image:
+        """One picture, upright.
+
+        Returns:
+            (H, W, 3) uint8, BGR, contiguous. Owned by the caller.
+        """
+        # FFmpeg converts by BT.601 when a stream names no matrix; players take BT.709 for HD, and its writers mean it.
+        guess = Colorspace.ITU709 if decoded.colorspace == _UNSPECIFIED and decoded.height >= 720 else None
+        image = self._reformatter.reformat(decoded, format="bgr24", src_colorspace=guess).to_ndarray()
+        quarter_turns = round(decoded.rotation / 90) % 4
+        return np.ascontiguousarray(np.rot90(image, quarter_turns) if quarter_turns else image, dtype=np.uint8)
+
+
+def reason(error: Exception) -> str:
+    """What FFmpeg says of an error, without the address or path, in the form in which messages quote it."""
+    return str(getattr(error, "strerror", None) or error).lower()

@@ -1,0 +1,319 @@
+"""What every live source does: its own deadlines, connections made again, and frames that go on counting over all of them.
+
+CONNECTING ──frame── RUNNING ──no frame── STALLED ──still none── RECONNECTING ──frame── RUNNING
+                        └────────── broken off, ended ──────────────┘
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import random
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from pipeline.errors import OptionError, SourceError
+from pipeline.frame import Frame, Image, SourceInfo
+from pipeline.prefetch import Prefetch
+from pipeline.redaction import redact
+from pipeline.sources.base import Source
+from pipeline.telemetry import CORRUPT, State, Telemetry
+
+# A reader that hangs in a library ends by the library's own time-out. Until then no more than so many are left behind.
+MAX_ABANDONED = 2
+_JOIN_S = 0.3  # long enough to take leave of a peer that answers
+_LIFE_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class LiveOptions:
+    """How long a live source waits, and for what.
+
+    Attributes:
+        stall_s: it is STALLED when no frame came for so long.
+        reconnect_s: and is connected anew when nothing came for so long after that.
+        connect_s: how long a new connection may be silent.
+        max_reconnects: give up after so many attempts in a row; None: never.
+        backoff_s: upper limit of the first wait between attempts; it doubles with each, and the wait is drawn below it.
+        backoff_max_s: where the doubling ends.
+        steady_s: frames for so long, and the count of attempts starts again.
+        on_corrupt: "drop" damaged frames or "pass" them on.
+        say: told one line at each change of state.
+    """
+
+    stall_s: float = 3.0
+    reconnect_s: float = 5.0
+    connect_s: float = 10.0
+    max_reconnects: int | None = None
+    backoff_s: float = 0.5
+    backoff_max_s: float = 30.0
+    steady_s: float = 10.0
+    on_corrupt: str = "drop"
+    say: Callable[[str], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        for name in ("stall_s", "reconnect_s", "connect_s", "backoff_s", "backoff_max_s", "steady_s"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise OptionError(f"{name}: expected seconds above 0, got {value}")
+        if self.max_reconnects is not None and self.max_reconnects < 0:
+            raise OptionError(f"max_reconnects: expected a number from 0, got {self.max_reconnects}")
+        if self.on_corrupt not in ("drop", "pass"):
+            raise OptionError(f"on_corrupt: expected drop or pass, got {self.on_corrupt}")
+
+    @property
+    def read_s(self) -> float:
+        """How long a library may wait for data, so that a reader that was left behind ends soon after."""
+        return self.stall_s + self.reconnect_s
+
+
+class LostError(Exception):
+    """A connection could not be made or broke off, and the next one may do better. Its text is redacted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What a connection gives.
+
+    Attributes:
+        image: (H, W, 3) uint8, BGR, owned by the receiver. None when nothing can be seen: a sign of life, or all damaged.
+        pts_s: the peer's time stamp in seconds, from any start; None when it has none that can be trusted.
+        corrupt: it was damaged on the way.
+        captured_ns: ``time.monotonic_ns()`` when it was complete.
+    """
+
+    image: Image | None
+    pts_s: float | None = None
+    corrupt: bool = False
+    captured_ns: int = field(default_factory=time.monotonic_ns)
+
+
+class Connection(ABC):
+    """One connection to a live source. Made without waiting; whatever may block happens in its iterator, on a thread."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Picture]:
+        """Connect, give pictures, and disconnect at the end.
+
+        Raises:
+            LostError: it broke off, or could not be made this time.
+            SourceError: it can never be made: what is wrong stays wrong.
+        """
+
+    def cancel(self) -> None:
+        """Make a blocked iterator end soon, where that can be done; called from any thread, perhaps more than once."""
+        return
+
+
+class LiveSource(Source):
+    """A source that comes and goes. Opening it neither waits nor needs the peer; ``close`` may come from any thread.
+
+    Args:
+        info: what is known before the first frame.
+        connect: makes a connection, without waiting.
+        options: deadlines and policies.
+    """
+
+    def __init__(self, info: SourceInfo, connect: Callable[[], Connection], options: LiveOptions | None = None) -> None:
+        self.info = info
+        self._connect = connect
+        self._options = options or LiveOptions()
+        self._stem = re.sub(r"[^\w.-]+", "_", info.name)
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._open: tuple[Connection, Prefetch[Picture]] | None = None
+        self._left: list[Prefetch[Picture]] = []
+        self._clock = StreamClock()
+        self._index = 0
+        self._attempts = 0
+        self._lost_s = 0.0
+
+    @cached_property
+    def telemetry(self) -> Telemetry:
+        """Begins as CONNECTING."""
+        return Telemetry(self.info.name, State.CONNECTING)
+
+    def __iter__(self) -> Iterator[Frame]:
+        try:
+            while not self._closed.is_set():
+                try:
+                    yield from self._frames()
+                except LostError as error:
+                    self._back_off(str(error))
+        except Exception as error:
+            self._enter(State.FAILED, redact(str(error)))
+            raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End, whatever the source is waiting for."""
+        with self._lock:
+            if not self._closed.is_set():
+                self._closed.set()
+                if self.telemetry.state is not State.FAILED:
+                    self.telemetry.enter(State.ENDED)
+            left, self._open = self._open, None
+        self._leave(left)
+
+    def _frames(self) -> Iterator[Frame]:
+        """The frames of one connection."""
+        options = self._options
+        while self._abandoned() >= MAX_ABANDONED:
+            if self._closed.wait(0.1):
+                return
+        with self._lock:
+            if self._closed.is_set():
+                return
+            connection = self._connect()
+            reader = Prefetch(connection, 1, name="live", join_s=_JOIN_S)
+            self._open = connection, reader
+        self._clock.restart()
+        started_s = sign_s = frame_s = time.monotonic()
+        frames, silence_s = 0, options.connect_s
+        try:
+            while True:
+                now_s = time.monotonic()
+                wait_s = sign_s + silence_s - now_s
+                if wait_s <= 0:
+                    raise LostError(f"nothing came for {silence_s:g} s")
+                if self.telemetry.state is State.RUNNING:
+                    if now_s >= frame_s + options.stall_s:
+                        self._enter(State.STALLED, f"no frame for {options.stall_s:g} s")
+                    else:
+                        wait_s = min(wait_s, frame_s + options.stall_s - now_s)
+                try:
+                    picture = reader.within(wait_s)
+                except queue.Empty:
+                    continue
+                except SourceError as error:
+                    if self._index:  # it worked before
+                        raise LostError(str(error)) from error
+                    raise
+                if picture is None:
+                    if self._closed.is_set():
+                        return
+                    raise LostError("the stream ended")
+                silence_s = options.read_s
+                frame = self._frame(picture)
+                if frame is not None:
+                    started_s = started_s if frames else time.monotonic()
+                    frames += 1
+                    self._enter(State.RUNNING)
+                    yield frame
+                    frame_s = time.monotonic()  # the time that the consumer took is not the source's
+                    if frame_s - started_s >= options.steady_s:
+                        self._attempts = 0
+                sign_s = time.monotonic()
+        finally:
+            with self._lock:
+                left, self._open = self._open, None
+            self._leave(left)
+
+    def _frame(self, picture: Picture) -> Frame | None:
+        dropped = picture.corrupt and (self._options.on_corrupt == "drop" or picture.image is None)
+        if picture.image is None and not dropped:
+            return None  # a sign of life
+        index = self._index
+        self._index += 1
+        if dropped or picture.image is None:
+            self.telemetry.came_in()
+            self.telemetry.drop(CORRUPT)
+            return None
+        pts_s = self._clock(picture.captured_ns, picture.pts_s)
+        return Frame(
+            picture.image, index, pts_s, self.info.name, f"{self._stem}_{index:06d}", captured_ns=picture.captured_ns
+        )
+
+    def _back_off(self, problem: str) -> None:
+        """Wait before the next attempt, a random time so that a hundred boxes do not come back in step."""
+        options = self._options
+        self._attempts += 1
+        if options.max_reconnects is not None and self._attempts > options.max_reconnects:
+            raise SourceError(f"{self.info.name}: {problem}; gave up after {options.max_reconnects} reconnections")
+        self._enter(State.RECONNECTING, problem)
+        ceiling_s = min(options.backoff_max_s, options.backoff_s * 2.0 ** min(self._attempts - 1, 30))
+        self._closed.wait(random.uniform(0, ceiling_s))
+
+    def _enter(self, state: State, problem: str = "") -> None:
+        with self._lock:
+            before = self.telemetry.state
+            if self._closed.is_set() and state is not State.FAILED:
+                return
+            self.telemetry.enter(state, problem)
+        if state is before or state is State.FAILED:  # a failure is raised
+            return
+        if state is State.RECONNECTING and before is not State.RECONNECTING:
+            self._lost_s = time.monotonic()
+        again = f" again after {time.monotonic() - self._lost_s:.1f} s" if before is State.RECONNECTING else ""
+        self._options.say(f"{self.info.name}: {state.value}{again}{f': {problem}' if problem else ''}")
+
+    def _leave(self, opened: tuple[Connection, Prefetch[Picture]] | None) -> None:
+        if opened is None:
+            return
+        connection, reader = opened
+        connection.cancel()
+        reader.close()
+        self._left.append(reader)
+
+    def _abandoned(self) -> int:
+        self._left = [reader for reader in self._left if not reader.ready()]  # closed: ready once its thread has ended
+        return len(self._left)
+
+
+class StreamClock:
+    """Presentation times that strictly increase over all connections.
+
+    Inside a connection the peer's time stamps pace the frames, since they are free of the network's jitter; the time of arrival
+    holds them: it corrects their drift, and takes over where they are missing, jump or fall behind, and after a reconnection.
+    """
+
+    _JUMP_S = 1.0
+    _GAIN = 0.02
+    _LEAST_S = 0.001
+
+    def __init__(self) -> None:
+        self._start_ns = 0
+        self._last_s: float | None = None
+        self._stamp_s: float | None = None
+
+    def restart(self) -> None:
+        """Another connection: its stamps have nothing to do with those before."""
+        self._stamp_s = None
+
+    def __call__(self, captured_ns: int, stamp_s: float | None) -> float:
+        """The time of a frame in seconds from the first one's; for each frame once, in order."""
+        before_s, self._stamp_s = self._stamp_s, stamp_s
+        if self._last_s is None:
+            self._start_ns = captured_ns
+            self._last_s = 0.0
+            return 0.0
+        arrival_s = (captured_ns - self._start_ns) / 1e9
+        pts_s = arrival_s
+        if before_s is not None and stamp_s is not None:
+            step_s = stamp_s - before_s
+            late_s = arrival_s - self._last_s - step_s
+            if 0 < step_s < self._JUMP_S and late_s < self._JUMP_S:
+                pts_s = self._last_s + step_s + max(-step_s / 2, min(step_s / 2, self._GAIN * late_s))
+        self._last_s = max(pts_s, self._last_s + self._LEAST_S)
+        return self._last_s
+
+
+class LifeSigns:
+    """Tells a connection when to say that data comes although no picture does yet: before the first key frame."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last sign was long enough ago; then it counts as given."""
+        now_s = time.monotonic()
+        if now_s - self._last_s < _LIFE_EVERY_S:
+            return False
+        self._last_s = now_s
+        return True

@@ -1,0 +1,501 @@
+import gc
+import http.server
+import io
+import itertools
+import os
+import select
+import signal
+import socketserver
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.errors import SourceError
+from pipeline.sources import open_source, stream
+from pipeline.sources.live import LiveOptions
+from pipeline.telemetry import CORRUPT, State
+
+WAIT_S = 20  # only a broken test waits so long
+QUICK = {"stall_s": 1.0, "reconnect_s": 6.0, "connect_s": 8.0, "backoff_s": 0.1, "backoff_max_s": 0.2}
+SYSTEM_PYTHON = "/usr/bin/python3"
+
+
+def wait_until(condition, within_s=WAIT_S):
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def opened(spec, **options):
+    """A source whose lines are kept in ``lines``."""
+    lines = []
+    source = open_source(spec, LiveOptions(**{**QUICK, "say": lines.append, **options}))
+    source.lines = lines
+    return source
+
+
+def assert_increasing(frames):
+    for earlier, later in itertools.pairwise(frames):
+        assert later.index > earlier.index
+        assert later.pts_s > earlier.pts_s
+
+
+# RTSP ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def _bindings():
+    code = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+    try:
+        found = subprocess.run([SYSTEM_PYTHON, "-c", code], capture_output=True, check=False).returncode == 0
+    except OSError:
+        found = False
+    if not found and not os.environ.get("FAIL_WITHOUT_RTSP_SERVER"):
+        pytest.skip(
+            "no RTSP server on this machine: sudo apt install gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-ugly"
+        )
+
+
+@pytest.fixture
+def serve(_bindings):
+    """``serve(size="160x120", user=…)``: a real RTSP server; gives its process, its port and where its stream is."""
+    servers = []
+
+    def call(**options):
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        command = [SYSTEM_PYTHON, str(Path(__file__).with_name("rtsp_server.py")), *words]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        servers.append(server)
+        assert select.select([server.stdout], [], [], WAIT_S)[0]
+        server.port = int(server.stdout.readline())
+        server.place = f"127.0.0.1:{server.port}/test"
+        return server
+
+    yield call
+    for server in servers:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+def test_frames_of_a_real_server(serve):
+    server = serve(size="160x120", pattern="blue")
+    with opened(f"rtsp://{server.place}") as source:
+        assert (source.info.name, source.info.live, source.info.fps) == (server.place, True, None)
+        frames = list(itertools.islice(source, 10))
+    assert [frame.size_hw for frame in frames] == [(120, 160)] * 10
+    np.testing.assert_allclose(frames[-1].image[60, 80], (255, 0, 0), atol=6)
+    assert_increasing(frames)
+    assert source.lines[0] == f"{server.place}: running"
+
+
+def test_headers_between_the_slices_of_a_picture_do_not_split_it(serve):
+    encoder = "x264enc tune=zerolatency speed-preset=ultrafast threads=2 sliced-threads=true key-int-max=5"
+    server = serve(pattern="red", encoder=encoder, headers=-1)
+    with opened(f"rtsp://{server.place}") as source:
+        for frame in itertools.islice(source, 15):
+            np.testing.assert_allclose(frame.image.reshape(-1, 3), [(0, 0, 255)] * (120 * 160), atol=12)
+
+
+def test_a_server_that_stops_is_told_and_goes_on_by_itself(serve):
+    server = serve()
+    source = opened(f"rtsp://{server.place}", reconnect_s=WAIT_S)
+    frames = []
+    thread = threading.Thread(target=lambda: frames.extend(source), daemon=True)
+    thread.start()
+    wait_until(lambda: len(frames) > 5)
+    server.send_signal(signal.SIGSTOP)
+    stopped_s = time.monotonic()
+    wait_until(lambda: source.telemetry.state is State.STALLED, within_s=5)
+    assert time.monotonic() - stopped_s > 0.5
+    count = len(frames)
+    server.send_signal(signal.SIGCONT)
+    wait_until(lambda: source.telemetry.state is State.RUNNING and len(frames) > count + 5)
+    assert source.telemetry.snapshot().reconnects == 0
+    server.send_signal(signal.SIGSTOP)
+    wait_until(lambda: source.telemetry.state is State.STALLED)
+    closing_s = time.monotonic()
+    source.close()
+    thread.join(WAIT_S)
+    assert time.monotonic() - closing_s < 1
+    assert not thread.is_alive()
+    assert source.lines == [
+        f"{server.place}: running",
+        f"{server.place}: stalled: no frame for 1 s",
+        f"{server.place}: running",
+        f"{server.place}: stalled: no frame for 1 s",
+    ]
+    assert_increasing(frames)
+
+
+def test_a_server_that_is_killed_and_comes_back_with_another_size(serve):
+    server = serve(size="160x120")
+    frames = []
+    with opened(f"rtsp://{server.place}", backoff_s=0.5, backoff_max_s=0.5) as source:
+        threading.Thread(target=lambda: frames.extend(source), daemon=True).start()
+        wait_until(lambda: len(frames) > 5)
+        server.kill()
+        wait_until(lambda: source.telemetry.state is State.RECONNECTING)
+        wait_until(lambda: "connection refused" in source.telemetry.snapshot().problem)
+        count = len(frames)
+        serve(port=server.port, size="96x64")
+        started_s = time.monotonic()
+        wait_until(lambda: len(frames) > count + 5)
+        assert time.monotonic() - started_s < 0.5 + 2 + 5  # back-off, connecting, and what a busy machine takes
+    assert {frame.size_hw for frame in frames} == {(120, 160), (64, 96)}
+    assert_increasing(frames)
+
+
+def test_a_wrong_password_fails_in_one_line_without_it(serve):
+    server = serve(user="admin", password="right")
+    for credentials in ("", "admin:secret@", "admin:sec/r@et#@"):
+        source = opened(f"rtsp://{credentials}{server.place}")
+        with pytest.raises(
+            SourceError,
+            match=rf"^{server.place}: expected to be let in, got 401 unauthorized: check user and password$",
+        ):
+            next(iter(source))
+        assert source.telemetry.state is State.FAILED
+        assert "sec" not in f"{source.lines} {source.info} {source.telemetry.snapshot()}"
+
+
+@pytest.mark.parametrize("password", ["right", "p@ss/w:rd #1%?"])
+def test_a_password_may_hold_any_character(serve, password):
+    server = serve(user="admin", password=password)
+    with opened(f"rtsp://admin:{password}@{server.place}") as source:
+        assert next(iter(source)).size_hw == (120, 160)
+
+
+def test_a_server_that_is_not_there_is_waited_for_and_told_why():
+    with (
+        opened("rtsp://u:secret@127.0.0.1:1/x", max_reconnects=1) as source,
+        pytest.raises(SourceError, match=r"^127.0.0.1:1/x: connection refused; gave up after 1 reconnections$"),
+    ):
+        next(iter(source))
+    assert source.lines == ["127.0.0.1:1/x: reconnecting: connection refused"]
+
+
+def test_a_name_that_is_not_known_may_become_known():
+    with (
+        opened("rtsp://u:secret@nowhere.invalid/x", max_reconnects=0) as source,
+        pytest.raises(SourceError, match=r"^nowhere.invalid/x: .*(name|resolution).*; gave up") as caught,
+    ):
+        next(iter(source))
+    assert "secret" not in str(caught.value)
+
+
+# HTTP ---------------------------------------------------------------------------------------------------------------------
+
+
+def clip(container_format, images, codec="libx264", pix_fmt="yuv420p", gop=5, **options):
+    file = io.BytesIO()
+    movflags = {"movflags": "frag_keyframe+empty_moov"} if container_format == "mp4" else {}
+    with av.open(file, "w", format=container_format, options=movflags) as container:
+        video = container.add_stream(codec, rate=25, options={"g": str(gop), **options})
+        video.height, video.width = images[0].shape[:2]
+        video.pix_fmt = pix_fmt
+        for image in images:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
+        container.mux(video.encode(None))
+    return file.getvalue()
+
+
+def noise(count, height=48, width=64):
+    rng = np.random.default_rng(7)
+    return [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(count)]
+
+
+class Site(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    """Answers each path with its pages' bytes, status or function."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self):
+        self.pages, self.asked = {}, []
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def handle_error(self, *_):
+        """A client that left is no error."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.server.asked.append(self.headers.get("Authorization"))
+        page = self.server.pages[self.path.split("?")[0]]
+        if callable(page):
+            page(self)
+        elif isinstance(page, (int, str)):
+            self.send_response(302 if isinstance(page, str) else page)
+            if isinstance(page, str):
+                self.send_header("Location", page)
+            self.end_headers()
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+
+@pytest.fixture
+def site():
+    """A local server of ``pages``, by path; ``place`` is its host and port."""
+    with Site() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        server.place = f"127.0.0.1:{server.server_port}"
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def motion_jpeg(images, every_s=0.0, damaged=()):
+    def answer(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=part")
+        handler.end_headers()
+        for number, image in enumerate(images):
+            content = cv2.imencode(".jpg", image)[1].tobytes()
+            if number in damaged:
+                content = content[:2] + b"\xff" * (len(content) - 2)
+            header = f"--part\r\nContent-Type: image/jpeg\r\nContent-Length: {len(content)}\r\n\r\n"
+            handler.wfile.write(header.encode() + content + b"\r\n")
+            time.sleep(every_s)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("container_format", "codec"),
+    [("mpegts", "libx264"), ("flv", "flv1"), ("mp4", "libx264"), ("matroska", "libx264"), ("avi", "mpeg4")],
+)
+def test_a_file_over_http_is_live_and_begins_again(site, container_format, codec):
+    site.pages["/clip"] = clip(container_format, noise(10), codec)
+    with opened(f"http://{site.place}/clip") as source:
+        frames = list(itertools.islice(source, 25))
+    assert source.telemetry.snapshot().reconnects == 2
+    assert [frame.index for frame in frames] == list(range(25))
+    assert_increasing(frames)
+
+
+def test_motion_jpeg_has_the_colours_and_times_of_its_pictures(site):
+    colours = [(200, 60, 30), (30, 180, 60), (40, 50, 210), (255, 255, 255), (0, 0, 0)] * 20
+    site.pages["/mjpg"] = motion_jpeg([np.full((48, 64, 3), colour, np.uint8) for colour in colours], every_s=0.02)
+    with opened(f"http://{site.place}/mjpg?fps=9") as source:
+        frames = list(itertools.islice(source, 12))
+    assert source.info.name == f"{site.place}/mjpg"
+    for frame, colour in zip(frames, colours, strict=False):
+        np.testing.assert_allclose(frame.image[20, 20], colour, atol=3)
+    assert_increasing(frames)
+
+
+def test_credentials_reach_the_server_and_nobody_else(site):
+    site.pages["/clip"] = clip("mpegts", noise(5))
+    with opened(f"http://me:p@ss w/rd@{site.place}/clip") as source:
+        next(iter(source))
+    import base64
+
+    assert site.asked[-1] in (None, "Basic " + base64.b64encode(b"me:p@ss w/rd").decode())
+    assert "ss w" not in f"{source.lines} {source.info} {source.telemetry.snapshot()}"
+
+
+@pytest.mark.parametrize(
+    ("height", "matrix", "full"), [(48, "bt601", False), (720, "bt709", False), (48, "bt601", True)]
+)
+def test_colours_by_matrix_and_range(site, height, matrix, full):
+    # Y, U, V of a strong red, by hand: BT.601 (81, 90, 240), BT.709 (63, 102, 240); full range (76, 85, 255).
+    y, u, v = (76, 85, 255) if full else {"bt601": (81, 90, 240), "bt709": (63, 102, 240)}[matrix]
+    file = io.BytesIO()
+    with av.open(file, "w", format="mpegts") as container:
+        video = container.add_stream("libx264", rate=25, options={"qp": "0", "preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = 64, height, "yuvj420p" if full else "yuv420p"
+        planes = np.concatenate([np.full(64 * height, y), np.full(16 * height, u), np.full(16 * height, v)])
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(planes.astype(np.uint8).reshape(-1, 64), format=video.pix_fmt)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    site.pages["/clip"] = file.getvalue()
+    with opened(f"http://{site.place}/clip") as source:
+        np.testing.assert_allclose(next(iter(source)).image[0, 0], (0, 0, 255), atol=4)
+
+
+def test_a_size_that_changes_in_the_stream_goes_on(site):
+    site.pages["/clip"] = clip("mpegts", noise(10, 48, 64)) + clip("mpegts", noise(10, 96, 128))
+    with opened(f"http://{site.place}/clip") as source:
+        sizes = [frame.size_hw for frame in itertools.islice(source, 18)]
+    assert set(sizes) == {(48, 64), (96, 128)}
+    assert sizes == sorted(sizes)
+
+
+def test_damaged_pictures_are_counted_and_not_shown(site):
+    content = bytearray(clip("mpegts", noise(60, 96, 128), gop=10))
+    rng = np.random.default_rng(11)
+    for place in rng.integers(len(content) // 4, len(content), 60):
+        content[place] ^= 0xFF
+    site.pages["/clip"] = bytes(content)
+    seen = {}
+    for policy in ("drop", "pass"):
+        with opened(f"http://{site.place}/clip", on_corrupt=policy, max_reconnects=0) as source:
+            frames = []
+            with pytest.raises(SourceError, match="gave up"):
+                frames.extend(source)
+        seen[policy] = len(frames), source.telemetry.snapshot().dropped.get(CORRUPT, 0)
+        assert_increasing(frames)
+    assert seen["drop"][1] > 3
+    assert seen["pass"][1] < seen["drop"][1]
+    assert sum(seen["drop"]) == sum(seen["pass"])
+
+
+def test_damaged_motion_jpeg_is_counted(site):
+    images = [np.full((48, 64, 3), 90, np.uint8)] * 40
+    site.pages["/mjpg"] = motion_jpeg(images, 0.005, damaged=(8, 9, 15))
+    with opened(f"http://{site.place}/mjpg") as source:
+        for frame in itertools.islice(source, 20):
+            np.testing.assert_allclose(frame.image, 90, atol=2)
+    assert source.telemetry.snapshot().dropped[CORRUPT] == 3
+
+
+def usage():
+    gc.collect()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return threading.active_count(), len(os.listdir("/proc/self/fd")), resident
+
+
+def test_a_hundred_drops_in_a_row_cost_nothing(site):
+    site.pages["/clip"] = clip("mpegts", noise(3))
+    with opened(f"http://{site.place}/clip", backoff_s=1e-4, backoff_max_s=1e-4) as source:
+        frames = iter(source)
+
+        def drops(count):
+            until = source.telemetry.snapshot().reconnects + count
+            while source.telemetry.snapshot().reconnects < until:
+                next(frames)
+
+        drops(30)
+        threads, files, resident = usage()
+        drops(100)
+        now_threads, now_files, now_resident = usage()
+    assert now_threads <= threads + 2  # those of the local server
+    assert now_files <= files + 4
+    assert now_resident - resident < 8e6
+
+
+PLAYLISTS = {
+    "x.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{file}\n#EXT-X-ENDLIST\n",
+    "live": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{file}\n#EXT-X-ENDLIST\n",
+    "list.mp4": "ffconcat version 1.0\nfile {file}\n",
+    "x.mpd": '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet><Representation>'
+    "<BaseURL>file://{file}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+    "x.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_playlist_cannot_read_a_file(site, tmp_path, name):
+    (tmp_path / "local.ts").write_bytes(clip("mpegts", noise(5)))
+    site.pages[f"/{name}"] = PLAYLISTS[name].format(file=tmp_path / "local.ts").encode()
+    with (
+        opened(f"http://me:secret@{site.place}/{name}", max_reconnects=0) as source,
+        pytest.raises(SourceError, match=rf"^{site.place}/{name}: ") as caught,
+    ):
+        next(iter(source))
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert len(site.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///{file}", "{file}", "concat:{file}", "subfile,,start,0,end,9,,:{file}", "data:,x"]
+)
+def test_a_redirection_cannot_read_a_file(site, tmp_path, target):
+    (tmp_path / "local.ts").write_bytes(clip("mpegts", noise(5)))
+    site.pages["/away"] = target.format(file=tmp_path / "local.ts")
+    site.pages[str(tmp_path / "local.ts")] = 404
+    with opened(f"http://{site.place}/away", max_reconnects=0) as source, pytest.raises(SourceError):
+        next(iter(source))
+
+
+@pytest.mark.parametrize(("status", "said"), [(401, "401 unauthorized"), (403, "403 forbidden")])
+def test_being_refused_fails_at_once(site, status, said):
+    site.pages["/x"] = status
+    with (
+        opened(f"http://me:secret@{site.place}/x?token=hidden") as source,
+        pytest.raises(
+            SourceError, match=rf"^{site.place}/x: expected to be let in, got {said}: check user and password$"
+        ),
+    ):
+        next(iter(source))
+
+
+@pytest.mark.parametrize("page", [404, 500, b"", b"<html>hello</html>" * 50])
+def test_what_may_become_right_is_asked_for_again(site, page):
+    site.pages["/x"] = page
+    with opened(f"http://{site.place}/x") as source:
+        threading.Thread(target=lambda: list(itertools.islice(source, 1)), daemon=True).start()
+        wait_until(lambda: len(site.asked) > 1 and source.telemetry.state is State.RECONNECTING)
+        site.pages["/x"] = clip("mpegts", noise(50))
+        wait_until(lambda: source.lines[-1:] and "running again" in source.lines[-1])
+
+
+def test_a_single_picture_is_no_stream(site):
+    site.pages["/x.jpg"] = cv2.imencode(".jpg", noise(1)[0])[1].tobytes()
+    with (
+        opened(f"http://{site.place}/x.jpg") as source,
+        pytest.raises(SourceError, match=r"single pictures are not read$"),
+    ):
+        next(iter(source))
+
+
+def test_sound_alone_has_no_pictures(site):
+    file = io.BytesIO()
+    with av.open(file, "w", format="mpegts") as container:
+        sound = container.add_stream("aac", rate=44100, layout="mono")
+        for number in range(20):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            samples.rate, samples.pts = 44100, 1024 * number
+            container.mux(sound.encode(samples))
+        container.mux(sound.encode(None))
+    site.pages["/x"] = file.getvalue()
+    with opened(f"http://{site.place}/x") as source, pytest.raises(SourceError, match=r"got one without pictures$"):
+        next(iter(source))
+
+
+def test_frames_that_claim_the_machines_memory_are_refused(site, monkeypatch):
+    monkeypatch.setattr(stream, "MAX_PIXELS", 48 * 64 - 1)
+    site.pages["/clip"] = clip("mpegts", noise(5))
+    with (
+        opened(f"http://{site.place}/clip", max_reconnects=0) as source,
+        pytest.raises(SourceError, match=r"/clip: expected frames of at most 3071 pixels, got 64×48$"),
+    ):
+        next(iter(source))
+
+
+def test_later_frames_cannot_claim_it_either(site, monkeypatch):
+    monkeypatch.setattr(stream, "MAX_PIXELS", 48 * 64)
+    site.pages["/clip"] = clip("mpegts", noise(10, 48, 64)) + clip("mpegts", noise(10, 96, 128))
+    with opened(f"http://{site.place}/clip", max_reconnects=0) as source:
+        frames = []
+        with pytest.raises(SourceError, match="gave up"):
+            frames.extend(source)
+    assert {frame.size_hw for frame in frames} == {(48, 64)}
+
+
+def test_a_silent_server_is_left_behind(site):
+    silent = threading.Event()
+    site.pages["/x"] = lambda handler: silent.wait(WAIT_S)
+    with (
+        opened(f"http://{site.place}/x", connect_s=0.3, max_reconnects=0) as source,
+        pytest.raises(SourceError, match=r"(nothing came for 0.3 s|no answer in time); gave up"),
+    ):
+        next(iter(source))
+    silent.set()
