@@ -1,11 +1,13 @@
-"""What keys do: most change a setting at once, the others are commands for the window."""
+"""What keys and fields do: most change a setting at once, some keys are commands for the window."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum, auto
 
 from pipeline.annotations import Annotations
+from pipeline.errors import OptionError
 from pipeline.frame import Image
 from pipeline.overlay import GREEN_SCREEN, RENDER_MODES, WHITE, Color, Renderer
 
@@ -93,6 +95,39 @@ class Controls:
                 return _COMMANDS.get(letter)
         self._renderer.look = look
         return Command.REDRAW
+
+    def settings(self) -> dict[str, str | float | bool]:
+        """What `change` changes, as it is now."""
+        look, annotations = self._renderer.look, self._annotations
+        return {
+            "mode": look.mode,
+            "alpha": look.alpha,
+            "threshold": look.threshold,
+            "hud": annotations.hud,
+            "legend": annotations.legend,
+        }
+
+    def change(self, settings: Mapping[str, object]) -> None:
+        """Set some of `settings` at once.
+
+        Args:
+            settings: by name: mode, alpha, threshold, hud, legend; from outside, so of any type.
+
+        Raises:
+            OptionError: a name or value is none of those; then nothing is changed.
+        """
+        now = self.settings()
+        for name, value in settings.items():
+            if name not in now:
+                raise OptionError(f"setting: expected {', '.join(now)}, got {name!r:.60}")
+            # A flag counts as a number in Python, a whole number is one for alpha.
+            kinds = (int, float) if isinstance(now[name], float) else (type(now[name]),)
+            if type(value) not in kinds:
+                raise OptionError(f"{name}: expected a value such as {now[name]!r}, got {value!r:.60}")
+            now[name] = value  # type: ignore[assignment]  # checked above
+        look = {name: now[name] for name in ("mode", "alpha", "threshold")}
+        self._renderer.look = replace(self._renderer.look, **look)  # type: ignore[arg-type]
+        self._annotations.hud, self._annotations.legend = bool(now["hud"]), bool(now["legend"])
 
     def help_lines(self) -> list[str]:
         """One line for each key, with the values as they are now."""

@@ -4,6 +4,7 @@ import pytest
 from pipeline.annotations import Annotations
 from pipeline.bundle import Manifest
 from pipeline.controls import BACKGROUNDS, Command, Controls
+from pipeline.errors import OptionError
 from pipeline.overlay import GREEN_SCREEN, RENDER_MODES, WHITE, Look, Renderer
 
 
@@ -147,3 +148,33 @@ def test_help_names_every_key_and_the_values_now():
     assert f"mode ({RENDER_MODES[1]})" in text
     assert "numbers (on)" in text
     assert "legend (off)" in text
+
+
+def test_settings_are_changed_by_name():
+    controls, renderer, annotations = make()
+    controls.change({"mode": "blur", "alpha": 1, "hud": True})
+    assert (renderer.look.mode, renderer.look.alpha, renderer.look.threshold) == ("blur", 1, 0.5)
+    assert (annotations.hud, annotations.legend) == (True, False)
+    assert controls.settings() == {"mode": "blur", "alpha": 1, "threshold": 0.5, "hud": True, "legend": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "x"}, "setting: expected mode, alpha, threshold, hud, legend, got 'model'"),
+        ({"alpha": "0.5"}, "alpha: expected a value such as 0.5, got '0.5'"),
+        ({"alpha": True}, "alpha: expected a value such as 0.5, got True"),
+        ({"alpha": float("nan")}, "alpha: expected 0 to 1"),
+        ({"threshold": 10**400}, "threshold: expected 0 to 1"),
+        ({"hud": 1}, "hud: expected a value such as False, got 1"),
+        ({"mode": ["blur"]}, "mode: expected a value such as 'overlay'"),
+        ({"mode": "blurr"}, "did you mean 'blur'"),
+    ],
+)
+def test_a_wrong_setting_changes_nothing(settings, message):
+    controls, renderer, annotations = make()
+    look = renderer.look
+    with pytest.raises(OptionError, match=message):
+        controls.change({"legend": True, **settings})
+    assert renderer.look is look
+    assert not annotations.legend

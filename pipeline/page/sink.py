@@ -1,0 +1,156 @@
+"""The output that is a page: gives each frame to whoever watches, and waits for nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from pipeline.annotations import Annotations
+from pipeline.controls import Controls
+from pipeline.errors import SinkError
+from pipeline.frame import Frame
+from pipeline.hud import area_percent, legend_entries
+from pipeline.overlay import Renderer
+from pipeline.page.access import Access, new_token
+from pipeline.page.address import is_loopback, listen, url_of
+from pipeline.page.board import Board
+from pipeline.page.channel import Channel
+from pipeline.page.metrics import Metrics
+from pipeline.page.server import Limits, PageServer
+from pipeline.sinks.base import Sink
+from pipeline.stage_timer import StageTimer
+from pipeline.telemetry import Telemetry
+
+_LEGEND_EVERY_S = 0.5
+_START_S = 10.0
+_CLOSE_S = 1.0
+
+
+class PageSink(Sink):
+    """Serves the page from a thread of its own; `write` costs one copy of the view, at most.
+
+    Args:
+        address: "HOST:PORT" to listen on; port 0: a free one.
+        telemetries: of each source, by the name that its frames carry (``Frame.source``).
+        renderer: the page changes its look.
+        annotations: the page changes its flags.
+        classes: names of the network's classes, as in the manifest; for the legend.
+        about: what runs here, such as {"version": "0.1.0", "model": "u2netp"}; on the page and in the metrics.
+        token: what requests have to bring, 16 characters or more; None: nothing on loopback, else one is made.
+        names: further names that the page may be called by (a Host header's).
+        read_only: viewers see and cannot change anything.
+        healthy: for ``/healthz``: says what is wrong with the data path, or nothing; called on the page's thread.
+        ready_within_s: for ``/readyz``: each source must have given a frame within this time.
+        timer: times per stage, for ``/metrics``.
+        limits: on all who connect.
+        say: told in one line where the page is; holds the token if one was made.
+
+    Attributes:
+        url: the page's address, with the token if one was made.
+
+    Raises:
+        OptionError: the address, a name or the token is written otherwise.
+        SinkError: it cannot listen there.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        telemetries: Mapping[str, Telemetry],
+        renderer: Renderer,
+        annotations: Annotations,
+        *,
+        classes: Sequence[str],
+        about: Mapping[str, str],
+        token: str | None = None,
+        names: Iterable[str] = (),
+        read_only: bool = False,
+        healthy: Callable[[], str] = lambda: "",
+        ready_within_s: float = 10.0,
+        timer: StageTimer | None = None,
+        limits: Limits | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        listening = listen(address)
+        try:
+            made = new_token() if token is None and not is_loopback(listening) else None
+            access = Access(token or made, names)
+        except BaseException:
+            listening.close()
+            raise
+        self._listening = listening
+        self.url = url_of(listening) + (f"?token={made}" if made else "")
+        self._renderer = renderer
+        self._classes = classes
+        self._legend_due_s = dict.fromkeys(telemetries, 0.0)
+        # One thread: more would take the engine's cores.
+        self._encoder = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="page-encode")
+        self._channels = {name: Channel(name, self._encoder) for name in telemetries}
+        self._board = Board(telemetries, Controls(renderer, annotations), about, read_only)
+        metrics = Metrics(self._board.snapshots, lambda: self._board.viewers, timer, about)
+        self._server = PageServer(
+            listening,
+            self._channels,
+            self._board,
+            access,
+            metrics,
+            healthy=healthy,
+            ready_within_s=ready_within_s,
+            limits=limits or Limits(),
+        )
+        self._stop: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._error: BaseException | None = None
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="page", daemon=True)
+        self._thread.start()
+        started.wait(_START_S)
+        say(f"page: {self.url}")
+
+    def write(self, frame: Frame) -> None:
+        """Make the view the newest picture of its source.
+
+        Raises:
+            SinkError: the server has ended by an error of its own.
+        """
+        if frame.mask is None or frame.view is None:
+            raise ValueError(f"{frame!r} has no mask or view yet")
+        if self._error is not None:
+            raise SinkError(f"page: its server has ended ({self._error!r})") from self._error
+        copied = self._channels[frame.source].put(frame)
+        now_s = time.monotonic()
+        if copied and now_s >= self._legend_due_s[frame.source]:
+            self._legend_due_s[frame.source] = now_s + _LEGEND_EVERY_S
+            look, task = self._renderer.look, self._renderer.task
+            percents = area_percent(frame.mask, task, look.threshold, len(self._classes))
+            self._board.legends[frame.source] = legend_entries(percents, self._classes, look.palette, task)
+
+    def close(self) -> None:
+        """Tell the viewers and end the server, within a second whatever they do."""
+        if self._loop is not None and self._stop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(_CLOSE_S)
+
+    def _run(self, started: threading.Event) -> None:
+        async def serve() -> None:
+            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+            for channel in self._channels.values():
+                channel.attach(self._loop)
+            started.set()
+            try:
+                await self._server.serve(self._stop)
+            finally:
+                for channel in self._channels.values():
+                    channel.attach(None)
+
+        try:
+            asyncio.run(serve())
+        except BaseException as error:  # noqa: BLE001 - handed to the pipeline's thread, which raises it
+            self._error = error
+        finally:
+            started.set()
+            self._encoder.shutdown(wait=False)
+            self._listening.close()  # else who connects would wait for an answer

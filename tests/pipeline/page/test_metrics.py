@@ -1,0 +1,56 @@
+import subprocess
+
+import pytest
+
+from pipeline.page.metrics import Metrics
+from pipeline.stage_timer import StageTimer
+from pipeline.telemetry import CORRUPT, NEWER, State, Telemetry
+
+
+@pytest.fixture
+def metrics():
+    yard, gate = Telemetry("yard"), Telemetry('gate "2"\n', State.RECONNECTING)
+    for age_ms in (20.0, 30.0, 40.0):
+        yard.came_in()
+        yard.went_out(age_ms)
+    yard.came_in()
+    yard.drop(NEWER)
+    yard.drop(CORRUPT, 0)
+    timer = StageTimer()
+    timer.add("engine", 10.0)
+    timer.add("engine", 30.0)
+    about = {"version": "0.1.0", "model": "u2netp", "backend": "ONNX Runtime"}
+    return Metrics(lambda: [yard.snapshot(), gate.snapshot()], lambda: 2, timer, about).text().decode()
+
+
+def test_what_is_counted(metrics):
+    lines = metrics.splitlines()
+    for line in (
+        'edgemask_frames_total{source="yard"} 3.0',
+        'edgemask_frames_received_total{source="yard"} 4.0',
+        'edgemask_frames_dropped_total{reason="newer",source="yard"} 1.0',
+        'edgemask_frames_dropped_total{reason="stopped",source="yard"} 0.0',
+        'edgemask_frame_age_seconds{quantile="0.5",source="yard"} 0.03',
+        'edgemask_source_state{source="yard",state="running"} 1.0',
+        'edgemask_source_state{source="yard",state="stalled"} 0.0',
+        'edgemask_source_state{source="gate \\"2\\"\\n",state="reconnecting"} 1.0',
+        'edgemask_stage_seconds_count{stage="engine"} 2.0',
+        'edgemask_stage_seconds_sum{stage="engine"} 0.04',
+        "edgemask_viewers 2.0",
+        'edgemask_build_info{backend="ONNX Runtime",model="u2netp",version="0.1.0"} 1.0',
+    ):
+        assert line in lines
+
+
+def test_a_source_without_frames_has_no_age(metrics):
+    assert not [
+        line
+        for line in metrics.splitlines()
+        if line.startswith(("edgemask_frame_age", "edgemask_frame_idle")) and "gate" in line
+    ]
+
+
+@pytest.mark.needs_program("promtool")
+def test_promtool_finds_nothing_to_complain_of(metrics):
+    done = subprocess.run(["promtool", "check", "metrics"], input=metrics, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
