@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from pipeline.errors import SinkError
 from pipeline.frame import Frame
 
 
@@ -47,3 +50,18 @@ def scratch_path(path: Path) -> Path:
     The name is known before the file is made, so that it can be removed whatever happens; its suffix tells the format.
     """
     return path.with_name(f".edgemask.{secrets.token_hex(8)}{path.suffix}")
+
+
+def make_room(path: Path) -> None:
+    """Make the folder of a file that will be written, so that what is wrong with it is said before any work.
+
+    Raises:
+        SinkError: it cannot be made, or the file's name is no name there.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # a name that is too long fails now and not after the last frame
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True)
+    except OSError as error:
+        raise SinkError(f"{path}: cannot be written ({error.strerror}): choose another --output") from error

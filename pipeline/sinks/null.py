@@ -5,12 +5,19 @@ from __future__ import annotations
 from pipeline.frame import Frame, SourceInfo
 from pipeline.overlay import Renderer
 from pipeline.sinks.base import Sink
+from pipeline.sinks.options import DEFAULTS, SinkOptions
 
 
 class NullSink(Sink):
     """Takes every frame and keeps none."""
 
-    def __init__(self, spec: str, info: SourceInfo, renderer: Renderer) -> None:
+    def __init__(
+        self,
+        spec: str,
+        info: SourceInfo,
+        renderer: Renderer,
+        options: SinkOptions = DEFAULTS,
+    ) -> None:
         pass
 
     def write(self, frame: Frame) -> None:

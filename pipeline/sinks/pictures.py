@@ -13,6 +13,7 @@ from pipeline.errors import SinkError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.overlay import Renderer, cutout_bgra
 from pipeline.sinks.base import Sink, scratch_path
+from pipeline.sinks.options import DEFAULTS, SinkOptions
 
 _LOSSY = frozenset((".jpg", ".jpeg", ".webp"))
 _WITHOUT_ALPHA = frozenset((".jpg", ".jpeg"))
@@ -25,7 +26,13 @@ class FolderSink(Sink):
     "cutout" it is the subject with its mask as alpha channel. Else it is the view.
     """
 
-    def __init__(self, spec: str, info: SourceInfo, renderer: Renderer) -> None:
+    def __init__(
+        self,
+        spec: str,
+        info: SourceInfo,
+        renderer: Renderer,
+        options: SinkOptions = DEFAULTS,
+    ) -> None:
         self._folder = Path(spec)
         self._renderer = renderer
         self._sources = {os.path.realpath(path) for path in info.paths}
@@ -50,7 +57,13 @@ class OnePictureSink(Sink):
     Content as in a folder, except that a cut-out in a format without an alpha channel is the view.
     """
 
-    def __init__(self, spec: str, info: SourceInfo, renderer: Renderer) -> None:
+    def __init__(
+        self,
+        spec: str,
+        info: SourceInfo,
+        renderer: Renderer,
+        options: SinkOptions = DEFAULTS,
+    ) -> None:
         if info.frame_count != 1:
             count = "an unknown number of" if info.frame_count is None else info.frame_count
             raise SinkError(

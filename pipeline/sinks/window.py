@@ -22,9 +22,10 @@ from pipeline.errors import SinkError
 from pipeline.frame import Frame, Image, SourceInfo
 from pipeline.hud import draw_help
 from pipeline.overlay import Look, Renderer
+from pipeline.sinks import open_sink
 from pipeline.sinks.base import Sink
+from pipeline.sinks.options import DEFAULTS, SinkOptions
 from pipeline.sinks.pictures import write_picture
-from pipeline.sinks.video import VideoSink
 
 # At start the window is no larger than a small screen, and large enough to be found and to hold the help.
 _MIN_WINDOW_WH = 320, 180
@@ -50,6 +51,7 @@ class WindowSink(Sink):
         renderer: draws again what is shown in a pause; keys change its look.
         annotations: likewise.
         say: told in one line of each file that was written, and of each that could not be.
+        options: of recordings.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class WindowSink(Sink):
         annotations: Annotations,
         *,
         say: Callable[[str], None] = lambda line: tqdm.write(line, file=sys.stderr),  # a progress bar stays below
+        options: SinkOptions = DEFAULTS,
     ) -> None:
+        self._options = options
         self._info = info
         self._renderer = renderer
         self._annotations = annotations
@@ -73,7 +77,7 @@ class WindowSink(Sink):
         self._paused = info.frame_count == 1
         self._help = False
         self._fullscreen = False
-        self._recording: VideoSink | None = None
+        self._recording: Sink | None = None
         self._recording_start_s = 0.0
         self._recording_wh = 0, 0
 
@@ -217,15 +221,16 @@ class WindowSink(Sink):
             if self._recording is not None:
                 self._finish_recording()
                 return
-            recording = VideoSink(f"{_file_stem(self._info)}.mp4", self._info, self._renderer)
+            recording = open_sink(f"{_file_stem(self._info)}.mp4", self._info, self._renderer, self._options)
         except SinkError as error:
             self._say(f"no recording: {error}")
             return
         assert frame.view is not None
         self._recording, self._recording_start_s = recording, frame.pts_s
         self._recording_wh = frame.view.shape[1], frame.view.shape[0]
-        self._say(f"recording: {recording.written}")
         self._record(frame)
+        if self._recording is not None:
+            self._say(f"recording: {self._recording.written}")
 
     def _record(self, frame: Frame) -> None:
         """Write a frame to the recording, if there is one; when it cannot be written, only the recording ends."""

@@ -22,6 +22,13 @@ from pipeline.sinks import OUTPUT_PICTURE_SUFFIXES, VIDEO_SUFFIXES, open_sink, s
         ("a:b.mkv", "video"),
         ("OUT.MP4", "video"),
         ("out.PNG", "picture"),
+        ("out.jsonl", "results"),
+        ("out.NDJSON", "results"),
+        ("jsonl:-", "results"),
+        ("rtsp://host:8554/name", "rtsp"),
+        ("rtsps://host/name", "rtsp"),
+        ("gst:autovideosink", "gstreamer"),
+        ("gst:x264enc ! mp4mux ! filesink location=out.mp4", "gstreamer"),
     ],
 )
 def test_what_a_string_names(spec, kind):
@@ -48,10 +55,14 @@ def test_an_unknown_suffix_is_no_folder_by_accident(spec):
         sink_kind(spec)
 
 
-@pytest.mark.parametrize("spec", ["", "rtsp://cam/out", "http://a/out.mp4"])
-def test_nothing_and_addresses_are_refused(spec):
-    with pytest.raises(SinkError, match=r"expected a video \(out.mp4\), a picture \(out.png\), a folder or null$"):
+@pytest.mark.parametrize("spec", ["", "http://a/out.mp4", "rtmp://me:hunter2@a/b", "rtsp:///out", "srt://a:1"])
+def test_nothing_and_other_addresses_are_refused(spec):
+    expected = (
+        r"^--output .*: expected a video \(out.mp4\), .*, results \(.*\), a stream \(rtsp://.* or gst:.*\) or null$"
+    )
+    with pytest.raises(SinkError, match=expected) as refused:
         sink_kind(spec)
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_file_of_another_kind_is_not_overwritten(tmp_path):
@@ -82,6 +93,13 @@ def test_an_output_that_is_the_source_is_refused(tmp_path, make_info, renderer, 
         open_sink(str(output), info, renderer)
     assert path.read_bytes() == b"precious"
     assert not [entry for entry in os.listdir(tmp_path) if entry.startswith(".")]
+
+
+@pytest.mark.parametrize(("live", "name"), [(True, "RecordingSink"), (False, "VideoSink")])
+def test_a_video_of_a_live_source_is_a_recording(tmp_path, make_info, renderer, live, name):
+    sink = open_sink(str(tmp_path / "out.mp4"), make_info(live=live), renderer)
+    sink.close()
+    assert type(sink).__name__ == name
 
 
 def test_null_takes_everything_and_leaves_nothing(tmp_path, monkeypatch, make_info, make_frame, renderer):

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import SinkError
 from pipeline.sinks import video
+from pipeline.sinks.options import SinkOptions
 from pipeline.sinks.video import VideoSink
 from pipeline.sources import open_source
 
@@ -223,6 +224,15 @@ def test_a_closed_output_takes_no_frame(tmp_path, make_info, make_frame, rendere
         sink.write(make_frame(red_images[0]))
 
 
+def test_the_encoder_is_told_once(tmp_path, make_info, make_frame, renderer, red_images):
+    said = []
+    sink = VideoSink(str(tmp_path / "out.mp4"), make_info(), renderer, SinkOptions(encoder="x264", say=said.append))
+    for index, image in enumerate(red_images):
+        sink.write(make_frame(image, index))
+    sink.discard()
+    assert said == [f"{tmp_path / 'out.mp4'}: H.264 by the CPU (x264)"]
+
+
 def test_the_frame_is_not_changed(tmp_path, make_info, make_frame, renderer, red_images):
     frame = make_frame(red_images[5])
     kept = frame.view.copy()
@@ -267,7 +277,7 @@ def test_an_ffmpeg_without_the_encoder_says_so(tmp_path, make_info, make_frame, 
         def close(self):
             pass
 
-    monkeypatch.setattr(sink, "_container", Without())
+    monkeypatch.setattr(sink._muxer, "_container", Without())
     with pytest.raises(SinkError, match="this FFmpeg has no libx264: pip install av, or write a folder of pictures"):
         sink.write(make_frame(red_images[0]))
     sink.discard()

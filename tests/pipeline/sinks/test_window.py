@@ -420,11 +420,23 @@ def test_recording_that_cannot_be_written_ends_alone(screen, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_recording_of_a_camera_grows_in_place(screen, tmp_path):
+    rig = Rig(live=True)
+    screen.keys = ["r"]
+    rig.write(14)
+    (path,) = tmp_path.iterdir()
+    assert rig.said == [f"recording: {path.name}"]
+    with av.open(str(path)) as container:  # what a kill would leave
+        assert len(list(container.decode(video=0))) >= 5
+    rig.sink.close()
+    assert rig.said[1:] == [f"recorded: {path.name}"]
+
+
 def test_recording_that_cannot_be_opened_is_said(screen, monkeypatch):
     def refused(*_):
         raise SinkError("out.mp4: cannot be written (Permission denied): choose another --output")
 
-    monkeypatch.setattr("pipeline.sinks.window.VideoSink", refused)
+    monkeypatch.setattr("pipeline.sinks.window.open_sink", refused)
     rig = Rig()
     screen.keys = ["r"]
     rig.write(2)

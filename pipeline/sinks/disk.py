@@ -1,0 +1,59 @@
+"""A disk that fills up while something is written to it for months."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import SinkError
+
+_CHECK_EVERY_S = 1.0
+
+
+class FreeSpace:
+    """Watches that a disk keeps some space, so that one output does not take it from everything else.
+
+    Args:
+        folder: any folder of the disk.
+        min_free_bytes: what must be left.
+        make_room: deletes something that may go and tells whether there was any; asked while there is too little.
+    """
+
+    def __init__(self, folder: Path, min_free_bytes: int, make_room: Callable[[], bool] = lambda: False) -> None:
+        self._folder = folder
+        self._min_free_bytes = min_free_bytes
+        self._make_room = make_room
+        self._due_s = 0.0
+
+    def check(self) -> None:
+        """Look, at most once a second.
+
+        Raises:
+            SinkError: there is too little left, and nothing to delete.
+        """
+        now_s = time.monotonic()
+        if now_s < self._due_s:
+            return
+        self._due_s = now_s + _CHECK_EVERY_S
+        while (free_bytes := self._free_bytes()) < self._min_free_bytes:
+            if not self._make_room():
+                raise SinkError(
+                    f"expected {_size(self._min_free_bytes)} free on the disk, got {_size(free_bytes)}: "
+                    "make room or lower --min-free"
+                )
+
+    def _free_bytes(self) -> int:
+        try:
+            state = os.statvfs(self._folder)
+        except OSError as error:
+            raise SinkError(f"the disk cannot be asked for its space ({error.strerror})") from error
+        return state.f_bavail * state.f_frsize
+
+
+def _size(count: int) -> str:
+    for factor, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count} bytes"

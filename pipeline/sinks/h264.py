@@ -1,0 +1,221 @@
+"""H.264 through FFmpeg's libraries: which encoder this machine has, and pictures into a file or an address."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import cast
+
+import av
+import av.error
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+
+from pipeline.errors import SinkError
+from pipeline.frame import Image, SourceInfo
+
+_BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer function alike
+# FFmpeg's bilinear with exact rounding and chroma of every pixel: its default darkens a picture by two levels of 255. PyAV names
+# these flags from version 18 on.
+_EXACT_BILINEAR = 0x2 | 0x40000 | 0x4000
+_PICTURES_PER_S = Fraction(1)  # a video made of pictures shows each for a second
+_LIVE_FPS = Fraction(30)  # of a camera that does not tell
+_MAX_LIVE_FPS = 240  # some cameras announce the clock of their time stamps
+_LIVE_TIME_BASE = Fraction(1, 90_000)
+_KEYFRAME_EVERY_S = 1.0
+_TRIAL_FRAMES = 3
+
+# Closed groups without B-frames and without lookahead: every picture leaves the encoder when it came in, and the next second can
+# be played without the one before it.
+_X264 = {"preset": "veryfast", "crf": "20"}
+_X264_LIVE = {**_X264, "tune": "zerolatency", "forced-idr": "1"}
+_NVENC = {"preset": "p4", "rc": "vbr", "cq": "21", "b": "0", "bf": "0"}
+_NVENC_LIVE = {**_NVENC, "tune": "ll", "zerolatency": "1", "delay": "0", "forced-idr": "1"}
+
+Error = (av.error.FFmpegError, OSError)
+"""What FFmpeg's libraries raise when a picture cannot be written; `reason` words it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """An H.264 encoder of FFmpeg with its settings.
+
+    Attributes:
+        name: as FFmpeg calls it.
+        options: as FFmpeg spells them.
+        description: for the user.
+    """
+
+    name: str
+    options: Mapping[str, str]
+    description: str
+
+
+def choose_encoder(wanted: str, size_hw: tuple[int, int], *, live: bool) -> Encoder:
+    """The encoder for pictures of a size.
+
+    Args:
+        wanted: "nvenc", "x264", or "auto": NVENC where a few pictures of this size go through it.
+        size_hw: height and width in pixels, both even.
+        live: every picture must come out at once.
+
+    Raises:
+        SinkError: NVENC was asked for and does not work.
+    """
+    if wanted != "x264":
+        problem = _nvenc_problem(size_hw, live)
+        if not problem:
+            return Encoder("h264_nvenc", _NVENC_LIVE if live else _NVENC, "H.264 by the GPU (NVENC)")
+        if wanted == "nvenc":
+            raise SinkError(f"--encoder nvenc: expected a GPU that encodes H.264, got: {problem}: use --encoder auto")
+    return Encoder("libx264", _X264_LIVE if live else _X264, "H.264 by the CPU (x264)")
+
+
+class H264Muxer:
+    """One H.264 stream in one container, begun with its first picture.
+
+    Errors come as FFmpeg's libraries raise them (`Error`), so that each output can say what they mean for it.
+
+    Args:
+        target: a path after "file:", or an address.
+        info: the source; gives frame rate and unit of time.
+        live: no picture waits in the encoder, and each second begins with a keyframe.
+        wanted: the encoder, as in `choose_encoder`.
+        container_format: FFmpeg's name of it; None: told by the target's suffix.
+        options: of the container.
+
+    Attributes:
+        size_hw: of the pictures in it; None before the first.
+        description: what encodes, for the user; empty before the first picture.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        info: SourceInfo,
+        *,
+        live: bool,
+        wanted: str = "auto",
+        container_format: str | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        self.size_hw: tuple[int, int] | None = None
+        self.description = ""
+        self._live = live
+        self._wanted = wanted
+        self._fps = info.fps or (_LIVE_FPS if info.live else _PICTURES_PER_S)
+        self._time_base = info.time_base
+        if live:
+            self._fps = self._fps if 0 < self._fps <= _MAX_LIVE_FPS else _LIVE_FPS
+            self._time_base = _LIVE_TIME_BASE
+        self._last_pts = -1
+        self._keyframe_due_s = 0.0
+        self._stream: av.VideoStream | None = None
+        self._reformatter = VideoReformatter()
+        self._container = av.open(target, "w", format=container_format, options=dict(options or {}))
+
+    def write(self, view: Image, pts_s: float) -> None:
+        """Encode a picture.
+
+        Args:
+            view: (H, W, 3) uint8 BGR; one of another size than the first is scaled into it. Not kept.
+            pts_s: its time stamp; moved forward where it does not increase.
+        """
+        view = even(view)
+        stream = self._stream or self._start((view.shape[0], view.shape[1]))
+        picture = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(view, format="bgr24"),
+            width=stream.width,
+            height=stream.height,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=_EXACT_BILINEAR,
+        )
+        # Players refuse time that stands still or runs backward; a source's rounding must not stop the recording.
+        self._last_pts = max(round(pts_s / self._time_base), self._last_pts + 1)
+        picture.pts, picture.time_base = self._last_pts, self._time_base
+        if self._live:
+            now_s = float(self._last_pts * self._time_base)
+            is_due = now_s >= self._keyframe_due_s - 1e-4  # the rate of a camera is a mean: time decides
+            picture.pict_type = PictureType.I if is_due else PictureType.NONE
+            if is_due:
+                self._keyframe_due_s = now_s + _KEYFRAME_EVERY_S
+        # With no line of Python between encoder and file, where a signal that ends the run would lose a packet.
+        deque(map(self._container.mux, map(stream.encode, (picture,))), 0)
+
+    def close(self) -> None:
+        """Write what the encoder still holds, and the container's end."""
+        if self._stream is not None:
+            for packet in self._stream.encode(None):
+                self._container.mux(packet)
+        self._container.close()
+
+    def abandon(self) -> None:
+        """Give everything back; what was written is not finished."""
+        with contextlib.suppress(*Error):
+            self._container.close()
+
+    def _start(self, size_hw: tuple[int, int]) -> av.VideoStream:
+        encoder = choose_encoder(self._wanted, size_hw, live=self._live)
+        try:
+            added = self._container.add_stream(encoder.name, rate=self._fps, options=dict(encoder.options))
+        except ValueError as error:
+            raise SinkError(
+                f"this FFmpeg has no {encoder.name}: pip install av, or write a folder of pictures"
+            ) from error
+        stream = cast(av.VideoStream, added)
+        stream.height, stream.width = size_hw
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = stream.codec_context.time_base = self._time_base
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = _BT709, _BT709, _BT709
+        context.color_range = ColorRange.MPEG
+        if self._live:
+            context.gop_size = max(1, round(self._fps * Fraction(_KEYFRAME_EVERY_S)))
+        self._stream, self.size_hw, self.description = stream, size_hw, encoder.description
+        return stream
+
+
+def even(view: Image) -> Image:
+    """The picture, row after row in memory, its last row or column repeated where the size is odd: 4:2:0 has no half pixels."""
+    height, width = view.shape[:2]
+    if height % 2 or width % 2:
+        return np.pad(view, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return np.ascontiguousarray(view)
+
+
+def reason(error: Exception) -> str:
+    """Why FFmpeg or the system refused, in lower case and without the name of file or address, which may hold a password."""
+    return str(getattr(error, "strerror", None) or error).lower()
+
+
+@lru_cache(maxsize=32)
+def _nvenc_problem(size_hw: tuple[int, int], live: bool) -> str:
+    """Why pictures of this size cannot go through NVENC; empty where they can.
+
+    That FFmpeg knows the encoder says nothing: a driver, a GPU and a free session belong to it, and it has its own smallest size.
+    """
+    try:
+        context = av.CodecContext.create("h264_nvenc", "w")
+        assert isinstance(context, av.VideoCodecContext)
+        context.height, context.width = size_hw
+        context.pix_fmt = "yuv420p"
+        context.time_base, context.framerate = _LIVE_TIME_BASE, _LIVE_FPS
+        context.options = dict(_NVENC_LIVE if live else _NVENC)
+        picture = av.VideoFrame.from_ndarray(np.full((*size_hw, 3), 128, np.uint8), format="bgr24").reformat(
+            format="yuv420p"
+        )
+        packets = 0
+        for number in range(_TRIAL_FRAMES):
+            picture.pts, picture.time_base = 3000 * number, _LIVE_TIME_BASE
+            packets += len(context.encode(picture))
+        packets += len(context.encode(None))
+    except (ValueError, *Error) as error:  # a ValueError where FFmpeg was built without it
+        return reason(error)
+    return "" if packets == _TRIAL_FRAMES else f"{packets} of {_TRIAL_FRAMES} pictures"

@@ -1,0 +1,235 @@
+"""Results as text: one JSON object a frame, one line each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import select
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SinkError
+from pipeline.frame import Frame, Image, SourceInfo
+from pipeline.overlay import Renderer, subject_level
+from pipeline.redaction import redact
+from pipeline.sinks.base import Sink, make_room, scratch_path
+from pipeline.sinks.disk import FreeSpace
+from pipeline.sinks.options import DEFAULTS, SinkOptions
+
+MAX_BOXES = 20
+"""A frame's line names at most this many boxes of a class, the largest first."""
+
+MIN_BOX_SHARE = 0.0005
+"""A connected part that covers less of the frame has no box: one of 20 × 23 pixels at 720p."""
+
+STDOUT = "jsonl:-"
+
+_STDOUT_FD = 1
+_END_WITHIN_MS = 1000
+
+
+class JsonLinesSink(Sink):
+    """Writes a JSON object for each frame to ``NAME.jsonl`` (or .ndjson), or to standard output (``jsonl:-``).
+
+    Of a live source lines are appended and whole at any moment; a file of a job that has an end appears when it is complete.
+    A reader of standard output that has gone ends the run; one that is slow makes a file wait, and misses lines of a live source.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        info: SourceInfo,
+        renderer: Renderer,
+        options: SinkOptions = DEFAULTS,
+    ) -> None:
+        self._renderer = renderer
+        self._classes = options.classes
+        self._live = info.live
+        self._path: Path | None = None
+        self._scratch: Path | None = None
+        self._space: FreeSpace | None = None
+        self._fd = -1
+        self._say = options.say
+        self._missed = 0
+        self._pending = memoryview(b"")
+        if spec == STDOUT:
+            try:
+                self._fd = os.dup(_STDOUT_FD)
+            except OSError as error:
+                raise SinkError(f"{STDOUT}: standard output is closed") from error
+            return
+        self._path = Path(spec)
+        self.written = spec
+        make_room(self._path)
+        if info.live:
+            self._space = FreeSpace(self._path.parent, options.min_free_bytes)
+        else:
+            self._scratch = scratch_path(self._path)
+        flags = os.O_APPEND if info.live else os.O_EXCL
+        try:
+            self._fd = os.open(self._scratch or self._path, flags | os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if info.live:
+                _end_last_line(self._fd)
+        except OSError as error:
+            self.discard()
+            raise SinkError(f"{spec}: cannot be written ({error.strerror}): choose another --output") from error
+
+    def write(self, frame: Frame) -> None:
+        """Write the frame's line.
+
+        Raises:
+            SinkError: the disk is full or nearly so; the lines until then are kept.
+        """
+        if self.stopped:
+            return
+        if self._fd < 0:
+            raise ValueError(f"{frame!r}: the output is closed")
+        result = results_of(frame, self._renderer, self._classes)
+        line = json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+        content = line.encode("utf-8", "replace")  # a file's name need not be UTF-8
+        start_bytes = os.fstat(self._fd).st_size if self._path else 0
+        try:
+            if self._space is not None:
+                self._space.check()
+            self._send_pending(0)
+            if self._pending:
+                self._missed += 1
+                return
+            self._pending = memoryview(content)
+            self._send_pending(0 if self._live and self._path is None else None)
+        except BrokenPipeError:
+            self.stopped = True
+        except SinkError as error:
+            raise SinkError(f"{self._path}: {error}") from error
+        except OSError as error:
+            self._pending = memoryview(b"")
+            if self._path:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, start_bytes)  # no half line
+            raise SinkError(f"{self._path or 'standard output'}: cannot be written ({error.strerror})") from error
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._fd < 0:
+            return
+        with contextlib.suppress(OSError):  # of standard output alone: the rest of a line
+            self._send_pending(_END_WITHIN_MS)
+        if self._missed:
+            self._say(f"{STDOUT}: {self._missed} lines were left out: the reader is too slow")
+        self._close_file()
+        if self._scratch is not None and self._path is not None:
+            try:
+                os.replace(self._scratch, self._path)
+            except OSError as error:
+                self.discard()
+                raise SinkError(f"{self._path}: cannot be finished ({error.strerror})") from error
+
+    def discard(self) -> None:
+        """Remove what was written of a job that has an end."""
+        was_open = self._fd >= 0
+        self._close_file()
+        if self._scratch is not None and (was_open or self._scratch.exists()):
+            with contextlib.suppress(FileNotFoundError):
+                self._scratch.unlink()
+
+    def _send_pending(self, wait_ms: int | None) -> None:
+        """Write what is left of a line; to a pipe only as much as does not make us wait longer than that."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        while self._pending and (wait_ms is None or poll.poll(wait_ms)):
+            # A pipe that can be written takes a page at once.
+            self._pending = self._pending[os.write(self._fd, self._pending[: select.PIPE_BUF]) :]
+
+    def _close_file(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
+def results_of(frame: Frame, renderer: Renderer, classes: tuple[str, ...]) -> dict[str, Any]:
+    """What a frame's line says.
+
+    Returns:
+        source, index, pts_s, captured (UTC, ISO 8601), age_ms, size_hw; and classes, those in the picture, each with its number,
+        its name, the share of the frame that it covers (0 to 1) and the boxes of its connected parts: xywh in pixels and the
+        share of the frame. With a binary network also the mean probability of the frame, of the class and of each box.
+    """
+    if frame.mask is None:
+        raise ValueError(f"{frame!r} has no mask yet")
+    age_ms = frame.age_ms
+    captured = datetime.now(timezone.utc) - timedelta(milliseconds=age_ms)
+    result: dict[str, Any] = {
+        "source": redact(frame.source),
+        "index": frame.index,
+        "pts_s": round(frame.pts_s, 6) if math.isfinite(frame.pts_s) else None,
+        "captured": f"{captured:%Y-%m-%dT%H:%M:%S.%f}Z",
+        "age_ms": round(age_ms, 3),
+        "size_hw": list(frame.size_hw),
+    }
+    mask = np.ascontiguousarray(frame.mask)
+    if renderer.task == "binary":
+        result["mean_probability"] = _share(cv2.mean(mask)[0] / 255)
+        level = subject_level(renderer.look.threshold)
+        subject = cv2.threshold(mask, level - 1, 255, cv2.THRESH_BINARY)[1]
+        found = [_class_of(subject, 1, classes[0] if classes else "", mask, has_boxes=True)]
+    else:
+        first = 1 if renderer.look.palette.transparent_class_0 else 0
+        present = np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel()).tolist()
+        found = [
+            _class_of(
+                cv2.compare(mask, number, cv2.CMP_EQ), number, _name(classes, number), None, has_boxes=number >= first
+            )
+            for number in present
+        ]
+    result["classes"] = [entry for entry in found if entry["area"] > 0]
+    return result
+
+
+def _class_of(
+    inside: NDArray[Any], number: int, name: str, probability: Image | None, *, has_boxes: bool
+) -> dict[str, Any]:
+    """The entry of one class; ``inside`` is (H, W) uint8, not 0 where it is."""
+    pixels = inside.size
+    entry: dict[str, Any] = {"class": number, "name": name, "area": _share(cv2.countNonZero(inside) / pixels)}
+    if probability is not None and entry["area"] > 0:
+        entry["mean_probability"] = _share(cv2.mean(probability, inside)[0] / 255)
+    entry["boxes"] = []
+    left, top, width, height = cv2.boundingRect(inside)
+    if not has_boxes or not width:
+        return entry
+    part = np.ascontiguousarray(inside[top : top + height, left : left + width])
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8, ltype=cv2.CV_32S)
+    areas = stats[1:, cv2.CC_STAT_AREA]  # row 0 is what lies outside
+    for label in (np.argsort(-areas, kind="stable")[:MAX_BOXES] + 1).tolist():
+        x, y, box_width, box_height, area = stats[label].tolist()
+        if area < MIN_BOX_SHARE * pixels:
+            break
+        box: dict[str, Any] = {"xywh": [left + x, top + y, box_width, box_height], "area": _share(area / pixels)}
+        if probability is not None:
+            its = (labels[y : y + box_height, x : x + box_width] == label).astype(np.uint8)
+            window = probability[top + y : top + y + box_height, left + x : left + x + box_width]
+            box["mean_probability"] = _share(cv2.mean(window, its)[0] / 255)
+        entry["boxes"].append(box)
+    return entry
+
+
+def _name(classes: tuple[str, ...], number: int) -> str:
+    return classes[number] if number < len(classes) else f"class {number}"
+
+
+def _share(value: float) -> float:
+    return round(float(value), 6)
+
+
+def _end_last_line(fd: int) -> None:
+    """A line that a power failure cut in half must not swallow the next one."""
+    size_bytes = os.fstat(fd).st_size
+    if size_bytes and os.pread(fd, 1, size_bytes - 1) != b"\n":
+        os.write(fd, b"\n")

@@ -1,0 +1,276 @@
+"""The recording of a live source: files that can be played whatever ends them, one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import av
+
+from pipeline.command_line import uninterrupted
+from pipeline.errors import SinkError
+from pipeline.frame import Frame, Image, SourceInfo
+from pipeline.overlay import Renderer
+from pipeline.sinks.base import Sink, make_room
+from pipeline.sinks.disk import FreeSpace
+from pipeline.sinks.h264 import Error, H264Muxer, even, reason
+from pipeline.sinks.options import DEFAULTS, SinkOptions
+
+# What a kill may cost: pictures reach the file in pieces of this length.
+_FRAGMENT_MS = 250
+# The first release with files that are fragments while they grow and an ordinary MP4 when they are closed: FFmpeg 7.1.
+_HYBRID_FROM_LIBAVFORMAT = (61, 7)
+# The index of such a file is kept in memory, 80 bytes a frame.
+_LONGEST_S = 3600.0
+_WRITE_BACK_EVERY_S = 1.0
+
+
+class RecordingSink(Sink):
+    """Writes the views of a live source to ``NAME.mp4`` (or .m4v, .mov, .mkv), in place.
+
+    The file can be played at any moment, also after the process was killed, but for its last quarter of a second. When it is
+    closed it is an ordinary MP4 (with FFmpeg before 7.1 it stays fragmented). It never replaces a file: where ``NAME.mp4``
+    exists, it goes on with the next free number, ``NAME-0002.mp4``. A new file begins after the time or size in the options,
+    and when the size of the views changes; each begins with a keyframe at time 0 and can be played alone.
+
+    Power loss: every second the system is asked to begin writing to the disk, without waiting for it. What a file system makes of
+    that is its own; nothing is waited for, since a slow card would hold up the picture.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        info: SourceInfo,
+        renderer: Renderer,
+        options: SinkOptions = DEFAULTS,
+    ) -> None:
+        self._path = Path(spec)
+        self._info = info
+        self._options = options
+        self._segment: _Segment | None = None
+        self._kept: deque[tuple[Path, int]] = deque()
+        self._number = 0  # of the last file that was begun
+        self._ended = ""
+        self._is_told = False
+        make_room(self._path)
+        if not os.access(self._path.parent, os.W_OK | os.X_OK):
+            raise SinkError(f"{spec}: cannot be written (no permission): choose another --output")
+        may_delete = options.keep_bytes is not None or options.keep_segments is not None
+        self._space = FreeSpace(
+            self._path.parent, options.min_free_bytes, self._delete_oldest if may_delete else lambda: False
+        )
+
+    def write(self, frame: Frame) -> None:
+        """Encode the frame's view.
+
+        Raises:
+            SinkError: the disk is full or nearly so, or the file cannot be written; what was recorded until then is kept.
+        """
+        if self._ended:
+            raise SinkError(self._ended)
+        if frame.view is None:
+            raise ValueError(f"{frame!r} has no view")
+        view = even(frame.view)
+        try:
+            self._space.check()
+            segment = self._segment_for(view, frame.pts_s)
+            segment.write(view, frame.pts_s)
+        except SinkError as error:
+            raise self._end(str(error)) from error
+        except Error as error:
+            raise self._end(reason(error)) from error
+        if not self._is_told:
+            self._is_told = True
+            self._options.say(f"recording: {segment.path}, {segment.description}")
+
+    def close(self) -> None:
+        """Finish the last file."""
+        try:
+            self._finish_segment()
+        except Error as error:
+            raise self._end(reason(error)) from error
+        self._ended = self._ended or f"{self._path}: the recording is closed"
+
+    def _segment_for(self, view: Image, pts_s: float) -> _Segment:
+        segment = self._segment
+        if segment is not None and (segment.size_hw != view.shape[:2] or self._is_full(segment, pts_s)):
+            self._finish_segment()
+            segment = None
+        if segment is None:
+            with _undisturbed():
+                self._delete_old()
+                path = self._create()
+                segment = self._segment = _Segment(
+                    path, self._info, (view.shape[0], view.shape[1]), pts_s, self._options
+                )
+                self._tell_files()
+        return segment
+
+    def _is_full(self, segment: _Segment, pts_s: float) -> bool:
+        limit_bytes = self._options.segment_bytes
+        return pts_s - segment.start_pts_s >= (self._options.segment_s or _LONGEST_S) or (
+            limit_bytes is not None and segment.good_bytes >= limit_bytes
+        )
+
+    def _create(self) -> Path:
+        """An empty file of our own under the next free name."""
+        path = self._path
+        if not (self._number or self._options.numbered or os.path.lexists(path)):
+            with contextlib.suppress(FileExistsError):
+                path.open("xb").close()
+                self._number = 1
+                return path
+        stem, suffix, folder = path.stem, path.suffix, path.parent
+        taken = re.compile(rf"{re.escape(stem)}-(\d{{4,9}}){re.escape(suffix)}")
+        numbers = [int(match[1]) for name in os.listdir(folder) if (match := taken.fullmatch(name))]
+        number = max(self._number, 0 if self._options.numbered else 1, *numbers)
+        while True:
+            number += 1
+            path = folder / f"{stem}-{number:04d}{suffix}"
+            with contextlib.suppress(FileExistsError):
+                path.open("xb").close()
+                break
+        if not (self._number or self._options.numbered):
+            self._options.say(f"{self._path} exists already and is left as it is")
+        self._number = number
+        return path
+
+    def _finish_segment(self) -> None:
+        if self._segment is None:
+            return
+        with _undisturbed():
+            segment, self._segment = self._segment, None
+            try:
+                segment.close()
+            finally:
+                if segment.good_bytes:
+                    self._kept.append((segment.path, segment.good_bytes))
+                self._tell_files()
+
+    def _end(self, problem: str) -> SinkError:
+        """Finish as far as that is possible; the error to raise."""
+        with contextlib.suppress(*Error):  # the first problem is the one to tell
+            self._finish_segment()
+        kept = f"; {self.written} can be played" if self.written else ""
+        self._ended = f"{self._path}: recording stopped ({problem}){kept}"
+        return SinkError(self._ended)
+
+    def _delete_old(self) -> None:
+        options = self._options
+        while (options.keep_segments is not None and len(self._kept) >= max(1, options.keep_segments)) or (
+            options.keep_bytes is not None and sum(size for _, size in self._kept) > options.keep_bytes
+        ):
+            if not self._delete_oldest():
+                return
+
+    def _delete_oldest(self) -> bool:
+        if not self._kept:
+            return False
+        path, _ = self._kept.popleft()
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        self._tell_files()
+        return True
+
+    def _tell_files(self) -> None:
+        paths = [path for path, _ in self._kept] + ([self._segment.path] if self._segment else [])
+        self.written = f"{paths[0]} … {paths[-1]} ({len(paths)} files)" if len(paths) > 1 else str(*paths)
+
+
+class _Segment:
+    """One file of a recording.
+
+    Attributes:
+        path: of the file.
+        size_hw: of its pictures.
+        start_pts_s: time stamp of its first picture, which is 0 in the file.
+        good_bytes: as much of the file as is whole fragments; 0 before there is one.
+    """
+
+    def __init__(
+        self, path: Path, info: SourceInfo, size_hw: tuple[int, int], start_pts_s: float, options: SinkOptions
+    ) -> None:
+        self.path = path
+        self.size_hw = size_hw
+        self.start_pts_s = start_pts_s
+        self.good_bytes = 0
+        self._head_bytes = -1
+        self._is_broken = False
+        self._write_back_due_s = 0.0
+        self._file = path.open("r+b", buffering=0)
+        try:
+            self._muxer = H264Muxer(
+                f"file:{path}", info, live=True, wanted=options.encoder, options=_container_options(path.suffix.lower())
+            )
+        except BaseException:
+            self._file.close()
+            path.unlink()
+            raise
+
+    def write(self, view: Image, pts_s: float) -> None:
+        """Encode a picture; an error of FFmpeg leaves the file to `close`."""
+        try:
+            self._muxer.write(view, pts_s - self.start_pts_s)
+        except (SinkError, *Error):
+            self._is_broken = True
+            raise
+        self._measure()
+        now_s = time.monotonic()
+        if now_s >= self._write_back_due_s:
+            self._write_back_due_s = now_s + _WRITE_BACK_EVERY_S
+            if hasattr(os, "posix_fadvise"):
+                # Linux starts to write the file's changed pages and does not wait for them; those on the disk leave the cache.
+                with contextlib.suppress(OSError):  # no file system has to
+                    os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Finish the file; where that is impossible, cut it after its last whole fragment."""
+        try:
+            if not self._is_broken:
+                self._muxer.close()
+                self._measure()
+                return
+        except Error:
+            self._is_broken = True
+            raise
+        finally:
+            if self._is_broken:
+                self._muxer.abandon()
+                if self.good_bytes:
+                    self._file.truncate(self.good_bytes)
+            self._file.close()
+            if not self.good_bytes:
+                with contextlib.suppress(FileNotFoundError):
+                    self.path.unlink()
+
+    @property
+    def description(self) -> str:
+        """What encodes, for the user; empty before the first picture."""
+        return self._muxer.description
+
+    def _measure(self) -> None:
+        size_bytes = os.fstat(self._file.fileno()).st_size
+        if self._head_bytes < 0:
+            self._head_bytes = size_bytes  # the container's head alone is not worth keeping
+        elif size_bytes > self._head_bytes:
+            self.good_bytes = size_bytes
+
+
+def _container_options(suffix: str) -> dict[str, str]:
+    options = {"flush_packets": "1"}
+    if suffix == ".mkv":
+        return options | {"cluster_time_limit": str(_FRAGMENT_MS)}
+    is_hybrid = av.library_versions["libavformat"] >= _HYBRID_FROM_LIBAVFORMAT
+    flags = "+hybrid_fragmented" if is_hybrid else "+frag_keyframe+empty_moov+default_base_moof"
+    return options | {"movflags": flags, "frag_duration": str(_FRAGMENT_MS * 1000)}
+
+
+def _undisturbed() -> AbstractContextManager[object]:
+    """No signal between the steps that begin or end a file; signals come to the main thread only."""
+    return uninterrupted() if threading.current_thread() is threading.main_thread() else nullcontext()

@@ -1,0 +1,444 @@
+"""Recordings of live sources: what a kill, a full disk and another size leave behind."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import SinkError
+from pipeline.sinks import recording
+from pipeline.sinks.options import SinkOptions
+from pipeline.sinks.recording import RecordingSink
+
+ROOT = Path(__file__).parents[3]
+WAIT_S = 60  # only a broken test waits so long
+FREE = SinkOptions(min_free_bytes=0)
+
+# Records in a process of its own, as fast as it can or at 30 FPS, and tells the number of each frame that `write` has taken.
+RECORDER = """
+import sys, time
+import numpy as np
+from fractions import Fraction
+from pipeline.frame import Frame, SourceInfo
+from pipeline.overlay import Look, Renderer
+from pipeline.sinks import recording
+from pipeline.sinks.options import SinkOptions
+path, fps, libavformat = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+if libavformat:
+    recording._HYBRID_FROM_LIBAVFORMAT = (999,)
+info = SourceInfo("cam", "", fps=Fraction(30), live=True)
+sink = recording.RecordingSink(path, info, Renderer(Look(), "binary"), SinkOptions(min_free_bytes=0))
+noise = np.random.default_rng(0)
+start_s = time.monotonic()
+for index in range(100000):
+    if fps:
+        time.sleep(max(0, start_s + index / fps - time.monotonic()))
+    image = noise.integers(0, 255, (64, 96, 3), np.uint8)
+    sink.write(Frame(image, index, index / 30, "cam", "x", view=image))
+    print(index, flush=True)
+"""
+
+
+def frames_of(path):
+    """How many frames ffprobe decodes; it must have nothing to say against the file."""
+    command = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", "stream=nb_read_frames", "-of", "json"]
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return int(json.loads(done.stdout)["streams"][0]["nb_read_frames"])
+
+
+def packets_of(path):
+    """Time stamp in seconds of each frame, and whether it is a keyframe."""
+    command = ["ffprobe", "-v", "error", "-show_entries", "packet=pts_time,flags", "-of", "json", str(path)]
+    packets = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["packets"]
+    return [(float(packet["pts_time"]), "K" in packet["flags"]) for packet in packets]
+
+
+def view_of(number, size_hw=(32, 48)):
+    return np.full((*size_hw, 3), number % 256, np.uint8)
+
+
+@pytest.fixture
+def live(make_info):
+    return make_info(fps=30, live=True)
+
+
+@pytest.fixture
+def open_recording(tmp_path, live, renderer):
+    def start(name="out.mp4", **options):
+        return RecordingSink(str(tmp_path / name), live, renderer, SinkOptions(**{"min_free_bytes": 0, **options}))
+
+    return start
+
+
+@pytest.fixture
+def record(make_frame):
+    """``record(sink, range(60))``: frames of these numbers at 30 FPS."""
+
+    def write(sink, numbers, size_hw=(32, 48)):
+        for number in numbers:
+            sink.write(make_frame(view_of(number, size_hw), number, number / 30))
+        return sink
+
+    return write
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """Starts RECORDER; gives the process."""
+    started = []
+
+    def start(name, fps=0, libavformat=""):
+        command = [sys.executable, "-c", RECORDER, str(tmp_path / name), str(fps), libavformat]
+        job = subprocess.Popen(
+            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+        )
+        started.append(job)
+        return job
+
+    yield start
+    for job in started:
+        job.kill()
+        job.communicate()
+
+
+def kill_after(job, frames):
+    for line in job.stdout:
+        if int(line) + 1 >= frames:
+            break
+    job.kill()
+    rest = job.stdout.read().split()
+    assert job.wait(WAIT_S) == -signal.SIGKILL
+    return int(rest[-1]) + 1 if rest else frames
+
+
+@pytest.mark.needs_program("ffprobe")
+@pytest.mark.parametrize(
+    ("name", "fps", "libavformat"),
+    [("out.mp4", 30, ""), ("out.mp4", 0, "older"), ("out.mov", 0, ""), ("out.mkv", 0, "")],
+    ids=["hybrid at 30 FPS", "fragmented", "mov", "mkv"],
+)
+def test_a_kill_costs_less_than_a_second(recorder, tmp_path, name, fps, libavformat):
+    written = kill_after(recorder(name, fps, libavformat), 75)
+    assert written - 30 <= frames_of(tmp_path / name) <= written
+
+
+@pytest.mark.needs_program("ffprobe")
+def test_closed_it_is_an_ordinary_mp4(open_recording, record, tmp_path, read_video):
+    sink = record(open_recording(), range(75))
+    assert sink.written == str(tmp_path / "out.mp4")
+    sink.close()
+    sink.close()
+    content = (tmp_path / "out.mp4").read_bytes()
+    assert content.index(b"moov") > 0
+    # Its boxes from the outside: no fragment is left.
+    boxes, at = [], 0
+    while at < len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        boxes.append(content[at + 4 : at + 8])
+        at += size if size > 1 else int.from_bytes(content[at + 8 : at + 16], "big")
+    assert b"moof" not in boxes
+    assert boxes[-1] == b"moov"
+    seen = read_video(tmp_path / "out.mp4")
+    assert (frames_of(tmp_path / "out.mp4"), seen.codec, seen.pix_fmt, seen.tags) == (75, "h264", "yuv420p", (1, 1, 1))
+    assert seen.pts_s == pytest.approx([number / 30 for number in range(75)], abs=1e-4)
+    assert [image[16, 24, 0] for image in seen.images] == pytest.approx(list(range(75)), abs=3)
+
+
+@pytest.mark.needs_program("ffprobe")
+@pytest.mark.parametrize("step_s", [1 / 30, 0.1, 0.45, 1.7])
+def test_a_keyframe_each_second_whatever_the_rate_turns_out_to_be(open_recording, make_frame, tmp_path, step_s):
+    sink = open_recording()
+    for number in range(max(8, round(4 / step_s))):
+        sink.write(make_frame(view_of(number), number, number * step_s))
+    sink.close()
+    packets = packets_of(tmp_path / "out.mp4")
+    assert [pts_s for pts_s, _ in packets] == pytest.approx(
+        [number * step_s for number in range(len(packets))], abs=1e-3
+    )
+    keyframes = [pts_s for pts_s, is_keyframe in packets if is_keyframe]
+    assert keyframes[0] == 0
+    assert max(np.diff([*keyframes, packets[-1][0]])) < 1 + step_s
+
+
+def test_it_grows_while_it_is_written(open_recording, record, tmp_path, read_video):
+    sink = record(open_recording(), range(45))
+    assert len(read_video(tmp_path / "out.mp4").images) >= 30
+    sink.close()
+
+
+@pytest.mark.needs_program("ffprobe")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_files_by_time_hold_every_frame_and_play_alone(open_recording, record, tmp_path, read_video, suffix):
+    sink = record(open_recording(f"out{suffix}", segment_s=0.5), range(50))
+    sink.close()
+    names = [f"out-000{number}{suffix}" for number in (1, 2, 3, 4)]
+    assert sorted(os.listdir(tmp_path)) == names
+    assert sink.written == f"{tmp_path / names[0]} … {tmp_path / names[-1]} (4 files)"
+    seen = [read_video(tmp_path / name) for name in names]
+    assert [len(video.images) for video in seen] == [15, 15, 15, 5]
+    assert [video.pts_s[0] for video in seen] == [0, 0, 0, 0]
+    values = [image[16, 24, 0] for video in seen for image in video.images]
+    assert values == pytest.approx(list(range(50)), abs=3)
+    for name in names:
+        assert packets_of(tmp_path / name)[0] == (0, True)
+
+
+def test_files_by_size(open_recording, tmp_path, make_frame, read_video):
+    sink = open_recording(segment_bytes=10_000)
+    noise = np.random.default_rng(0)
+    for number in range(60):
+        sink.write(make_frame(noise.integers(0, 255, (32, 48, 3), np.uint8), number, number / 30))
+    sink.close()
+    names = sorted(os.listdir(tmp_path))
+    assert len(names) > 2
+    assert all((tmp_path / name).stat().st_size < 60_000 for name in names)
+    assert sum(len(read_video(tmp_path / name).images) for name in names) == 60
+
+
+def test_another_size_begins_another_file(open_recording, record, tmp_path, read_video):
+    sink = record(open_recording(), range(20))
+    record(sink, range(20, 40), (64, 64))
+    record(sink, range(40, 50), (31, 47))
+    record(sink, range(50, 60), (32, 48))  # once made even, the size stays
+    sink.close()
+    seen = {name: read_video(tmp_path / name) for name in sorted(os.listdir(tmp_path))}
+    assert {name: (video.size_hw, len(video.images)) for name, video in seen.items()} == {
+        "out-0002.mp4": ((64, 64), 20),
+        "out-0003.mp4": ((32, 48), 20),
+        "out.mp4": ((32, 48), 20),
+    }
+
+
+@pytest.mark.parametrize(("options", "kept"), [({"keep_segments": 2}, [5, 6]), ({"keep_bytes": 1}, [6])])
+def test_the_oldest_files_go(open_recording, record, tmp_path, options, kept):
+    (tmp_path / "out-0001.mp4.txt").touch()
+    sink = record(open_recording(segment_s=0.5, **options), range(90))
+    sink.close()
+    assert sorted(os.listdir(tmp_path)) == ["out-0001.mp4.txt", *(f"out-000{number}.mp4" for number in kept)]
+    assert str(tmp_path / f"out-000{kept[0]}.mp4") in sink.written
+
+
+def test_files_of_an_earlier_run_are_not_touched(open_recording, record, tmp_path):
+    (tmp_path / "out-0007.mp4").write_bytes(b"old")
+    sink = record(open_recording(segment_s=0.5, keep_segments=1), range(40))
+    sink.close()
+    assert sorted(os.listdir(tmp_path)) == ["out-0007.mp4", "out-0010.mp4"]
+    assert (tmp_path / "out-0007.mp4").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_nothing_is_replaced(open_recording, record, tmp_path, kind):
+    said = []
+    if kind == "file":
+        (tmp_path / "out.mp4").write_bytes(b"precious")
+    else:
+        (tmp_path / "out.mp4").symlink_to(tmp_path / "elsewhere")
+    sink = record(open_recording(say=said.append, encoder="x264"), range(3))
+    sink.close()
+    assert sink.written == str(tmp_path / "out-0002.mp4")
+    assert said == [
+        f"{tmp_path / 'out.mp4'} exists already and is left as it is",
+        f"recording: {tmp_path / 'out-0002.mp4'}, H.264 by the CPU (x264)",
+    ]
+    assert sorted(os.listdir(tmp_path)) == ["out-0002.mp4", "out.mp4"]
+    record(open_recording(), range(3)).close()
+    assert (tmp_path / "out-0003.mp4").is_file()
+
+
+@pytest.mark.parametrize("end", ["close", "discard"])
+def test_without_frames_there_is_no_file(open_recording, tmp_path, end):
+    sink = open_recording()
+    getattr(sink, end)()
+    assert (os.listdir(tmp_path), sink.written) == ([], "")
+
+
+def test_discard_keeps_what_was_recorded(open_recording, record, tmp_path, read_video):
+    record(open_recording(), range(40)).discard()
+    assert len(read_video(tmp_path / "out.mp4").images) == 40
+
+
+def test_a_closed_recording_takes_no_frame(open_recording, record):
+    sink = record(open_recording(), range(3))
+    sink.close()
+    with pytest.raises(SinkError, match=r"out.mp4: the recording is closed$"):
+        record(sink, [3])
+
+
+def test_where_nothing_can_be_written_is_said_before_any_work(tmp_path, open_recording):
+    (tmp_path / "file").touch()
+    for name in ("file/out.mp4", "x" * 300 + ".mp4", "/proc/out/x.mp4"):
+        with pytest.raises(SinkError, match=r"cannot be written \(.*\): choose another --output$"):
+            open_recording(name)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 300 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "edgemask-test", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a disk of 300 kB can only be mounted by root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_files():
+    """Files may grow to 100 kB: all that a user may do to have a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def fill(sink, make_frame):
+    """Record noise until it fails; the number of frames that were taken."""
+    noise = np.random.default_rng(0)
+    for number in range(2000):
+        image = noise.integers(0, 255, (64, 96, 3), np.uint8)
+        try:
+            sink.write(make_frame(image, number, number / 30))
+        except SinkError as error:
+            return number, str(error)
+    raise AssertionError("the disk did not fill up")
+
+
+@pytest.mark.needs_program("ffprobe")
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_a_full_disk_leaves_what_was_recorded(small_disk, open_recording, make_frame, name):
+    sink = open_recording(small_disk / name)
+    frames, problem = fill(sink, make_frame)
+    path = small_disk / name
+    assert problem == f"{path}: recording stopped (no space left on device); {path} can be played"
+    assert frames - 30 <= frames_of(path) <= frames
+    with pytest.raises(SinkError, match=r"recording stopped \(no space left on device\)"):
+        sink.write(make_frame(view_of(0), frames + 1))
+    sink.close()
+    sink.discard()
+    assert frames - 30 <= frames_of(path) <= frames
+
+
+@pytest.mark.needs_program("ffprobe")
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("libavformat", [(61, 7), (999,)], ids=["hybrid", "fragmented"])
+def test_a_file_that_may_not_grow_leaves_what_was_recorded(
+    tmp_path, open_recording, make_frame, monkeypatch, libavformat
+):
+    monkeypatch.setattr(recording, "_HYBRID_FROM_LIBAVFORMAT", libavformat)
+    frames, problem = fill(open_recording(), make_frame)
+    assert "out.mp4: recording stopped (file too large)" in problem
+    assert frames - 30 <= frames_of(tmp_path / "out.mp4") <= frames
+
+
+@pytest.mark.needs_program("ffprobe")
+def test_a_disk_that_is_full_at_the_end_leaves_what_was_recorded(tmp_path, open_recording, record):
+    sink = record(open_recording(), range(60))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "out.mp4").stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(SinkError, match=r"recording stopped \(file too large\); .*out.mp4 can be played$"):
+            sink.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert frames_of(tmp_path / "out.mp4") >= 45
+
+
+def test_it_stops_before_the_disk_is_full(tmp_path, open_recording, record, monkeypatch, read_video):
+    free_bytes = 500_000_000
+    monkeypatch.setattr(
+        "pipeline.sinks.disk.os.statvfs", lambda _: os.statvfs_result((1, 1, 0, 0, free_bytes, 0, 0, 0, 0, 255))
+    )
+    monkeypatch.setattr("pipeline.sinks.disk._CHECK_EVERY_S", 0)
+    sink = record(open_recording(min_free_bytes=200_000_000), range(40))
+    free_bytes = 199_000_000
+    expected = (
+        r"out.mp4: recording stopped \(expected 200 MB free on the disk, got 199 MB: make room or lower --min-free\); "
+    )
+    with pytest.raises(SinkError, match=expected):
+        record(sink, [40])
+    assert len(read_video(tmp_path / "out.mp4").images) == 40
+    free_bytes = 1_000
+    with pytest.raises(SinkError, match=r"recording stopped \(expected 200 MB free on the disk, got 1 kB: .*\)$"):
+        record(open_recording("new.mp4", min_free_bytes=200_000_000), [0])
+    assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+def test_old_files_go_before_the_disk_is_full(tmp_path, open_recording, record, monkeypatch):
+    def state(_):
+        return os.statvfs_result((1, 1, 0, 0, 10 - len(os.listdir(tmp_path)), 0, 0, 0, 0, 255))
+
+    monkeypatch.setattr("pipeline.sinks.disk.os.statvfs", state)
+    monkeypatch.setattr("pipeline.sinks.disk._CHECK_EVERY_S", 0)
+    record(open_recording(segment_s=0.5, keep_segments=100, min_free_bytes=7), range(90)).close()
+    assert sorted(os.listdir(tmp_path)) == ["out-0004.mp4", "out-0005.mp4", "out-0006.mp4"]
+
+
+def test_the_encoder_that_was_asked_for_or_none(open_recording, record, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.sinks.h264._nvenc_problem", lambda *_: "no such device")
+    with pytest.raises(SinkError, match=r"--encoder nvenc: expected a GPU that encodes H.264, got: no such device"):
+        record(open_recording(encoder="nvenc"), [0])
+    assert os.listdir(tmp_path) == []
+    record(open_recording(encoder="x264"), [0, 1]).close()
+    assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+COMMAND = """
+import dataclasses, sys
+from pipeline.sources import synthetic
+class Live(synthetic.SyntheticSource):
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.info = dataclasses.replace(self.info, live=True)
+    def __iter__(self):
+        import time
+        for frame in super().__iter__():
+            time.sleep(0.005)
+            yield frame
+synthetic.SyntheticSource = Live
+from pipeline.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.needs_program("ffprobe")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_a_complete_file(red_bundle, tmp_path, number, status):
+    arguments = [
+        "--source",
+        "test://?size=64x48&frames=1000000",
+        "--model",
+        str(red_bundle.folder),
+        "--output",
+        "out.mp4",
+    ]
+    job = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments, "--headless", "--quiet"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    path = tmp_path / "out.mp4"
+    end_s = time.monotonic() + WAIT_S
+    while not (path.exists() and path.stat().st_size > 20_000):
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+    job.send_signal(number)
+    assert (job.communicate(timeout=WAIT_S)[1], job.returncode) == ("", status)
+    assert os.listdir(tmp_path) == ["out.mp4"]
+    content = path.read_bytes()
+    assert content.rindex(b"moov") > content.rindex(b"moof")  # finished: an index of the whole file at its end
+    assert frames_of(path) > 30

@@ -1,0 +1,202 @@
+"""Views published to a real RTSP server, which goes away and comes back."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from pipeline.errors import SinkError
+from pipeline.sinks import rtsp, stream
+from pipeline.sinks.options import SinkOptions
+from pipeline.sinks.rtsp import RtspSink
+
+SERVER = Path(__file__).with_name("rtsp_record_server.py")
+PYTHON = "/usr/bin/python3"  # GStreamer's bindings come with the system
+WAIT_S = 30  # only a broken test waits so long
+
+
+def has_server():
+    code = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+    try:
+        return subprocess.run([PYTHON, "-c", code], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+class Server:
+    def __init__(self, folder, port=0):
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [PYTHON, str(SERVER), str(port), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.port = int(self.process.stdout.readline().split()[1])
+        self.address = f"rtsp://127.0.0.1:{self.port}/live"
+
+    def received(self, session=1):
+        """The pictures of a session so far."""
+        path = self.folder / f"session-{session}.h264"
+        if not path.exists() or path.stat().st_size < 2000:
+            return []
+        try:
+            with av.open(str(path), format="h264") as container:
+                return [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+        except av.error.FFmpegError:
+            return []
+
+    def stop(self):
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """``serve("a", port)``: a server that writes below the folder "a"."""
+    if not has_server():
+        pytest.skip("gir1.2-gst-rtsp-server-1.0 is not on this machine")
+    servers = []
+
+    def start(name="server", port=0):
+        (tmp_path / name).mkdir()
+        servers.append(Server(tmp_path / name, port))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def publish(make_info, make_frame, renderer, monkeypatch):
+    """Opens a sink; ``push`` writes frames at about 50 FPS until something is so, and tells how long the slowest write took."""
+    monkeypatch.setattr(stream, "_FIRST_WAIT_S", 0.05)
+    sinks = []
+
+    class Publisher:
+        def __init__(self, address, live=True):
+            self.said = []
+            self.index = 0
+            self.sink = RtspSink(address, make_info(fps=50, live=live), renderer, SinkOptions(say=self.said.append))
+            sinks.append(self.sink)
+
+        def push(self, until, size_hw=(64, 96), pause_s=0.02):
+            slowest_s, end_s = 0.0, time.monotonic() + WAIT_S
+            while not until():
+                assert time.monotonic() < end_s, self.said
+                image = np.full((*size_hw, 3), (self.index * 2) % 200 + 20, np.uint8)
+                image[: size_hw[0] // 2] = np.random.default_rng(self.index).integers(
+                    0, 255, (size_hw[0] // 2, size_hw[1], 3), np.uint8
+                )
+                start_s = time.monotonic()
+                self.sink.write(make_frame(image, self.index, self.index / 50))
+                slowest_s = max(slowest_s, time.monotonic() - start_s)
+                self.index += 1
+                time.sleep(pause_s)
+            return slowest_s
+
+    yield Publisher
+    for sink in sinks:
+        sink.discard()
+
+
+def test_a_server_gets_the_pictures(serve, publish):
+    server = serve()
+    publisher = publish(server.address)
+    publisher.push(lambda: publisher.index % 25 == 24 and len(server.received()) >= 20)
+    publisher.sink.close()
+    publisher.sink.close()
+    assert publisher.said == [f"{server.address}: sending"]
+    images = server.received()
+    assert {image.shape for image in images} == {(64, 96, 3)}
+    levels = [int(image[56, 48, 0]) for image in images]
+    assert levels == sorted(levels)
+    assert set(np.diff(levels)) <= set(range(1, 12))
+
+
+def test_a_server_that_was_killed_gets_them_again(serve, publish):
+    server = serve("first")
+    publisher = publish(server.address)
+    publisher.push(lambda: publisher.index % 25 == 24 and server.received())
+    threads = threading.active_count()
+    server.stop()
+    slowest_s = publisher.push(lambda: len(publisher.said) == 2)
+    assert publisher.said[1].startswith(f"{server.address}: not sent (")
+    assert publisher.said[1].endswith("): trying again")
+    dropped = publisher.sink.dropped
+    again = serve("second", server.port)
+    slowest_s = max(slowest_s, publisher.push(lambda: publisher.index % 25 == 24 and again.received()))
+    assert publisher.said[2:] == [f"{server.address}: sending"]
+    assert publisher.sink.dropped >= dropped > 0
+    assert threading.active_count() == threads
+    assert slowest_s < 1
+
+
+def test_a_server_that_has_stopped_holds_nobody_up(serve, publish, monkeypatch):
+    monkeypatch.setattr(rtsp, "_SOCKET_TIMEOUT_US", 400_000)
+    monkeypatch.setattr(rtsp, "_SEND_WITHIN_S", 0.3)
+    server = serve()
+    publisher = publish(server.address)
+    large_hw = 480, 640  # the system keeps megabytes for a server that does not read
+    publisher.push(lambda: publisher.index % 25 == 24 and server.received(), large_hw)
+    server.process.send_signal(signal.SIGSTOP)
+    slowest_s = publisher.push(lambda: len(publisher.said) >= 2, large_hw)
+    assert publisher.said[1].startswith(f"{server.address}: not sent (")
+    assert slowest_s < 1
+    server.process.send_signal(signal.SIGCONT)
+    publisher.push(lambda: publisher.said[-1].endswith(": sending"), large_hw)
+
+
+def test_another_size_is_announced_again(serve, publish):
+    server = serve()
+    publisher = publish(server.address)
+    publisher.push(lambda: publisher.index % 25 == 24 and server.received())
+    publisher.push(lambda: publisher.index % 25 == 24 and server.received(2), size_hw=(48, 48))
+    assert server.received(2)[0].shape == (48, 48, 3)
+    assert publisher.said[1:] == [
+        f"{server.address}: not sent (the size of the picture has changed): trying again",
+        f"{server.address}: sending",
+    ]
+
+
+def test_a_source_that_can_wait_is_sent_whole(serve, publish):
+    server = serve()
+    publisher = publish(server.address, live=False)
+    publisher.push(lambda: publisher.index == 40)
+    publisher.sink.close()
+    end_s = time.monotonic() + WAIT_S
+    while len(server.received()) < 39:  # the server's parser keeps the last one
+        assert time.monotonic() < end_s
+    assert publisher.sink.dropped == 0
+
+
+def test_a_source_that_can_wait_ends_with_its_connection(publish):
+    publisher = publish("rtsp://me:hunter2@127.0.0.1:9/live", live=False)
+    with pytest.raises(SinkError, match=r"^rtsp://\*\*\*@127.0.0.1:9/live: cannot be sent \(.*refused\)$"):
+        publisher.push(lambda: False)
+    publisher.sink.close()
+
+
+def test_a_hundred_failures_leave_nothing_behind(publish, monkeypatch):
+    publisher = publish("rtsp://127.0.0.1:9/live")
+    monkeypatch.setattr(stream, "_LONGEST_WAIT_S", 0.001)
+    tried = []
+    connect = publisher.sink._connect
+    monkeypatch.setattr(publisher.sink, "_connect", lambda frame: tried.append(1) or connect(frame))
+    publisher.push(lambda: len(tried) > 5)
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    publisher.push(lambda: len(tried) > 105, pause_s=0.002)
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+def test_no_server_and_no_password_in_what_is_said(publish):
+    publisher = publish("rtsp://me:hunter2@127.0.0.1:9/live")
+    assert publisher.push(lambda: publisher.sink.dropped > 20) < 1
+    publisher.sink.close()
+    assert publisher.said == ["rtsp://***@127.0.0.1:9/live: not sent (connection refused): trying again"]
