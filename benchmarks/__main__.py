@@ -13,6 +13,7 @@ from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
 QUESTIONS = {
     # question: (module, what it answers)
     "accuracy": ("benchmarks.accuracy", "how good are the masks, against ground truth"),
+    "flicker": ("benchmarks.flicker", "how much do masks flicker on video, and what does smoothing leave of it"),
     "gpu": ("benchmarks.gpu", "what does an NVIDIA GPU make of the frame program"),
     "int8": ("benchmarks.int8", "how much of the masks does INT8 keep, ours and other tools'"),
 }
