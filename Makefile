@@ -40,11 +40,11 @@ $(VENV)/.torch: pyproject.toml
 	touch $@
 
 $(VENV)/.run: $(VENV)/.torch
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile,page]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile,page,tensorrt-rtx,dev]'
 	# Metrics to check ours against; with what it asks for, a second OpenCV without windows would replace the first.
 	$(BIN)/python -m pip install --quiet --no-deps "pysodmetrics>=1.6"
 	touch $@

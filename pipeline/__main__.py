@@ -9,6 +9,8 @@ import sys
 # stand beside our one line.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+# A camera that was unplugged is noticed after so many seconds and not after ten.
+os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "2")
 
 import argparse
 import io
@@ -16,22 +18,33 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from pipeline.annotations import Annotations
 from pipeline.build_half import rebuild_plan
 from pipeline.command_line import StoppedError, run_command, uninterrupted
 from pipeline.engines import open_engine
-from pipeline.errors import OptionError, SourceError
+from pipeline.errors import EdgemaskError, OptionError, SinkError, SourceError
 from pipeline.frame import Image, SourceInfo
 from pipeline.model_name import open_model
 from pipeline.options import parse_options
+from pipeline.outputs import open_outputs, output_specs
 from pipeline.overlay import Color, Look, Renderer
 from pipeline.palette import load_palette
 from pipeline.progress import Progress
 from pipeline.run import RunResult, run
-from pipeline.sinks import open_sink, sink_kind
+from pipeline.service import Health, Service
+from pipeline.sinks import sink_kind
 from pipeline.sinks.base import Sink
-from pipeline.sources import open_source
+from pipeline.sinks.naming import shown
+from pipeline.sources import open_sources
+from pipeline.stage_timer import StageTimer
+from pipeline.steady import Steady
+
+if TYPE_CHECKING:
+    from pipeline.sources.live import LiveOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,16 +53,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    say: Callable[[str], None] = (lambda _: None) if options.quiet else (lambda line: print(line, file=sys.stderr))
-    outputs = _outputs(options)
-    for output in outputs:
-        sink_kind(output)
+    def tell(line: str) -> None:
+        tqdm.write(line, file=sys.stderr)  # a progress bar stays below
+
+    say: Callable[[str], None] = (lambda _: None) if options.quiet else tell
+    for spec in options.output or []:
+        sink_kind(spec)
     look = Look(
         options.render, options.alpha, options.threshold, load_palette(options.palette), _background(options.background)
     )
+    lost: list[EdgemaskError] = []
+
+    def give_up(error: EdgemaskError) -> None:
+        lost.append(error)
+        tell(f"error: {error}; the rest goes on")
+
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(options.source))
-        say(f"source: {source.info.name}, {source.info.description}")
+        sources = open_sources(options.source, _live_options(options, say))
+        for source in sources:
+            stack.callback(source.close)
+            say(f"source: {source.info.name}, {source.info.description}")
         bundle = open_model(options.model, say)
         manifest = bundle.manifest
         engine = stack.enter_context(
@@ -59,22 +82,39 @@ def _run(options: argparse.Namespace) -> None:
         say(f"model: {manifest.model}, {manifest.precision}, {height}×{width} inside, on {engine.description}")
         renderer = Renderer(look, manifest.task)
         annotations = Annotations(manifest, engine.description, renderer, hud=options.hud, legend=options.legend)
+        health, timer = Health([source.telemetry for source in sources]), StageTimer()
+        service = stack.enter_context(Service(health))
         sinks: list[Sink] = []
+        info = _together([source.info for source in sources])
         try:
-            with uninterrupted():  # every output that is open must be in the list, also when the next cannot be
-                for output in outputs:
-                    sinks.append(open_sink(output, source.info, renderer))
-            if options.show or not outputs:
-                sinks += _window(options, source.info, renderer, annotations)
+            open_outputs(
+                sinks,
+                options,
+                sources,
+                manifest,
+                engine.description,
+                renderer,
+                annotations,
+                healthy=health.problem,
+                timer=timer,
+                say=say,
+                tell=tell,
+            )
+            service.ready(f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or 'window'}")
             start_s = time.monotonic()
-            with Progress(source.info, options.max_frames, quiet=options.quiet) as progress:
+            most = options.max_frames and options.max_frames * len(sources)
+            with Progress(info, most, quiet=options.quiet) as progress:
                 result = run(
-                    source,
+                    sources,
                     engine,
                     renderer,
                     sinks,
+                    refine=Steady(options.smooth, options.refine_edges, manifest.task, renderer, sources),
                     decorate=annotations,
                     progress=progress,
+                    pulse=service.pulse,
+                    lost=give_up,
+                    timer=timer,
                     drop_oldest={"auto": None, "latest": True, "never": False}[options.drop],
                     max_frames=options.max_frames,
                 )
@@ -83,23 +123,48 @@ def _run(options: argparse.Namespace) -> None:
                 _end(sinks, keep=True)
         except BaseException as error:
             # A recording that was stopped, or whose camera failed, is worth keeping; half of a file's video is not.
-            _end(sinks, keep=isinstance(error, StoppedError) or (source.info.live and isinstance(error, SourceError)))
+            _end(
+                sinks,
+                keep=isinstance(error, StoppedError) or (info.live and isinstance(error, (SourceError, SinkError))),
+            )
+            if lost and isinstance(error, StoppedError):
+                raise lost[0] from None  # live runs end by a signal: their status must say it too
             raise
-    for line in _summary(result, elapsed_s, source.info):
+    for line in _summary(result, elapsed_s, info):
         say(line)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
+    written = sys.stderr if "jsonl:-" in (options.output or []) else sys.stdout
     for sink in sinks:
         if sink.written:
-            print(sink.written)
+            print(sink.written, file=written)
+    if lost:
+        raise lost[0]
 
 
-def _outputs(options: argparse.Namespace) -> list[str]:
-    outputs: list[str] = list(options.output or [])
-    if options.save is not None:
-        stem = Path(options.source).stem
-        outputs.append(options.save or f"{stem if stem.isidentifier() else 'source'}_{options.render}.mp4")
-    return outputs
+def _live_options(options: argparse.Namespace, say: Callable[[str], None]) -> LiveOptions:
+    from pipeline.sources.live import LiveOptions
+
+    return LiveOptions(
+        stall_s=options.stall,
+        reconnect_s=options.reconnect,
+        max_reconnects=options.max_reconnects,
+        on_corrupt=options.on_corrupt,
+        say=say,
+    )
+
+
+def _together(infos: Sequence[SourceInfo]) -> SourceInfo:
+    """One description of all sources, for progress and summary."""
+    if len(infos) == 1:
+        return infos[0]
+    counts = [info.frame_count for info in infos]
+    return SourceInfo(
+        name=", ".join(info.name for info in infos),
+        description=f"{len(infos)} sources",
+        frame_count=None if None in counts else sum(count or 0 for count in counts),
+        live=any(info.live for info in infos),
+    )
 
 
 def _background(text: str | None) -> Color | Image | None:
@@ -113,19 +178,6 @@ def _background(text: str | None) -> Color | Image | None:
         return read_picture(Path(text))
     except SourceError as error:
         raise OptionError(f"--background: expected #rrggbb or a picture: {error}") from error
-
-
-def _window(options: argparse.Namespace, info: SourceInfo, renderer: Renderer, annotations: Annotations) -> list[Sink]:
-    from pipeline.display import display_problem
-
-    problem = "--headless" if options.headless else display_problem()
-    if problem is None:
-        from pipeline.sinks.window import WindowSink
-
-        return [WindowSink(info, renderer, annotations)]
-    if not options.headless or not options.output:
-        print(f"no window ({problem}): write with --output out.mp4 or a folder", file=sys.stderr)
-    return []
 
 
 def _end(sinks: Sequence[Sink], *, keep: bool) -> None:

@@ -28,13 +28,13 @@ class Annotations:
         self._manifest = manifest
         self._backend = backend
         self._renderer = renderer
-        self._written_s: deque[float] = deque(maxlen=_RATE_OVER_FRAMES)
+        self._written_s: dict[str, deque[float]] = {}
         self._timer = StageTimer()
         self._age_ms = 0.0
 
     def __call__(self, frame: Frame, timer: StageTimer) -> None:
         """Draw onto ``frame.view``, in place, and count the frame."""
-        self._written_s.append(time.monotonic())
+        self._written_s.setdefault(frame.source, deque(maxlen=_RATE_OVER_FRAMES)).append(time.monotonic())
         self._timer, self._age_ms = timer, frame.age_ms
         self.redraw(frame)
 
@@ -53,14 +53,14 @@ class Annotations:
     def _hud_lines(self, frame: Frame) -> list[str]:
         times = "  ".join(f"{stage.name} {stage.p50_ms:.1f}" for stage in self._timer.result())
         return [
-            f"{self.rate_hz:.1f} FPS  {frame.source} #{frame.index}",
+            f"{self.rate_hz(frame.source):.1f} FPS  {frame.source} #{frame.index}",
             f"ms p50: {times}  age {self._age_ms:.0f}",
             f"{self._manifest.model} {self._manifest.precision}  {self._backend}",
         ]
 
-    @property
-    def rate_hz(self) -> float:
-        """Frames per second over the last frames."""
-        if len(self._written_s) < 2:
+    def rate_hz(self, source: str) -> float:
+        """Frames of a source per second, over its last frames."""
+        written_s = self._written_s.get(source)
+        if written_s is None or len(written_s) < 2:
             return 0.0
-        return (len(self._written_s) - 1) / max(self._written_s[-1] - self._written_s[0], 1e-9)
+        return (len(written_s) - 1) / max(written_s[-1] - written_s[0], 1e-9)

@@ -11,6 +11,8 @@ from pipeline.command_line import OptionParser, share
 from pipeline.engines import ENGINES
 from pipeline.errors import OptionError
 from pipeline.overlay import RENDER_MODES
+from pipeline.sinks.options import ENCODERS, byte_count, duration_s
+from pipeline.sources import FORMS
 from pipeline.yaml_file import read_yaml
 
 
@@ -34,8 +36,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         except OptionError as error:
             raise OptionError(f"--config {path}: {error}") from error
     options |= given
-    if options["source"] is None:
-        parser.error("expected --source: a camera (0), a video, a picture, a folder, a glob or test://")
+    if not options["source"]:
+        parser.error(f"expected --source: {FORMS}")
     return argparse.Namespace(**options)
 
 
@@ -46,7 +48,11 @@ def _parser() -> OptionParser:
         epilog="Exit status: 0 done, 2 a mistake in the input (one line says which), 1 a bug, 130 interrupted, 143 terminated.",
     )
     parser.add_argument(
-        "-s", "--source", help="0 or /dev/video0, a video, a picture, a folder, a glob ('pics/**/*.jpg'), test://"
+        "-s",
+        "--source",
+        action="append",
+        help="0 or /dev/video0, a video, a picture, a folder, a glob ('pics/**/*.jpg'), rtsp://…, http://…, csi://0, gst:PIPELINE, "
+        "test://; several share the engine",
     )
     parser.add_argument(
         "-m",
@@ -56,7 +62,12 @@ def _parser() -> OptionParser:
         help="a bundle, or the name of a published network, compiled on first use (default: %(default)s)",
     )
     parser.add_argument(
-        "-o", "--output", action="append", metavar="OUT", help="out.mp4, out.png, a folder, or null; may be repeated"
+        "-o",
+        "--output",
+        action="append",
+        metavar="OUT",
+        help="out.mp4, out.png, a folder, out.jsonl or "
+        "jsonl:-, rtsp://host/name, gst:PIPELINE, or null; may be repeated; {source} in it is the source's name",
     )
     parser.add_argument(
         "--save",
@@ -110,7 +121,79 @@ def _parser() -> OptionParser:
         choices=("auto", "latest", "never"),
         help="drop frames that wait: auto = for cameras only",
     )
-    parser.add_argument("--max-frames", type=_positive, metavar="N", help="end after so many frames")
+    parser.add_argument("--max-frames", type=_positive, metavar="N", help="end after so many frames of a source")
+    parser.add_argument(
+        "--smooth",
+        default="auto",
+        choices=("auto", "off", "on", "strong"),
+        help="steady masks over time: auto = on for cameras and streams (default: %(default)s)",
+    )
+    parser.add_argument("--refine-edges", action="store_true", help="draw masks to the edges in the picture")
+    live = parser.add_argument_group("cameras and streams")
+    live.add_argument(
+        "--stall",
+        type=duration_s,
+        default=3.0,
+        metavar="TIME",
+        help="a source without a frame for so long is stalled (default: %(default)s s)",
+    )
+    live.add_argument(
+        "--reconnect",
+        type=duration_s,
+        default=5.0,
+        metavar="TIME",
+        help="and is connected anew when nothing came for so long after that (default: %(default)s s)",
+    )
+    live.add_argument(
+        "--max-reconnects", type=_whole, metavar="N", help="give up after so many attempts in a row (default: never)"
+    )
+    live.add_argument(
+        "--on-corrupt", default="drop", choices=("drop", "pass"), help="damaged frames (default: %(default)s)"
+    )
+    recording = parser.add_argument_group("recordings")
+    recording.add_argument(
+        "--encoder",
+        default="auto",
+        choices=ENCODERS,
+        help="what encodes videos: auto = NVENC where it works, else x264",
+    )
+    recording.add_argument(
+        "--segment-time",
+        type=duration_s,
+        metavar="TIME",
+        help="a recording begins a new file after so long: 30, 10m, 1h (default for cameras: 1h)",
+    )
+    recording.add_argument("--segment-size", type=byte_count, metavar="SIZE", help="likewise at this size: 500M, 2G")
+    recording.add_argument(
+        "--keep-files", type=_positive, metavar="N", help="delete the oldest files of this recording beyond so many"
+    )
+    recording.add_argument("--keep-size", type=byte_count, metavar="SIZE", help="likewise beyond this size in all")
+    recording.add_argument(
+        "--min-free",
+        type=byte_count,
+        default=200_000_000,
+        metavar="SIZE",
+        help="a recording ends before less than this is free on its disk (default: 200M)",
+    )
+    page = parser.add_argument_group("the page")
+    page.add_argument(
+        "--serve",
+        nargs="?",
+        const="127.0.0.1:8080",
+        metavar="HOST:PORT",
+        help="a page with the live picture (without HOST:PORT: 127.0.0.1:8080); any other address than this machine's needs a token",
+    )
+    page.add_argument(
+        "--serve-token",
+        metavar="TOKEN",
+        help="16 characters or more; EDGEMASK_TOKEN in the environment is safer, for command lines are visible; made and printed "
+        "once if the address needs one",
+    )
+    page.add_argument(
+        "--serve-name", action="append", metavar="NAME", help="another name that the page is called by; may be repeated"
+    )
+    page.add_argument("--serve-read-only", action="store_true", help="viewers cannot change settings")
+    page.add_argument("--serve-viewers", type=_positive, default=8, metavar="N", help="at once (default: %(default)s)")
     parser.add_argument("--config", metavar="FILE", help="YAML with the long options as keys; the command line wins")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
     return parser
@@ -149,10 +232,14 @@ def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
 
 
 def _positive(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _whole(text: str, least: int = 0) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text}")
     return value

@@ -114,29 +114,29 @@ class Renderer:
             ShapeError: an array has another shape or dtype.
         """
         image, mask = _checked(image_hwc, mask_hw)
-        mode = self.look.mode
+        look = self.look  # one for the whole frame, whoever replaces it meanwhile
+        mode = look.mode
         if mode == "mask":
             if self.task == "binary":
                 return cast(Image, cv2.cvtColor(mask, cv2.COLOR_GRAY2BGR))
-            return _colours_of(mask, self.look.palette)
+            return _colours_of(mask, look.palette)
         if mode == "side":
-            return cast(Image, cv2.hconcat([image, self._overlay(image, mask)]))
+            return cast(Image, cv2.hconcat([image, self._overlay(look, image, mask)]))
         if mode == "contour":
-            return self._contour(image, mask)
+            return self._contour(look, image, mask)
         if mode == "blur":
-            background = blurred_background(image, _lookup(mask, _subject_weights(self.task, self.look.threshold)))
-            return self._subject_over(background, image, mask)
+            background = blurred_background(image, _lookup(mask, _subject_weights(self.task, look.threshold)))
+            return self._subject_over(look, background, image, mask)
         if mode in ("cutout", "replace"):
-            return self._subject_over(self._background(image.shape[:2]), image, mask)
+            return self._subject_over(look, self._background(look, image.shape[:2]), image, mask)
         if mode == "heatmap" and self.task == "binary":
             # Lightness rises with the probability all the way, for every eye; improbable pixels only grow darker.
             heat = cv2.applyColorMap(mask, cv2.COLORMAP_INFERNO)
-            return cast(Image, cv2.addWeighted(image, 1 - self.look.alpha, heat, self.look.alpha, 0))
-        return self._overlay(image, mask)
+            return cast(Image, cv2.addWeighted(image, 1 - look.alpha, heat, look.alpha, 0))
+        return self._overlay(look, image, mask)
 
-    def _overlay(self, image: Image, mask: Image) -> Image:
+    def _overlay(self, look: Look, image: Image, mask: Image) -> Image:
         view: Image = image.copy()
-        look = self.look
         if self.task == "binary":
             weights = np.rint(255 * look.alpha * soft_edge(look.threshold)).astype(np.uint8)
         else:
@@ -152,20 +152,20 @@ class Renderer:
         _blend_into(view[box], colours, mask[box], weights)
         return view
 
-    def _subject_over(self, background: Image, image: Image, mask: Image) -> Image:
+    def _subject_over(self, look: Look, background: Image, image: Image, mask: Image) -> Image:
         """Draw the subject of ``image`` into ``background``, which is changed and returned."""
-        weights = _subject_weights(self.task, self.look.threshold)
+        weights = _subject_weights(self.task, look.threshold)
         box = _touched_box(mask, weights)
         if box is not None:
             _blend_into(background[box], image[box], mask[box], weights)
         return background
 
-    def _contour(self, image: Image, mask: Image) -> Image:
+    def _contour(self, look: Look, image: Image, mask: Image) -> Image:
         view: Image = image.copy()
-        palette = self.look.palette
+        palette = look.palette
         labels = mask
         if self.task == "binary":
-            labels = cast(Image, cv2.threshold(mask, subject_level(self.look.threshold) - 1, 1, cv2.THRESH_BINARY)[1])
+            labels = cast(Image, cv2.threshold(mask, subject_level(look.threshold) - 1, 1, cv2.THRESH_BINARY)[1])
         outlined = np.ones(256, dtype=np.uint8)
         outlined[0] = self.task == "classes" and not palette.transparent_class_0
         box = _touched_box(labels, outlined, margin=1)
@@ -181,11 +181,11 @@ class Renderer:
         view[box] = cv2.copyTo(_colours_of(inside, palette), on_edge, view[box])
         return view
 
-    def _background(self, size_hw: tuple[int, int]) -> Image:
+    def _background(self, look: Look, size_hw: tuple[int, int]) -> Image:
         """What "cutout" and "replace" put behind the subject: a new (H, W, 3) picture."""
-        background = self.look.background
+        background = look.background
         if not isinstance(background, np.ndarray):
-            return _flat(background or (GREEN_SCREEN if self.look.mode == "cutout" else WHITE), size_hw)
+            return _flat(background or (GREEN_SCREEN if look.mode == "cutout" else WHITE), size_hw)
         if self._covered is None or self._covered[0] is not background or self._covered[1].shape[:2] != size_hw:
             self._covered = background, _cover(background, size_hw)
         covered: Image = self._covered[1].copy()

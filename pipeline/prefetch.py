@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -23,6 +23,8 @@ class Prefetch(Generic[T]):
         depth: how many finished items may wait.
         drop_oldest: a full queue loses its oldest item in place of making ``items`` wait. For live sources: with a depth
             of 1 the consumer always gets the newest frame.
+        dropped: told of each item that was lost so, on the thread.
+        changed: shared by queues that one consumer waits for; None: its own.
         name: the thread's name.
         join_s: how long ``close`` waits for the thread; None, for items that are computed, until it has ended: native code
             that still runs when the process ends aborts it.
@@ -34,16 +36,19 @@ class Prefetch(Generic[T]):
         depth: int,
         *,
         drop_oldest: bool = False,
+        dropped: Callable[[], None] = lambda: None,
+        changed: threading.Condition | None = None,
         name: str = "prefetch",
         join_s: float | None = 1.0,
     ) -> None:
         self.dropped = 0
+        self.changed = changed or threading.Condition()
+        self._tell_dropped = dropped
         self._items = items
         self._depth = depth
         self._drop_oldest = drop_oldest
         self._join_s = join_s
         self._ready: deque[T] = deque()
-        self._changed = threading.Condition()
         self._stop = False
         self._ended = False
         self._error: BaseException | None = None
@@ -58,16 +63,16 @@ class Prefetch(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         while True:
-            with self._changed:
+            with self.changed:
                 while not self._ready and not self._ended and not self._stop:
-                    self._changed.wait()
+                    self.changed.wait()
                 if not self._ready:
                     if self._error is not None:
                         error, self._error = self._error, None
                         raise error
                     return
                 item = self._ready.popleft()
-                self._changed.notify_all()
+                self.changed.notify_all()
             yield item
 
     def within(self, timeout_s: float) -> T | None:
@@ -76,12 +81,12 @@ class Prefetch(Generic[T]):
         Raises:
             queue.Empty: none came in that time.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._ready or self._ended or self._stop, timeout_s):
+        with self.changed:
+            if not self.changed.wait_for(lambda: self._ready or self._ended or self._stop, timeout_s):
                 raise queue.Empty
             if self._ready:
                 item = self._ready.popleft()
-                self._changed.notify_all()
+                self.changed.notify_all()
                 return item
             if self._error is not None:
                 error, self._error = self._error, None
@@ -89,16 +94,21 @@ class Prefetch(Generic[T]):
             return None
 
     def ready(self) -> bool:
-        """Whether the next item is there, or the end, so that the iterator would not wait."""
-        with self._changed:
+        """Whether the next item is there, or the thread has ended."""
+        with self.changed:
             return bool(self._ready) or self._ended
+
+    def state(self) -> Literal["item", "none", "end"]:
+        """What the iterator would give now: an item, nothing yet, or the end, be it by an error or by ``close``."""
+        with self.changed:
+            return "item" if self._ready else "end" if self._ended or self._stop else "none"
 
     def close(self) -> None:
         """Stop the thread. Waits at most ``join_s`` for it: a blocked read of a device cannot be interrupted."""
-        with self._changed:
+        with self.changed:
             self._stop = True
             self._ready.clear()
-            self._changed.notify_all()
+            self.changed.notify_all()
         self._thread.join(self._join_s)
 
     def _work(self) -> None:
@@ -115,19 +125,20 @@ class Prefetch(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             self._error = error
         finally:
-            with self._changed:
+            with self.changed:
                 self._ended = True
-                self._changed.notify_all()
+                self.changed.notify_all()
 
     def _put(self, item: T) -> bool:
-        with self._changed:
+        with self.changed:
             if self._drop_oldest and len(self._ready) >= self._depth:
                 self._ready.popleft()
                 self.dropped += 1
+                self._tell_dropped()
             while len(self._ready) >= self._depth and not self._stop:
-                self._changed.wait()
+                self.changed.wait()
             if self._stop:
                 return False
             self._ready.append(item)
-            self._changed.notify_all()
+            self.changed.notify_all()
             return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +29,10 @@ class StageTime:
 
 
 class StageTimer:
-    """Collects durations by stage. Each stage belongs to one thread; different stages may run at once."""
+    """Collects durations by stage, from any thread."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._counts: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
         self._totals_ms: dict[str, float] = {}
 
@@ -43,12 +45,13 @@ class StageTimer:
 
     def add(self, stage: str, duration_ms: float) -> None:
         """Count one pass of ``stage`` that took ``duration_ms``."""
-        if stage not in self._counts:
-            self._totals_ms[stage] = 0.0
-            self._counts[stage] = np.zeros(_BUCKETS, np.int64)
         bucket = int(math.log(max(duration_ms, _FIRST_MS) / _FIRST_MS, _RATIO))
-        self._counts[stage][min(bucket, _BUCKETS - 1)] += 1
-        self._totals_ms[stage] += duration_ms
+        with self._lock:
+            if stage not in self._counts:
+                self._totals_ms[stage] = 0.0
+                self._counts[stage] = np.zeros(_BUCKETS, np.int64)
+            self._counts[stage][min(bucket, _BUCKETS - 1)] += 1
+            self._totals_ms[stage] += duration_ms
 
     def result(self) -> list[StageTime]:
         """The stages in the order in which they were first timed."""

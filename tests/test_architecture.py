@@ -16,7 +16,18 @@ ROOMS = {  # room: the rooms that it may import
     "compile": {"pipeline", "models", "calibration"},
     "benchmarks": {"pipeline", "models", "calibration", "compile"},
 }
-HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "av", "tensorrt", "tensorrt_rtx", "pycuda")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "cv2",
+    "av",
+    "tensorrt",
+    "tensorrt_rtx",
+    "pycuda",
+    "aiohttp",
+    "prometheus_client",
+)
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "core", "misc"}
 
 
@@ -57,7 +68,9 @@ def test_module_names_say_their_subject(room):
         assert file.stem not in sys.stdlib_module_names or file.stem.startswith("__"), file
 
 
-@pytest.mark.parametrize("package", ["pipeline", "models", "calibration", "compile", "pipeline.engines", "models.zoo"])
+@pytest.mark.parametrize(
+    "package", ["pipeline", "models", "calibration", "compile", "pipeline.engines", "pipeline.page", "models.zoo"]
+)
 def test_importing_a_room_loads_no_heavy_package(package):
     code = (
         f"import importlib, sys; importlib.import_module({package!r}); print([m for m in {HEAVY} if m in sys.modules])"

@@ -21,10 +21,12 @@ class Engine(ABC):
     Attributes:
         bundle: what it runs.
         in_flight: how many submissions may wait before the first must be collected; 1 on a CPU.
+        batch: how many frames of one size are worth submitting together; 1 on a CPU, which gains nothing by it.
         description: backend and device for the user, such as "ONNX Runtime 1.32, CPU".
     """
 
     in_flight = 1
+    batch = 1
     description = ""
 
     def __init__(self, bundle: Bundle) -> None:

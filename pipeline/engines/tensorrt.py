@@ -77,6 +77,7 @@ class TensorRTEngine(Engine):
         trt = load_tensorrt(self.runtime)
         version = str(trt.__version__)
         self._entry, plan = read_plan(bundle, self.runtime, version, self._device.sm, self._device.name)
+        self.batch = int(self._entry["profile"][2][0])
         self._busy: deque[_Slot] = deque()
         self._free: deque[_Slot] = deque()
         self._shape: Shape = ()

@@ -31,6 +31,10 @@ class Sink(ABC):
             SinkError: it cannot be written.
         """
 
+    def idle(self) -> None:
+        """Called a few times a second while no frame comes, for outputs that have something to do all the same."""
+        return
+
     def close(self) -> None:
         """Finish what was written; safe to call twice.
 

@@ -26,6 +26,7 @@ from pipeline.sinks import open_sink
 from pipeline.sinks.base import Sink
 from pipeline.sinks.options import DEFAULTS, SinkOptions
 from pipeline.sinks.pictures import write_picture
+from pipeline.telemetry import State, Telemetry
 
 # At start the window is no larger than a small screen, and large enough to be found and to hold the help.
 _MIN_WINDOW_WH = 320, 180
@@ -36,6 +37,7 @@ _PAUSED_WAIT_MS = 30
 _TITLE_EVERY_S = 0.5  # digits that change more often cannot be read
 _RED = (0, 0, 255)
 _WHITE = (255, 255, 255)
+_DIMMED = 0.4
 # What tells whether a window is open, with the value from which it is: GTK does not know whether a window is visible.
 _OPEN_FROM = ((cv2.WND_PROP_VISIBLE, 1), (cv2.WND_PROP_AUTOSIZE, 0))
 
@@ -50,6 +52,7 @@ class WindowSink(Sink):
         info: the source.
         renderer: draws again what is shown in a pause; keys change its look.
         annotations: likewise.
+        telemetry: the source's; while it does not run, the last view is dimmed, with its state and for how long. None: not shown.
         say: told in one line of each file that was written, and of each that could not be.
         options: of recordings.
     """
@@ -62,6 +65,7 @@ class WindowSink(Sink):
         *,
         say: Callable[[str], None] = lambda line: tqdm.write(line, file=sys.stderr),  # a progress bar stays below
         options: SinkOptions = DEFAULTS,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._options = options
         self._info = info
@@ -80,6 +84,8 @@ class WindowSink(Sink):
         self._recording: Sink | None = None
         self._recording_start_s = 0.0
         self._recording_wh = 0, 0
+        self._telemetry = telemetry
+        self._last: Frame | None = None
 
     def write(self, frame: Frame) -> None:
         """Show a frame and do what the keys say; returns when the next frame is wanted, so not during a pause.
@@ -89,6 +95,7 @@ class WindowSink(Sink):
         """
         if frame.view is None or frame.mask is None:
             raise ValueError(f"{frame!r} has no mask or view yet")
+        self._last = frame
         self._record(frame)
         self._show(frame)
         wait_ms = 1  # as short as possible: files run as fast as they can
@@ -104,6 +111,24 @@ class WindowSink(Sink):
             if command is not None:
                 self._show(frame)
             wait_ms = _PAUSED_WAIT_MS
+
+    def idle(self) -> None:
+        """Do what the keys say, and show how long the source has been away."""
+        if self._last is None or self._window_wh is None:
+            return
+        command = self._controls.press(cv2.waitKey(1))
+        if command is not None:
+            self._obey(command, self._last)
+        if command is Command.REDRAW:
+            self._last = self._drawn_again(self._last)
+        self.stopped = self.stopped or self._was_closed()
+        snapshot = self._telemetry.snapshot() if self._telemetry is not None else None
+        if snapshot is None or snapshot.state is State.RUNNING:
+            return
+        assert self._last.view is not None
+        view = cast(Image, cv2.convertScaleAbs(self._last.view, alpha=_DIMMED))
+        draw_help(view, [f"{snapshot.state.value} {snapshot.state_s:.0f} s"])
+        self._show(replace(self._last, view=view))
 
     def close(self) -> None:
         """Close the window and finish a recording.
@@ -196,7 +221,7 @@ class WindowSink(Sink):
         if now_s < self._title_due_s:
             return
         self._title_due_s = now_s + _TITLE_EVERY_S
-        look, rate_hz = self._renderer.look, self._annotations.rate_hz
+        look, rate_hz = self._renderer.look, self._annotations.rate_hz(self._info.name)
         parts = [f"{rate_hz:.1f} FPS"] if rate_hz else []  # there is none before the second frame
         parts += [look.mode, f"alpha {look.alpha:.2f}", f"threshold {look.threshold:.2f}"]
         parts += ["paused"] if self._paused else []

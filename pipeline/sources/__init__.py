@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.errors import BackendUnavailableError, SourceError
@@ -63,6 +65,34 @@ def open_source(spec: str, live: LiveOptions | None = None) -> Source:
     make = getattr(module, class_name)
     source: Source = make(spec, live) if kind in LIVE_KINDS else make(spec)
     return source
+
+
+def open_sources(specs: Sequence[str], live: LiveOptions | None = None) -> list[Source]:
+    """Open several sources, with names that differ: those that do not get a number.
+
+    Raises:
+        SourceError: as ``open_source``; those before it are closed.
+    """
+    sources: list[Source] = []
+    taken: set[str] = set()
+    try:
+        for spec in specs:
+            source = open_source(spec, live)
+            sources.append(source)
+            name = source.info.name
+            number = 1
+            # Compared as files are named after them.
+            while re.sub(r"[^\w.-]+", "_", name).casefold() in taken:
+                number += 1
+                name = f"{source.info.name}-{number}"
+            taken.add(re.sub(r"[^\w.-]+", "_", name).casefold())
+            if name != source.info.name:
+                source.info = replace(source.info, name=name)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+    return sources
 
 
 def source_kind(spec: str) -> str:

@@ -72,4 +72,4 @@ class SyntheticSource(Source):
             center, radius = self.disc(index)
             cv2.circle(image, center, radius, (40, 170, 250), cv2.FILLED, cv2.LINE_AA)
             cv2.circle(image, center, max(1, radius // 2), (60, 80, 220), cv2.FILLED, cv2.LINE_AA)
-            yield Frame(image, index, float(index / (fps or 1)), "test", f"{index:06d}")
+            yield Frame(image, index, float(index / (fps or 1)), self.info.name, f"{index:06d}")

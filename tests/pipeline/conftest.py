@@ -2,7 +2,10 @@
 
 import dataclasses
 import os
+import select
+import subprocess
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -13,6 +16,9 @@ import pytest
 from pipeline.bundle import PROGRAM_NAME, Bundle
 from pipeline.frame import Frame, SourceInfo
 from pipeline.overlay import Look, Renderer
+
+_SYSTEM_PYTHON = "/usr/bin/python3"  # GStreamer's bindings come with the system
+_WAIT_S = 20  # only a broken test waits so long
 
 
 @pytest.fixture
@@ -183,3 +189,52 @@ def refused(main):
         return done.err[0]
 
     return call
+
+
+@pytest.fixture(scope="session")
+def _bindings():
+    code = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+    try:
+        found = subprocess.run([_SYSTEM_PYTHON, "-c", code], capture_output=True, check=False).returncode == 0
+    except OSError:
+        found = False
+    if not found and not os.environ.get("FAIL_WITHOUT_RTSP_SERVER"):
+        pytest.skip(
+            "no RTSP server on this machine: sudo apt install gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-ugly"
+        )
+
+
+@pytest.fixture
+def serve(_bindings):
+    """``serve(size="160x120", user=…)``: a real RTSP server; gives its process, its port and where its stream is."""
+    servers = []
+
+    def call(**options):
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        command = [_SYSTEM_PYTHON, str(Path(__file__).parent / "sources" / "rtsp_server.py"), *words]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        servers.append(server)
+        assert select.select([server.stdout], [], [], _WAIT_S)[0]
+        server.port = int(server.stdout.readline())
+        server.place = f"127.0.0.1:{server.port}/test"
+        return server
+
+    yield call
+    for server in servers:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 300 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "edgemask-test", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a disk of 300 kB can only be mounted by root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

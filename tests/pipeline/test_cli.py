@@ -194,8 +194,9 @@ def test_what_is_said_goes_to_standard_error_and_the_result_to_standard_output(m
     assert done.out == [str(tmp_path / "out.mp4")]
     assert done.err[0] == "source: clip.mp4, h264, 48×32, 25 FPS"
     assert done.err[1].startswith("model: red, fp32, 1×1 inside, on ONNX Runtime ")
-    assert done.err[2].startswith("12 frames in ")
-    assert [line.split()[0] for line in done.err[3:]] == ["decode", "engine", "render", "write"]
+    assert done.err[2].endswith("out.mp4: H.264 by the CPU (x264)")
+    assert done.err[3].startswith("12 frames in ")
+    assert [line.split()[0] for line in done.err[4:]] == ["decode", "engine", "render", "write"]
 
 
 @pytest.mark.parametrize(
@@ -212,9 +213,9 @@ def test_save_makes_a_name(main, clip, tmp_path, monkeypatch, arguments, name):
     assert (tmp_path / name).is_file()
 
 
-def test_save_with_a_source_whose_name_is_no_name(main, tmp_path, monkeypatch):
+def test_save_with_a_source_that_is_no_file(main, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main("--source", "test://?size=8x8&frames=1", "--save").out == ["source_overlay.mp4"]
+    assert main("--source", "test://?size=8x8&frames=1", "--save").out == ["test_overlay.mp4"]
 
 
 def test_a_configuration_file(main, clip, tmp_path):
@@ -228,7 +229,7 @@ def test_a_configuration_file(main, clip, tmp_path):
 def test_without_a_display_and_an_output_it_says_what_to_do(main, monkeypatch):
     done = main("--source", "test://?size=8x8&frames=2", "--headless")
     assert (done.status, done.out) == (0, [])
-    assert done.err == ["no window (--headless): write with --output out.mp4 or a folder"]
+    assert done.err == ["no window (--headless): write with --output out.mp4 or a folder, or watch with --serve"]
 
 
 # What is refused
@@ -241,7 +242,7 @@ def test_without_a_display_and_an_output_it_says_what_to_do(main, monkeypatch):
         ("nowhere.png", "nowhere.png: no such file"),
         ("nowhere/*.png", "nowhere/*.png: expected pictures"),
         ("a" * 5000, "no such file"),
-        ("rtsp://me:secret@cam/1", "rtsp://…: expected a camera number"),
+        ("rtmp://me:secret@cam/1", "rtmp://…: expected a camera number"),
         ("/dev/video99", "/dev/video99: no such camera"),
         ("/dev/null", "/dev/null: expected a camera"),
         ("test://?size=0x0", "expected a form such as test://"),
@@ -350,8 +351,8 @@ def test_a_folder_of_pictures_over_itself(refused, pictures):
         ("/proc/x", "cannot be made"),
         ("{tmp}/out.avi", "expected a name that ends in one of"),
         ("{tmp}/out.xyz", "expected a name that ends in one of"),
-        ("rtsp://a/b", "expected a video (out.mp4), a picture (out.png), a folder or null"),
-        ("", "expected a video (out.mp4), a picture (out.png), a folder or null"),
+        ("ftp://a/b", "expected a video (out.mp4), a picture (out.png), a folder, results"),
+        ("", "expected a video (out.mp4), a picture (out.png), a folder, results"),
     ],
 )
 def test_outputs_that_cannot_be(refused, tmp_path, output, message):
@@ -428,7 +429,7 @@ class Camera(Source):
 
 
 def test_a_recording_whose_camera_failed_is_kept(refused, tmp_path, monkeypatch, read_video):
-    monkeypatch.setattr(command, "open_source", lambda _: Camera())
+    monkeypatch.setattr(command, "open_sources", lambda *_: [Camera()])
     line = refused("--source", "0", "--output", tmp_path / "out.mp4", "--drop", "never")
     assert line == "error: cam: was it unplugged?"
     assert len(read_video(tmp_path / "out.mp4").images) == 20

@@ -19,7 +19,8 @@ def config(tmp_path):
 
 def test_defaults():
     options = parse_options(["--source", "0"])
-    assert (options.source, options.model, options.output, options.backend) == ("0", "u2netp", None, "auto")
+    assert (options.source, options.model, options.output, options.backend) == (["0"], "u2netp", None, "auto")
+    assert (options.smooth, options.stall, options.reconnect, options.serve) == ("auto", 3.0, 5.0, None)
     assert (options.render, options.alpha, options.threshold, options.palette) == ("overlay", 0.5, 0.5, "default")
     assert (options.drop, options.max_frames, options.save, options.background) == ("auto", None, None, None)
     assert not any((options.show, options.headless, options.legend, options.hud, options.quiet))
@@ -81,7 +82,7 @@ def test_a_wrong_option_is_one_sentence(arguments, message):
 def test_a_file_gives_what_the_command_line_does_not(config):
     text = "source: a.mp4\nalpha: 0.25\nhud: true\nrender: contour\nmax_frames: 5\n"
     options = config(text, "--render", "mask")
-    assert (options.source, options.alpha, options.hud, options.max_frames) == ("a.mp4", 0.25, True, 5)
+    assert (options.source, options.alpha, options.hud, options.max_frames) == (["a.mp4"], 0.25, True, 5)
     assert options.render == "mask"
 
 
@@ -118,13 +119,44 @@ def test_lists_are_for_what_may_be_repeated(config):
     assert config("source: 0\noutput: [a.mp4, b/]").output == ["a.mp4", "b/"]
     assert config("source: 0\noutput: a.mp4").output == ["a.mp4"]
     assert config("source: 0\noutput: []").output is None
-    with pytest.raises(OptionError, match="source: expected one value, got a list"):
-        config("source: [a.mp4, b.mp4]")
+    assert config("source: [rtsp://a/1, 0]").source == ["rtsp://a/1", "0"]
+    with pytest.raises(OptionError, match="model: expected one value, got a list"):
+        config("source: 0\nmodel: [a, b]")
+
+
+def test_a_source_of_the_command_line_replaces_those_of_the_file(config):
+    assert config("source: [a.mp4, b.mp4]", "--source", "c.mp4").source == ["c.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("stall: 500ms", None, None),
+        ("stall: 2m", "stall", 120.0),
+        ("segment-time: 1h", "segment_time", 3600.0),
+        ("segment-size: 500M", "segment_size", 500_000_000),
+        ("min-free: 0", "min_free", 0),
+        ("max-reconnects: 0", "max_reconnects", 0),
+        ("keep-files: 0", None, None),
+        ("max-reconnects: -1", None, None),
+        ("segment-time: soon", None, None),
+        ("segment-size: -1", None, None),
+        ("serve: true", "serve", "127.0.0.1:8080"),
+        ("serve: 0.0.0.0:9000", "serve", "0.0.0.0:9000"),
+        ("serve-name: [a, b]", "serve_name", ["a", "b"]),
+    ],
+)
+def test_times_sizes_and_the_page(config, text, name, value):
+    if name is None:
+        with pytest.raises(OptionError, match=text.split(":")[0]):
+            config(f"source: 0\n{text}")
+    else:
+        assert getattr(config(f"source: 0\n{text}"), name) == value
 
 
 def test_numbers_dates_and_nothing(config):
-    assert config("source: 0").source == "0"
-    assert config("source: 2026-01-02").source == "2026-01-02"
+    assert config("source: 0").source == ["0"]
+    assert config("source: 2026-01-02").source == ["2026-01-02"]
     assert config("source: 0\nmodel:\nmax-frames: ~").max_frames is None
 
 
@@ -183,7 +215,7 @@ def test_aliases_of_aliases_do_not_fill_the_memory(config):
 
 
 def test_a_large_file_is_not_read(config):
-    assert config(b"source: 0\n#".ljust(LIMIT_BYTES)).source == "0"
+    assert config(b"source: 0\n#".ljust(LIMIT_BYTES)).source == ["0"]
     with pytest.raises(OptionError, match=f"expected at most {LIMIT_BYTES} bytes, got more"):
         config(b"source: 0\n#".ljust(LIMIT_BYTES + 1))
 

@@ -281,20 +281,6 @@ def test_where_nothing_can_be_written_is_said_before_any_work(tmp_path, open_rec
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 300 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "edgemask-test", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("a disk of 300 kB can only be mounted by root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.fixture
 def small_files():
     """Files may grow to 100 kB: all that a user may do to have a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -248,15 +248,15 @@ def test_redrawn_numbers_are_those_of_the_frame(screen):
     rig = Rig()
     rig.annotations.hud = True
     rig.write(3)
-    rate_hz = rig.annotations.rate_hz
+    rate_hz = rig.annotations.rate_hz("my clip.mp4")
     screen.keys = [" ", "+", "-", "h", "h", "q"]
     rig.write()
     shown = screen.shown[-5:]
     np.testing.assert_array_equal(shown[0], shown[2])
     assert not np.array_equal(shown[2], shown[3])
     np.testing.assert_array_equal(shown[2], shown[4])
-    assert rig.annotations.rate_hz != rate_hz  # one frame more, however often it was drawn
-    assert len(rig.annotations._written_s) == 4
+    assert rig.annotations.rate_hz("my clip.mp4") != rate_hz  # one frame more, however often it was drawn
+    assert len(rig.annotations._written_s["my clip.mp4"]) == 4
 
 
 def test_step(screen):

@@ -3,10 +3,8 @@ import http.server
 import io
 import itertools
 import os
-import select
 import signal
 import socketserver
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -23,7 +21,6 @@ from pipeline.telemetry import CORRUPT, State
 
 WAIT_S = 20  # only a broken test waits so long
 QUICK = {"stall_s": 1.0, "reconnect_s": 6.0, "connect_s": 8.0, "backoff_s": 0.1, "backoff_max_s": 0.2}
-SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 def wait_until(condition, within_s=WAIT_S):
@@ -48,41 +45,6 @@ def assert_increasing(frames):
 
 
 # RTSP ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def _bindings():
-    code = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
-    try:
-        found = subprocess.run([SYSTEM_PYTHON, "-c", code], capture_output=True, check=False).returncode == 0
-    except OSError:
-        found = False
-    if not found and not os.environ.get("FAIL_WITHOUT_RTSP_SERVER"):
-        pytest.skip(
-            "no RTSP server on this machine: sudo apt install gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-ugly"
-        )
-
-
-@pytest.fixture
-def serve(_bindings):
-    """``serve(size="160x120", user=…)``: a real RTSP server; gives its process, its port and where its stream is."""
-    servers = []
-
-    def call(**options):
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        command = [SYSTEM_PYTHON, str(Path(__file__).with_name("rtsp_server.py")), *words]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        servers.append(server)
-        assert select.select([server.stdout], [], [], WAIT_S)[0]
-        server.port = int(server.stdout.readline())
-        server.place = f"127.0.0.1:{server.port}/test"
-        return server
-
-    yield call
-    for server in servers:
-        server.kill()
-        server.wait()
-        server.stdout.close()
 
 
 def test_frames_of_a_real_server(serve):

@@ -1,0 +1,45 @@
+"""An output for the frames of one source among several."""
+
+from __future__ import annotations
+
+from pipeline.frame import Frame
+from pipeline.sinks.base import Sink
+
+
+class OfSource(Sink):
+    """Passes on what comes from one source.
+
+    Args:
+        name: the source's.
+        sink: its output, which this one ends.
+    """
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self._name, self._sink = name, sink
+
+    @property
+    def written(self) -> str:  # type: ignore[override]
+        """As the output says."""
+        return self._sink.written
+
+    @property
+    def stopped(self) -> bool:  # type: ignore[override]
+        """As the output says."""
+        return self._sink.stopped
+
+    def write(self, frame: Frame) -> None:
+        """Pass a frame of the source on."""
+        if frame.source == self._name:
+            self._sink.write(frame)
+
+    def idle(self) -> None:
+        """Likewise."""
+        self._sink.idle()
+
+    def close(self) -> None:
+        """Finish the output."""
+        self._sink.close()
+
+    def discard(self) -> None:
+        """Discard the output."""
+        self._sink.discard()

@@ -1,0 +1,46 @@
+"""What becomes of a mask between the engine and the picture: steadied over time, drawn to edges, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.bundle import Task
+from pipeline.frame import Frame
+from pipeline.overlay import Renderer
+from pipeline.sources.base import Source
+from pipeline.temporal import Smoothing
+
+_TIME_CONSTANTS_S = {"on": 0.5, "strong": 1.0}
+
+
+class Steady:
+    """Changes the masks of frames in place, each source's with a memory of its own.
+
+    Args:
+        smooth: "off", "on", "strong", or "auto": on for live sources. The masks of files are those that the network gives.
+        edges: draw masks to the edges in the picture.
+        task: what the masks are.
+        renderer: its threshold is the one around which masks are held.
+        sources: their names are those that frames carry.
+    """
+
+    def __init__(self, smooth: str, edges: bool, task: Task, renderer: Renderer, sources: Sequence[Source]) -> None:
+        self._renderer = renderer
+        self._smoothings: dict[str, Smoothing] = {}
+        for source in sources:
+            chosen = smooth if smooth != "auto" else "on" if source.info.live else "off"
+            if chosen != "off":
+                self._smoothings[source.info.name] = Smoothing(task, time_constant_s=_TIME_CONSTANTS_S[chosen])
+        self._edges = edges and task == "binary"
+
+    def __call__(self, frame: Frame) -> None:
+        """Replace the frame's mask, if anything is asked for."""
+        smoothing = self._smoothings.get(frame.source)
+        assert frame.mask is not None
+        if smoothing is not None:
+            smoothing.threshold = self._renderer.look.threshold
+            frame.mask = smoothing(frame.image, frame.mask, frame.pts_s)
+        if self._edges:
+            from pipeline.mask_edges import refine_edges
+
+            frame.mask = refine_edges(frame.image, frame.mask)
