@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import QUESTIONS, main
 from benchmarks.accuracy import read_truth
 from pipeline.errors import SourceError
 
@@ -48,7 +48,7 @@ def test_a_missing_truth_is_named(data_set, red_bundle, capsys):
 
 def test_an_unknown_question_is_told(capsys):
     assert main(["speed"]) == 2
-    assert "expected a question (accuracy, gpu, int8), got 'speed'" in capsys.readouterr().err
+    assert f"expected a question ({', '.join(QUESTIONS)}), got 'speed'" in capsys.readouterr().err
 
 
 @pytest.mark.network
