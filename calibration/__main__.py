@@ -90,7 +90,9 @@ def _watch(source: Source, writer: SetWriter, options: argparse.Namespace) -> No
     from calibration.frames import within_limits
 
     frames = Prefetch(within_limits(source, options.max_frames), 2, drop_oldest=source.info.live, name="decode")
-    with Progress(source.info, options.max_frames, quiet=options.quiet) as progress, frames:
+    with Progress(source.info, options.max_frames, quiet=options.quiet) as progress, frames, ExitStack() as ending:
+        if source.info.live:
+            ending.callback(source.close)  # may hang in a read, which this ends
         for frame in frames:
             with uninterrupted():  # a frame is all in the pool or not
                 writer.add(frame)
@@ -109,7 +111,8 @@ def _parser() -> OptionParser:
         "-s",
         "--source",
         required=True,
-        help="0 or /dev/video0, a video, a picture, a folder, a glob ('pics/**/*.jpg'), test://",
+        help="0 or /dev/video0, a video, a picture, a folder, a glob ('pics/**/*.jpg'), rtsp://…, http://…, csi://0, gst:PIPELINE, "
+        "test://",
     )
     parser.add_argument(
         "-o",

@@ -42,6 +42,7 @@ from pipeline.sinks.naming import shown
 from pipeline.sources import open_sources
 from pipeline.stage_timer import StageTimer
 from pipeline.steady import Steady
+from pipeline.telemetry import NEWER
 
 if TYPE_CHECKING:
     from pipeline.sources.live import LiveOptions
@@ -84,6 +85,7 @@ def _run(options: argparse.Namespace) -> None:
         annotations = Annotations(manifest, engine.description, renderer, hud=options.hud, legend=options.legend)
         health, timer = Health([source.telemetry for source in sources]), StageTimer()
         service = stack.enter_context(Service(health))
+        start_s = time.monotonic()
         sinks: list[Sink] = []
         info = _together([source.info for source in sources])
         try:
@@ -101,7 +103,6 @@ def _run(options: argparse.Namespace) -> None:
                 tell=tell,
             )
             service.ready(f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or 'window'}")
-            start_s = time.monotonic()
             most = options.max_frames and options.max_frames * len(sources)
             with Progress(info, most, quiet=options.quiet) as progress:
                 result = run(
@@ -127,8 +128,17 @@ def _run(options: argparse.Namespace) -> None:
                 sinks,
                 keep=isinstance(error, StoppedError) or (info.live and isinstance(error, (SourceError, SinkError))),
             )
-            if lost and isinstance(error, StoppedError):
-                raise lost[0] from None  # live runs end by a signal: their status must say it too
+            if isinstance(error, StoppedError):  # the way in which live runs end
+                snapshots = [source.telemetry.snapshot() for source in sources]
+                frames = sum(snapshot.frames_out for snapshot in snapshots)
+                dropped = sum(snapshot.dropped.get(NEWER, 0) for snapshot in snapshots)
+                for line in _summary(RunResult(frames, dropped, timer.result()), time.monotonic() - start_s, info):
+                    say(line)
+                for sink in sinks:
+                    if sink.written:
+                        say(sink.written)
+                if lost:
+                    raise lost[0] from None
             raise
     for line in _summary(result, elapsed_s, info):
         say(line)

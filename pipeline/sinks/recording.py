@@ -35,9 +35,10 @@ class RecordingSink(Sink):
     """Writes the views of a live source to ``NAME.mp4`` (or .m4v, .mov, .mkv), in place.
 
     The file can be played at any moment, also after the process was killed, but for its last quarter of a second. When it is
-    closed it is an ordinary MP4 (with FFmpeg before 7.1 it stays fragmented). It never replaces a file: where ``NAME.mp4``
-    exists, it goes on with the next free number, ``NAME-0002.mp4``. A new file begins after the time or size in the options,
-    and when the size of the views changes; each begins with a keyframe at time 0 and can be played alone.
+    closed it is an ordinary MP4 (with FFmpeg before 7.1 it stays fragmented). It never replaces a file: where ``NAME.mp4`` or one
+    with a number exists, it goes on with the next number, ``NAME-0002.mp4``. A new file begins after the time or size in the options,
+    and when the size of the views changes; each begins with a keyframe at time 0 and can be played alone. Where the options limit
+    how many are kept, those of earlier runs under the same name count, and are the oldest.
 
     Power loss: every second the system is asked to begin writing to the disk, without waiting for it. What a file system makes of
     that is its own; nothing is waited for, since a slow card would hold up the picture.
@@ -54,6 +55,7 @@ class RecordingSink(Sink):
         self._info = info
         self._options = options
         self._segment: _Segment | None = None
+        self._earlier: deque[tuple[Path, int]] = deque()  # of earlier runs, and may be deleted
         self._kept: deque[tuple[Path, int]] = deque()
         self._number = 0  # of the last file that was begun
         self._ended = ""
@@ -62,6 +64,9 @@ class RecordingSink(Sink):
         if not os.access(self._path.parent, os.W_OK | os.X_OK):
             raise SinkError(f"{spec}: cannot be written (no permission): choose another --output")
         may_delete = options.keep_bytes is not None or options.keep_segments is not None
+        self._before = max(self._numbers(), default=0)  # numbers go up with time, whatever is deleted
+        if may_delete:  # a box that is switched off each night must not fill its disk all the same
+            self._earlier.extend(self._files_there())
         self._space = FreeSpace(
             self._path.parent, options.min_free_bytes, self._delete_oldest if may_delete else lambda: False
         )
@@ -121,25 +126,36 @@ class RecordingSink(Sink):
     def _create(self) -> Path:
         """An empty file of our own under the next free name."""
         path = self._path
-        if not (self._number or self._options.numbered or os.path.lexists(path)):
+        is_first = not (self._number or self._options.numbered)
+        if is_first and not os.path.lexists(path) and not self._before:
             with contextlib.suppress(FileExistsError):
                 path.open("xb").close()
                 self._number = 1
                 return path
-        stem, suffix, folder = path.stem, path.suffix, path.parent
-        taken = re.compile(rf"{re.escape(stem)}-(\d{{4,9}}){re.escape(suffix)}")
-        numbers = [int(match[1]) for name in os.listdir(folder) if (match := taken.fullmatch(name))]
-        number = max(self._number, 0 if self._options.numbered else 1, *numbers)
+        number = max(self._number, self._before, 0 if self._options.numbered else 1, *self._numbers())
         while True:
             number += 1
-            path = folder / f"{stem}-{number:04d}{suffix}"
+            path = self._numbered(number)
             with contextlib.suppress(FileExistsError):
                 path.open("xb").close()
                 break
-        if not (self._number or self._options.numbered):
+        if is_first and os.path.lexists(self._path):
             self._options.say(f"{self._path} exists already and is left as it is")
         self._number = number
         return path
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.stem}-{number:04d}{self._path.suffix}")
+
+    def _numbers(self) -> list[int]:
+        """Of the files that are there."""
+        taken = re.compile(rf"{re.escape(self._path.stem)}-(\d{{4,9}}){re.escape(self._path.suffix)}")
+        return sorted(int(match[1]) for name in os.listdir(self._path.parent) if (match := taken.fullmatch(name)))
+
+    def _files_there(self) -> list[tuple[Path, int]]:
+        """Files of earlier runs and their sizes, the oldest first."""
+        paths = [self._path, *map(self._numbered, self._numbers())]
+        return [(path, path.stat().st_size) for path in paths if path.is_file() and not path.is_symlink()]
 
     def _finish_segment(self) -> None:
         if self._segment is None:
@@ -163,16 +179,19 @@ class RecordingSink(Sink):
 
     def _delete_old(self) -> None:
         options = self._options
-        while (options.keep_segments is not None and len(self._kept) >= max(1, options.keep_segments)) or (
-            options.keep_bytes is not None and sum(size for _, size in self._kept) > options.keep_bytes
+        while (
+            options.keep_segments is not None and len(self._earlier) + len(self._kept) >= max(1, options.keep_segments)
+        ) or (
+            options.keep_bytes is not None
+            and sum(size for _, size in (*self._earlier, *self._kept)) > options.keep_bytes
         ):
             if not self._delete_oldest():
                 return
 
     def _delete_oldest(self) -> bool:
-        if not self._kept:
+        if not (self._earlier or self._kept):
             return False
-        path, _ = self._kept.popleft()
+        path, _ = (self._earlier or self._kept).popleft()
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         self._tell_files()

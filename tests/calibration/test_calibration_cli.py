@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -242,6 +243,27 @@ def test_a_recording_that_is_stopped_makes_its_set(main, tmp_path, monkeypatch, 
     assert "12 chosen" in done.out
     assert len(read_set(tmp_path / "set").entries) == 12
     assert os.listdir(tmp_path) == ["set"]
+
+
+def test_a_camera_that_hangs_does_not_keep_it_from_ending(main, tmp_path, monkeypatch):
+    class Hanging(Camera):
+        left = threading.Event()
+
+        def __iter__(self):
+            for frame in super().__iter__():
+                if frame.index == 90:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    assert self.left.wait(WAIT_S)
+                    return
+                yield frame
+
+        def close(self):
+            self.left.set()
+
+    monkeypatch.setattr(command, "open_source", lambda _: Hanging(lambda: None))
+    assert main("-s", "0", "-o", tmp_path / "set", "--count", "12", "-q").status == 130
+    assert not [thread for thread in threading.enumerate() if thread.name == "decode"]
+    assert len(read_set(tmp_path / "set").entries) == 12
 
 
 def test_a_camera_that_is_unplugged_leaves_its_set_and_is_told(main, tmp_path, monkeypatch):

@@ -226,12 +226,25 @@ def test_the_oldest_files_go(open_recording, record, tmp_path, options, kept):
     assert str(tmp_path / f"out-000{kept[0]}.mp4") in sink.written
 
 
-def test_files_of_an_earlier_run_are_not_touched(open_recording, record, tmp_path):
+def test_files_of_earlier_runs_stay_where_no_limit_is_given(open_recording, record, tmp_path):
     (tmp_path / "out-0007.mp4").write_bytes(b"old")
-    sink = record(open_recording(segment_s=0.5, keep_segments=1), range(40))
-    sink.close()
-    assert sorted(os.listdir(tmp_path)) == ["out-0007.mp4", "out-0010.mp4"]
+    record(open_recording(segment_s=0.5), range(20)).close()
+    assert sorted(os.listdir(tmp_path)) == ["out-0007.mp4", "out-0008.mp4", "out-0009.mp4"]
     assert (tmp_path / "out-0007.mp4").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("options", [{"keep_segments": 3}, {"keep_bytes": 60_000}])
+def test_files_of_earlier_runs_count_and_are_the_oldest(open_recording, record, tmp_path, options):
+    others = {"out-0003.mkv", "out-03.mp4", "door-0003.mp4", "out-0003.mp4.txt"}
+    for name in (*others, "out.mp4", "out-0002.mp4", "out-0009.mp4"):
+        (tmp_path / name).write_bytes(bytes(30_000))
+    (tmp_path / "out-0001.mp4").symlink_to(tmp_path / "out-03.mp4")
+    record(open_recording(segment_s=0.5, **options), range(20)).close()
+    left = {"out-0009.mp4", "out-0010.mp4", "out-0011.mp4"}
+    assert set(os.listdir(tmp_path)) - others - {"out-0001.mp4"} == left
+    for number in (2, 3):  # days later
+        record(open_recording(segment_s=0.5, keep_segments=1), range(20)).close()
+        assert set(os.listdir(tmp_path)) - others - {"out-0001.mp4"} == {f"out-{9 + 2 * number:04d}.mp4"}
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link"])

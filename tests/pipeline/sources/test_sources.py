@@ -1,4 +1,5 @@
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BackendUnavailableError, SourceError
-from pipeline.sources import PICTURE_SUFFIXES, SOURCES, open_source, source_kind
+from pipeline.sources import PICTURE_SUFFIXES, SOURCES, open_source, open_sources, source_kind
 
 ROOT = Path(__file__).parents[3]
 
@@ -129,6 +130,30 @@ def test_a_source_is_closed_at_the_end_of_its_block(monkeypatch):
     assert closed == [True]
     source.close()
     source.close()
+
+
+def test_names_of_several_sources_differ_also_as_file_names():
+    sources = open_sources(
+        ["test://?frames=1", "rtsp://u:p@cam/a", "test://?frames=2", "rtsp://cam/a", "http://cam/a%20b"]
+    )
+    names = [source.info.name for source in sources]
+    assert names[:4] == ["test", "cam/a", "test-2", "cam/a-2"]
+    assert [source.telemetry.name for source in sources] == names
+    assert len({re.sub(r"[^\w.-]+", "_", name) for name in names}) == 5
+    for source in sources:
+        frames = list(source) if not source.info.live else []
+        assert all(frame.source == source.info.name for frame in frames)
+        source.close()
+
+
+def test_a_source_that_cannot_be_opened_closes_those_before_it(monkeypatch, tmp_path):
+    closed = []
+    from pipeline.sources.synthetic import SyntheticSource
+
+    monkeypatch.setattr(SyntheticSource, "close", lambda self: closed.append(self.info.name))
+    with pytest.raises(SourceError, match="no such file"):
+        open_sources(["test://", "test://", str(tmp_path / "none.mp4")])
+    assert closed == ["test", "test-2"]
 
 
 def test_importing_loads_nothing_heavy():
