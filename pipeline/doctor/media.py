@@ -1,9 +1,10 @@
-"""What reads, writes and shows frames: OpenCV, PyAV with its FFmpeg, a hardware encoder, a display."""
+"""What reads, writes and shows frames: OpenCV, GStreamer, PyAV with its FFmpeg, a hardware encoder, a display."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,14 +40,16 @@ found["problem"] = display_problem()
 _OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 
-def questions(_: Path, __: Mapping[str, str]) -> dict[str, Question]:
+def questions(_: Path, environment: Mapping[str, str]) -> dict[str, Question]:
     """What is asked in processes of their own."""
     modules = {"cv2": "cv2", "av": "av", "display": "cv2"}
-    return {name: Question(code) for name, code in _QUESTIONS.items() if importlib.util.find_spec(modules[name])}
+    asked = {name: Question(code) for name, code in _QUESTIONS.items() if importlib.util.find_spec(modules[name])}
+    launch = shutil.which("gst-launch-1.0", path=environment.get("PATH"))
+    return asked | ({"gstreamer": Question(command=(launch, "--version"))} if launch else {})
 
 
 def opencv_findings(facts: Facts) -> list[Finding]:
-    """OpenCV, whether it has GStreamer, and whether several of its packages lie over each other."""
+    """OpenCV, and whether several of its packages lie over each other."""
     title = ("opencv", "OpenCV")
     answer = facts.answers.get("cv2")
     jetson = read_board(facts.root).jetson
@@ -63,8 +66,7 @@ def opencv_findings(facts: Facts) -> list[Finding]:
     windows = re.search(r"^\s*GUI:\s*(\S+)", build, re.MULTILINE)
     kind = windows[1] if windows else "unknown"
     words = f"{answer.found['version']}, {'without windows' if kind == 'NONE' else f'windows by {kind}'}"
-    findings = [Finding(*title, "ok", words)]
-    return [*findings, _gstreamer_finding(facts, build, jetson), *_several_opencvs(facts)]
+    return [Finding(*title, "ok", words), *_several_opencvs(facts)]
 
 
 def video_findings(facts: Facts) -> list[Finding]:
@@ -105,19 +107,23 @@ def display_findings(facts: Facts) -> list[Finding]:
     return [Finding(*title, "missing", f"no window: {reason}", " && ".join(filter(None, (removal, install))) or None)]
 
 
-def _gstreamer_finding(facts: Facts, build: str, jetson: bool) -> Finding:
+def gstreamer_findings(facts: Facts) -> list[Finding]:
+    """GStreamer's own programs, which read CSI cameras and ``gst:`` pipelines; OpenCV's is not used."""
     title = ("gstreamer", "GStreamer")
-    match = re.search(r"^\s*GStreamer:\s*YES\s*\(?([\d.]*)", build, re.MULTILINE)
-    if match:
-        return Finding(*title, "ok", f"{match[1]}, in OpenCV".lstrip(", "))
-    if not jetson:
-        return Finding(*title, "note", "not in this OpenCV (pip's never has it); cameras and videos work without")
-    wheels = [name for name in _OPENCVS if name in facts.versions]
-    if wheels:
-        command = f"pip uninstall -y {' '.join(wheels)}"
-        words = f"pip's OpenCV ({' and '.join(wheels)}) has none, and hides JetPack's"
-        return Finding(*title, "missing", words, command)
-    return Finding(*title, "missing", "not in this OpenCV; JetPack's has it", jetpack_command(facts.root, "cv2"))
+    answer = facts.answers.get("gstreamer")
+    jetson = read_board(facts.root).jetson
+    install = "sudo apt install gstreamer1.0-tools gstreamer1.0-plugins-good gstreamer1.0-plugins-bad"
+    if answer is None:
+        if jetson:
+            return [Finding(*title, "missing", "not installed; CSI cameras and the Jetson's decoder need it", install)]
+        return [Finding(*title, "note", f"not installed; gst: sources and outputs need it ({install})")]
+    match = re.search(r"version ([\d.]+)", str(answer.found.get("output", "")))
+    if match is None:
+        return [Finding(*title, "missing", f"installed, but does not run: {answer.problem or 'no answer'}", install)]
+    if jetson and not any(facts.root.glob("usr/lib/*/gstreamer-1.0/libgstnvarguscamerasrc.so")):
+        words = f"{match[1]}, without NVIDIA's elements: no CSI camera, no hardware decoder"
+        return [Finding(*title, "missing", words, "sudo apt install nvidia-l4t-gstreamer")]
+    return [Finding(*title, "ok", match[1])]
 
 
 def _several_opencvs(facts: Facts) -> list[Finding]:

@@ -30,6 +30,7 @@ _SUBJECTS: tuple[tuple[str, str, Callable[[Facts], list[Finding]]], ...] = (
     ("torch_tensorrt", "Torch-TensorRT", packages.torch_findings),
     ("compile", "Build half", packages.build_half_findings),
     ("opencv", "OpenCV", media.opencv_findings),
+    ("gstreamer", "GStreamer", media.gstreamer_findings),
     ("pyav", "PyAV", media.video_findings),
     ("display", "Display", media.display_findings),
     ("cameras", "Cameras", cameras.camera_findings),

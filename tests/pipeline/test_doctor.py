@@ -49,6 +49,7 @@ ON_JETSON = {
     "tensorrt": Answer({"version": "10.3.0"}),
     "pycuda": Answer({"version": "2026.1"}),
     "cv2": opencv(),
+    "gstreamer": Answer({"output": "gst-launch-1.0 version 1.20.3\nGStreamer 1.20.3\n", "status": 0}),
     "av": AV,
     "nvpmodel": Answer({"output": "NV Power Mode: MAXN_SUPER\n2\n", "status": 0}),
     "display": Answer({"problem": None}),
@@ -85,6 +86,7 @@ def jetson(tmp_path):
             "etc/nv_tegra_release": RELEASE,
             "etc/os-release": UBUNTU.replace("24.04.1", "22.04.5"),
             "etc/nvpmodel.conf": NVPMODEL,
+            "usr/lib/aarch64-linux-gnu/gstreamer-1.0/libgstnvarguscamerasrc.so": "",
         },
     )
 
@@ -401,12 +403,27 @@ def test_jetson_with_old_tensorrt(jetson):
     assert row.text.startswith("8.5.2.2: too old, 10.3 or newer is needed: write JetPack 6.2")
 
 
-def test_pip_opencv_hides_the_one_of_jetpack(jetson):
-    answers = {**ON_JETSON, "cv2": opencv("QT5", "NO")}
-    row = rows(jetson, answers, {"opencv-python": "4.14"})["gstreamer"]
-    assert (row.state, row.mend) == ("missing", "pip uninstall -y opencv-python")
-    assert rows(jetson, answers)["gstreamer"].mend == "sudo apt install nvidia-jetpack"
-    assert rows(jetson, ON_JETSON)["gstreamer"].text == "1.20.3, in OpenCV"
+def test_gstreamer_of_a_jetson(jetson):
+    row = rows(jetson, ON_JETSON)["gstreamer"]
+    assert (row.state, row.text) == ("ok", "1.20.3")
+    (plugin,) = jetson.rglob("libgstnvarguscamerasrc.so")
+    plugin.unlink()
+    row = rows(jetson, ON_JETSON)["gstreamer"]
+    assert (row.state, row.mend) == ("missing", "sudo apt install nvidia-l4t-gstreamer")
+    row = rows(jetson, {**ON_JETSON, "gstreamer": Answer({"output": "", "status": 1}, "it gave status 1")})["gstreamer"]
+    assert (row.state, row.text) == ("missing", "installed, but does not run: it gave status 1")
+    row = rows(jetson, {})["gstreamer"]
+    assert row.state == "missing"
+    assert row.mend.startswith("sudo apt install gstreamer1.0-tools ")
+
+
+def test_gstreamer_of_a_desktop_is_optional(bare):
+    assert rows(bare, {})["gstreamer"].state == "note"
+    answer = {"gstreamer": Answer({"output": "gst-launch-1.0 version 1.22.0\n", "status": 0})}
+    assert (rows(bare, answer)["gstreamer"].state, rows(bare, answer)["gstreamer"].text) == ("ok", "1.22.0")
+
+
+def test_nothing_brings_a_second_opencv_to_a_jetson(jetson):
     assert "opencv" not in (rows(jetson, {})["onnxruntime"].mend + rows(jetson, {})["tensorrt"].mend)
     assert "[cpu]" not in rows(jetson, {})["onnxruntime"].mend  # it would bring such a wheel
 
