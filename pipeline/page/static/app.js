@@ -59,6 +59,7 @@ function greet({ sources, modes, about, read_only: readOnly, history: past, coun
           fullscreen: () => fullscreen(source),
         }),
     );
+    for (const tile of tiles) tile.pause(paused);
     at("pictures").replaceChildren(...tiles.map((tile) => tile.root));
   }
   at("about").textContent = Object.entries(about)
@@ -84,7 +85,7 @@ function modeButton(mode) {
 
 function update({ sources, settings, viewers, sample, count: taken }) {
   facts = sources;
-  sources.forEach((each, source) => tiles[source].tell(each, paused));
+  sources.forEach((each, source) => tiles[source].tell(each));
   if (performance.now() - touchedMs > SETTLE_MS) showSettings(settings);
   showLegend();
   showFigures();
@@ -224,7 +225,7 @@ function pause() {
   at("pause").classList.toggle("on", paused);
   at("pause").textContent = paused ? "Go on" : "Pause";
   linkState(paused ? "paused" : "live", paused ? "paused" : "live");
-  for (const tile of tiles) tile.root.classList.toggle("paused", paused);
+  for (const tile of tiles) tile.pause(paused);
   watch();
 }
 

@@ -38,6 +38,7 @@ export class Tile {
     this.blob = null;
     this.next = null;
     this.drawing = false;
+    this.paused = false;
     this.canvas = element("canvas", { width: 640, height: 360 });
     this.title = element("strong");
     this.detail = element("span");
@@ -83,6 +84,10 @@ export class Tile {
       this.next = null;
       try {
         const bitmap = await createImageBitmap(blob);
+        if (this.paused) {
+          bitmap.close(); // what is looked at stays
+          continue;
+        }
         if (this.canvas.width !== bitmap.width || this.canvas.height !== bitmap.height) {
           this.canvas.width = bitmap.width;
           this.canvas.height = bitmap.height;
@@ -98,7 +103,12 @@ export class Tile {
     this.drawing = false;
   }
 
-  tell(facts, paused) {
+  pause(paused) {
+    this.paused = paused;
+    this.root.classList.toggle("paused", paused);
+  }
+
+  tell(facts) {
     const running = facts.state === "running";
     this.chip.textContent = LABELS[facts.state].toLowerCase();
     this.chip.dataset.state = facts.state;
@@ -108,7 +118,6 @@ export class Tile {
     if (facts.state === "reconnecting") text += ` ${seconds}, try ${facts.reconnects}`;
     else if (facts.state !== "ended" && facts.state !== "failed") text += ` ${seconds}`;
     this.dim(!running, text, facts.problem);
-    this.root.classList.toggle("paused", paused);
   }
 
   lose(problem) {
