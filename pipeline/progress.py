@@ -1,4 +1,4 @@
-"""How far a run is: a bar with the time left on a terminal, else a line every few seconds."""
+"""How far a run is: a bar with the time left on a terminal, else a line every few seconds, or for a camera every few minutes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from tqdm import tqdm
 from pipeline.frame import Frame, SourceInfo
 
 LINE_EVERY_S = 5.0
+# A camera runs for months, and a journal keeps every line.
+LIVE_LINE_EVERY_S = 600.0
 
 
 class Progress:
@@ -27,6 +29,7 @@ class Progress:
         self._total = min(counts) if counts else None
         self._fps = float(info.fps) if info.fps and not info.live else None
         self._quiet = quiet
+        self._every_s = LIVE_LINE_EVERY_S if info.live else LINE_EVERY_S
         self._start_s = self._line_s = time.monotonic()
         self._frames = 0
         self._bar: tqdm[NoReturn] | None = None
@@ -49,7 +52,7 @@ class Progress:
             elif dropped:
                 self._bar.set_postfix_str(f"{dropped} dropped", refresh=False)
             self._bar.update(1)
-        elif not self._quiet and time.monotonic() - self._line_s >= LINE_EVERY_S:
+        elif not self._quiet and time.monotonic() - self._line_s >= self._every_s:
             self._line_s = time.monotonic()
             sys.stderr.write(self.line(dropped) + "\n")
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""What becomes of a mask between the engine and the picture: steadied over time, drawn to edges, or nothing."""
+"""What becomes of a mask between the engine and the picture: drawn to edges, steadied over time, or nothing."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Steady:
 
     def __call__(self, frame: Frame) -> None:
         """Replace the frame's mask, if anything is asked for."""
-        smoothing = self._smoothings.get(frame.source)
         assert frame.mask is not None
-        if smoothing is not None:
-            smoothing.threshold = self._renderer.look.threshold
-            frame.mask = smoothing(frame.image, frame.mask, frame.pts_s)
-        if self._edges:
+        if self._edges:  # first: what edges make of noise is smoothed too
             from pipeline.mask_edges import refine_edges
 
             frame.mask = refine_edges(frame.image, frame.mask)
+        smoothing = self._smoothings.get(frame.source)
+        if smoothing is not None:
+            smoothing.threshold = self._renderer.look.threshold
+            frame.mask = smoothing(frame.image, frame.mask, frame.pts_s)

@@ -46,6 +46,10 @@ _SAMPLES_WH, _TILES_WH = (256, 144), (32, 18)
 # taken at once: no haze is left behind a subject.
 _SURE_HIGH, _SURE_LOW = 249, 7
 
+# A pixel that kept its grey while all around it moved was a coincidence: what a mask clearly says there, so near to motion, is true.
+_NEAR_MOTION_PX = 7
+_CLEAR_HIGH, _CLEAR_LOW = 230, 26
+
 # Rows taken at a time: few enough that what is between the steps stays in the processor's cache.
 _STRIP_ROWS = 128
 # Multiples of the golden ratio spread evenly over 0 to 1, however many are taken.
@@ -55,7 +59,8 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 class Smoothing:
     """Steadies the masks of one source: ``steady_hw = smoothing(image_hwc, mask_hw, pts_s)``, frame after frame.
 
-    Where the picture has changed, a mask is taken as it comes, so that nothing trails behind a subject that moves. Elsewhere
+    Where the picture has changed, a mask is taken as it comes, so that nothing trails behind a subject that moves; also what it clearly
+    says within 7 pixels of that. Elsewhere
     a binary mask is smoothed exponentially over time, in 8 bits: each frame moves it by the share that its time step asks for,
     rounded so that errors even out over frames. A pixel is subject or not until its smoothed probability is past the
     threshold by ``band``. Of a class map, a pixel takes another class once that was seen for the time constant, net of
@@ -222,9 +227,15 @@ class _Probabilities:
         share = -math.expm1(-step_s / time_constant_s)
         self._frames += 1
         phase = 0.998 * (self._frames * _GOLDEN % 1 - 0.5)  # never near to 0.5, which would move what is at rest
+        near = cv2.dilate(moved, _square(_NEAR_MOTION_PX))
         shown: Image = np.empty_like(mask)
         for rows in _strips(mask):
             new, smooth, side = mask[rows], self._smooth[rows], self._sides[rows]
+            clearly = cv2.bitwise_or(
+                cv2.bitwise_and(_from(new, _CLEAR_HIGH), cv2.bitwise_not(side)),
+                cv2.bitwise_and(cv2.bitwise_not(_from(new, _CLEAR_LOW)), side),
+            )
+            takes = cv2.bitwise_or(moved[rows], cv2.bitwise_and(near[rows], clearly))
             cv2.addWeighted(new, share, smooth, 1 - share, phase, dst=smooth)
             above = cv2.bitwise_and(
                 cv2.bitwise_and(side, _from(new, _SURE_HIGH)), cv2.bitwise_not(_from(smooth, _SURE_HIGH))
@@ -232,10 +243,10 @@ class _Probabilities:
             below = cv2.bitwise_and(
                 cv2.bitwise_not(cv2.bitwise_or(side, _from(new, _SURE_LOW))), _from(smooth, _SURE_LOW)
             )
-            cv2.copyTo(new, cv2.bitwise_or(moved[rows], cv2.bitwise_or(above, below)), smooth)
+            cv2.copyTo(new, cv2.bitwise_or(takes, cv2.bitwise_or(above, below)), smooth)
             cv2.bitwise_and(side, _from(smooth, level.lowest), dst=side)
             cv2.bitwise_or(side, _from(smooth, level.highest), dst=side)
-            cv2.copyTo(_from(smooth, level.subject), moved[rows], side)
+            cv2.copyTo(_from(smooth, level.subject), takes, side)
             # Those on the subject's side are shown from its level on, the others below it.
             np.maximum(smooth, side & np.uint8(level.subject), out=shown[rows])
             np.minimum(shown[rows], side | np.uint8(level.subject - 1), out=shown[rows])
@@ -292,9 +303,13 @@ def _near(subject: Image, before: Image | None) -> bool:
     """Whether any of the subject is near to where there was one."""
     if before is None or cv2.countNonZero(before) == 0:
         return False
-    side = 2 * _SAME_PLACE_PX + 1
-    around = cv2.dilate(before, np.ones((side, side), np.uint8))
+    around = cv2.dilate(before, _square(_SAME_PLACE_PX))
     return bool(cv2.countNonZero(cv2.bitwise_and(subject, around)))
+
+
+def _square(reach_px: int) -> Image:
+    """What dilates by so many pixels to each side."""
+    return np.ones((2 * reach_px + 1, 2 * reach_px + 1), np.uint8)
 
 
 def _from(values: Any, level: int) -> Image:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import progress as module
 from pipeline.frame import Frame
-from pipeline.progress import LINE_EVERY_S, Progress
+from pipeline.progress import LINE_EVERY_S, LIVE_LINE_EVERY_S, Progress
 
 
 @pytest.fixture
@@ -102,3 +102,9 @@ def test_a_terminal_gets_a_bar_that_ends_its_line(frame, make_info, monkeypatch,
     assert "3/3" in terminal.getvalue()
     assert shown in terminal.getvalue()
     assert terminal.getvalue().endswith("\n")
+
+
+def test_a_camera_fills_no_journal(clock, frame, make_info, capsys):
+    progress = Progress(make_info(fps=30, live=True))
+    run_for(progress, clock, frame, 2048, LIVE_LINE_EVERY_S * 3.5)
+    assert len(capsys.readouterr().err.splitlines()) == 3

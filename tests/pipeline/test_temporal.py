@@ -396,3 +396,29 @@ def test_options_that_make_no_sense_are_refused(options, message):
 def test_arrays_that_do_not_fit_are_refused(image, mask):
     with pytest.raises(ShapeError, match=r"smoothing: expected \(H, W, 3\) and \(H, W\) uint8 of one size"):
         Smoothing()(image, mask, 0.0)
+
+
+@pytest.mark.parametrize(("before", "now"), [(0, 255), (255, 0), (0, 235), (255, 20)])
+def test_what_kept_its_grey_by_chance_amid_motion_is_no_hole(before, now):
+    image = textured()
+    moved = image + np.uint8(8)
+    middle = np.s_[20:30, 30:40]
+    moved[middle] = image[middle]
+    smoothing = Smoothing(time_constant_s=10)
+    for index in range(10):
+        smoothing(image, flat(before), index / 25)
+    steady = smoothing(moved, flat(now), 10 / 25)
+    assert smoothing.cuts == 0
+    assert (steady == now).all()
+
+
+def test_what_is_not_clear_is_held_also_amid_motion():
+    image = textured()
+    moved = image + np.uint8(8)
+    moved[20:30, 30:40] = image[20:30, 30:40]
+    smoothing = Smoothing(time_constant_s=10)
+    for index in range(10):
+        smoothing(image, flat(200), index / 25)
+    steady = smoothing(moved, flat(110), 10 / 25)
+    assert steady[25, 35] >= 128
+    assert steady[5, 5] == 110
