@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch is pinned because its ONNX exporter moves; uv picks the build for this machine's GPU, or the one without CUDA.
 TORCH := torch==2.13.0
 
-.PHONY: demo test install check lint types format clean
+.PHONY: demo test readme install check lint types format clean
 
 demo: $(VENV)/.run
 	$(BIN)/python -m pipeline --source samples/clip.mp4 --model u2netp --output demo.mp4
@@ -14,6 +14,10 @@ test: $(VENV)/.dev
 	tests/install-programs
 	PYTHON=$(BIN)/python tests/install-torch-tensorrt $(VENV)/torch-tensorrt
 	$(BIN)/python -m pytest
+
+# The README's figures, from benchmarks/results/.
+readme: $(VENV)/.run
+	$(BIN)/python -m benchmarks.readme
 
 install: $(VENV)/.dev
 

@@ -21,7 +21,11 @@ def environment() -> dict[str, Any]:
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+        "clocks": _clocks(),
         "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
+        "gpu_state": _gpu_state(),
+        "power_mode": _output("nvpmodel", "-q"),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "versions": {package: version for package in PACKAGES if (version := _version(package))},
@@ -33,6 +37,27 @@ def write_result(path: Path, question: str, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = {"question": question, "environment": environment(), **result}
     path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _clocks() -> dict[str, str]:
+    """The processor's governor and present clock; empty where a virtual machine does not tell."""
+    folder = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+    found = {}
+    for name in ("scaling_governor", "scaling_cur_freq"):
+        try:
+            found[name] = (folder / name).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+    return found
+
+
+def _gpu_state() -> dict[str, str] | None:
+    """Clocks, power, temperature and what throttles an NVIDIA GPU at this moment."""
+    fields = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_throttle_reasons.active")
+    answer = _output("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
+    if answer is None:
+        return None
+    return dict(zip(fields, (value.strip() for value in answer.splitlines()[0].split(",")), strict=False))
 
 
 def _cpu_name() -> str:

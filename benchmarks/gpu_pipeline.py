@@ -16,7 +16,8 @@ from pipeline.bundle import Bundle
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.frame import Frame, Image, SourceInfo
-from pipeline.overlay import Look, Renderer
+from pipeline.look import Look
+from pipeline.overlay import Renderer
 from pipeline.run import infer, run
 from pipeline.sinks import open_sink
 from pipeline.sources import open_source

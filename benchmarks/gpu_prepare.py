@@ -18,7 +18,8 @@ from models.zoo import fetch
 from pipeline.bundle import cache_folder
 from pipeline.command_line import SaidError, run_command
 from pipeline.errors import EdgemaskError, OptionError
-from pipeline.overlay import Look, Renderer
+from pipeline.look import Look
+from pipeline.overlay import Renderer
 from pipeline.sinks import open_sink
 from pipeline.sources import open_source
 

@@ -83,6 +83,7 @@ def _import_build_half(options: argparse.Namespace) -> None:
 
 def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say: Callable[[str], None]) -> int:
     from calibration.truth import read_truths
+    from compile.compose import with_views
     from compile.networks import contract_of, open_candidate
     from compile.plans import add_plan, add_torch_program, build_options
     from compile.programs import Programs, single_precision
@@ -117,6 +118,11 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
         f"{weights.name}: {candidate.architecture} ({candidate.family}), {candidate.class_count} class(es), {height}×{width}"
     )
     task: Task = "binary" if candidate.class_count == 1 else "classes"
+    composes = options.compose == "device"
+    if composes and task != "binary":
+        raise OptionError(
+            f"--compose device: expected a network of one class, got {candidate.class_count}: leave --compose out"
+        )
     truths = None if options.calib_masks is None else read_truths(options.calib_masks, task)
     with ExitStack() as stack:
         if candidate.ranges is not None:
@@ -128,7 +134,8 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
 
     def complete(precision: Precision) -> tuple[Manifest, dict[str, bytes]]:
         program = programs.export(precision)
-        masks, runtime = program_masks(program.content)
+        content = with_views(program.content, options.frame) if composes else program.content
+        masks, runtime = program_masks(content)
         verification = verify(masks, samples, task, source=options.verify, runtime=runtime)
         say(f"{precision} agrees with the trained network: {verification}")
         check(verification, options.min_iou)
@@ -149,10 +156,11 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
                 "architecture": candidate.architecture,
             },
             verification=verification.as_dict(),
+            composes=composes,
             tools=_tools(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        files = {PROGRAM_NAME: program.content}
+        files = {PROGRAM_NAME: content}
         if built is not None:
             return add_plan(manifest, files, built, samples, options, say, verification.against)
         if options.target == "torch-tensorrt":

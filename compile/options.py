@@ -44,6 +44,7 @@ _OF_NETWORKS = (
     "imgsz",
     "classes",
     "smooth",
+    "compose",
 )
 
 
@@ -77,6 +78,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         raise OptionError(f"--strict: expected --precision int8 beside it, got {options.precision}")
     if options.precision == "auto" and options.target == "torch-tensorrt":
         raise OptionError("--precision auto: expected another --target, got torch-tensorrt")
+    if options.compose == "device" and options.target == "torch-tensorrt":
+        raise OptionError("--compose device: expected another --target, got torch-tensorrt")
     if options.dla is not None and options.bundle is None and (options.frame is None or options.precision == "fp32"):
         raise OptionError(
             "--dla: expected --frame HxW and --precision fp16, for an accelerator takes one size and no FP32, "
@@ -195,6 +198,13 @@ def _parser() -> OptionParser:
     parser.add_argument("--classes", type=int, metavar="N", help="refuse weights with another number of classes")
     parser.add_argument(
         "--smooth", action="store_true", help="more classes: enlarge scores, not indices; smooth borders, slower"
+    )
+    parser.add_argument(
+        "--compose",
+        default="host",
+        choices=("host", "device"),
+        help="one class: device = the program draws the overlay too, so that a GPU gives pictures that are ready to be shown "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--verify",

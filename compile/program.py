@@ -2,6 +2,8 @@
 
     frames (N, H, W, 3) uint8 BGR  ->  FrameToInput  ->  network  ->  ScoresToMask  ->  masks (N, H, W) uint8
 
+With ``--compose device`` a second output follows, ``Overlay``: views (N, H, W, 3) uint8 BGR (``compile.compose``).
+
 This is the only definition of pre- and post-processing: it is exported and compiled as a whole, and calibration, verification,
 benchmarks and the pipeline all run it.
 """
@@ -101,6 +103,31 @@ class ScoresToMask(nn.Module):
             return scores.argmax(1).to(torch.uint8)
         index = scores.argmax(1, keepdim=True).float()
         return F.interpolate(index, size_hw, mode="nearest")[:, 0].to(torch.uint8)
+
+
+class Overlay(nn.Module):
+    """A colour over the subject, as ``pipeline.overlay`` draws it in mode "overlay", so that a frame leaves the GPU as it is shown.
+
+    The look is an input, so that it can change from frame to frame: ``pipeline.compose.look_values`` makes it. A soft edge is a
+    clipped straight line, so two numbers hold it, and all operations are pointwise. A table of 256 weights would hold any edge, but
+    looking masks up in it takes an index of 4 bytes for each pixel. Nothing is rounded before the end: the result is within 1 of
+    255 of what the host draws.
+    """
+
+    def forward(self, frames_nhwc: Tensor, masks_nhw: Tensor, look: Tensor) -> Tensor:
+        """Draw.
+
+        Args:
+            frames_nhwc: (N, H, W, 3) uint8 BGR.
+            masks_nhw: (N, H, W) float32, 0 to 255, whole numbers: TensorRT hands no uint8 on.
+            look: (6,) float32: slope and intercept of the soft edge over a mask's values, alpha, and the colour's b, g, r.
+
+        Returns:
+            (N, H, W, 3) uint8 BGR.
+        """
+        weights = (masks_nhw * look[0:1] + look[1:2]).clamp(0.0, 1.0) * look[2:3]
+        x = frames_nhwc.float()
+        return (x + (look[3:6] - x) * weights.unsqueeze(3)).round().to(torch.uint8)
 
 
 class FrameProgram(nn.Module):

@@ -15,7 +15,7 @@ from calibration.agreement import iou, mean_absolute_error
 from calibration.saliency import SaliencyMetrics
 from calibration.truth import Truth, Truths, resize_truth
 from compile.errors import CompileError
-from pipeline.bundle import Task
+from pipeline.bundle import LOOK_VALUES, Task
 from pipeline.frame import Frame
 
 Masks = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -120,11 +120,14 @@ def program_masks(program: bytes) -> tuple[Masks, str]:
         CompileError: it cannot be loaded; or later, when it cannot be run.
     """
     session = open_session(program, "the compiled program")
-    name = session.get_inputs()[0].name
+    name, *others = [value.name for value in session.get_inputs()]
+    # A program that composes has masks first; how they are shown does not change them.
+    rest = {other: np.zeros(len(LOOK_VALUES), np.float32) for other in others}
+    output = session.get_outputs()[0].name
 
     def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
         try:
-            (masks_nhw,) = session.run(None, {name: frames_nhwc})
+            (masks_nhw,) = session.run([output], {name: frames_nhwc, **rest})
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise CompileError(f"ONNX Runtime cannot run the compiled program: {reason}") from error

@@ -1,7 +1,8 @@
 """The seam between the two halves: a folder with a frame program and a manifest that says what it is.
 
     manifest.json     what the program expects and gives, where it comes from, how far it agrees with the trained network
-    program.onnx      the frame program: (N, H, W, 3) uint8 BGR -> (N, H, W) uint8
+    program.onnx      the frame program: (N, H, W, 3) uint8 BGR -> (N, H, W) uint8; one that composes also takes how masks are
+                      shown, (6,) float32, and gives views (N, H, W, 3) uint8 BGR
     engines/          plans built from it, one file for each runtime, as the runtime wrote them
 
 The build half writes a bundle, the run half checks and reads it.
@@ -27,6 +28,12 @@ PROGRAM_NAME = "program.onnx"
 PLANS = "engines/"
 MANIFEST_LIMIT_BYTES = 1 << 20
 
+FRAMES, LOOK, MASKS, VIEWS = "frames", "look", "masks", "views"
+"""Names of the inputs and outputs of a program that composes."""
+
+LOOK_VALUES = ("slope", "intercept", "alpha", "blue", "green", "red")
+"""What it is told of a look, float32. A mask's value counts as clip(value × slope + intercept, 0, 1) × alpha."""
+
 Task = Literal["binary", "classes"]
 Precision = Literal["fp32", "fp16", "int8"]
 CPU_GRAPH = "cpu"
@@ -51,6 +58,7 @@ class Manifest:
         verification: agreement with the trained network, as ``compile.verify`` writes it.
         engines: for each plan its file, runtime, version, compute capabilities and frame profile, as ``compile`` writes it.
         files: sha256 of every other file in the bundle, by name.
+        composes: the program draws the overlay too, and gives views beside the masks; not in the file if it does not.
         tools: versions of what made it.
         created: date and time in UTC, ISO 8601.
         schema: version of this list.
@@ -71,6 +79,7 @@ class Manifest:
     verification: Mapping[str, Any] = field(default_factory=dict)
     engines: tuple[Mapping[str, Any], ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    composes: bool = False
     schema: int = SCHEMA
 
     @property
@@ -98,7 +107,8 @@ class Manifest:
         required = [
             name
             for name in fields
-            if name not in ("frame_size_hw", "layers", "calibration", "verification", "engines", "files", "schema")
+            if name
+            not in ("frame_size_hw", "layers", "calibration", "verification", "engines", "files", "composes", "schema")
         ]
         if wrong := [name for name in required if name not in entries] + [
             name for name in entries if name not in fields
@@ -122,6 +132,8 @@ class Manifest:
             raise BundleError(f"{where}: expected text for model and created: compile the bundle again")
         if manifest.task not in get_args(Task) or manifest.precision not in get_args(Precision) or not manifest.classes:
             raise BundleError(f"{where}: unknown task, precision or no classes: compile the bundle again")
+        if not isinstance(manifest.composes, bool):
+            raise BundleError(f"{where}: expected true or false for composes: compile the bundle again")
         maps = ("contract", "weights", "tools", "layers", "calibration", "verification", "files")
         if not all(isinstance(getattr(manifest, name), dict) for name in maps):
             raise BundleError(f"{where}: expected an object for {', '.join(maps)}: compile the bundle again")
@@ -129,7 +141,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as indented JSON, fields in their order here."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        entries = asdict(self)
+        if not self.composes:
+            del entries["composes"]
+        return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from enum import Enum, auto
 from pipeline.annotations import Annotations
 from pipeline.errors import OptionError
 from pipeline.frame import Image
-from pipeline.overlay import GREEN_SCREEN, RENDER_MODES, WHITE, Color, Renderer
+from pipeline.look import GREEN_SCREEN, RENDER_MODES, WHITE, Color
+from pipeline.overlay import Renderer
 
 STEP = 0.05
 """By how much a key changes alpha or threshold."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.bundle import Task
 from pipeline.errors import ShapeError
 from pipeline.frame import Image, describe
-from pipeline.overlay import Color, subject_level
+from pipeline.look import Color, subject_level
 from pipeline.palette import Palette
 
 LEGEND_LENGTH = 12

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.command_line import OptionParser, share
 from pipeline.engines import ENGINES
 from pipeline.errors import OptionError
-from pipeline.overlay import RENDER_MODES
+from pipeline.look import RENDER_MODES
 from pipeline.sinks.options import ENCODERS, byte_count, duration_s
 from pipeline.sources import FORMS
 from pipeline.yaml_file import read_yaml
@@ -128,7 +128,21 @@ def _parser() -> OptionParser:
         choices=("auto", "off", "on", "strong"),
         help="steady masks over time: auto = on for cameras and streams (default: %(default)s)",
     )
+    parser.add_argument(
+        "--fps",
+        type=float,
+        metavar="RATE",
+        help="keep this rate on a slower engine: between its masks the last one is moved with the picture, and is kept where that "
+        "did not change",
+    )
     parser.add_argument("--refine-edges", action="store_true", help="draw masks to the edges in the picture")
+    parser.add_argument(
+        "--compose",
+        default="auto",
+        choices=("auto", "host", "device"),
+        help="where the overlay is drawn: auto = by a GPU if the bundle was compiled with --compose device; the host still draws masks "
+        "that --smooth or --refine-edges changed, and every other --render (default: %(default)s)",
+    )
     live = parser.add_argument_group("cameras and streams")
     live.add_argument(
         "--stall",

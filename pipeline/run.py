@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import SinkError, SourceError
 from pipeline.frame import Frame, Image
@@ -57,6 +58,8 @@ def run(
     render: Callable[[Image, Image], Image],
     sinks: Sequence[Sink],
     *,
+    composed: Callable[[], NDArray[np.float32] | None] | None = None,
+    masks: Callable[[Iterable[Frame], Engine, StageTimer], Iterator[Frame]] | None = None,
     refine: Callable[[Frame], None] | None = None,
     decorate: Callable[[Frame, StageTimer], None] | None = None,
     progress: Callable[[Frame, int], None] | None = None,
@@ -77,7 +80,10 @@ def run(
         engine: frames to masks; runs on a thread of its own.
         render: (image, mask) to the view.
         sinks: every one gets every frame; the run ends when one says that it was stopped.
-        refine: changes a frame's mask before it is rendered.
+        composed: asked for the look of each submission (``pipeline.compose``), whose views the engine draws; where it gives None, or
+            is None, and where ``refine`` gives a frame another mask, ``render`` draws.
+        masks: adds its mask to each frame in place of ``infer``, such as ``Governor.masked``.
+        refine: gives a frame another mask before it is rendered; never writes to the one that is there.
         decorate: draws onto the finished view.
         progress: told of each written frame and of the number dropped so far.
         pulse: called after each frame, and a few times a second while none comes.
@@ -122,7 +128,8 @@ def run(
         turns = TakeTurns(queues, give_up)
         more = turns.ready if any(drops) or len(sources) > 1 else (lambda: True)
         depth = 1 if any(drops) else DEPTH
-        masked = Prefetch(infer(turns, engine, timer, more), depth, name="engine", join_s=None)
+        with_masks = infer(turns, engine, timer, more, composed) if masks is None else masks(turns, engine, timer)
+        masked = Prefetch(with_masks, depth, name="engine", join_s=None)
         ending.enter_context(masked)
         ending.callback(stop_reading)  # before the engine's thread, which ends when its frames do
         left = list(sinks)
@@ -140,10 +147,12 @@ def run(
                 break
             telemetry = telemetries.get(frame.source, sources[0].telemetry)
             with timer("render"):
+                drawn_from = frame.mask
                 if refine is not None:
                     refine(frame)
                 assert frame.mask is not None
-                frame.view = render(frame.image, frame.mask)
+                if frame.view is None or frame.mask is not drawn_from:
+                    frame.view = render(frame.image, frame.mask)
                 if decorate is not None:
                     decorate(frame, timer)
             with timer("write"):
@@ -175,32 +184,39 @@ def _write(frame: Frame, sinks: list[Sink], lost: Callable[[SinkError], None], l
 
 
 def infer(
-    frames: Iterable[Frame], engine: Engine, timer: StageTimer, more: Callable[[], bool] = lambda: True
+    frames: Iterable[Frame],
+    engine: Engine,
+    timer: StageTimer,
+    more: Callable[[], bool] = lambda: True,
+    composed: Callable[[], NDArray[np.float32] | None] | None = None,
 ) -> Iterator[Frame]:
-    """Add its mask to each frame, with as many frames in flight as the engine can hold.
+    """Add its mask to each frame, and its view where the engine draws it, with as many frames in flight as the engine can hold.
 
     Args:
         frames: in order.
         engine: frames to masks; it gets frames of one size together, as many as it takes at once.
         timer: gets the time that submitting and collecting took, per frame.
         more: whether the next frame is there; where it is not, no mask waits for it, as a camera's next frame may take long.
+        composed: gives the look of each submission, or None for masks alone.
     """
     waiting: deque[tuple[list[Frame], float]] = deque()
 
     def finish() -> Iterator[Frame]:
         group, submit_ms = waiting.popleft()
         start_ns = time.perf_counter_ns()
-        masks_nhw = engine.collect()
+        masks_nhw, views_nhwc = engine.collect_with_views()
         taken_ms = submit_ms + (time.perf_counter_ns() - start_ns) / 1e6
-        for frame, mask in zip(group, masks_nhw, strict=True):
-            frame.mask = mask
+        views: Iterable[Image | None] = repeat(None, len(group)) if views_nhwc is None else views_nhwc
+        for frame, mask, view in zip(group, masks_nhw, views, strict=True):
+            frame.mask, frame.view = mask, view
             timer.add("engine", taken_ms / len(group))
             yield frame
 
     try:
         for group in grouped(frames, engine.batch, more):
             start_ns = time.perf_counter_ns()
-            engine.submit(group[0].image[None] if len(group) == 1 else np.stack([frame.image for frame in group]))
+            frames_nhwc = group[0].image[None] if len(group) == 1 else np.stack([frame.image for frame in group])
+            engine.submit(frames_nhwc, None if composed is None else composed())
             waiting.append((group, (time.perf_counter_ns() - start_ns) / 1e6))
             while waiting and (len(waiting) == engine.in_flight or not more()):
                 yield from finish()

@@ -26,6 +26,7 @@ class StageTime:
     mean_ms: float
     p50_ms: float
     p95_ms: float
+    p99_ms: float
 
 
 class StageTimer:
@@ -60,8 +61,8 @@ class StageTimer:
             count = int(counts.sum())
             if count == 0:
                 continue
-            p50_ms, p95_ms = (self._percentile_ms(counts, share) for share in (0.50, 0.95))
-            stages.append(StageTime(name, count, self._totals_ms[name] / count, p50_ms, p95_ms))
+            p50_ms, p95_ms, p99_ms = (self._percentile_ms(counts, share) for share in (0.50, 0.95, 0.99))
+            stages.append(StageTime(name, count, self._totals_ms[name] / count, p50_ms, p95_ms, p99_ms))
         return stages
 
     @staticmethod

@@ -33,6 +33,11 @@ class Steady:
                 self._smoothings[source.info.name] = Smoothing(task, time_constant_s=_TIME_CONSTANTS_S[chosen])
         self._edges = edges and task == "binary"
 
+    @property
+    def changes(self) -> bool:
+        """Whether any mask will be another one."""
+        return self._edges or bool(self._smoothings)
+
     def __call__(self, frame: Frame) -> None:
         """Replace the frame's mask, if anything is asked for."""
         assert frame.mask is not None

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.bundle import Task
 from pipeline.errors import OptionError, ShapeError
 from pipeline.frame import Image, describe
-from pipeline.overlay import subject_level
+from pipeline.look import subject_level
 
 DEFAULT_TIME_CONSTANT_S = 0.5
 DEFAULT_BAND = 0.1

@@ -18,9 +18,10 @@ from compile.options import _parser as compile_parser
 from compile.options import parse_options as parse_compile_options
 from pipeline.errors import OptionError
 from pipeline.frame import Frame
+from pipeline.look import Look
 from pipeline.options import _parser as pipeline_parser
 from pipeline.options import parse_options
-from pipeline.overlay import Look, Renderer
+from pipeline.overlay import Renderer
 from pipeline.sinks import sink_kind
 from pipeline.sinks.json_lines import results_of
 from pipeline.sources import source_kind

@@ -9,7 +9,9 @@ import pytest
 
 import benchmarks.__main__ as benchmarks_command
 from benchmarks import accuracy
+from benchmarks.readme import with_figures
 from pipeline.command_line import OptionParser
+from pipeline.errors import OptionError
 from pipeline.options import parse_options
 
 ROOT = Path(__file__).parents[1]
@@ -65,15 +67,27 @@ def test_links_lead_somewhere(document):
             assert (document.parent / link).exists(), link
 
 
-def test_accuracy_figures_are_those_of_the_result():
-    result = json.loads((ROOT / "benchmarks/results/accuracy_u2netp_official.json").read_text(encoding="utf-8"))
-    (row,) = result["table"]
-    figures = (row[name] for name in ("max_f", "s_measure", "mae", "iou", "boundary_iou"))
-    assert f"| {' | '.join(f'{figure:.4f}' for figure in figures)} |" in README
+def test_figures_are_those_of_the_results():
+    assert with_figures(README, ROOT / "benchmarks" / "results") == README
+    assert re.findall(r"figures: (\w+)", README) == ["speed", "accuracy"]
+
+
+def test_figures_are_written_between_their_marks(tmp_path):
+    text = "a\n<!-- figures: accuracy -->\nold\nolder\n<!-- end -->\nb\n"
+    row = {"max_f": 0.5, "s_measure": 0.25, "mae": 0.125, "iou": 1, "boundary_iou": 0}
+    (tmp_path / "accuracy_u2netp_official.json").write_text(json.dumps({"table": [row]}))
+    made = with_figures(text, tmp_path)
+    assert "| 0.5000 | 0.2500 | 0.1250 | 1.0000 | 0.0000 |\n<!-- end -->\nb\n" in made
+    assert "old" not in made
+    assert with_figures(made, tmp_path) == made
+    with pytest.raises(OptionError, match="figures: expected one of accuracy, speed, got beauty"):
+        with_figures(text.replace("accuracy", "beauty"), tmp_path)
+    with pytest.raises(OptionError, match=r"latency.json: expected a result in .*: run the benchmark with --json"):
+        with_figures(text.replace("accuracy", "speed"), tmp_path)
 
 
 def test_every_render_mode_is_told():
-    from pipeline.overlay import RENDER_MODES
+    from pipeline.look import RENDER_MODES
 
     for mode in RENDER_MODES:
         assert f"`{mode}`" in README

@@ -1,4 +1,4 @@
-"""What every engine is: frames in, masks out, a few of them in flight."""
+"""What every engine is: frames in, masks out, a few of them in flight; views beside the masks where the program composes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import Bundle
+from pipeline.bundle import LOOK_VALUES, Bundle
 from pipeline.errors import ShapeError
 from pipeline.frame import describe
 
@@ -16,10 +16,13 @@ from pipeline.frame import describe
 class Engine(ABC):
     """Runs a bundle's frame program. Used by one thread at a time; close it, or use it in a ``with`` block.
 
-    A backend writes ``_submit``, ``_collect`` and ``_close``; shapes and dtypes are checked here, once.
+    A backend writes ``_submit``, ``_collect`` and ``_close``; shapes and dtypes are checked here, once. One that runs programs that
+    compose says so in ``takes_looks``, and writes ``_submit_with_look`` and ``_collect_with_views`` too.
 
     Attributes:
         bundle: what it runs.
+        on_gpu: whether what is composed saves the host work.
+        takes_looks: whether the backend runs programs that compose.
         in_flight: how many submissions may wait before the first must be collected; 1 on a CPU.
         batch: how many frames of one size are worth submitting together; 1 on a CPU, which gains nothing by it.
         description: backend and device for the user, such as "ONNX Runtime 1.32, CPU".
@@ -28,10 +31,12 @@ class Engine(ABC):
     in_flight = 1
     batch = 1
     description = ""
+    on_gpu = False
+    takes_looks = False
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self._submitted: deque[tuple[int, int, int]] = deque()
+        self._submitted: deque[tuple[tuple[int, int, int], bool]] = deque()  # (N, H, W), with a look
         self._closed = False
 
     def __enter__(self) -> Engine:
@@ -57,8 +62,17 @@ class Engine(ABC):
         self.submit(frames_nhwc)
         return self.collect()
 
-    def submit(self, frames_nhwc: NDArray[np.uint8]) -> None:
-        """Start on some frames; ``frames_nhwc`` as for a call, unchanged until they are collected.
+    @property
+    def composes(self) -> bool:
+        """Whether it gives views beside masks to who asks with a look."""
+        return self.takes_looks and self.bundle.manifest.composes
+
+    def submit(self, frames_nhwc: NDArray[np.uint8], look: NDArray[np.float32] | None = None) -> None:
+        """Start on some frames.
+
+        Args:
+            frames_nhwc: as for a call, unchanged until they are collected.
+            look: (6,) float32, see ``pipeline.bundle.LOOK_VALUES``, for views in this look, if the engine composes; None: masks alone.
 
         Raises:
             ShapeError: the frames do not fit what was compiled.
@@ -76,8 +90,15 @@ class Engine(ABC):
                 f"frames: expected {fixed[0]}×{fixed[1]} (height × width), got {height}×{width}: "
                 f"compile with --frame {height}x{width}, or without --frame for any size"
             )
-        self._submit(frames_nhwc)
-        self._submitted.append((count, height, width))
+        if look is None:
+            self._submit(frames_nhwc)
+        else:
+            if not self.composes:
+                raise RuntimeError("the engine does not compose: submit without a look")
+            if look.shape != (len(LOOK_VALUES),) or look.dtype != np.float32:
+                raise ShapeError(f"look: expected ({len(LOOK_VALUES)},) float32, got {describe(look)}")
+            self._submit_with_look(frames_nhwc, look)
+        self._submitted.append(((count, height, width), look is not None))
 
     def collect(self) -> NDArray[np.uint8]:
         """Wait for the oldest submission.
@@ -85,15 +106,27 @@ class Engine(ABC):
         Returns:
             (N, H, W) uint8. Owned by the caller.
         """
+        return self.collect_with_views()[0]
+
+    def collect_with_views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Wait for the oldest submission.
+
+        Returns:
+            Masks (N, H, W) uint8, and views (N, H, W, 3) uint8 BGR if it came with a look, else None. Owned by the caller.
+        """
         if self._closed:
             raise RuntimeError("the engine is closed")
         if not self._submitted:
             raise RuntimeError("nothing was submitted")
-        expected = self._submitted.popleft()
-        masks_nhw = self._collect()
+        expected, with_look = self._submitted.popleft()
+        masks_nhw, views_nhwc = self._collect_with_views() if with_look else (self._collect(), None)
         if masks_nhw.shape != expected or masks_nhw.dtype != np.uint8:
             raise ShapeError(f"masks of {self.description}: expected {expected} uint8, got {describe(masks_nhw)}")
-        return masks_nhw
+        if views_nhwc is not None and (views_nhwc.shape != (*expected, 3) or views_nhwc.dtype != np.uint8):
+            raise ShapeError(
+                f"views of {self.description}: expected {(*expected, 3)} uint8, got {describe(views_nhwc)}"
+            )
+        return masks_nhw, views_nhwc
 
     def close(self) -> None:
         """Give back memory and device; safe to call twice."""
@@ -109,3 +142,9 @@ class Engine(ABC):
 
     @abstractmethod
     def _close(self) -> None: ...
+
+    def _submit_with_look(self, frames_nhwc: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
+        raise NotImplementedError
+
+    def _collect_with_views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        raise NotImplementedError

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from pipeline.bundle import Bundle
+from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, VIEWS, Bundle
 from pipeline.engines.base import Engine
 from pipeline.errors import BundleError
 from pipeline.frame import describe
@@ -14,6 +14,8 @@ from pipeline.frame import describe
 
 class OnnxRuntimeEngine(Engine):
     """Runs ``program.onnx`` as it lies in the bundle; one submission at a time."""
+
+    takes_looks = True
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
@@ -29,18 +31,41 @@ class OnnxRuntimeEngine(Engine):
                 f"({str(error).strip().splitlines()[0]}): compile the bundle again"
             ) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(uint8)":
+        if bundle.manifest.composes:
+            got = [value.name for value in (*inputs, *outputs)]
+            if got != [FRAMES, LOOK, MASKS, VIEWS]:
+                raise BundleError(
+                    f"{bundle.program_path}: expected {FRAMES}, {LOOK}, {MASKS} and {VIEWS} of a program that composes, "
+                    f"got {', '.join(got)}: compile the bundle again"
+                )
+        elif len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(uint8)":
             raise BundleError(
                 f"{bundle.program_path}: expected one uint8 input and one output, "
                 f"got {len(inputs)} ({inputs[0].type if inputs else 'none'}) and {len(outputs)}: this is no frame program"
             )
-        self._input_name = inputs[0].name
-        self._masks: NDArray[np.uint8] | None = None
+        self._input_name, self._output_name = inputs[0].name, outputs[0].name
+        self._results: list[NDArray[np.uint8]] = []
+        self._masks_only = onnxruntime.RunOptions()
+        self._masks_only.only_execute_path_to_fetches = True  # the overlay is not computed for nobody
         self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU"
 
     def _submit(self, frames_nhwc: NDArray[np.uint8]) -> None:
+        look = {LOOK: np.zeros(len(LOOK_VALUES), np.float32)} if self.composes else {}
+        self._run([self._output_name], frames_nhwc, look, self._masks_only if self.composes else None)
+
+    def _submit_with_look(self, frames_nhwc: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
+        self._run([MASKS, VIEWS], frames_nhwc, {LOOK: look}, None)
+
+    def _run(
+        self,
+        outputs: list[str],
+        frames_nhwc: NDArray[np.uint8],
+        look: dict[str, NDArray[np.float32]],
+        options: onnxruntime.RunOptions | None,
+    ) -> None:
+        inputs = {self._input_name: np.ascontiguousarray(frames_nhwc), **look}
         try:
-            (self._masks,) = self._session.run(None, {self._input_name: np.ascontiguousarray(frames_nhwc)})
+            self._results = self._session.run(outputs, inputs, options)
         except Exception as error:  # ONNX Runtime's errors have no other class in common
             raise BundleError(
                 f"{self.bundle.program_path}: ONNX Runtime {onnxruntime.__version__} cannot run it on frames "
@@ -48,10 +73,12 @@ class OnnxRuntimeEngine(Engine):
             ) from error
 
     def _collect(self) -> NDArray[np.uint8]:
-        masks_nhw, self._masks = self._masks, None
-        if masks_nhw is None:
-            raise RuntimeError("nothing was submitted")
+        (masks_nhw,), self._results = self._results, []
         return masks_nhw
+
+    def _collect_with_views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        (masks_nhw, views_nhwc), self._results = self._results, []
+        return masks_nhw, views_nhwc
 
     def _close(self) -> None:
         del self._session

@@ -2,6 +2,8 @@
 
     submit    frame -> page-locked memory ──upload──▶ device ──compute──▶ device ──download──▶ page-locked memory    collect -> mask
 
+A plan that composes takes a look beside the frame and gives a view beside the mask; what nobody asked for does not come down.
+
 Each arrow is a stream of its own with an event at its end, so that the next frame goes up and the last mask comes down while the GPU
 computes. On a Jetson both sides share one memory, and only the middle arrow is left.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
@@ -18,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import Bundle
+from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, VIEWS, Bundle
 from pipeline.engines.base import Engine
-from pipeline.engines.cuda_device import CudaDevice, keep_for_ever
+from pipeline.engines.cuda_device import Buffer, CudaDevice, keep_for_ever
 from pipeline.engines.runtime_cache import RuntimeCacheFile
 from pipeline.engines.tensorrt_layers import PlanFacts, facts_of, layer_times
 from pipeline.engines.tensorrt_library import load_tensorrt, log_of
@@ -29,16 +31,18 @@ from pipeline.plan import NAMES, read_plan, rebuild_command
 
 Shape = tuple[int, ...]
 
+_LOOK_BYTES = 4 * len(LOOK_VALUES)
+
 
 class _Slot:
     """One frame in flight: its memory, its events, and the recorded work for its shape."""
 
-    def __init__(self, device: CudaDevice, frames_bytes: int, masks_bytes: int) -> None:
+    def __init__(self, device: CudaDevice, sizes_bytes: Mapping[str, int]) -> None:
+        self.buffers: dict[str, Buffer] = {}
         with ExitStack() as stack:
-            self.frames = device.buffer(frames_bytes)
-            stack.callback(self.frames.free)
-            self.masks = device.buffer(masks_bytes)
-            stack.callback(self.masks.free)
+            for name, size_bytes in sizes_bytes.items():
+                self.buffers[name] = device.buffer(size_bytes)
+                stack.callback(self.buffers[name].free)
             # After what may fail: an exception keeps them until it is forgotten, and no context is current then.
             self.uploaded, self.computed, self.downloaded = device.event(), device.event(), device.event()
             stack.pop_all()
@@ -52,8 +56,8 @@ class _Slot:
 
     def free(self) -> None:
         self.drop_graph()
-        self.frames.free()
-        self.masks.free()
+        for buffer in self.buffers.values():
+            buffer.free()
 
 
 class TensorRTEngine(Engine):
@@ -65,6 +69,8 @@ class TensorRTEngine(Engine):
     """
 
     in_flight = 3
+    on_gpu = True
+    takes_looks = True
     runtime = "tensorrt"
 
     def __init__(self, bundle: Bundle) -> None:
@@ -119,11 +125,14 @@ class TensorRTEngine(Engine):
         slot = self._slot_for(shape)
         self._free.append(slot)
         fits = context.set_input_shape(self._input, shape) and not context.infer_shapes()
-        for name, buffer in ((self._input, slot.frames), (self._output, slot.masks)):
+        for name, buffer in slot.buffers.items():
             fits = fits and context.set_tensor_address(name, buffer.address)
         self._require(fits, f"TensorRT refuses frames of {shape}")
-        slot.frames.host[:] = 128
-        slot.frames.to_device(math.prod(shape), self._compute)
+        slot.buffers[self._input].host[:] = 128
+        slot.buffers[self._input].to_device(math.prod(shape), self._compute)
+        if self.composes:
+            slot.buffers[LOOK].host[:] = 0
+            slot.buffers[LOOK].to_device(_LOOK_BYTES, self._compute)
 
         def run() -> None:
             self._require(context.execute_async_v3(int(self._compute.handle)), "TensorRT cannot run the plan")
@@ -145,12 +154,19 @@ class TensorRTEngine(Engine):
         modes = {name: self._engine.get_tensor_mode(name) for name in names}
         inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
-        all_uint8 = all(self._engine.get_tensor_dtype(name) == trt.DataType.UINT8 for name in names)
-        self._require(
-            len(inputs) == len(outputs) == 1 and all_uint8,
-            f"expected one uint8 input and one uint8 output, got {', '.join(names)}: this is no frame program",
-        )
-        (self._input,), (self._output,) = inputs, outputs
+        all_uint8 = all(self._engine.get_tensor_dtype(name) == trt.DataType.UINT8 for name in names if name != LOOK)
+        if self.composes:
+            self._require(
+                {*inputs} == {FRAMES, LOOK} and {*outputs} == {MASKS, VIEWS} and all_uint8,
+                f"expected {FRAMES}, {LOOK}, {MASKS} and {VIEWS} of a program that composes, got {', '.join(names)}",
+            )
+            self._input, self._output = FRAMES, MASKS
+        else:
+            self._require(
+                len(inputs) == len(outputs) == 1 and all_uint8,
+                f"expected one uint8 input and one uint8 output, got {', '.join(names)}: this is no frame program",
+            )
+            (self._input,), (self._output,) = inputs, outputs
         if self.runtime == "tensorrt-rtx":
             self._context = self._engine.create_execution_context(self._runtime_config(trt))
         else:
@@ -167,20 +183,33 @@ class TensorRTEngine(Engine):
         return config
 
     def _submit(self, frames_nhwc: NDArray[np.uint8]) -> None:
+        self._put_in_flight(frames_nhwc, None)
+
+    def _submit_with_look(self, frames_nhwc: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
+        self._put_in_flight(frames_nhwc, look)
+
+    def _put_in_flight(self, frames_nhwc: NDArray[np.uint8], look: NDArray[np.float32] | None) -> None:
         shape: Shape = frames_nhwc.shape
         with self._device:
             if shape != self._shape:
                 self._set_shape(shape)
             slot = self._slot_for(shape)
             try:
-                np.copyto(slot.frames.host[: frames_nhwc.size].reshape(shape), frames_nhwc)
-                slot.frames.to_device(frames_nhwc.size, self._upload)
+                frames = slot.buffers[self._input]
+                np.copyto(frames.host[: frames_nhwc.size].reshape(shape), frames_nhwc)
+                frames.to_device(frames_nhwc.size, self._upload)
+                if self.composes:
+                    values = np.zeros(len(LOOK_VALUES), np.float32) if look is None else look
+                    slot.buffers[LOOK].host[:] = np.frombuffer(values.tobytes(), np.uint8)
+                    slot.buffers[LOOK].to_device(_LOOK_BYTES, self._upload)
                 slot.uploaded.record(self._upload)
                 self._compute.wait_for_event(slot.uploaded)
                 self._enqueue(slot)
                 slot.computed.record(self._compute)
                 self._download.wait_for_event(slot.computed)
-                slot.masks.to_host(frames_nhwc.size // 3, self._download)
+                slot.buffers[self._output].to_host(frames_nhwc.size // 3, self._download)
+                if look is not None:
+                    slot.buffers[VIEWS].to_host(frames_nhwc.size, self._download)
                 slot.downloaded.record(self._download)
             except BaseException:
                 self._free.append(slot)
@@ -188,6 +217,15 @@ class TensorRTEngine(Engine):
             self._busy.append(slot)
 
     def _collect(self) -> NDArray[np.uint8]:
+        slot = self._landed()
+        return _copied(slot.buffers[self._output], slot.shape[:3])
+
+    def _collect_with_views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        slot = self._landed()
+        return _copied(slot.buffers[MASKS], slot.shape[:3]), _copied(slot.buffers[VIEWS], slot.shape)
+
+    def _landed(self) -> _Slot:
+        """Wait for the oldest frame; its slot is free again, and keeps what came down until the next submission."""
         slot = self._busy.popleft()
         self._free.append(slot)
         with self._device:
@@ -195,9 +233,7 @@ class TensorRTEngine(Engine):
             if self._cache_file is not None and not self._cache_saved:
                 self._cache_file.save(self._cache)  # now too, for a process that is killed has no end
                 self._cache_saved = True
-        shape = slot.shape[:3]
-        masks: NDArray[np.uint8] = slot.masks.host[: math.prod(shape)].reshape(shape).copy()
-        return masks
+        return slot
 
     def _close(self) -> None:
         try:
@@ -243,24 +279,29 @@ class TensorRTEngine(Engine):
         self._require(fits, f"TensorRT refuses frames of {shape}")
         masks_shape = tuple(self._context.get_tensor_shape(self._output))
         self._require(masks_shape == shape[:3], f"expected masks of {shape[:3]} for these frames, got {masks_shape}")
+        if self.composes:
+            views_shape = tuple(self._context.get_tensor_shape(VIEWS))
+            self._require(views_shape == shape, f"expected views of {shape} for these frames, got {views_shape}")
         self._shape, self._shape_ran = shape, False
 
     def _slot_for(self, shape: Shape) -> _Slot:
         """Take a free slot with memory for a shape."""
         slot = self._free.popleft() if self._free else None
-        frames_bytes, masks_bytes = math.prod(shape), math.prod(shape[:3])
-        if slot is not None and slot.frames.host.size < frames_bytes:
+        sizes_bytes = {self._input: math.prod(shape), self._output: math.prod(shape[:3])}
+        if self.composes:
+            sizes_bytes |= {LOOK: _LOOK_BYTES, VIEWS: math.prod(shape)}
+        if slot is not None and slot.buffers[self._input].host.size < sizes_bytes[self._input]:
             slot.free()
             slot = None
         if slot is None:
-            slot = _Slot(self._device, frames_bytes, masks_bytes)
+            slot = _Slot(self._device, sizes_bytes)
         slot.shape = shape
         return slot
 
     def _enqueue(self, slot: _Slot) -> None:
         """Put the plan's work onto the compute stream: plainly the first time a shape comes, from then on as a graph."""
         if slot.graph is None:
-            for name, buffer in ((self._input, slot.frames), (self._output, slot.masks)):
+            for name, buffer in slot.buffers.items():
                 fits = self._context.set_tensor_address(name, buffer.address)
                 self._require(fits, f"TensorRT refuses memory for {name}")
             if not self._shape_ran or self._graphs is None:
@@ -299,6 +340,11 @@ def _graph_recorder() -> Callable[[int, Callable[[], None]], Any] | None:
     except (ImportError, OSError):  # cuda-bindings is not installed: nothing but launches is lost
         return None
     return CudaGraph
+
+
+def _copied(buffer: Buffer, shape: Shape) -> NDArray[np.uint8]:
+    copied: NDArray[np.uint8] = buffer.host[: math.prod(shape)].reshape(shape).copy()
+    return copied
 
 
 def _sizes(smallest: Any, largest: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.controls import Controls
 from pipeline.hud import LegendEntry
-from pipeline.overlay import RENDER_MODES
+from pipeline.look import RENDER_MODES
 from pipeline.page.history import History
 from pipeline.telemetry import Snapshot, Telemetry
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SinkError
 from pipeline.frame import Frame, Image, SourceInfo
-from pipeline.overlay import Renderer, subject_level
+from pipeline.look import subject_level
+from pipeline.overlay import Renderer
 from pipeline.redaction import redact
 from pipeline.sinks.base import Sink, make_room, scratch_path
 from pipeline.sinks.disk import FreeSpace

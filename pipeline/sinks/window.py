@@ -21,7 +21,8 @@ from pipeline.controls import Command, Controls
 from pipeline.errors import SinkError
 from pipeline.frame import Frame, Image, SourceInfo
 from pipeline.hud import draw_help
-from pipeline.overlay import Look, Renderer
+from pipeline.look import Look
+from pipeline.overlay import Renderer
 from pipeline.sinks import open_sink
 from pipeline.sinks.base import Sink
 from pipeline.sinks.options import DEFAULTS, SinkOptions

@@ -15,7 +15,8 @@ import pytest
 
 from pipeline.bundle import PROGRAM_NAME, Bundle
 from pipeline.frame import Frame, SourceInfo
-from pipeline.overlay import Look, Renderer
+from pipeline.look import Look
+from pipeline.overlay import Renderer
 
 _SYSTEM_PYTHON = "/usr/bin/python3"  # GStreamer's bindings come with the system
 _WAIT_S = 20  # only a broken test waits so long

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import __main__ as command
+from pipeline import job as command
 from pipeline.errors import SourceError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.model_name import open_model

@@ -5,7 +5,8 @@ from pipeline.annotations import Annotations
 from pipeline.bundle import Manifest
 from pipeline.controls import BACKGROUNDS, Command, Controls
 from pipeline.errors import OptionError
-from pipeline.overlay import GREEN_SCREEN, RENDER_MODES, WHITE, Look, Renderer
+from pipeline.look import GREEN_SCREEN, RENDER_MODES, WHITE, Look
+from pipeline.overlay import Renderer
 
 
 def make(look=None):

@@ -114,7 +114,8 @@ import cv2
 from pipeline.annotations import Annotations
 from pipeline.bundle import Manifest
 from pipeline.frame import Frame, SourceInfo
-from pipeline.overlay import Look, Renderer
+from pipeline.look import Look
+from pipeline.overlay import Renderer
 from pipeline.sinks.window import WindowSink
 from pipeline.stage_timer import StageTimer
 renderer = Renderer(Look(), "binary")

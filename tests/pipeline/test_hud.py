@@ -12,7 +12,8 @@ from pipeline.hud import (
     draw_legend,
     legend_entries,
 )
-from pipeline.overlay import Look, Renderer, subject_level
+from pipeline.look import Look, subject_level
+from pipeline.overlay import Renderer
 from pipeline.palette import DEFAULT_PALETTE, load_palette
 
 LINES = ["live  camera 0  1920x1080", "30.0 fps in  29.8 out", "age 61 ms"]

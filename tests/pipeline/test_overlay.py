@@ -1,3 +1,5 @@
+import gc
+import threading
 from dataclasses import FrozenInstanceError, replace
 
 import cv2
@@ -5,16 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import OptionError, ShapeError
-from pipeline.overlay import (
-    GREEN_SCREEN,
-    RENDER_MODES,
-    Look,
-    Renderer,
-    blurred_background,
-    cutout_bgra,
-    soft_edge,
-    subject_level,
-)
+from pipeline.look import GREEN_SCREEN, RENDER_MODES, Look, soft_edge, subject_level
+from pipeline.overlay import Renderer, blurred_background, cutout_bgra
 from pipeline.palette import Palette, load_palette
 
 RED = load_palette("#ff0000")
@@ -94,6 +88,60 @@ def test_two_frames_do_not_share_memory(mode, task):
     np.testing.assert_array_equal(first, kept)
 
 
+# The memory of views
+
+
+@pytest.mark.parametrize(
+    "hold", [lambda view: view, lambda view: view[3:5, 7:], lambda view: view.reshape(-1)[::2], memoryview]
+)
+def test_a_view_is_not_drawn_over_while_anything_refers_to_it(hold):
+    renderer = Renderer(Look(), "binary")
+    image = noise(1, 20, 30, 3)
+    held = [hold(renderer(image, noise(seed, 20, 30))) for seed in range(4)]
+    kept = [np.array(part) for part in held]
+    for seed in range(4, 12):
+        renderer(noise(seed, 20, 30, 3), noise(seed, 20, 30))
+    for part, before in zip(held, kept, strict=True):
+        np.testing.assert_array_equal(np.array(part), before)
+
+
+def test_the_memory_of_a_view_is_used_again():
+    renderer = Renderer(Look(), "binary")
+    image, mask = noise(1, 20, 30, 3), noise(2, 20, 30)
+
+    def address() -> int:
+        return renderer(image, mask).__array_interface__["data"][0]
+
+    first = address()
+    assert [address() for _ in range(3)] == [first] * 3
+    renderer.look = replace(renderer.look, mode="side")
+    assert renderer(image, mask).shape == (20, 60, 3)
+    renderer.look = replace(renderer.look, mode="heatmap")
+    assert address() == first
+
+
+def test_a_view_may_go_on_another_thread_and_after_its_renderer():
+    renderer = Renderer(Look(), "binary")
+    views = [renderer(noise(1, 20, 30, 3), noise(2, 20, 30))]
+    thread = threading.Thread(target=views.clear)
+    thread.start()
+    thread.join()
+    view = renderer(noise(1, 20, 30, 3), noise(2, 20, 30))
+    kept = view.copy()
+    del renderer
+    gc.collect()
+    np.testing.assert_array_equal(view, kept)
+
+
+def test_spare_memory_is_bounded():
+    renderer = Renderer(Look(), "binary")
+    views = [renderer(noise(1, 20, width, 3), noise(2, 20, width)) for width in range(10, 22) for _ in range(5)]
+    views.clear()
+    spare = renderer._views._spare
+    assert len(spare) == 4
+    assert all(len(memory) == 2 for memory in spare.values())
+
+
 @pytest.mark.parametrize("mode", ["overlay", "contour", "side"])
 @pytest.mark.parametrize("task", ["binary", "classes"])
 def test_an_empty_mask_shows_the_picture(mode, task):
@@ -125,6 +173,65 @@ def test_a_new_background_equals_the_formula(threshold, mode, background):
     look = Look(mode, threshold=threshold, background=background)
     expected = blend(np.broadcast_to(background, image.shape), image, soft_edge(threshold)[mask])
     assert_within_one(Renderer(look, "binary")(image, mask), expected)
+
+
+def two_subjects() -> tuple[np.ndarray, np.ndarray]:
+    """A picture of several strips, and a mask with soft edges, wide runs of one value, a hole, a thin line and a lone pixel."""
+    mask = np.zeros((500, 700), np.uint8)
+    cv2.circle(mask, (200, 250), 150, 255, cv2.FILLED)
+    cv2.circle(mask, (220, 260), 30, 0, cv2.FILLED)
+    cv2.rectangle(mask, (560, 100), (699, 420), 255, cv2.FILLED)
+    cv2.line(mask, (400, 0), (500, 499), 200, 3)
+    mask = cv2.GaussianBlur(mask, (0, 0), 4)
+    mask[499, 0] = 255
+    return noise(1, 500, 700, 3), mask
+
+
+@pytest.mark.parametrize("threshold", [0, 0.2, 0.5, 1])
+@pytest.mark.parametrize("alpha", [0.31, 1])
+def test_overlay_of_a_large_frame_equals_the_formula(threshold, alpha):
+    image, mask = two_subjects()
+    look = Look("overlay", alpha=alpha, threshold=threshold, palette=load_palette("#ff2080"))
+    expected = blend(image, look.palette.color(1), alpha * soft_edge(threshold)[mask])
+    assert_within_one(Renderer(look, "binary")(image, mask), expected)
+    side = Renderer(replace(look, mode="side"), "binary")(image, mask)
+    np.testing.assert_array_equal(side[:, :700], image)
+    assert_within_one(side[:, 700:], expected)
+
+
+@pytest.mark.parametrize("background", [(10, 200, 255), "picture", "blur"])
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_the_subject_of_a_large_frame_equals_the_formula(background, threshold):
+    image, mask = two_subjects()
+    weight = soft_edge(threshold)[mask]
+    if background == "blur":
+        look = Look("blur", threshold=threshold)
+        behind = blurred_background(image, np.rint(255 * weight).astype(np.uint8))
+    else:
+        behind = (
+            noise(3, 500, 700, 3) if background == "picture" else np.broadcast_to(np.uint8(background), image.shape)
+        )
+        look = Look("replace", threshold=threshold, background=behind if background == "picture" else background)
+    assert_within_one(Renderer(look, "binary")(image, mask), blend(behind, image, weight))
+
+
+@pytest.mark.parametrize("palette", ["default", "cityscapes"])
+def test_class_overlay_of_a_large_frame_equals_the_formula(palette):
+    image, mask = two_subjects()
+    mask //= 40
+    look = Look("overlay", alpha=0.4, palette=load_palette(palette))
+    colours = np.array([look.palette.color(index) for index in range(256)])[mask]
+    drawn = mask >= 0 if palette == "cityscapes" else mask > 0
+    assert_within_one(Renderer(look, "classes")(image, mask), blend(image, colours, 0.4 * drawn))
+
+
+def test_a_frame_wider_than_a_strip_is_drawn():
+    image, mask = noise(1, 3, 140_000, 3), np.zeros((3, 140_000), np.uint8)
+    mask[1, 70_000:] = 255
+    look = Look("overlay", alpha=0.5, palette=RED)
+    assert_within_one(
+        Renderer(look, "binary")(image, mask), blend(image, look.palette.color(1), 0.5 * soft_edge(0.5)[mask])
+    )
 
 
 def test_blur_equals_the_formula_over_the_blurred_background():

@@ -41,14 +41,14 @@ class Sleeper:
     def __init__(self):
         self.took_ns = []
 
-    def submit(self, frames_nhwc):
+    def submit(self, frames_nhwc, look=None):
         self.begun_ns = time.monotonic_ns()
         self.masks_nhw = frames_nhwc[..., 2].copy()
 
-    def collect(self):
+    def collect_with_views(self):
         time.sleep(ENGINE_S)
         self.took_ns.append(time.monotonic_ns() - self.begun_ns)
-        return self.masks_nhw
+        return self.masks_nhw, None
 
 
 class Ages(Sink):

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.errors import OptionError
 from pipeline.frame import Frame, SourceInfo
-from pipeline.overlay import Look, Renderer
+from pipeline.look import Look
+from pipeline.overlay import Renderer
 from pipeline.steady import Steady
 
 

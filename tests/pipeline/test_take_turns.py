@@ -56,13 +56,13 @@ class Red:
     def __init__(self, batch=1, before=lambda: None):
         self.batch, self.before, self.shapes, self._masks = batch, before, [], None
 
-    def submit(self, frames_nhwc):
+    def submit(self, frames_nhwc, look=None):
         self.before()
         self.shapes.append(frames_nhwc.shape)
         self._masks = frames_nhwc[..., 2].copy()
 
-    def collect(self):
-        return self._masks
+    def collect_with_views(self):
+        return self._masks, None
 
 
 class Kept(Sink):

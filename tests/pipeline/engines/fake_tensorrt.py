@@ -51,6 +51,9 @@ class DataType(enum.Enum):
     UINT8 = 1
 
 
+_DTYPES = {DataType.FLOAT: np.float32, DataType.UINT8: np.uint8}
+
+
 class _OnDevice(Strict):
     """Holds memory of the device, so it is made and destroyed with a current context; keeps what it was made from alive."""
 
@@ -181,7 +184,7 @@ class IExecutionContext(_OnDevice):
         return [] if self._shape else list(self._engine._inputs)
 
     def get_tensor_shape(self, name):
-        (frames,) = self._engine._inputs.values()
+        frames = next(iter(self._engine._inputs.values()))
         sides = dict(zip(frames.shape, self._shape or (), strict=False))
         return [sides.get(side, side) for side in self._engine._values[name].shape]
 
@@ -204,17 +207,23 @@ class IExecutionContext(_OnDevice):
         if captured and not self._executed:
             gpu.fault("the first run of a shape is recorded: TensorRT is not set up for it yet")
         self._executed = True
-        (source,), (target,) = self._engine._inputs, set(self._engine._values) - set(self._engine._inputs)
-        sizes = {source: int(np.prod(self._shape)), target: int(np.prod(self.get_tensor_shape(target)))}
+        shapes = {name: self.get_tensor_shape(name) for name in self._engine._values}
+        sources = {name: _DTYPES[self._engine.get_tensor_dtype(name)] for name in self._engine._inputs}
+        targets = [name for name in shapes if name not in sources]
+        sizes = {
+            name: int(np.prod(sides)) * np.dtype(sources.get(name, np.uint8)).itemsize for name, sides in shapes.items()
+        }
         places = {name: (self._addresses[name], size) for name, size in sizes.items()}
         made_for, shape = self._shapes_set, self._shape
 
         def run():
             if made_for != self._shapes_set:
                 gpu.fault("work of another shape than the context's is run")
-            frames = gpu.at(*places[source]).reshape(shape)
-            (masks,) = self._engine._session.run([target], {source: frames.copy()})
-            gpu.at(*places[target])[:] = masks.reshape(-1)
+            given = {
+                name: gpu.at(*places[name]).copy().view(dtype).reshape(shapes[name]) for name, dtype in sources.items()
+            }
+            for name, result in zip(targets, self._engine._session.run(targets, given), strict=True):
+                gpu.at(*places[name])[:] = result.reshape(-1)
 
         uses = tuple(gpu.at(*place) for place in places.values())
         gpu.put(gpu.streams[stream_handle], Work("compute", run, uses=uses))

@@ -18,7 +18,8 @@ import pytest
 from pipeline.annotations import Annotations
 from pipeline.bundle import Manifest
 from pipeline.frame import Frame
-from pipeline.overlay import Look, Renderer
+from pipeline.look import Look
+from pipeline.overlay import Renderer
 from pipeline.page.sink import PageSink
 from pipeline.telemetry import Telemetry
 

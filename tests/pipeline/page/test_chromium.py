@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.overlay import RENDER_MODES
+from pipeline.look import RENDER_MODES
 from pipeline.telemetry import State
 
 pytestmark = pytest.mark.needs_program("chromium")

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline.errors import SinkError
 from pipeline.frame import Frame
-from pipeline.overlay import Look, Renderer
+from pipeline.look import Look
+from pipeline.overlay import Renderer
 from pipeline.palette import load_palette
 from pipeline.sinks.json_lines import MAX_BOXES, JsonLinesSink, results_of
 from pipeline.sinks.options import SinkOptions

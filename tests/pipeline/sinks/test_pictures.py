@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SinkError
-from pipeline.overlay import Look, Renderer
+from pipeline.look import Look
+from pipeline.overlay import Renderer
 from pipeline.sinks import open_sink, pictures
 from pipeline.sinks.pictures import FolderSink, OnePictureSink, write_picture
 

@@ -27,7 +27,8 @@ import sys, time
 import numpy as np
 from fractions import Fraction
 from pipeline.frame import Frame, SourceInfo
-from pipeline.overlay import Look, Renderer
+from pipeline.look import Look
+from pipeline.overlay import Renderer
 from pipeline.sinks import recording
 from pipeline.sinks.options import SinkOptions
 path, fps, libavformat = sys.argv[1], float(sys.argv[2]), sys.argv[3]

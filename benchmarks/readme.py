@@ -1,0 +1,110 @@
+"""python -m benchmarks.readme: writes the README's figures from ``benchmarks/results/``; with --check says whether they are those."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.command_line import OptionParser, run_command
+from pipeline.errors import OptionError
+
+ROOT = Path(__file__).parents[1]
+
+_BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    return run_command(lambda: _run(_options(arguments)))
+
+
+def with_figures(text: str, results: Path) -> str:
+    """A document whose marked blocks hold the figures of the results.
+
+    Args:
+        text: with blocks ``<!-- figures: NAME --> … <!-- end -->``.
+        results: a folder of JSON files.
+
+    Raises:
+        OptionError: a block is not known, or its result is not there.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        make = BLOCKS.get(match[2])
+        if make is None:
+            raise OptionError(f"figures: expected one of {', '.join(BLOCKS)}, got {match[2]}")
+        return match[1] + "\n".join(make(results)) + match[3]
+
+    return _BLOCK.sub(block, text)
+
+
+def _accuracy(results: Path) -> list[str]:
+    (row,) = _read(results, "accuracy_u2netp_official")["table"]
+    figures = (row[name] for name in ("max_f", "s_measure", "mae", "iou", "boundary_iou"))
+    return [
+        "| max F-measure | S-measure | MAE | IoU at 0.5 | boundary IoU at 0.5 |",
+        "|---|---|---|---|---|",
+        f"| {' | '.join(f'{figure:.4f}' for figure in figures)} |",
+    ]
+
+
+def _speed(results: Path) -> list[str]:
+    latency, host, soak, start = (_read(results, name) for name in ("latency", "host", "soak", "start"))
+    ratios = {**latency["ratios"], **host["ratios"], **soak["ratios"], **start["ratios"]}
+    rows = [
+        ("the pipeline's rate, of the engine's alone: U²-NetP on ONNX Runtime, 720p", "pipeline_over_engine", "{:.3f}"),
+        (
+            "the same, an engine of 10 ms that leaves the processor alone, 1080p",
+            "pipeline_over_engine_sleep10",
+            "{:.3f}",
+        ),
+        ("overlay at 1080p, the mask on 20 % of it", "overlay_ms_1080p", "{:.2f} ms"),
+        ("supervision's `MaskAnnotator`, times as long", "overlay_supervision_over_ours", "{:.1f}"),
+        ("from the command to the first mask, of what ONNX Runtime alone takes", "first_mask_over_runtime", "{:.2f}"),
+        ("`python -m pipeline --help`", "help_s", "{:.2f} s"),
+        (f"memory that {soak['frames']:,} frames add after the first 1,000", "soak_growth_mb", "{:.2f} MB"),
+    ]
+    lines = ["| | |", "|---|---|"]
+    if (results / "peers.json").exists():
+        ratios |= _read(results, "peers")["ratios"]
+        rows.append(("rembg's video path, our frames per second over its", "fps_over_rembg", "{:.2f}"))
+    return lines + [f"| {what} | {text.format(ratios[name])} |" for what, name, text in rows if name in ratios]
+
+
+BLOCKS: dict[str, Callable[[Path], list[str]]] = {"accuracy": _accuracy, "speed": _speed}
+
+
+def _read(results: Path, name: str) -> dict[str, Any]:
+    try:
+        entries: dict[str, Any] = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(
+            f"{name}.json: expected a result in {results.name}/, got none: run the benchmark with --json"
+        ) from error
+    return entries
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = OptionParser(prog="python -m benchmarks.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; status 2 where figures are others")
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace) -> None:
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    made = with_figures(text, ROOT / "benchmarks" / "results")
+    if made == text:
+        return
+    if options.check:
+        raise OptionError("README.md: expected the figures of benchmarks/results/, got others: make readme")
+    path.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

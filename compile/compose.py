@@ -1,0 +1,66 @@
+"""A frame program that also draws the overlay: the graph gets a second output, and how masks are shown becomes an input.
+
+    frames, look (6,) float32  ->  masks (N, H, W) uint8, views (N, H, W, 3) uint8 BGR
+
+What is drawn is ``compile.program.Overlay``, exported by itself and joined, so that every kind of program can have it.
+"""
+
+from __future__ import annotations
+
+import onnx
+import torch
+from onnx import version_converter
+
+from compile.errors import CompileError
+from compile.onnx_export import OPSET, example_frames, export_module, frame_axes, without_traces
+from compile.program import Overlay
+from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, VIEWS
+
+
+def with_views(program: bytes, frame_size_hw: tuple[int, int] | None) -> bytes:
+    """Add the output "views" and the input "look" to a frame program.
+
+    Args:
+        program: as ONNX, for a network of one class.
+        frame_size_hw: the (height, width) that it was exported for, or None for any.
+
+    Returns:
+        The program as ONNX; its masks are what they were.
+
+    Raises:
+        CompileError: the two cannot be joined.
+    """
+    model = onnx.load_from_string(program)
+    last = next((node for node in model.graph.node if MASKS in node.output), None)
+    if last is None or last.op_type != "Cast":
+        raise CompileError(
+            f"--compose device: expected a program that ends in a cast to 8 bits, got {last.op_type if last else 'no masks'}: "
+            "leave --compose out"
+        )
+    frames, axes = example_frames(frame_size_hw), frame_axes(frame_size_hw)
+    overlay = export_module(
+        Overlay(),
+        (frames, torch.zeros(frames.shape[:3]), torch.zeros(len(LOOK_VALUES))),
+        (axes, axes, None),
+        # The values before the cast: TensorRT refuses to hand uint8 on.
+        (FRAMES, last.input[0], LOOK),
+        VIEWS,
+    )
+    newest = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
+    if newest != OPSET:
+        overlay = version_converter.convert_version(overlay, newest)
+    added = onnx.compose.add_prefix(overlay, "overlay/", rename_inputs=False, rename_outputs=False).graph
+    graph = model.graph
+    graph.input.extend(value for value in added.input if value.name == LOOK)
+    graph.output.extend(added.output)
+    graph.node.extend(added.node)
+    graph.initializer.extend(added.initializer)
+    graph.value_info.extend(added.value_info)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker and shape inference share no exception
+        raise CompileError(
+            f"--compose device: the overlay cannot be joined with the program: {str(error).strip().splitlines()[0]}"
+        ) from error
+    content: bytes = without_traces(model).SerializeToString()
+    return content

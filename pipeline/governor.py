@@ -1,0 +1,232 @@
+"""A target rate on a slow engine: between its masks the last one is moved with the picture.
+
+The engine works on one frame at a time on a thread of its own. Every other frame gets the mask that was computed last, warped by
+the optical flow from that frame to this one, or as it is where nothing moved; a frame that does not differ is not computed anew.
+What that costs is measured on the way: the frame that the engine works on was shown with a warped mask meanwhile, and the two
+are compared.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bundle import Task
+from pipeline.errors import OptionError
+from pipeline.frame import Frame, Image
+from pipeline.prefetch import Prefetch
+from pipeline.stage_timer import StageTimer
+
+if TYPE_CHECKING:
+    from pipeline.engines.base import Engine
+
+# Flow is found at this width: enough for edges of a mask that a network of 320 pixels made.
+_FLOW_WIDTH = 256
+# A picture whose grey differs by less than this, on average and anywhere in its tiles, is the same one.
+_SAME_LEVELS, _SAME_TILE_LEVELS = 1.0, 3.0
+# A step of the mean grey of this much is another scene, whose mask cannot be had by moving the last one.
+_CUT_LEVELS = 25.0
+_TILES_WH = (32, 18)
+# A source that was silent for so long does not hold its turn at the engine.
+_SILENT_S = 1.0
+
+
+@dataclass(slots=True)
+class Reuse:
+    """What a governor did.
+
+    Attributes:
+        computed: frames that the engine computed.
+        moved: frames that got a warped mask.
+        unchanged: frames that got the last mask as it was.
+        agreements: IoU of the warped mask that was shown with the one that was computed for the same frame.
+    """
+
+    computed: int = 0
+    moved: int = 0
+    unchanged: int = 0
+    agreements: list[float] = field(default_factory=list)
+
+    def line(self) -> str:
+        """All of it, for the user."""
+        cost = f"; moved masks agree with computed ones: IoU {np.mean(self.agreements):.4f}" if self.agreements else ""
+        return f"{self.computed} masks computed, moved for {self.moved} frames, kept for {self.unchanged}{cost}"
+
+
+@dataclass(slots=True)
+class _Key:
+    """The last frame of a source that was computed."""
+
+    grey: Image
+    tiles: Image
+    mask: Image
+
+
+@dataclass(slots=True)
+class _Of:
+    """What is known of one source."""
+
+    key: _Key | None = None
+    asked_s: float = 0.0
+    seen_s: float = 0.0
+
+
+class Governor:
+    """Gives every frame a mask, at a target rate.
+
+    Args:
+        rate_hz: frames per second to keep, over all sources; what comes faster waits, or is dropped where it is live.
+        task: of the masks.
+    """
+
+    def __init__(self, rate_hz: float, task: Task) -> None:
+        if not 0 < rate_hz <= 1000:
+            raise OptionError(f"--fps: expected a rate above 0, at most 1000, got {rate_hz:g}")
+        self.reuse = Reuse()
+        self._period_s = 1 / rate_hz
+        self._task = task
+        self._sources: dict[str, _Of] = {}
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        # What the engine works on: the frame's source, its greys, and the mask that was shown.
+        self._asked: tuple[str, Image, Image, Image | None] | None = None
+
+    def masked(self, frames: Iterable[Frame], engine: Engine, timer: StageTimer) -> Iterator[Frame]:
+        """Add its mask to each frame; all come, in order.
+
+        Args:
+            frames: of any number of sources.
+            engine: used on a thread of its own, one frame at a time.
+            timer: gets the times of ``engine`` and ``reuse``.
+        """
+        # One frame at most: the next is asked for when the one before has come back.
+        to_do: queue.Queue[Image | None] = queue.Queue(1)
+
+        def compute() -> Iterator[Image]:
+            while (image := to_do.get()) is not None:
+                with timer("engine"):
+                    mask = engine(image[None])[0]
+                yield mask
+
+        due_s = 0.0
+        with Prefetch(compute(), 1, name="governed", join_s=None) as done:
+            try:
+                for frame in frames:
+                    self._mask(frame, done, to_do.put, timer)
+                    due_s = max(due_s + self._period_s, time.monotonic() - self._period_s)
+                    yield frame
+                    # After it was passed on: the next one waits, not this one.
+                    time.sleep(max(0.0, due_s - time.monotonic()))
+            finally:
+                to_do.put(None)
+
+    def _mask(self, frame: Frame, done: Prefetch[Image], ask: Callable[[Image], None], timer: StageTimer) -> None:
+        now_s = time.monotonic()
+        known = self._sources.setdefault(frame.source, _Of())
+        known.seen_s = now_s
+        if self._asked is not None and done.ready():
+            self._take(done)
+        grey, tiles = _small(frame.image)
+        key = known.key
+        is_new = key is None or key.mask.shape != frame.size_hw or _is_cut(tiles, key.tiles)
+        if is_new:
+            if self._asked is not None:
+                self._take(done)
+            ask(frame.image)
+            self._asked, known.asked_s = (frame.source, grey, tiles, None), now_s
+            self._take(done)
+            key = known.key
+            assert key is not None
+            frame.mask = key.mask.copy()
+            return
+        assert key is not None
+        is_same = _is_same(tiles, key.tiles, grey, key.grey)
+        if is_same:
+            frame.mask = key.mask.copy()
+            self.reuse.unchanged += 1
+        else:
+            with timer("reuse"):
+                frame.mask = self._moved(key, grey)
+            self.reuse.moved += 1
+            if self._asked is None and self._is_next(known, now_s):
+                ask(frame.image)
+                self._asked, known.asked_s = (frame.source, grey, tiles, frame.mask.copy()), now_s
+
+    def _take(self, done: Prefetch[Image]) -> None:
+        """Wait for the mask that the engine works on, and keep it."""
+        assert self._asked is not None
+        (name, grey, tiles, shown), self._asked = self._asked, None
+        mask = next(iter(done))
+        self.reuse.computed += 1
+        self._sources[name].key = _Key(grey, tiles, np.array(mask))
+        if shown is not None:
+            # The most recent ones: months of them would fill the memory.
+            self.reuse.agreements = [*self.reuse.agreements[-999:], _agreement(shown, mask, self._task)]
+
+    def _is_next(self, known: _Of, now_s: float) -> bool:
+        """Whether no other source that is alive has waited longer for the engine."""
+        alive = [other for other in self._sources.values() if now_s - other.seen_s < _SILENT_S]
+        return known.asked_s <= min(other.asked_s for other in alive)
+
+    def _moved(self, key: _Key, grey: Image) -> Image:
+        """The computed mask, moved as the picture has moved since."""
+        # From this frame back to the computed one: for each pixel, where it was.
+        flow = self._flow.calc(grey, key.grey, np.zeros((*grey.shape, 2), np.float32))
+        height, width = key.mask.shape
+        small_height, small_width = grey.shape
+        # The mask is warped at the flow's size times two at most: it has no finer edges than its network.
+        size_wh = min(width, 2 * small_width), min(height, 2 * small_height)
+        scale = np.array((size_wh[0] / small_width, size_wh[1] / small_height), np.float32)
+        there = cv2.resize(flow, size_wh, interpolation=cv2.INTER_LINEAR) * scale + _positions(size_wh)
+        nearest = self._task == "classes"
+        small = cv2.resize(key.mask, size_wh, interpolation=cv2.INTER_NEAREST if nearest else cv2.INTER_AREA)
+        way = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+        warped = cv2.remap(small, there[..., 0], there[..., 1], way, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(cv2.resize(warped, (width, height), interpolation=way), np.uint8)
+
+
+_POSITIONS: dict[tuple[int, int], NDArray[np.float32]] = {}
+
+
+def _positions(size_wh: tuple[int, int]) -> NDArray[np.float32]:
+    """(h, w, 2): x and y of each pixel."""
+    if size_wh not in _POSITIONS:
+        _POSITIONS.clear()
+        grid = np.meshgrid(np.arange(size_wh[0], dtype=np.float32), np.arange(size_wh[1], dtype=np.float32))
+        _POSITIONS[size_wh] = np.stack(grid, axis=-1)
+    return _POSITIONS[size_wh]
+
+
+def _small(image_hwc: Image) -> tuple[Image, Image]:
+    """The picture in grey at the size that flow is found at, and its tiles."""
+    height, width = image_hwc.shape[:2]
+    # Flow needs a few pixels in each direction.
+    size_wh = max(16, min(width, _FLOW_WIDTH)), max(16, round(height * min(1.0, _FLOW_WIDTH / width)))
+    small = cv2.resize(image_hwc, size_wh, interpolation=cv2.INTER_AREA if width < 1000 else cv2.INTER_LINEAR)
+    grey = np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), np.uint8)
+    return grey, np.asarray(cv2.resize(grey, _TILES_WH, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _is_cut(tiles: Image, before: Image) -> bool:
+    return float(cv2.mean(cv2.absdiff(tiles, before))[0]) > _CUT_LEVELS
+
+
+def _is_same(tiles: Image, tiles_before: Image, grey: Image, grey_before: Image) -> bool:
+    if int(cv2.absdiff(tiles, tiles_before).max()) >= _SAME_TILE_LEVELS:
+        return False
+    return float(cv2.mean(cv2.absdiff(grey, grey_before))[0]) < _SAME_LEVELS
+
+
+def _agreement(mask: Image, other: Image, task: Task) -> float:
+    """IoU of two masks; of class maps the share of pixels that are equal."""
+    if task == "classes":
+        return float(np.mean(mask == other))
+    one, two = mask >= 128, other >= 128
+    union = int(np.count_nonzero(one | two))
+    return int(np.count_nonzero(one & two)) / union if union else 1.0

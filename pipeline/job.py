@@ -1,0 +1,221 @@
+"""One run of the command: sources, engine and outputs opened, run, and ended complete."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from pipeline.annotations import Annotations
+from pipeline.build_half import rebuild_plan
+from pipeline.command_line import StoppedError, uninterrupted
+from pipeline.compose import composed_looks
+from pipeline.engines import open_engine
+from pipeline.errors import EdgemaskError, OptionError, SinkError, SourceError
+from pipeline.frame import Image, SourceInfo
+from pipeline.look import Color, Look
+from pipeline.model_name import open_model
+from pipeline.outputs import open_outputs, output_specs
+from pipeline.overlay import Renderer
+from pipeline.palette import load_palette
+from pipeline.progress import Progress
+from pipeline.run import RunResult, run
+from pipeline.service import Health, Service
+from pipeline.sinks import sink_kind
+from pipeline.sinks.base import Sink
+from pipeline.sinks.naming import shown
+from pipeline.sources import open_sources
+from pipeline.stage_timer import StageTimer
+from pipeline.steady import Steady
+from pipeline.telemetry import NEWER
+
+if TYPE_CHECKING:
+    from pipeline.bundle import Task
+    from pipeline.governor import Governor
+    from pipeline.sources.live import LiveOptions
+
+
+def run_job(options: argparse.Namespace) -> None:
+    """Open what the options name, run it, and end it complete.
+
+    Args:
+        options: of ``pipeline.options``.
+
+    Raises:
+        EdgemaskError: something cannot be opened, or was lost on the way.
+        StoppedError: a signal ended it; what was recorded is kept.
+    """
+
+    def tell(line: str) -> None:
+        tqdm.write(line, file=sys.stderr)  # a progress bar stays below
+
+    say: Callable[[str], None] = (lambda _: None) if options.quiet else tell
+    for spec in options.output or []:
+        sink_kind(spec)
+    look = Look(
+        options.render, options.alpha, options.threshold, load_palette(options.palette), _background(options.background)
+    )
+    lost: list[EdgemaskError] = []
+
+    def give_up(error: EdgemaskError) -> None:
+        lost.append(error)
+        tell(f"error: {error}; the rest goes on")
+
+    with ExitStack() as stack:
+        sources = open_sources(options.source, _live_options(options, say))
+        for source in sources:
+            stack.callback(source.close)
+            say(f"source: {source.info.name}, {source.info.description}")
+        bundle = open_model(options.model, say)
+        manifest = bundle.manifest
+        engine = stack.enter_context(
+            open_engine(bundle, options.backend, rebuild=rebuild_plan if options.rebuild == "auto" else None, say=say)
+        )
+        height, width = manifest.network_size_hw
+        say(f"model: {manifest.model}, {manifest.precision}, {height}×{width} inside, on {engine.description}")
+        renderer = Renderer(look, manifest.task)
+        annotations = Annotations(manifest, engine.description, renderer, hud=options.hud, legend=options.legend)
+        health, timer = Health([source.telemetry for source in sources]), StageTimer()
+        service = stack.enter_context(Service(health))
+        governor = _governor(options, manifest.task)
+        steady = Steady(options.smooth, options.refine_edges, manifest.task, renderer, sources)
+        composed = composed_looks(options.compose, engine, renderer, steady=steady.changes or governor is not None)
+        start_s = time.monotonic()
+        sinks: list[Sink] = []
+        info = _together([source.info for source in sources])
+        try:
+            open_outputs(
+                sinks,
+                options,
+                sources,
+                manifest,
+                engine.description,
+                renderer,
+                annotations,
+                healthy=health.problem,
+                timer=timer,
+                say=say,
+                tell=tell,
+            )
+            service.ready(f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or 'window'}")
+            most = options.max_frames and options.max_frames * len(sources)
+            with Progress(info, most, quiet=options.quiet) as progress:
+                result = run(
+                    sources,
+                    engine,
+                    renderer,
+                    sinks,
+                    masks=None if governor is None else governor.masked,
+                    composed=composed,
+                    refine=steady if steady.changes else None,
+                    decorate=annotations,
+                    progress=progress,
+                    pulse=service.pulse,
+                    lost=give_up,
+                    timer=timer,
+                    drop_oldest={"auto": None, "latest": True, "never": False}[options.drop],
+                    max_frames=options.max_frames,
+                )
+            elapsed_s = time.monotonic() - start_s
+            with uninterrupted():  # a video that is all written needs only its last bytes
+                _end(sinks, keep=True)
+        except BaseException as error:
+            # A recording that was stopped, or whose camera failed, is worth keeping; half of a file's video is not.
+            _end(
+                sinks,
+                keep=isinstance(error, StoppedError) or (info.live and isinstance(error, (SourceError, SinkError))),
+            )
+            if isinstance(error, StoppedError):  # the way in which live runs end
+                snapshots = [source.telemetry.snapshot() for source in sources]
+                frames = sum(snapshot.frames_out for snapshot in snapshots)
+                dropped = sum(snapshot.dropped.get(NEWER, 0) for snapshot in snapshots)
+                for line in _summary(RunResult(frames, dropped, timer.result()), time.monotonic() - start_s, info):
+                    say(line)
+                if governor is not None:
+                    say(governor.reuse.line())
+                for sink in sinks:
+                    if sink.written:
+                        say(sink.written)
+                if lost:
+                    raise lost[0] from None
+            raise
+    for line in _summary(result, elapsed_s, info):
+        say(line)
+    if governor is not None:
+        say(governor.reuse.line())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
+    written = sys.stderr if "jsonl:-" in (options.output or []) else sys.stdout
+    for sink in sinks:
+        if sink.written:
+            print(sink.written, file=written)
+    if lost:
+        raise lost[0]
+
+
+def _live_options(options: argparse.Namespace, say: Callable[[str], None]) -> LiveOptions:
+    from pipeline.sources.live import LiveOptions
+
+    return LiveOptions(
+        stall_s=options.stall,
+        reconnect_s=options.reconnect,
+        max_reconnects=options.max_reconnects,
+        on_corrupt=options.on_corrupt,
+        say=say,
+    )
+
+
+def _governor(options: argparse.Namespace, task: Task) -> Governor | None:
+    if options.fps is None:
+        return None
+    from pipeline.governor import Governor
+
+    return Governor(options.fps, task)
+
+
+def _together(infos: Sequence[SourceInfo]) -> SourceInfo:
+    """One description of all sources, for progress and summary."""
+    if len(infos) == 1:
+        return infos[0]
+    counts = [info.frame_count for info in infos]
+    return SourceInfo(
+        name=", ".join(info.name for info in infos),
+        description=f"{len(infos)} sources",
+        frame_count=None if None in counts else sum(count or 0 for count in counts),
+        live=any(info.live for info in infos),
+    )
+
+
+def _background(text: str | None) -> Color | Image | None:
+    if text is None:
+        return None
+    if text.startswith("#"):
+        return load_palette(text).color(1)  # the one colour that is given; 0 is background
+    from pipeline.sources.pictures import read_picture
+
+    try:
+        return read_picture(Path(text))
+    except SourceError as error:
+        raise OptionError(f"--background: expected #rrggbb or a picture: {error}") from error
+
+
+def _end(sinks: Sequence[Sink], *, keep: bool) -> None:
+    with ExitStack() as ending:  # all of them, also when one cannot be finished
+        for sink in reversed(sinks):
+            ending.callback(sink.close if keep else sink.discard)
+
+
+def _summary(result: RunResult, elapsed_s: float, info: SourceInfo) -> list[str]:
+    rate_hz = result.frames / max(elapsed_s, 1e-9)
+    real_time = f", {rate_hz / float(info.fps):.2f}× real time" if info.fps and not info.live else ""
+    dropped = f", {result.dropped} dropped" if result.dropped else ""
+    lines = [f"{result.frames} frames in {elapsed_s:.1f} s, {rate_hz:.1f} FPS{real_time}{dropped}"]
+    lines += [f"{stage.name:>8}  p50 {stage.p50_ms:8.1f} ms  p95 {stage.p95_ms:8.1f} ms" for stage in result.stages]
+    return lines

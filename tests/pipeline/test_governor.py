@@ -1,0 +1,197 @@
+"""A slow engine's masks, moved with the picture in between."""
+
+import re
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.errors import OptionError, ShapeError
+from pipeline.frame import Frame, SourceInfo
+from pipeline.governor import Governor, Reuse
+from pipeline.run import run
+from pipeline.sinks.base import Sink
+from pipeline.sources.base import Source
+from pipeline.stage_timer import StageTimer
+
+WAIT_S = 20  # only a broken test waits so long
+SIZE_HW = (144, 256)
+
+
+def scene(x, seed=0, size_hw=SIZE_HW):
+    """A red disc at x over a texture that stands still; its mask is its red channel."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(40, 120, (18, 32, 3), dtype=np.uint8)
+    coarse[..., 2] = 0
+    image = cv2.resize(coarse, size_hw[::-1], interpolation=cv2.INTER_LINEAR)
+    return cv2.circle(image, (x, size_hw[0] // 2), 30, (40, 40, 255), -1, cv2.LINE_AA)
+
+
+def iou(mask, other):
+    one, two = mask >= 128, other >= 128
+    return (one & two).sum() / (one | two).sum()
+
+
+class Engine:
+    """The red channel as the mask; waits for ``go`` before each but the first."""
+
+    def __init__(self, hold=False):
+        self.hold, self.go, self.calls, self.threads = hold, threading.Semaphore(0), 0, set()
+
+    def __call__(self, frames_nhwc):
+        self.calls += 1
+        self.threads.add(threading.current_thread().name)
+        if self.hold and self.calls > 1:
+            assert self.go.acquire(timeout=WAIT_S)
+        return frames_nhwc[..., 2].copy()
+
+
+def frames(images, source="a"):
+    return [Frame(image, index, index / 25, source, str(index)) for index, image in enumerate(images)]
+
+
+def test_a_mask_moves_with_its_subject_while_the_engine_works():
+    engine, governor = Engine(hold=True), Governor(1000, "binary")
+    masked = governor.masked(frames([scene(60 + 3 * index) for index in range(12)]), engine, StageTimer())
+    for index in range(12):
+        frame = next(masked)
+        truth = frame.image[..., 2]
+        assert frame.mask.shape == SIZE_HW
+        assert iou(frame.mask, truth) > 0.93, index
+        if index > 6:
+            assert iou(scene(60)[..., 2], truth) < 0.7  # as it was, it would be wrong by far
+    assert engine.calls == 2
+    engine.go.release(20)
+    assert list(masked) == []
+    assert (governor.reuse.computed, governor.reuse.moved, governor.reuse.unchanged) == (1, 11, 0)
+
+
+def test_what_stands_still_is_computed_once():
+    engine, governor = Engine(), Governor(1000, "binary")
+    done = list(governor.masked(frames([scene(90)] * 10), engine, StageTimer()))
+    assert engine.calls == 1
+    assert governor.reuse.unchanged == 9
+    for frame in done:
+        np.testing.assert_array_equal(frame.mask, frame.image[..., 2])
+    assert len({id(frame.mask) for frame in done}) == 10  # each owns its own
+
+
+def test_another_scene_or_size_waits_for_its_own_mask():
+    engine, governor = Engine(), Governor(1000, "binary")
+    dark, light = np.zeros((*SIZE_HW, 3), np.uint8), np.full((*SIZE_HW, 3), 200, np.uint8)
+    small = np.full((10, 20, 3), 200, np.uint8)
+    done = list(governor.masked(frames([dark, light, small, dark]), engine, StageTimer()))
+    assert engine.calls == governor.reuse.computed == 4
+    for frame in done:
+        np.testing.assert_array_equal(frame.mask, frame.image[..., 2])
+
+
+def test_the_cost_is_measured_on_the_frame_that_was_computed():
+    engine, governor = Engine(), Governor(1000, "binary")
+    images = [scene(40 + 2 * index) for index in range(60)]
+    masked = governor.masked(frames(images), engine, StageTimer())
+    for _ in masked:
+        time.sleep(0.002)
+    reuse = governor.reuse
+    assert reuse.computed >= 3
+    assert len(reuse.agreements) == reuse.computed - 1
+    assert 0.9 < np.mean(reuse.agreements) < 1
+    assert re.fullmatch(
+        r"\d+ masks computed, moved for \d+ frames, kept for 0; moved masks agree with computed ones: IoU 0\.9\d{3}",
+        reuse.line(),
+    )
+
+
+def test_nothing_is_said_of_a_cost_that_was_not_measured():
+    assert Reuse(1, 0, 9).line() == "1 masks computed, moved for 0 frames, kept for 9"
+
+
+def test_the_rate_is_kept():
+    governor = Governor(50, "binary")
+    start_s = time.monotonic()
+    assert len(list(governor.masked(frames([scene(90)] * 11), Engine(), StageTimer()))) == 11
+    assert time.monotonic() - start_s >= 9 / 50
+
+
+def test_classes_are_not_mixed():
+    class Classes(Engine):
+        def __call__(self, frames_nhwc):
+            mask = super().__call__(frames_nhwc)
+            return np.where(mask >= 128, 7, 3).astype(np.uint8)
+
+    engine, governor = Classes(hold=True), Governor(1000, "classes")
+    masked = governor.masked(frames([scene(60 + 4 * index) for index in range(6)]), engine, StageTimer())
+    for _ in range(6):
+        assert set(np.unique(next(masked).mask)) == {3, 7}
+    engine.go.release(20)
+    assert list(masked) == []
+
+
+def test_sources_take_turns_at_the_engine():
+    engine, governor = Engine(), Governor(1000, "binary")
+    images = [scene(40 + 3 * index) for index in range(40)]
+    both = [frame for pair in zip(frames(images, "a"), frames(images, "b"), strict=True) for frame in pair]
+    asked = []
+    for frame in governor.masked(both, engine, StageTimer()):
+        if governor._asked is not None and (not asked or asked[-1] != governor._asked[0]):
+            asked.append(governor._asked[0])
+        time.sleep(0.001)
+        assert iou(frame.mask, frame.image[..., 2]) > 0.9
+    assert {"a", "b"} <= set(asked)
+    assert len(asked) >= 4  # it changed from one to the other, again and again
+
+
+def test_an_engine_that_fails_is_told():
+    class Broken(Engine):
+        def __call__(self, frames_nhwc):
+            if self.calls == 1:
+                raise ShapeError("broken")
+            return super().__call__(frames_nhwc)
+
+    masked = Governor(1000, "binary").masked(
+        frames([scene(40 + 5 * index) for index in range(200)]), Broken(), StageTimer()
+    )
+    with pytest.raises(ShapeError, match="broken"):
+        list(masked)
+    assert not [thread for thread in threading.enumerate() if thread.name == "governed"]
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), 1001])
+def test_rates_that_are_none(rate):
+    with pytest.raises(OptionError, match="--fps: expected a rate above 0, at most 1000, got"):
+        Governor(rate, "binary")
+
+
+def test_in_the_data_path():
+    class Clip(Source):
+        info = SourceInfo("clip", "")
+
+        def __iter__(self):
+            yield from frames([scene(40 + 2 * index) for index in range(30)], "clip")
+
+    class Kept(Sink):
+        def __init__(self):
+            self.frames = []
+
+        def write(self, frame):
+            self.frames.append(frame)
+
+    engine, governor, sink = Engine(), Governor(500, "binary"), Kept()
+    result = run(Clip(), engine, lambda image, mask: image, [sink], masks=governor.masked)
+    assert result.frames == 30
+    assert [frame.index for frame in sink.frames] == list(range(30))
+    assert engine.threads == {"governed"}
+    assert {stage.name for stage in result.stages} >= {"engine", "reuse"}
+    assert not [thread for thread in threading.enumerate() if thread.name in ("governed", "engine", "decode")]
+
+
+def test_the_command_says_what_was_reused(main, tmp_path, write_video):
+    path = write_video(tmp_path / "clip.mp4", [scene(40 + 2 * index) for index in range(25)])
+    done = main("--source", path, "--output", tmp_path / "out.mp4", "--fps", "200", quiet=False)
+    assert done.status == 0
+    assert re.match(r"\d+ masks computed, moved for \d+ frames, kept for \d+", done.err[-1])
+    assert main("--source", path, "--output", "null", "--fps", "0").err == [
+        "error: --fps: expected a rate above 0, at most 1000, got 0"
+    ]
