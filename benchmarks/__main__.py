@@ -15,7 +15,16 @@ QUESTIONS = {
     "accuracy": ("benchmarks.accuracy", "how good are the masks, against ground truth"),
     "flicker": ("benchmarks.flicker", "how much do masks flicker on video, and what does smoothing leave of it"),
     "gpu": ("benchmarks.gpu", "what does an NVIDIA GPU make of the frame program"),
+    "host": ("benchmarks.host", "what does each step cost that the processor does for a frame"),
+    "latency": (
+        "benchmarks.latency",
+        "what is left of an engine's rate in the pipeline, and where a frame's time goes",
+    ),
+    "soak": ("benchmarks.soak", "does anything grow over many frames"),
+    "start": ("benchmarks.start", "how long from the command to the first mask"),
+    "throughput": ("benchmarks.throughput", "how do frames per second go with the number of sources"),
     "int8": ("benchmarks.int8", "how much of the masks does INT8 keep, ours and other tools'"),
+    "peers": ("benchmarks.peers", "how many frames per second, beside rembg, supervision and loops with OpenCV"),
 }
 
 

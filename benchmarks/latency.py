@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace) -> None:
         many = options.frames * _MORE_OF_STAND_IN
         large = folder / "1080p.mp4"
         _write_larger(options.clip, large, SIZE_1080P_WH, many)
-        engine = stack.enter_context(open_engine(bundle, options.backend))
+        engine = stack.enter_context(open_engine(bundle, options.backend, overlap=True))
         sleeper = stack.enter_context(Sleeper(SLEEP_MS))
         rows = [
             _case("engine", engine, options.clip, options.frames, options.rounds),

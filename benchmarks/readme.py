@@ -15,7 +15,8 @@ from pipeline.errors import OptionError
 
 ROOT = Path(__file__).parents[1]
 
-_BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+# A block may be empty; it ends at the first end.
+_BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n)(?:(?!<!-- ).*\n)*(<!-- end -->)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def with_figures(text: str, results: Path) -> str:
         make = BLOCKS.get(match[2])
         if make is None:
             raise OptionError(f"figures: expected one of {', '.join(BLOCKS)}, got {match[2]}")
-        return match[1] + "\n".join(make(results)) + match[3]
+        return match[1] + "".join(f"{line}\n" for line in make(results)) + match[3]
 
     return _BLOCK.sub(block, text)
 

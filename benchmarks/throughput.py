@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace) -> None:
         )
     bundle = open_model(options.model, print)
     rows: list[dict[str, Any]] = []
-    with open_engine(bundle, options.backend) as engine:
+    with open_engine(bundle, options.backend, overlap=True) as engine:
         _rate(engine, options.clip, 1, 3)  # warm
         for count in counts:
             rows.append(_rate(engine, options.clip, count, options.frames // count))

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from pipeline.governor import Governor
     from pipeline.sources.live import LiveOptions
 
+# From so many frames on, their rate counts more than how soon the first one is there.
+_LONG_FRAMES = 8
+
 
 def run_job(options: argparse.Namespace) -> None:
     """Open what the options name, run it, and end it complete.
@@ -76,7 +79,13 @@ def run_job(options: argparse.Namespace) -> None:
         bundle = open_model(options.model, say)
         manifest = bundle.manifest
         engine = stack.enter_context(
-            open_engine(bundle, options.backend, rebuild=rebuild_plan if options.rebuild == "auto" else None, say=say)
+            open_engine(
+                bundle,
+                options.backend,
+                overlap=_is_long(options, [source.info for source in sources]),
+                rebuild=rebuild_plan if options.rebuild == "auto" else None,
+                say=say,
+            )
         )
         height, width = manifest.network_size_hw
         say(f"model: {manifest.model}, {manifest.precision}, {height}×{width} inside, on {engine.description}")
@@ -178,6 +187,14 @@ def _governor(options: argparse.Namespace, task: Task) -> Governor | None:
     from pipeline.governor import Governor
 
     return Governor(options.fps, task)
+
+
+def _is_long(options: argparse.Namespace, infos: Sequence[SourceInfo]) -> bool:
+    """Whether more frames a second are worth that each takes longer: not for one picture, nor for a camera or a governor."""
+    if options.fps is not None or any(info.live for info in infos):
+        return False
+    counts = [count for count in (options.max_frames, *(info.frame_count for info in infos)) if count is not None]
+    return not counts or min(counts) >= _LONG_FRAMES
 
 
 def _together(infos: Sequence[SourceInfo]) -> SourceInfo:

@@ -80,6 +80,9 @@ def test_figures_are_written_between_their_marks(tmp_path):
     assert "| 0.5000 | 0.2500 | 0.1250 | 1.0000 | 0.0000 |\n<!-- end -->\nb\n" in made
     assert "old" not in made
     assert with_figures(made, tmp_path) == made
+    empty = "<!-- figures: accuracy -->\n<!-- end -->\nbetween\n"
+    assert with_figures(empty + text, tmp_path).count("between") == 1
+    assert with_figures(empty + text, tmp_path).count("0.5000") == 2
     with pytest.raises(OptionError, match="figures: expected one of accuracy, speed, got beauty"):
         with_figures(text.replace("accuracy", "beauty"), tmp_path)
     with pytest.raises(OptionError, match=r"latency.json: expected a result in .*: run the benchmark with --json"):

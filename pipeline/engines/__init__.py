@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.bundle import Bundle
@@ -31,6 +33,7 @@ def open_engine(
     bundle: Bundle,
     backend: str = "auto",
     *,
+    overlap: bool = False,
     rebuild: Rebuild | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Engine:
@@ -40,6 +43,8 @@ def open_engine(
         bundle: a bundle that was read, and so checked.
         backend: a key of ``ENGINES``, or "auto": the first one that the bundle has a plan for and this machine can run, else
             ONNX Runtime.
+        overlap: on a CPU, two frames at once on half of the cores each: more of them a second, and each takes longer. A GPU has
+            several in flight in any case.
         rebuild: makes a plan where the one that is there does not fit this machine, such as
             ``pipeline.build_half.rebuild_plan``; None to refuse.
         say: gets a line for each decision.
@@ -53,18 +58,18 @@ def open_engine(
     if backend != "auto":
         if backend not in ENGINES:
             raise OptionError(f"--backend: expected auto or one of {', '.join(ENGINES)}, got {backend!r}")
-        return _open(bundle, backend, rebuild, say)
+        return _open(bundle, backend, overlap, rebuild, say)
     built = [entry.get("runtime") for entry in bundle.manifest.engines]
     for name in ENGINES:
         if name in built:
             try:
-                return _open(bundle, name, rebuild, say)
+                return _open(bundle, name, overlap, rebuild, say)
             except (BackendUnavailableError, PlanError, SaidError) as error:
                 say(f"not {name}: {error}")
-    return _open(bundle, _ANYWHERE, rebuild, say)
+    return _open(bundle, _ANYWHERE, overlap, rebuild, say)
 
 
-def _open(bundle: Bundle, name: str, rebuild: Rebuild | None, say: Callable[[str], None]) -> Engine:
+def _open(bundle: Bundle, name: str, overlap: bool, rebuild: Rebuild | None, say: Callable[[str], None]) -> Engine:
     module_name, class_name, extra = ENGINES[name]
     try:
         module = importlib.import_module(module_name)
@@ -72,7 +77,9 @@ def _open(bundle: Bundle, name: str, rebuild: Rebuild | None, say: Callable[[str
         raise BackendUnavailableError(
             f"backend {name!r} cannot be loaded here ({error}): install what it needs with: pip install '.[{extra}]'"
         ) from error
-    make: Callable[[Bundle], Engine] = getattr(module, class_name)
+    make: Callable[..., Engine] = getattr(module, class_name)
+    if overlap and name == _ANYWHERE and len(os.sched_getaffinity(0)) > 1:
+        make = partial(make, in_flight=2)
     try:
         return make(bundle)
     except PlanError as error:

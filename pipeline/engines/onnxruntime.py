@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
@@ -17,10 +22,16 @@ class OnnxRuntimeEngine(Engine):
 
     takes_looks = True
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, in_flight: int = 1) -> None:
         super().__init__(bundle)
+        self.in_flight = in_flight
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        self._pool: ThreadPoolExecutor | None = None
+        if in_flight > 1:
+            options.intra_op_num_threads = max(1, len(os.sched_getaffinity(0)) // in_flight)
+            # Passive: a thread computes what was submitted, in native code, until it is collected.
+            self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="onnxruntime")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(bundle.program_path), options, providers=["CPUExecutionProvider"]
@@ -44,41 +55,58 @@ class OnnxRuntimeEngine(Engine):
                 f"got {len(inputs)} ({inputs[0].type if inputs else 'none'}) and {len(outputs)}: this is no frame program"
             )
         self._input_name, self._output_name = inputs[0].name, outputs[0].name
-        self._results: list[NDArray[np.uint8]] = []
+        self._waiting: deque[list[NDArray[np.uint8]] | Future[list[NDArray[np.uint8]]]] = deque()
         self._masks_only = onnxruntime.RunOptions()
         self._masks_only.only_execute_path_to_fetches = True  # the overlay is not computed for nobody
         self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU"
 
     def _submit(self, frames_nhwc: NDArray[np.uint8]) -> None:
         look = {LOOK: np.zeros(len(LOOK_VALUES), np.float32)} if self.composes else {}
-        self._run([self._output_name], frames_nhwc, look, self._masks_only if self.composes else None)
+        self._begin([self._output_name], frames_nhwc, look, self._masks_only if self.composes else None)
 
     def _submit_with_look(self, frames_nhwc: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
-        self._run([MASKS, VIEWS], frames_nhwc, {LOOK: look}, None)
+        self._begin([MASKS, VIEWS], frames_nhwc, {LOOK: look}, None)
 
-    def _run(
+    def _begin(
         self,
         outputs: list[str],
         frames_nhwc: NDArray[np.uint8],
         look: dict[str, NDArray[np.float32]],
         options: onnxruntime.RunOptions | None,
     ) -> None:
-        inputs = {self._input_name: np.ascontiguousarray(frames_nhwc), **look}
+        inputs: dict[str, NDArray[Any]] = {self._input_name: np.ascontiguousarray(frames_nhwc), **look}
+        if self._pool is None:
+            self._waiting.append(self._run(outputs, inputs, options))
+        else:
+            self._waiting.append(self._pool.submit(self._run, outputs, inputs, options))
+
+    def _run(
+        self, outputs: list[str], inputs: dict[str, NDArray[Any]], options: onnxruntime.RunOptions | None
+    ) -> list[NDArray[np.uint8]]:
         try:
-            self._results = self._session.run(outputs, inputs, options)
+            results: list[NDArray[np.uint8]] = self._session.run(outputs, inputs, options)
         except Exception as error:  # ONNX Runtime's errors have no other class in common
             raise BundleError(
                 f"{self.bundle.program_path}: ONNX Runtime {onnxruntime.__version__} cannot run it on frames "
-                f"{describe(frames_nhwc)} ({str(error).strip().splitlines()[0]}): compile the bundle again for such frames"
+                f"{describe(inputs[self._input_name])} ({str(error).strip().splitlines()[0]}): "
+                "compile the bundle again for such frames"
             ) from error
+        return results
+
+    def _oldest(self) -> list[NDArray[np.uint8]]:
+        results = self._waiting.popleft()
+        return results.result() if isinstance(results, Future) else results
 
     def _collect(self) -> NDArray[np.uint8]:
-        (masks_nhw,), self._results = self._results, []
+        (masks_nhw,) = self._oldest()
         return masks_nhw
 
     def _collect_with_views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        (masks_nhw, views_nhwc), self._results = self._results, []
+        masks_nhw, views_nhwc = self._oldest()
         return masks_nhw, views_nhwc
 
     def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()  # what runs cannot be stopped
+        self._waiting.clear()
         del self._session

@@ -554,3 +554,20 @@ def test_a_name_that_is_no_utf_8(red_bundle, tmp_path):
     )
     assert (done.returncode, done.stdout) == (0, b"\xff.mp4\n")
     assert os.listdir(os.fsencode(tmp_path)) == [b"\xff.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "in_flight"),
+    [((), 2), (("--max-frames", "7"), 1), (("--max-frames", "8"), 2), (("--fps", "30"), 1)],
+)
+def test_two_frames_at_once_where_there_are_many(main, clip, monkeypatch, arguments, in_flight):
+    seen, run = [], command.run
+
+    def watched(source, engine, *more, **named):
+        seen.append(engine.in_flight)
+        return run(source, engine, *more, **named)
+
+    monkeypatch.setattr(command, "run", watched)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert main("--source", clip, "--output", "null", *arguments).status == 0
+    assert seen == [in_flight]
