@@ -1,4 +1,4 @@
-"""python -m benchmarks.readme: writes the README's figures from ``benchmarks/results/``; with --check says whether they are those."""
+"""python -m benchmarks.readme: writes the documents' figures from ``benchmarks/results/``; with --check says whether they are those."""
 
 from __future__ import annotations
 
@@ -70,14 +70,35 @@ def _speed(results: Path) -> list[str]:
         ("`python -m pipeline --help`", "help_s", "{:.2f} s"),
         (f"memory that {soak['frames']:,} frames add after the first 1,000", "soak_growth_mb", "{:.2f} MB"),
     ]
-    lines = ["| | |", "|---|---|"]
-    if (results / "peers.json").exists():
-        ratios |= _read(results, "peers")["ratios"]
-        rows.append(("rembg's video path, our frames per second over its", "fps_over_rembg", "{:.2f}"))
-    return lines + [f"| {what} | {text.format(ratios[name])} |" for what, name, text in rows if name in ratios]
+    return ["| | |", "|---|---|"] + [f"| {what} | {text.format(ratios[name])} |" for what, name, text in rows]
 
 
-BLOCKS: dict[str, Callable[[Path], list[str]]] = {"accuracy": _accuracy, "speed": _speed}
+def _peers(results: Path) -> list[str]:
+    table = _read(results, "peers")["table"]
+    lines = ["| the same network on the same clip | our frames per second over its |", "|---|---|"]
+    return lines + [f"| {row['label']} | {row['ours_over']:.2f} |" for row in table if "ours_over" in row]
+
+
+def _flicker(results: Path) -> list[str]:
+    rows = {(row["setting"], row["noise"] > 0): row for row in _read(results, "flicker_u2netp")["table"]}
+    lines = [
+        "| | flicker, of that without | with noise (σ = 6) | IoU with the FP32 mask, mean and worst |",
+        "|---|---|---|---|",
+    ]
+    for name, setting in (("on", "default"), ("strong", "stronger")):
+        row, noisy = rows[setting, False], rows[setting, True]
+        iou = f"{row['iou_mean']:.4f}, {row['iou_worst']:.4f}"
+        lines.append(f"| `--smooth {name}` | {row['of_off']:.2f} | {noisy['of_off']:.2f} | {iou} |")
+    return lines
+
+
+BLOCKS: dict[str, Callable[[Path], list[str]]] = {
+    "accuracy": _accuracy,
+    "speed": _speed,
+    "peers": _peers,
+    "flicker": _flicker,
+}
+DOCUMENTS = ("README.md", "docs/architecture.md")
 
 
 def _read(results: Path, name: str) -> dict[str, Any]:
@@ -97,14 +118,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> None:
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    made = with_figures(text, ROOT / "benchmarks" / "results")
-    if made == text:
-        return
-    if options.check:
-        raise OptionError("README.md: expected the figures of benchmarks/results/, got others: make readme")
-    path.write_text(made, encoding="utf-8")
+    for name in DOCUMENTS:
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        made = with_figures(text, ROOT / "benchmarks" / "results")
+        if made == text:
+            continue
+        if options.check:
+            raise OptionError(f"{name}: expected the figures of benchmarks/results/, got others: make readme")
+        path.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":

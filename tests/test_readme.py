@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.__main__ as benchmarks_command
-from benchmarks import accuracy
+from benchmarks import accuracy, readme
 from benchmarks.readme import with_figures
 from pipeline.command_line import OptionParser
 from pipeline.errors import OptionError
@@ -68,8 +68,12 @@ def test_links_lead_somewhere(document):
 
 
 def test_figures_are_those_of_the_results():
-    assert with_figures(README, ROOT / "benchmarks" / "results") == README
-    assert re.findall(r"figures: (\w+)", README) == ["speed", "accuracy"]
+    found = []
+    for name in readme.DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert readme.with_figures(text, ROOT / "benchmarks" / "results") == text, name
+        found += re.findall(r"figures: (\w+)", text)
+    assert sorted(found) == sorted(readme.BLOCKS)
 
 
 def test_figures_are_written_between_their_marks(tmp_path):
@@ -83,7 +87,7 @@ def test_figures_are_written_between_their_marks(tmp_path):
     empty = "<!-- figures: accuracy -->\n<!-- end -->\nbetween\n"
     assert with_figures(empty + text, tmp_path).count("between") == 1
     assert with_figures(empty + text, tmp_path).count("0.5000") == 2
-    with pytest.raises(OptionError, match="figures: expected one of accuracy, speed, got beauty"):
+    with pytest.raises(OptionError, match="figures: expected one of accuracy, speed, peers, flicker, got beauty"):
         with_figures(text.replace("accuracy", "beauty"), tmp_path)
     with pytest.raises(OptionError, match=r"latency.json: expected a result in .*: run the benchmark with --json"):
         with_figures(text.replace("accuracy", "speed"), tmp_path)
