@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundle import Task
-from pipeline.errors import ShapeError
-from pipeline.frame import Image, describe
+from pipeline.frame import Image, check_mask
 
 STILL_LEVELS = 3
 """A pixel is still where the mean grey of the 5×5 pixels around it changes by less than this, of 255."""
@@ -60,11 +59,7 @@ class FlickerMeter:
         Raises:
             ShapeError: the two are not of one size, or not uint8.
         """
-        same_type = image_hwc.dtype == mask_hw.dtype == np.uint8
-        if not same_type or image_hwc.shape != (*mask_hw.shape, 3) or mask_hw.size == 0:
-            raise ShapeError(
-                f"frame: expected (H, W, 3) and (H, W) uint8 of one size, got {describe(image_hwc)} and {describe(mask_hw)}"
-            )
+        check_mask("frame", image_hwc, mask_hw)
         grey = np.asarray(cv2.blur(cv2.cvtColor(image_hwc, cv2.COLOR_BGR2GRAY), (_SIDE, _SIDE)), np.uint8)
         before, mask_before = self._grey, self._mask
         self._grey, self._mask = grey, mask_hw.copy()

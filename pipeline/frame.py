@@ -84,6 +84,24 @@ class SourceInfo:
     paths: tuple[str, ...] = ()
 
 
+def check_mask(what: str, image_hwc: Image, mask_hw: Image) -> None:
+    """Refuse a frame and a mask that do not belong together.
+
+    Args:
+        what: who asks, for the message.
+        image_hwc: expected (H, W, 3) uint8.
+        mask_hw: expected (H, W) uint8.
+
+    Raises:
+        ShapeError: the two are not of one size, empty, or not uint8.
+    """
+    same_type = image_hwc.dtype == mask_hw.dtype == np.uint8
+    if not same_type or image_hwc.shape != (*mask_hw.shape, 3) or mask_hw.size == 0:
+        raise ShapeError(
+            f"{what}: expected (H, W, 3) and (H, W) uint8 of one size, got {describe(image_hwc)} and {describe(mask_hw)}"
+        )
+
+
 def describe(array: NDArray[np.generic]) -> str:
     """Shape and dtype of an array in the form used by all messages, such as ``(720, 1280, 3) uint8``."""
     return f"{tuple(array.shape)} {array.dtype}"

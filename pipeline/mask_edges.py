@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ShapeError
-from pipeline.frame import Image, describe
+from pipeline.frame import Image, check_mask
 
 # The side of the squares in which mask and picture are compared, of the frame's shorter side.
 _WINDOW_SHARE = 1 / 60
@@ -43,11 +42,7 @@ def refine_edges(image_hwc: Image, mask_hw: Image) -> Image:
     Raises:
         ShapeError: the two are not of one size, or not uint8.
     """
-    same_type = image_hwc.dtype == mask_hw.dtype == np.uint8
-    if not same_type or image_hwc.shape != (*mask_hw.shape, 3) or mask_hw.size == 0:
-        raise ShapeError(
-            f"mask edges: expected (H, W, 3) and (H, W) uint8 of one size, got {describe(image_hwc)} and {describe(mask_hw)}"
-        )
+    check_mask("mask edges", image_hwc, mask_hw)
     refined: Image = np.array(mask_hw, order="C")
     height, width = refined.shape
     unsure = np.asarray(cv2.inRange(refined, _SURE_LEVELS + 1, 254 - _SURE_LEVELS), np.uint8)

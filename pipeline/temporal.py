@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from pipeline.bundle import Task
-from pipeline.errors import OptionError, ShapeError
-from pipeline.frame import Image, describe
+from pipeline.errors import OptionError
+from pipeline.frame import Image, check_mask
 from pipeline.look import subject_level
 
 DEFAULT_TIME_CONSTANT_S = 0.5
@@ -127,11 +127,7 @@ class Smoothing:
         Raises:
             ShapeError: the two are not of one size, or not uint8.
         """
-        same_type = image_hwc.dtype == mask_hw.dtype == np.uint8
-        if not same_type or image_hwc.shape != (*mask_hw.shape, 3) or mask_hw.size == 0:
-            raise ShapeError(
-                f"smoothing: expected (H, W, 3) and (H, W) uint8 of one size, got {describe(image_hwc)} and {describe(mask_hw)}"
-            )
+        check_mask("smoothing", image_hwc, mask_hw)
         mask = np.ascontiguousarray(mask_hw)
         step_s = pts_s - self._pts_s
         self._pts_s = pts_s
