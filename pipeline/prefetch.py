@@ -62,21 +62,11 @@ class Prefetch(Generic[T]):
         self.close()
 
     def __iter__(self) -> Iterator[T]:
-        while True:
-            with self.changed:
-                while not self._ready and not self._ended and not self._stop:
-                    self.changed.wait()
-                if not self._ready:
-                    if self._error is not None:
-                        error, self._error = self._error, None
-                        raise error
-                    return
-                item = self._ready.popleft()
-                self.changed.notify_all()
+        while (item := self.within(None)) is not None:
             yield item
 
-    def within(self, timeout_s: float) -> T | None:
-        """The next item, for a consumer that has a deadline; None at the end and after ``close``.
+    def within(self, timeout_s: float | None) -> T | None:
+        """The next item, for a consumer that has a deadline (None: it has none); None at the end and after ``close``.
 
         Raises:
             queue.Empty: none came in that time.
