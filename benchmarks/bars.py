@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.frame import Image
 
 _WIDTH, _ROW, _HEAD, _LABEL = 900, 30, 56, 330
-_COLOURS = ((180, 90, 20), (120, 120, 120))
+_COLOUR = (180, 90, 20)
 
 
 def draw_bars(title: str, bars: Sequence[tuple[str, float]], marks: Sequence[float] = ()) -> Image:
@@ -34,7 +34,7 @@ def draw_bars(title: str, bars: Sequence[tuple[str, float]], marks: Sequence[flo
         top = _HEAD + row * _ROW
         cv2.putText(image, name, (16, top + 19), font, 0.45, black, 1, cv2.LINE_AA)
         right = _LABEL + round(scale * value)
-        cv2.rectangle(image, (_LABEL, top + 5), (max(right, _LABEL + 1), top + 23), _COLOURS[0], -1)
+        cv2.rectangle(image, (_LABEL, top + 5), (max(right, _LABEL + 1), top + 23), _COLOUR, -1)
         cv2.putText(image, f"{value:.4g}", (right + 8, top + 19), font, 0.45, black, 1, cv2.LINE_AA)
     for mark in marks:
         x = _LABEL + round(scale * mark)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.bars import write_plot
 from benchmarks.environment import write_result
 from calibration.agreement import iou
 from calibration.flicker import FlickerMeter
@@ -29,15 +30,15 @@ from pipeline.errors import OptionError
 from pipeline.frame import Image
 from pipeline.mask_edges import refine_edges
 from pipeline.sources import open_source
+from pipeline.steady import TIME_CONSTANTS_S
 from pipeline.temporal import DEFAULT_TIME_CONSTANT_S, Smoothing
 
 Steady = Callable[[Image, Image, float], Image]
 
-STRONGER_TIME_CONSTANT_S = 2 * DEFAULT_TIME_CONSTANT_S
 SETTINGS = {  # key of a row: (what the table calls it, time constant in s or None, with edges)
     "off": ("off", None, False),
     "default": (f"{DEFAULT_TIME_CONSTANT_S:g} s (default)", DEFAULT_TIME_CONSTANT_S, False),
-    "stronger": (f"{STRONGER_TIME_CONSTANT_S:g} s", STRONGER_TIME_CONSTANT_S, False),
+    "stronger": (f"{TIME_CONSTANTS_S['strong']:g} s", TIME_CONSTANTS_S["strong"], False),
     "edges": ("edges alone", None, True),
     "default_edges": (f"edges, then {DEFAULT_TIME_CONSTANT_S:g} s", DEFAULT_TIME_CONSTANT_S, True),
 }
@@ -116,9 +117,7 @@ def measure(options: argparse.Namespace) -> None:
     )
     print("\n".join(_table(rows)))
     if options.plot:
-        path = Path(options.plot)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", _plot(tracks))[1].tobytes())
+        write_plot(options.plot, _plot(tracks))
     if options.json:
         write_result(
             Path(options.json),

@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.bars import write_plot
 from benchmarks.environment import write_result
 from pipeline.annotations import Annotations
 from pipeline.bundle import Manifest
@@ -102,9 +103,7 @@ def measure(options: argparse.Namespace) -> None:
     for name, value in found.items():
         print(f"{name}: {value:g}")
     if options.plot:
-        path = Path(options.plot)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", _plot(rows, sizes_wh))[1].tobytes())
+        write_plot(options.plot, _plot(rows, sizes_wh))
     if options.json:
         write_result(
             Path(options.json),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,13 +47,13 @@ class Reuse:
         computed: frames that the engine computed.
         moved: frames that got a warped mask.
         unchanged: frames that got the last mask as it was.
-        agreements: IoU of the warped mask that was shown with the one that was computed for the same frame.
+        agreements: IoU of the warped mask that was shown with the one that was computed for the same frame; of the last 1000.
     """
 
     computed: int = 0
     moved: int = 0
     unchanged: int = 0
-    agreements: list[float] = field(default_factory=list)
+    agreements: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
 
     def line(self) -> str:
         """All of it, for the user."""
@@ -166,8 +167,7 @@ class Governor:
         self.reuse.computed += 1
         self._sources[name].key = _Key(grey, tiles, np.array(mask))
         if shown is not None:
-            # The most recent ones: months of them would fill the memory.
-            self.reuse.agreements = [*self.reuse.agreements[-999:], _agreement(shown, mask, self._task)]
+            self.reuse.agreements.append(_agreement(shown, mask, self._task))
 
     def _is_next(self, known: _Of, now_s: float) -> bool:
         """Whether no other source that is alive has waited longer for the engine."""

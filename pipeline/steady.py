@@ -8,9 +8,9 @@ from pipeline.bundle import Task
 from pipeline.frame import Frame
 from pipeline.overlay import Renderer
 from pipeline.sources.base import Source
-from pipeline.temporal import Smoothing
+from pipeline.temporal import DEFAULT_TIME_CONSTANT_S, Smoothing
 
-_TIME_CONSTANTS_S = {"on": 0.5, "strong": 1.0}
+TIME_CONSTANTS_S = {"on": DEFAULT_TIME_CONSTANT_S, "strong": 2 * DEFAULT_TIME_CONSTANT_S}
 
 
 class Steady:
@@ -30,7 +30,7 @@ class Steady:
         for source in sources:
             chosen = smooth if smooth != "auto" else "on" if source.info.live else "off"
             if chosen != "off":
-                self._smoothings[source.info.name] = Smoothing(task, time_constant_s=_TIME_CONSTANTS_S[chosen])
+                self._smoothings[source.info.name] = Smoothing(task, time_constant_s=TIME_CONSTANTS_S[chosen])
         self._edges = edges and task == "binary"
 
     @property
