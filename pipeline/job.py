@@ -26,7 +26,7 @@ from pipeline.outputs import open_outputs, output_specs
 from pipeline.overlay import Renderer
 from pipeline.palette import load_palette
 from pipeline.progress import Progress
-from pipeline.run import RunResult, run
+from pipeline.run import run
 from pipeline.service import Health, Service
 from pipeline.sinks import sink_kind
 from pipeline.sinks.base import Sink
@@ -34,7 +34,7 @@ from pipeline.sinks.naming import shown
 from pipeline.sources import open_sources
 from pipeline.stage_timer import StageTimer
 from pipeline.steady import Steady
-from pipeline.telemetry import NEWER
+from pipeline.telemetry import NEWER, Snapshot
 
 if TYPE_CHECKING:
     from pipeline.bundle import Task
@@ -96,6 +96,13 @@ def run_job(options: argparse.Namespace) -> None:
         governor = _governor(options, manifest.task)
         steady = Steady(options.smooth, options.refine_edges, manifest.task, renderer, sources)
         composed = composed_looks(options.compose, engine, renderer, steady=steady.changes or governor is not None)
+
+        def summarise(elapsed_s: float) -> None:
+            for line in _summary([source.telemetry.snapshot() for source in sources], timer, elapsed_s, info):
+                say(line)
+            if governor is not None:
+                say(governor.reuse.line())
+
         start_s = time.monotonic()
         sinks: list[Sink] = []
         info = _together([source.info for source in sources])
@@ -116,7 +123,7 @@ def run_job(options: argparse.Namespace) -> None:
             service.ready(f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or 'window'}")
             most = options.max_frames and options.max_frames * len(sources)
             with Progress(info, most, quiet=options.quiet) as progress:
-                result = run(
+                run(
                     sources,
                     engine,
                     renderer,
@@ -142,23 +149,14 @@ def run_job(options: argparse.Namespace) -> None:
                 keep=isinstance(error, StoppedError) or (info.live and isinstance(error, (SourceError, SinkError))),
             )
             if isinstance(error, StoppedError):  # the way in which live runs end
-                snapshots = [source.telemetry.snapshot() for source in sources]
-                frames = sum(snapshot.frames_out for snapshot in snapshots)
-                dropped = sum(snapshot.dropped.get(NEWER, 0) for snapshot in snapshots)
-                for line in _summary(RunResult(frames, dropped, timer.result()), time.monotonic() - start_s, info):
-                    say(line)
-                if governor is not None:
-                    say(governor.reuse.line())
+                summarise(time.monotonic() - start_s)
                 for sink in sinks:
                     if sink.written:
                         say(sink.written)
                 if lost:
                     raise lost[0] from None
             raise
-    for line in _summary(result, elapsed_s, info):
-        say(line)
-    if governor is not None:
-        say(governor.reuse.line())
+        summarise(elapsed_s)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
     written = sys.stderr if "jsonl:-" in (options.output or []) else sys.stdout
@@ -229,10 +227,12 @@ def _end(sinks: Sequence[Sink], *, keep: bool) -> None:
             ending.callback(sink.close if keep else sink.discard)
 
 
-def _summary(result: RunResult, elapsed_s: float, info: SourceInfo) -> list[str]:
-    rate_hz = result.frames / max(elapsed_s, 1e-9)
+def _summary(snapshots: Sequence[Snapshot], timer: StageTimer, elapsed_s: float, info: SourceInfo) -> list[str]:
+    frames = sum(snapshot.frames_out for snapshot in snapshots)
+    newer = sum(snapshot.dropped.get(NEWER, 0) for snapshot in snapshots)
+    rate_hz = frames / max(elapsed_s, 1e-9)
     real_time = f", {rate_hz / float(info.fps):.2f}× real time" if info.fps and not info.live else ""
-    dropped = f", {result.dropped} dropped" if result.dropped else ""
-    lines = [f"{result.frames} frames in {elapsed_s:.1f} s, {rate_hz:.1f} FPS{real_time}{dropped}"]
-    lines += [f"{stage.name:>8}  p50 {stage.p50_ms:8.1f} ms  p95 {stage.p95_ms:8.1f} ms" for stage in result.stages]
+    dropped = f", {newer} dropped" if newer else ""
+    lines = [f"{frames} frames in {elapsed_s:.1f} s, {rate_hz:.1f} FPS{real_time}{dropped}"]
+    lines += [f"{stage.name:>8}  p50 {stage.p50_ms:8.1f} ms  p95 {stage.p95_ms:8.1f} ms" for stage in timer.result()]
     return lines
