@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from calibration.errors import CalibrationError
-from pipeline.command_line import OptionParser, StoppedError, run_command, uninterrupted
+from pipeline.command_line import OptionParser, StoppedError, run_command, uninterrupted, whole_number
 from pipeline.errors import BackendUnavailableError, OptionError, SourceError
 from pipeline.prefetch import Prefetch
 from pipeline.progress import Progress
@@ -124,7 +124,7 @@ def _parser() -> OptionParser:
     )
     parser.add_argument(
         "--count",
-        type=_count,
+        type=whole_number(2, _MOST),
         default=256,
         metavar="N",
         help="pictures at most, for calibration and verification together (default: %(default)s)",
@@ -138,7 +138,7 @@ def _parser() -> OptionParser:
     )
     parser.add_argument(
         "--max-frames",
-        type=_positive,
+        type=whole_number(1),
         metavar="N",
         help="frames to look at (default: all; of a camera ten minutes, or until Ctrl-C)",
     )
@@ -150,25 +150,6 @@ def _folder(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("expected a folder, got nothing")
     return text
-
-
-def _count(text: str) -> int:
-    return _whole(text, 2, _MOST)
-
-
-def _positive(text: str) -> int:
-    return _whole(text, 1, None)
-
-
-def _whole(text: str, least: int, most: int | None) -> int:
-    expected = f"expected a whole number from {least}" + ("" if most is None else f" to {most}")
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least or (most is not None and value > most):
-        raise argparse.ArgumentTypeError(f"{expected}, got {text}")
-    return value
 
 
 def _verify_share(text: str) -> float:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from models.zoo import ZOO
-from pipeline.command_line import OptionParser, share
+from pipeline.command_line import OptionParser, share, whole_number
 from pipeline.errors import OptionError
 
 TARGETS = ("onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
@@ -172,7 +172,11 @@ def _parser() -> OptionParser:
         "--calib", metavar="SOURCE", help="int8: frames to take ranges from, other ones than those of --verify"
     )
     parser.add_argument(
-        "--calib-size", type=_count, default=64, metavar="N", help="int8: how many of them (default: %(default)s)"
+        "--calib-size",
+        type=whole_number(1, 999_999),
+        default=64,
+        metavar="N",
+        help="int8: how many of them (default: %(default)s)",
     )
     parser.add_argument(
         "--calib-method", default="mse", choices=METHODS, help="int8: how values become a range (default: %(default)s)"
@@ -214,7 +218,7 @@ def _parser() -> OptionParser:
     )
     parser.add_argument(
         "--verify-count",
-        type=_count,
+        type=whole_number(1, 999_999),
         metavar="N",
         help="frames to check on (default: 4 to 32, fewer for large networks)",
     )
@@ -238,12 +242,6 @@ def _capabilities(text: str) -> tuple[int, ...]:
 def _batch(text: str) -> int:
     if not re.fullmatch(r"\d{1,2}", text, re.ASCII) or not 1 <= int(text) <= 64:
         raise argparse.ArgumentTypeError(f"expected a number from 1 to 64, got {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
 
 

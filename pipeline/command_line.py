@@ -45,6 +45,25 @@ def share(text: str) -> float:
     return value
 
 
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """What reads an option's value as a whole number in these bounds, for argparse.
+
+    Args:
+        least: the smallest that is taken.
+        most: the largest; None: there is none.
+    """
+
+    def read(text: str) -> int:
+        # Not all that int() reads: neither other scripts' digits nor underscores, nor numbers that fill a screen.
+        value = int(text) if re.fullmatch(r"[+-]?\d{1,12}", text, re.ASCII) else least - 1
+        if value < least or (most is not None and value > most):
+            to = "" if most is None else f" to {most}"
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least}{to}, got {text}")
+        return value
+
+    return read
+
+
 class StoppedError(BaseException):
     """A signal asked the process to end; ``status`` is what a shell expects of it."""
 

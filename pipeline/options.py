@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.command_line import OptionParser, share
+from pipeline.command_line import OptionParser, share, whole_number
 from pipeline.engines import ENGINES
 from pipeline.errors import OptionError
 from pipeline.look import RENDER_MODES
@@ -121,7 +121,7 @@ def _parser() -> OptionParser:
         choices=("auto", "latest", "never"),
         help="drop frames that wait: auto = for cameras only",
     )
-    parser.add_argument("--max-frames", type=_positive, metavar="N", help="end after so many frames of a source")
+    parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end after so many frames of a source")
     parser.add_argument(
         "--smooth",
         default="auto",
@@ -159,7 +159,10 @@ def _parser() -> OptionParser:
         help="and is connected anew when nothing came for so long after that (default: %(default)s s)",
     )
     live.add_argument(
-        "--max-reconnects", type=_whole, metavar="N", help="give up after so many attempts in a row (default: never)"
+        "--max-reconnects",
+        type=whole_number(0),
+        metavar="N",
+        help="give up after so many attempts in a row (default: never)",
     )
     live.add_argument(
         "--on-corrupt", default="drop", choices=("drop", "pass"), help="damaged frames (default: %(default)s)"
@@ -179,7 +182,10 @@ def _parser() -> OptionParser:
     )
     recording.add_argument("--segment-size", type=byte_count, metavar="SIZE", help="likewise at this size: 500M, 2G")
     recording.add_argument(
-        "--keep-files", type=_positive, metavar="N", help="delete the oldest files of this recording beyond so many"
+        "--keep-files",
+        type=whole_number(1),
+        metavar="N",
+        help="delete the oldest files of this recording beyond so many",
     )
     recording.add_argument("--keep-size", type=byte_count, metavar="SIZE", help="likewise beyond this size in all")
     recording.add_argument(
@@ -207,7 +213,9 @@ def _parser() -> OptionParser:
         "--serve-name", action="append", metavar="NAME", help="another name that the page is called by; may be repeated"
     )
     page.add_argument("--serve-read-only", action="store_true", help="viewers cannot change settings")
-    page.add_argument("--serve-viewers", type=_positive, default=8, metavar="N", help="at once (default: %(default)s)")
+    page.add_argument(
+        "--serve-viewers", type=whole_number(1), default=8, metavar="N", help="at once (default: %(default)s)"
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML with the long options as keys; the command line wins")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
     return parser
@@ -243,17 +251,3 @@ def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
             raise OptionError(f"--config {path}: {key}: expected a value or a list of values, got something nested")
         arguments += [f"--{name}={item}" for item in items]
     return arguments
-
-
-def _positive(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _whole(text: str, least: int = 0) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text}")
-    return value
