@@ -22,7 +22,7 @@ from pipeline.errors import EdgemaskError, OptionError, SinkError, SourceError
 from pipeline.frame import Image, SourceInfo
 from pipeline.look import Color, Look
 from pipeline.model_name import open_model
-from pipeline.outputs import open_outputs, output_specs
+from pipeline.outputs import open_outputs, open_page, output_specs
 from pipeline.overlay import Renderer
 from pipeline.palette import load_palette
 from pipeline.progress import Progress
@@ -111,15 +111,26 @@ def run_job(options: argparse.Namespace) -> None:
                 sinks,
                 options,
                 sources,
-                manifest,
-                engine.description,
+                manifest.classes,
                 renderer,
                 annotations,
-                healthy=health.problem,
-                timer=timer,
                 say=say,
                 tell=tell,
             )
+            if options.serve is not None:
+                with uninterrupted():
+                    page = open_page(
+                        options,
+                        sources,
+                        manifest,
+                        engine.description,
+                        renderer,
+                        annotations,
+                        healthy=health.problem,
+                        timer=timer,
+                        tell=tell,
+                    )
+                    sinks.append(page)
             service.ready(f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or 'window'}")
             most = options.max_frames and options.max_frames * len(sources)
             with Progress(info, most, quiet=options.quiet) as progress:

@@ -34,28 +34,22 @@ def open_outputs(
     sinks: list[Sink],
     options: argparse.Namespace,
     sources: Sequence[Source],
-    manifest: Manifest,
-    backend: str,
+    classes: tuple[str, ...],
     renderer: Renderer,
     annotations: Annotations,
     *,
-    healthy: Callable[[], str],
-    timer: StageTimer,
     say: Callable[[str], None],
     tell: Callable[[str], None],
 ) -> None:
-    """Open every output that the options ask for.
+    """Open the files, streams and windows that the options ask for.
 
     Args:
         sinks: gets them, one by one, so that those that are open can be closed when the next cannot be.
         options: of ``pipeline.options``.
         sources: each has outputs of its own; their names differ.
-        manifest: of the bundle.
-        backend: what runs it, for the page.
-        renderer: draws the views; its look is changed by keys and by the page.
+        classes: names of the network's classes.
+        renderer: draws the views; its look is changed by keys.
         annotations: likewise.
-        healthy: says what is wrong with the data path, for the page's ``/healthz``.
-        timer: times of the stages, for the page's ``/metrics``.
         say: gets a line for each thing worth knowing.
         tell: the same, also when the user wants quiet.
 
@@ -63,7 +57,7 @@ def open_outputs(
         EdgemaskError: an output cannot be opened.
     """
     sink_options = SinkOptions(
-        classes=manifest.classes,
+        classes=classes,
         encoder=options.encoder,
         segment_s=options.segment_time,
         segment_bytes=options.segment_size,
@@ -88,8 +82,6 @@ def open_outputs(
                     info, renderer, annotations, say=say, options=sink_options, telemetry=source.telemetry
                 )
                 sinks.append(OfSource(info.name, window) if many else window)
-        if options.serve is not None:
-            sinks.append(_page(options, sources, manifest, backend, renderer, annotations, healthy, timer, tell))
     if problem:
         tell(f"no window ({problem}): write with --output out.mp4 or a folder, or watch with --serve")
 
@@ -105,17 +97,35 @@ def _no_window(options: argparse.Namespace) -> str | None:
     return display_problem()
 
 
-def _page(
+def open_page(
     options: argparse.Namespace,
     sources: Sequence[Source],
     manifest: Manifest,
     backend: str,
     renderer: Renderer,
     annotations: Annotations,
+    *,
     healthy: Callable[[], str],
     timer: StageTimer,
     tell: Callable[[str], None],
 ) -> Sink:
+    """Open the page that ``--serve`` asks for.
+
+    Args:
+        options: of ``pipeline.options``.
+        sources: all are on it.
+        manifest: of the bundle.
+        backend: what runs it.
+        renderer: its look is changed by the page.
+        annotations: likewise.
+        healthy: says what is wrong with the data path, for ``/healthz``.
+        timer: times of the stages, for ``/metrics``.
+        tell: gets its address.
+
+    Raises:
+        BackendUnavailableError: the page's packages are not here.
+        EdgemaskError: it cannot be served there.
+    """
     try:
         from pipeline.page.server import Limits
         from pipeline.page.sink import PageSink

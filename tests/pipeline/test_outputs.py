@@ -10,7 +10,7 @@ from pipeline.annotations import Annotations
 from pipeline.errors import BackendUnavailableError, SinkError
 from pipeline.frame import Frame
 from pipeline.options import parse_options
-from pipeline.outputs import open_outputs, output_specs
+from pipeline.outputs import open_outputs, open_page, output_specs
 from pipeline.sources import open_sources
 from pipeline.stage_timer import StageTimer
 
@@ -33,15 +33,15 @@ def opened(red_bundle, renderer, tmp_path, monkeypatch):
             sinks,
             options,
             opened_sources,
-            red_bundle.manifest,
-            "none",
+            red_bundle.manifest.classes,
             renderer,
             annotations,
-            healthy=lambda: "",
-            timer=StageTimer(),
             say=said.append,
             tell=said.append,
         )
+        if options.serve is not None:
+            more = {"healthy": lambda: "", "timer": StageTimer(), "tell": said.append}
+            sinks.append(open_page(options, opened_sources, red_bundle.manifest, "none", renderer, annotations, **more))
         return opened_sources, sinks, said
 
     yield call
