@@ -18,6 +18,7 @@ from compile.errors import CompileError
 from compile.program import FrameProgram
 from compile.quantized import IN_ONNX, QuantizedConv
 from compile.quantized import OPSET as INT8_OPSET
+from compile.resizes import with_constant_scales
 
 OPSET = 18
 MAX_SIDE = 16384
@@ -70,7 +71,7 @@ def export_module(
             )
         if exported is None:
             raise CompileError("the ONNX exporter gave nothing")
-        model = without_traces(exported.model_proto)
+        model = with_constant_scales(without_traces(exported.model_proto))
         onnx.checker.check_model(model, full_check=True)
     except CompileError:
         raise
