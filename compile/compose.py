@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import onnx
 import torch
-from onnx import version_converter
 
 from compile.errors import CompileError
-from compile.onnx_export import OPSET, example_frames, export_module, frame_axes, without_traces
+from compile.onnx_export import as_part, example_frames, export_module, frame_axes, without_traces
 from compile.program import Overlay
 from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, VIEWS
 
@@ -46,10 +45,7 @@ def with_views(program: bytes, frame_size_hw: tuple[int, int] | None) -> bytes:
         (FRAMES, last.input[0], LOOK),
         VIEWS,
     )
-    newest = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
-    if newest != OPSET:
-        overlay = version_converter.convert_version(overlay, newest)
-    added = onnx.compose.add_prefix(overlay, "overlay/", rename_inputs=False, rename_outputs=False).graph
+    added = as_part(overlay, model, "overlay/")
     graph = model.graph
     graph.input.extend(value for value in added.input if value.name == LOOK)
     graph.output.extend(added.output)

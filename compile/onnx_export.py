@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import onnxscript  # noqa: F401  torch's exporter needs it: missing, it shall be told before any work
 import torch
+from onnx import version_converter
 from torch import Tensor, nn
 
 from compile.errors import CompileError
@@ -84,6 +85,21 @@ def export_module(
             f"the network cannot be exported to ONNX with torch {torch.__version__}: {reason}"
         ) from error
     return model
+
+
+def as_part(part: onnx.ModelProto, program: onnx.ModelProto, prefix: str) -> onnx.GraphProto:
+    """A graph that was exported by itself, to be joined with a program: of its opset, and with names that meet none of its own.
+
+    Args:
+        part: as ``export_module`` gives it; its inputs and outputs keep their names.
+        program: what it is joined with.
+        prefix: before its other names.
+    """
+    newest = next((opset.version for opset in program.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
+    if newest != OPSET:
+        part = version_converter.convert_version(part, newest)
+    graph: onnx.GraphProto = onnx.compose.add_prefix(part, prefix, rename_inputs=False, rename_outputs=False).graph
+    return graph
 
 
 def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
