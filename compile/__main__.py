@@ -85,6 +85,7 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
     from calibration.truth import read_truths
     from compile.compose import with_views
     from compile.networks import contract_of, open_candidate
+    from compile.pixels import with_nv12
     from compile.plans import add_plan, add_torch_program, build_options
     from compile.programs import Programs, single_precision
     from compile.timing import fastest
@@ -92,7 +93,7 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
 
     built = None
     if options.target in PLAN_TARGETS:
-        built = build_options(options, options.frame, options.batch or 1, say)
+        built = build_options(options, options.frame, options.batch or 1, say, options.pixels)
         if options.precision == "auto" and (built.gpu is None or (built.sms and built.gpu.sm not in built.sms)):
             raise OptionError(
                 "--precision auto: expected the GPU that the plan is for in this machine, to time on, got none: choose a precision"
@@ -128,14 +129,18 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
         if candidate.ranges is not None:
             stack.enter_context(candidate.ranges.watching())
         count = options.verify_count or _frames_to_check(candidate.giga_macs)
-        samples = take_samples(source, candidate.reference, options.verify, options.frame, count, truths)
+        samples = take_samples(
+            source, candidate.reference, options.verify, options.frame, count, truths, options.pixels
+        )
     weights_sha256 = file_sha256(weights)
     programs = Programs(candidate, samples, weights_sha256, options, say)
 
     def complete(precision: Precision) -> tuple[Manifest, dict[str, bytes]]:
         program = programs.export(precision)
         content = with_views(program.content, options.frame) if composes else program.content
-        masks, runtime = program_masks(content)
+        if options.pixels == "nv12":
+            content = with_nv12(content, options.frame)
+        masks, runtime = program_masks(content, options.pixels)
         verification = verify(masks, samples, task, source=options.verify, runtime=runtime)
         say(f"{precision} agrees with the trained network: {verification}")
         check(verification, options.min_iou)
@@ -157,6 +162,7 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
             },
             verification=verification.as_dict(),
             composes=composes,
+            pixels=options.pixels,
             tools=_tools(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )

@@ -45,6 +45,7 @@ _OF_NETWORKS = (
     "classes",
     "smooth",
     "compose",
+    "pixels",
 )
 
 
@@ -80,12 +81,28 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         raise OptionError("--precision auto: expected another --target, got torch-tensorrt")
     if options.compose == "device" and options.target == "torch-tensorrt":
         raise OptionError("--compose device: expected another --target, got torch-tensorrt")
+    if options.pixels == "nv12":
+        if options.target == "torch-tensorrt":
+            raise OptionError("--pixels nv12: expected another --target, got torch-tensorrt")
+        if options.frame is not None:
+            check_nv12_frame(options.frame)
     if options.dla is not None and options.bundle is None and (options.frame is None or options.precision == "fp32"):
         raise OptionError(
             "--dla: expected --frame HxW and --precision fp16, for an accelerator takes one size and no FP32, "
             f"got {'any size' if options.frame is None else 'one size'} and {options.precision}"
         )
     return options
+
+
+def check_nv12_frame(frame_size_hw: tuple[int, int]) -> None:
+    """Refuse a fixed size that NV12 does not have.
+
+    Raises:
+        OptionError: a side is odd.
+    """
+    height, width = frame_size_hw
+    if height % 2 or width % 2:
+        raise OptionError(f"--frame: expected even sides for frames of NV12, got {height}x{width}")
 
 
 def _check_bundle_options(parser: OptionParser, options: argparse.Namespace) -> None:
@@ -208,6 +225,13 @@ def _parser() -> OptionParser:
         default="host",
         choices=("host", "device"),
         help="one class: device = the program draws the overlay too, so that a GPU gives pictures that are ready to be shown "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pixels",
+        default="bgr",
+        choices=("bgr", "nv12"),
+        help="frames that the program takes: nv12 = as decoders give them, half as many bytes, whose colours a GPU converts then "
         "(default: %(default)s)",
     )
     parser.add_argument(

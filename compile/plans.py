@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from compile.build_progress import BuildProgress
 from compile.errors import CompileError
 from compile.gpu import find_gpu
+from compile.options import check_nv12_frame
 from compile.tensorrt_build import BuildOptions, build_plan, check_options
-from compile.verify import FEWEST_FRAMES, Sample, check, program_masks, take_samples, verify
+from compile.verify import FEWEST_FRAMES, Sample, as_taken, check, program_masks, take_samples, verify
 from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest, cache_folder, file_sha256
 from pipeline.engines import open_engine
 from pipeline.errors import BackendUnavailableError, PlanError
+from pipeline.pixels import Pixels
 from pipeline.plan import NAMES
 from pipeline.sources.base import Source
 
@@ -33,7 +35,11 @@ Say = Callable[[str], None]
 
 
 def build_options(
-    options: argparse.Namespace, frame_size_hw: tuple[int, int] | None, batch: int, say: Say
+    options: argparse.Namespace,
+    frame_size_hw: tuple[int, int] | None,
+    batch: int,
+    say: Say,
+    pixels: Pixels = "bgr",
 ) -> BuildOptions:
     """What the command line asks for, on this machine.
 
@@ -42,6 +48,7 @@ def build_options(
         frame_size_hw: the fixed (height, width) of the frames, or None.
         batch: the most frames at once.
         say: gets a line where something was chosen.
+        pixels: how the program takes frames.
 
     Raises:
         BackendUnavailableError: TensorRT, or what it needs, is not here.
@@ -70,6 +77,7 @@ def build_options(
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
         dla_core=options.dla,
+        pixels=pixels,
     )
     check_options(built)
     return built
@@ -199,13 +207,15 @@ def extend_bundle(folder: Path, source: Source, options: argparse.Namespace, say
             f"--frame: expected {fixed[0]}x{fixed[1]}, which the bundle's program has fixed, got {options.frame[0]}x{options.frame[1]}"
         )
     frame_size_hw = options.frame or fixed
+    if manifest.pixels == "nv12" and options.frame is not None:
+        check_nv12_frame(options.frame)
     if options.dla is not None and (frame_size_hw is None or manifest.precision == "fp32"):
         raise CompileError(
             "--dla: expected --frame HxW and a bundle of fp16, for an accelerator takes one size and no FP32, "
             f"got {'any size' if frame_size_hw is None else 'one size'} and {manifest.precision}"
         )
     before = [entry for entry in manifest.engines if entry.get("runtime") == options.target]
-    built = build_options(options, frame_size_hw, options.batch or _batch_of(before), say)
+    built = build_options(options, frame_size_hw, options.batch or _batch_of(before), say, manifest.pixels)
     files = {PROGRAM_NAME: bundle.program_path.read_bytes()}
     sound = []
     for entry in manifest.engines:
@@ -215,8 +225,9 @@ def extend_bundle(folder: Path, source: Source, options: argparse.Namespace, say
             sound.append(entry)
         else:
             say(f"{path}: left out, for it was changed or damaged")
-    masks, runtime = program_masks(files[PROGRAM_NAME])
-    samples = take_samples(source, masks, options.verify, frame_size_hw, options.verify_count or FEWEST_FRAMES)
+    masks, runtime = program_masks(files[PROGRAM_NAME], manifest.pixels)
+    count = options.verify_count or FEWEST_FRAMES
+    samples = take_samples(source, masks, options.verify, frame_size_hw, count, pixels=manifest.pixels)
     manifest, files = add_plan(replace(manifest, engines=tuple(sound)), files, built, samples, options, say, runtime)
     Bundle.write(folder, manifest, files)
     return int(manifest.engines[-1]["size_bytes"])
@@ -240,7 +251,7 @@ def _verify_on_gpu(
             with open_engine(bundle, str(entry["runtime"])) as engine:
 
                 def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-                    return engine(np.repeat(frames_nhwc, count, axis=0))[:1]
+                    return engine(np.repeat(as_taken(frames_nhwc, manifest.pixels), count, axis=0))[:1]
 
                 result = verify(
                     masks, samples, manifest.task, source=options.verify, runtime=engine.description, against=against

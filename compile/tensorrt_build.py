@@ -20,6 +20,7 @@ from compile.gpu import Gpu
 from compile.scales import has_half_scales, with_float_scales
 from pipeline.command_line import uninterrupted
 from pipeline.engines.tensorrt_library import Log, load_tensorrt, log_of, one_line
+from pipeline.pixels import Pixels, frames_shape
 from pipeline.plan import NAMES
 
 SizeHW = tuple[int, int]
@@ -43,6 +44,7 @@ class BuildOptions:
         version_compatible: a plan that later versions of TensorRT load too.
         hardware_compatible: a plan for every GPU from compute capability 8.0 on; slower.
         dla_core: the deep learning accelerator of a Jetson to run on; what it cannot run is left to the GPU.
+        pixels: how the program takes frames.
     """
 
     runtime: str
@@ -55,14 +57,17 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     dla_core: int | None = None
+    pixels: Pixels = "bgr"
 
     @property
-    def profile(self) -> tuple[tuple[int, int, int, int], ...]:
-        """Smallest, usual and largest frames as (N, H, W, 3)."""
-        sizes = (self.frame_size_hw,) * 3 if self.frame_size_hw else FRAME_RANGE
+    def profile(self) -> tuple[tuple[int, ...], ...]:
+        """Smallest, usual and largest frames, as the shapes of the program's input."""
+        sizes: Sequence[SizeHW] = (self.frame_size_hw,) * 3 if self.frame_size_hw else FRAME_RANGE
+        if self.pixels == "nv12":
+            sizes = [(height + height % 2, width + width % 2) for height, width in sizes]
         # An accelerator takes one shape alone.
         counts = (1 if self.dla_core is None else self.batch, self.batch, self.batch)
-        return tuple((count, *size, 3) for count, size in zip(counts, sizes, strict=True))
+        return tuple(frames_shape(self.pixels, count, size) for count, size in zip(counts, sizes, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from compile.verify import Sample
+from compile.verify import Sample, as_taken
 from pipeline.bundle import Bundle, Manifest
 from pipeline.engines import open_engine
 
@@ -32,7 +32,7 @@ def fastest(made: Sequence[Made], backend: str, samples: Sequence[Sample], say: 
         samples: frames to run on; the first is taken.
         say: gets a line for each, and one for what was taken.
     """
-    times_ms = _times_ms(made, backend, samples[0].frames_nhwc)
+    times_ms = _times_ms(made, backend, as_taken(samples[0].frames_nhwc, made[0][0].pixels))
     best = len(made) - 1
     for index in reversed(range(len(made))):
         if times_ms[index] < _CLEARLY * times_ms[best]:
@@ -49,7 +49,7 @@ def fastest(made: Sequence[Made], backend: str, samples: Sequence[Sample], say: 
 
 
 def _times_ms(
-    made: Sequence[Made], backend: str, frames_nhwc: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+    made: Sequence[Made], backend: str, frames: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> list[float]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgemask.")))
@@ -62,6 +62,6 @@ def _times_ms(
         for _ in range(_WARM_UP + _ROUNDS):
             for engine, times in zip(engines, times_ms, strict=True):
                 start_s = time.perf_counter()
-                engine(frames_nhwc)
+                engine(frames)
                 times.append(1000 * (time.perf_counter() - start_s))
         return [median(times[_WARM_UP:]) for times in times_ms]

@@ -16,7 +16,9 @@ from calibration.saliency import SaliencyMetrics
 from calibration.truth import Truth, Truths, resize_truth
 from compile.errors import CompileError
 from pipeline.bundle import LOOK_VALUES, Task
-from pipeline.frame import Frame
+from pipeline.frame import Frame, describe
+from pipeline.nv12 import to_nv12
+from pipeline.pixels import Pixels
 
 Masks = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """(N, H, W, 3) uint8 BGR to (N, H, W) uint8."""
@@ -113,8 +115,17 @@ def open_session(model: bytes | str, what: str) -> onnxruntime.InferenceSession:
         raise CompileError(f"ONNX Runtime cannot load {what}: {str(error).strip().splitlines()[0]}") from error
 
 
-def program_masks(program: bytes) -> tuple[Masks, str]:
+def as_taken(frames_nhwc: NDArray[np.uint8], pixels: Pixels) -> NDArray[np.uint8]:
+    """Frames as a program takes them: (N, H, W, 3) uint8 BGR as they are, or as NV12, for which H and W are even."""
+    return frames_nhwc if pixels == "bgr" else np.stack([to_nv12(image) for image in frames_nhwc])
+
+
+def program_masks(program: bytes, pixels: Pixels = "bgr") -> tuple[Masks, str]:
     """A frame program as ONNX on ONNX Runtime: what computes its masks, and the runtime's name.
+
+    Args:
+        program: its content.
+        pixels: how it takes frames; what computes the masks makes them so.
 
     Raises:
         CompileError: it cannot be loaded; or later, when it cannot be run.
@@ -127,7 +138,7 @@ def program_masks(program: bytes) -> tuple[Masks, str]:
 
     def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
         try:
-            (masks_nhw,) = session.run([output], {name: frames_nhwc, **rest})
+            (masks_nhw,) = session.run([output], {name: as_taken(frames_nhwc, pixels), **rest})
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise CompileError(f"ONNX Runtime cannot run the compiled program: {reason}") from error
@@ -143,6 +154,7 @@ def take_samples(
     frame_size_hw: tuple[int, int] | None = None,
     count: int = MOST_FRAMES,
     truths: Truths | None = None,
+    pixels: Pixels = "bgr",
 ) -> list[Sample]:
     """Read the frames to check on, at most ``count`` and ``MOST_BYTES`` of them, and compute the reference's masks.
 
@@ -153,9 +165,10 @@ def take_samples(
         count: the most frames.
         frame_size_hw: (height, width) that the program has fixed, and frames are resized to; None for any.
         truths: reads their ground truth.
+        pixels: how the program takes frames; for NV12 the last row and column of odd sides is left out.
 
     Raises:
-        CompileError: there are no frames.
+        CompileError: there are no frames, or for NV12 one of a single row or column.
         CalibrationError: a frame has no ground truth.
     """
     samples: list[Sample] = []
@@ -165,10 +178,15 @@ def take_samples(
         if frame_size_hw is not None and frame.size_hw != frame_size_hw:
             height, width = frame_size_hw
             image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-        frames_nhwc = np.ascontiguousarray(image[None])
         truth_hw = None if truths is None else truths(frame.name, frame.size_hw)
         if truth_hw is not None and truth_hw.shape != image.shape[:2]:
             truth_hw = resize_truth(truth_hw, image.shape[:2])
+        if pixels == "nv12":
+            height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+            if not height or not width:
+                raise CompileError(f"--verify {source}: expected frames of 2×2 or more for NV12, got {describe(image)}")
+            image, truth_hw = image[:height, :width], None if truth_hw is None else truth_hw[:height, :width]
+        frames_nhwc = np.ascontiguousarray(image[None])
         samples.append(Sample(frame.name, frames_nhwc, reference(frames_nhwc), truth_hw))
         size_bytes += frames_nhwc.nbytes
         if len(samples) == count or size_bytes >= MOST_BYTES:

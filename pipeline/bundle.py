@@ -1,8 +1,8 @@
 """The seam between the two halves: a folder with a frame program and a manifest that says what it is.
 
     manifest.json     what the program expects and gives, where it comes from, how far it agrees with the trained network
-    program.onnx      the frame program: (N, H, W, 3) uint8 BGR -> (N, H, W) uint8; one that composes also takes how masks are
-                      shown, (6,) float32, and gives views (N, H, W, 3) uint8 BGR
+    program.onnx      the frame program: (N, H, W, 3) uint8 BGR, or NV12 as ``pipeline.pixels`` says, -> (N, H, W) uint8; one that
+                      composes also takes how masks are shown, (6,) float32, and gives views (N, H, W, 3) uint8 BGR
     engines/          plans built from it, one file for each runtime, as the runtime wrote them
 
 The build half writes a bundle, the run half checks and reads it.
@@ -16,11 +16,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipeline.errors import BundleError
+from pipeline.pixels import Pixels
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
@@ -59,6 +60,7 @@ class Manifest:
         engines: for each plan its file, runtime, version, compute capabilities and frame profile, as ``compile`` writes it.
         files: sha256 of every other file in the bundle, by name.
         composes: the program draws the overlay too, and gives views beside the masks; not in the file if it does not.
+        pixels: how the frames lie in memory that the program takes; not in the file if it is "bgr".
         tools: versions of what made it.
         created: date and time in UTC, ISO 8601.
         schema: version of this list.
@@ -80,6 +82,7 @@ class Manifest:
     engines: tuple[Mapping[str, Any], ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     composes: bool = False
+    pixels: Pixels = "bgr"
     schema: int = SCHEMA
 
     @property
@@ -104,12 +107,7 @@ class Manifest:
                 f"{where}: expected schema {SCHEMA}, got {got}: compile the bundle again with this version"
             )
         fields = cls.__dataclass_fields__
-        required = [
-            name
-            for name in fields
-            if name
-            not in ("frame_size_hw", "layers", "calibration", "verification", "engines", "files", "composes", "schema")
-        ]
+        required = [name for name, entry in fields.items() if entry.default is entry.default_factory is MISSING]
         if wrong := [name for name in required if name not in entries] + [
             name for name in entries if name not in fields
         ]:
@@ -134,6 +132,10 @@ class Manifest:
             raise BundleError(f"{where}: unknown task, precision or no classes: compile the bundle again")
         if not isinstance(manifest.composes, bool):
             raise BundleError(f"{where}: expected true or false for composes: compile the bundle again")
+        if manifest.pixels not in get_args(Pixels):
+            raise BundleError(f"{where}: expected {' or '.join(get_args(Pixels))} for pixels: compile the bundle again")
+        if manifest.pixels == "nv12" and any(side % 2 for side in manifest.frame_size_hw or ()):
+            raise BundleError(f"{where}: expected an even frame_size_hw for nv12: compile the bundle again")
         maps = ("contract", "weights", "tools", "layers", "calibration", "verification", "files")
         if not all(isinstance(getattr(manifest, name), dict) for name in maps):
             raise BundleError(f"{where}: expected an object for {', '.join(maps)}: compile the bundle again")
@@ -144,6 +146,8 @@ class Manifest:
         entries = asdict(self)
         if not self.composes:
             del entries["composes"]
+        if self.pixels == "bgr":
+            del entries["pixels"]
         return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.bundle import MANIFEST_NAME, Bundle
 from pipeline.errors import BackendUnavailableError, BundleError, PlanError
+from pipeline.pixels import Pixels, frames_nhw
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "torch-tensorrt": "Torch-TensorRT"}
 """Runtimes that run plans, as they are called in messages."""
@@ -131,7 +132,7 @@ def _checked(bundle: Bundle, entry: Mapping[str, Any]) -> Mapping[str, Any]:
         and isinstance(complete.get("sms"), list)
         and all(type(sm) is int for sm in complete["sms"])
         and (
-            _is_profile(complete.get("profile"))
+            _is_profile(complete.get("profile"), bundle.manifest.pixels)
             or (complete["runtime"] == "torch-tensorrt" and "profile" not in complete)
         )
         and (complete.get("dla_core") is None or (type(complete["dla_core"]) is int and complete["dla_core"] >= 0))
@@ -144,13 +145,14 @@ def _checked(bundle: Bundle, entry: Mapping[str, Any]) -> Mapping[str, Any]:
     return complete
 
 
-def _is_profile(shapes: Any) -> bool:
-    """Smallest, usual and largest frames as (N, H, W, 3)."""
+def _is_profile(shapes: Any, pixels: Pixels) -> bool:
+    """Smallest, usual and largest frames, as the shapes of the program's input."""
     return (
         isinstance(shapes, list | tuple)
         and len(shapes) == 3
-        and all(isinstance(shape, list | tuple) and len(shape) == 4 for shape in shapes)
+        and all(isinstance(shape, list | tuple) for shape in shapes)
         and all(type(side) is int for shape in shapes for side in shape)
+        and all(frames_nhw(pixels, shape) is not None for shape in shapes)
     )
 
 

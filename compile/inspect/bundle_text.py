@@ -26,6 +26,7 @@ def bundle_lines(report: Report, *, all_layers: bool, width: int) -> Iterator[st
     told = [str(weights.get("file", "unknown")), f"({kinds})" if kinds else "", _short(weights.get("sha256"))]
     yield from field("weights", " ".join(part for part in told if part), width)
     frames = "any size" if manifest.frame_size_hw is None else _size(manifest.frame_size_hw)
+    frames += ", NV12" if manifest.pixels == "nv12" else ""
     yield from field(
         "frames", f"{frames}; {_size(manifest.network_size_hw)} inside the network (height × width)", width
     )

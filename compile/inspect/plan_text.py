@@ -10,6 +10,7 @@ from compile.inspect.engine_layers import EngineLayer
 from compile.inspect.program import Program
 from compile.inspect.report import EngineReport, FileReport, PlanReport
 from compile.inspect.table import LISTED, SHOWN, clean, field, listed, percent, plural, shorten, size_text, table
+from pipeline.pixels import frames_nhw
 from pipeline.plan import NAMES
 
 _TACTIC_WIDTH = 24
@@ -142,6 +143,8 @@ def _profile(shapes: Sequence[Any]) -> str:
 
 
 def _frames(shape: Any) -> str:
-    if isinstance(shape, list | tuple) and len(shape) == 4:
-        return f"{shape[0]} of {shape[1]}×{shape[2]}"
+    if isinstance(shape, list | tuple) and all(type(side) is int for side in shape):
+        nhw = frames_nhw("nv12" if len(shape) == 3 else "bgr", shape)
+        if nhw is not None:
+            return f"{nhw[0]} of {nhw[1]}×{nhw[2]}"
     return str(shape)

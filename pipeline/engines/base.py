@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.bundle import LOOK_VALUES, Bundle
 from pipeline.errors import ShapeError
 from pipeline.frame import describe
+from pipeline.pixels import EXPECTED, frames_nhw
 
 
 class Engine(ABC):
@@ -45,11 +46,11 @@ class Engine(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __call__(self, frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Compute the masks of some frames of one size.
 
         Args:
-            frames_nhwc: (N, H, W, 3) uint8, BGR. Not changed.
+            frames: (N, H, W, 3) uint8, BGR; or (N, H·3/2, W) uint8 where the bundle's ``pixels`` is "nv12". Not changed.
 
         Returns:
             (N, H, W) uint8: probability × 255, or class index. Owned by the caller.
@@ -59,7 +60,7 @@ class Engine(ABC):
         """
         if self._submitted:
             raise RuntimeError("submissions are in flight: collect them before a call")
-        self.submit(frames_nhwc)
+        self.submit(frames)
         return self.collect()
 
     @property
@@ -67,11 +68,11 @@ class Engine(ABC):
         """Whether it gives views beside masks to who asks with a look."""
         return self.takes_looks and self.bundle.manifest.composes
 
-    def submit(self, frames_nhwc: NDArray[np.uint8], look: NDArray[np.float32] | None = None) -> None:
+    def submit(self, frames: NDArray[np.uint8], look: NDArray[np.float32] | None = None) -> None:
         """Start on some frames.
 
         Args:
-            frames_nhwc: as for a call, unchanged until they are collected.
+            frames: as for a call, unchanged until they are collected.
             look: (6,) float32, see ``pipeline.bundle.LOOK_VALUES``, for views in this look, if the engine composes; None: masks alone.
 
         Raises:
@@ -81,9 +82,11 @@ class Engine(ABC):
             raise RuntimeError("the engine is closed")
         if len(self._submitted) >= self.in_flight:
             raise RuntimeError(f"{self.in_flight} submissions are in flight already: collect one first")
-        if frames_nhwc.ndim != 4 or frames_nhwc.shape[3] != 3 or frames_nhwc.dtype != np.uint8 or frames_nhwc.size == 0:
-            raise ShapeError(f"frames: expected (N, H, W, 3) uint8, got {describe(frames_nhwc)}")
-        count, height, width, _ = frames_nhwc.shape
+        pixels = self.bundle.manifest.pixels
+        nhw = frames_nhw(pixels, frames.shape)
+        if nhw is None or frames.dtype != np.uint8 or frames.size == 0:
+            raise ShapeError(f"frames: expected {EXPECTED[pixels]}, got {describe(frames)}")
+        count, height, width = nhw
         fixed = self.bundle.manifest.frame_size_hw
         if fixed is not None and (height, width) != fixed:
             raise ShapeError(
@@ -91,13 +94,13 @@ class Engine(ABC):
                 f"compile with --frame {height}x{width}, or without --frame for any size"
             )
         if look is None:
-            self._submit(frames_nhwc)
+            self._submit(frames)
         else:
             if not self.composes:
                 raise RuntimeError("the engine does not compose: submit without a look")
             if look.shape != (len(LOOK_VALUES),) or look.dtype != np.float32:
                 raise ShapeError(f"look: expected ({len(LOOK_VALUES)},) float32, got {describe(look)}")
-            self._submit_with_look(frames_nhwc, look)
+            self._submit_with_look(frames, look)
         self._submitted.append(((count, height, width), look is not None))
 
     def collect(self) -> NDArray[np.uint8]:
@@ -135,7 +138,7 @@ class Engine(ABC):
             self._close()
 
     @abstractmethod
-    def _submit(self, frames_nhwc: NDArray[np.uint8]) -> None: ...
+    def _submit(self, frames: NDArray[np.uint8]) -> None: ...
 
     @abstractmethod
     def _collect(self) -> NDArray[np.uint8]: ...
@@ -143,7 +146,7 @@ class Engine(ABC):
     @abstractmethod
     def _close(self) -> None: ...
 
-    def _submit_with_look(self, frames_nhwc: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
+    def _submit_with_look(self, frames: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
         raise NotImplementedError
 
     def _collect_with_views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

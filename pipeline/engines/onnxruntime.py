@@ -60,21 +60,21 @@ class OnnxRuntimeEngine(Engine):
         self._masks_only.only_execute_path_to_fetches = True  # the overlay is not computed for nobody
         self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU"
 
-    def _submit(self, frames_nhwc: NDArray[np.uint8]) -> None:
+    def _submit(self, frames: NDArray[np.uint8]) -> None:
         look = {LOOK: np.zeros(len(LOOK_VALUES), np.float32)} if self.composes else {}
-        self._begin([self._output_name], frames_nhwc, look, self._masks_only if self.composes else None)
+        self._begin([self._output_name], frames, look, self._masks_only if self.composes else None)
 
-    def _submit_with_look(self, frames_nhwc: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
-        self._begin([MASKS, VIEWS], frames_nhwc, {LOOK: look}, None)
+    def _submit_with_look(self, frames: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
+        self._begin([MASKS, VIEWS], frames, {LOOK: look}, None)
 
     def _begin(
         self,
         outputs: list[str],
-        frames_nhwc: NDArray[np.uint8],
+        frames: NDArray[np.uint8],
         look: dict[str, NDArray[np.float32]],
         options: onnxruntime.RunOptions | None,
     ) -> None:
-        inputs: dict[str, NDArray[Any]] = {self._input_name: np.ascontiguousarray(frames_nhwc), **look}
+        inputs: dict[str, NDArray[Any]] = {self._input_name: np.ascontiguousarray(frames), **look}
         if self._pool is None:
             self._waiting.append(self._run(outputs, inputs, options))
         else:

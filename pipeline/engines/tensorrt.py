@@ -27,6 +27,7 @@ from pipeline.engines.runtime_cache import RuntimeCacheFile
 from pipeline.engines.tensorrt_layers import PlanFacts, facts_of, layer_times
 from pipeline.engines.tensorrt_library import load_tensorrt, log_of
 from pipeline.errors import BackendUnavailableError, PlanError, ShapeError
+from pipeline.pixels import frames_nhw
 from pipeline.plan import NAMES, read_plan, rebuild_command
 
 Shape = tuple[int, ...]
@@ -46,7 +47,7 @@ class _Slot:
             # After what may fail: an exception keeps them until it is forgotten, and no context is current then.
             self.uploaded, self.computed, self.downloaded = device.event(), device.event(), device.event()
             stack.pop_all()
-        self.shape: Shape = ()
+        self.masks_shape: Shape = ()
         self.graph: Any = None
 
     def drop_graph(self) -> None:
@@ -182,22 +183,22 @@ class TensorRTEngine(Engine):
         config.set_runtime_cache(self._cache)
         return config
 
-    def _submit(self, frames_nhwc: NDArray[np.uint8]) -> None:
-        self._put_in_flight(frames_nhwc, None)
+    def _submit(self, frames: NDArray[np.uint8]) -> None:
+        self._put_in_flight(frames, None)
 
-    def _submit_with_look(self, frames_nhwc: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
-        self._put_in_flight(frames_nhwc, look)
+    def _submit_with_look(self, frames: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
+        self._put_in_flight(frames, look)
 
-    def _put_in_flight(self, frames_nhwc: NDArray[np.uint8], look: NDArray[np.float32] | None) -> None:
-        shape: Shape = frames_nhwc.shape
+    def _put_in_flight(self, frames: NDArray[np.uint8], look: NDArray[np.float32] | None) -> None:
+        shape: Shape = frames.shape
         with self._device:
             if shape != self._shape:
                 self._set_shape(shape)
             slot = self._slot_for(shape)
             try:
-                frames = slot.buffers[self._input]
-                np.copyto(frames.host[: frames_nhwc.size].reshape(shape), frames_nhwc)
-                frames.to_device(frames_nhwc.size, self._upload)
+                there = slot.buffers[self._input]
+                np.copyto(there.host[: frames.size].reshape(shape), frames)
+                there.to_device(frames.size, self._upload)
                 if self.composes:
                     values = np.zeros(len(LOOK_VALUES), np.float32) if look is None else look
                     slot.buffers[LOOK].host[:] = np.frombuffer(values.tobytes(), np.uint8)
@@ -207,9 +208,9 @@ class TensorRTEngine(Engine):
                 self._enqueue(slot)
                 slot.computed.record(self._compute)
                 self._download.wait_for_event(slot.computed)
-                slot.buffers[self._output].to_host(frames_nhwc.size // 3, self._download)
+                slot.buffers[self._output].to_host(math.prod(slot.masks_shape), self._download)
                 if look is not None:
-                    slot.buffers[VIEWS].to_host(frames_nhwc.size, self._download)
+                    slot.buffers[VIEWS].to_host(3 * math.prod(slot.masks_shape), self._download)
                 slot.downloaded.record(self._download)
             except BaseException:
                 self._free.append(slot)
@@ -218,11 +219,12 @@ class TensorRTEngine(Engine):
 
     def _collect(self) -> NDArray[np.uint8]:
         slot = self._landed()
-        return _copied(slot.buffers[self._output], slot.shape[:3])
+        return _copied(slot.buffers[self._output], slot.masks_shape)
 
     def _collect_with_views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         slot = self._landed()
-        return _copied(slot.buffers[MASKS], slot.shape[:3]), _copied(slot.buffers[VIEWS], slot.shape)
+        views_shape = (*slot.masks_shape, 3)
+        return _copied(slot.buffers[MASKS], slot.masks_shape), _copied(slot.buffers[VIEWS], views_shape)
 
     def _landed(self) -> _Slot:
         """Wait for the oldest frame; its slot is free again, and keeps what came down until the next submission."""
@@ -266,9 +268,10 @@ class TensorRTEngine(Engine):
         smallest, _, largest = self._entry["profile"]
         if not all(low <= side <= high for low, side, high in zip(smallest, shape, largest, strict=True)):
             command = rebuild_command(self.bundle, self.runtime)
+            low, got, high = (self._masks_shape(frames) for frames in (smallest, shape, largest))
             raise ShapeError(
-                f"frames: expected {_sizes(smallest, largest)} as the plan was built for, got {_sizes(shape, shape)}: "
-                f"rebuild it with: {command} --frame {shape[1]}x{shape[2]} --batch {shape[0]}"
+                f"frames: expected {_sizes(low, high)} as the plan was built for, got {_sizes(got, got)}: "
+                f"rebuild it with: {command} --frame {got[1]}x{got[2]} --batch {got[0]}"
             )
         # What is in flight was enqueued for the old shape and uses the context's memory; so does what was recorded.
         self._compute.synchronize()
@@ -277,26 +280,32 @@ class TensorRTEngine(Engine):
         self._shape = ()
         fits = self._context.set_input_shape(self._input, shape) and not self._context.infer_shapes()
         self._require(fits, f"TensorRT refuses frames of {shape}")
-        masks_shape = tuple(self._context.get_tensor_shape(self._output))
-        self._require(masks_shape == shape[:3], f"expected masks of {shape[:3]} for these frames, got {masks_shape}")
+        expected, masks_shape = self._masks_shape(shape), tuple(self._context.get_tensor_shape(self._output))
+        self._require(masks_shape == expected, f"expected masks of {expected} for these frames, got {masks_shape}")
         if self.composes:
-            views_shape = tuple(self._context.get_tensor_shape(VIEWS))
-            self._require(views_shape == shape, f"expected views of {shape} for these frames, got {views_shape}")
+            expected, views_shape = (*expected, 3), tuple(self._context.get_tensor_shape(VIEWS))
+            self._require(views_shape == expected, f"expected views of {expected} for these frames, got {views_shape}")
         self._shape, self._shape_ran = shape, False
 
     def _slot_for(self, shape: Shape) -> _Slot:
         """Take a free slot with memory for a shape."""
         slot = self._free.popleft() if self._free else None
-        sizes_bytes = {self._input: math.prod(shape), self._output: math.prod(shape[:3])}
+        masks_shape = self._masks_shape(shape)
+        sizes_bytes = {self._input: math.prod(shape), self._output: math.prod(masks_shape)}
         if self.composes:
-            sizes_bytes |= {LOOK: _LOOK_BYTES, VIEWS: math.prod(shape)}
+            sizes_bytes |= {LOOK: _LOOK_BYTES, VIEWS: 3 * math.prod(masks_shape)}
         if slot is not None and slot.buffers[self._input].host.size < sizes_bytes[self._input]:
             slot.free()
             slot = None
         if slot is None:
             slot = _Slot(self._device, sizes_bytes)
-        slot.shape = shape
+        slot.masks_shape = masks_shape
         return slot
+
+    def _masks_shape(self, shape: Shape) -> Shape:
+        nhw = frames_nhw(self.bundle.manifest.pixels, shape)
+        assert nhw is not None  # frames and profiles were checked
+        return nhw
 
     def _enqueue(self, slot: _Slot) -> None:
         """Put the plan's work onto the compute stream: plainly the first time a shape comes, from then on as a graph."""
