@@ -26,7 +26,7 @@ class Sleeper(Engine):
     """
 
     def __init__(self, duration_ms: float, mask_share: float = 0.2, in_flight: int = 1) -> None:
-        manifest = SimpleNamespace(task="binary", frame_size_hw=None, classes=("background", "subject"))
+        manifest = SimpleNamespace(task="binary", frame_size_hw=None, pixels="bgr", classes=("background", "subject"))
         super().__init__(cast(Bundle, SimpleNamespace(manifest=manifest)))
         self.in_flight = in_flight
         self.description = f"stand-in, {duration_ms:g} ms"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ShapeError
+from pipeline.pixels import Pixels, frames_nhw
 
 Image = NDArray[np.uint8]
 
@@ -19,7 +20,8 @@ class Frame:
     """One picture of a source, on its way to the outputs.
 
     Attributes:
-        image: (H, W, 3) uint8, BGR. Owned by the frame: a source never writes to it again, nor does any stage.
+        pixels: the picture as it was decoded: (H, W, 3) uint8, BGR, or (H·3/2, W) uint8, NV12 (``pipeline.pixels``). Owned by
+            the frame: a source never writes to it again, nor does any stage.
         index: position in the source, from 0; frames dropped on the way leave gaps.
         pts_s: presentation time in seconds from the start of the source.
         source: the source's name, for titles and messages.
@@ -29,7 +31,7 @@ class Frame:
         view: (h, w, 3) uint8, BGR, what outputs show. None before rendering.
     """
 
-    image: Image
+    pixels: Image
     index: int
     pts_s: float
     source: str
@@ -37,21 +39,59 @@ class Frame:
     captured_ns: int = field(default_factory=time.monotonic_ns)
     mask: Image | None = None
     view: Image | None = None
+    _bgr: Image | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        image = self.image
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise ShapeError(f"frame {self.index} of {self.source}: expected (H, W, 3) uint8, got {describe(image)}")
+        pixels = self.pixels
+        if frames_nhw(self._kind, (1, *pixels.shape)) is None or pixels.dtype != np.uint8 or pixels.size == 0:
+            raise ShapeError(f"frame {self.index} of {self.source}: expected (H, W, 3) uint8, got {describe(pixels)}")
 
     def __repr__(self) -> str:
-        parts = [f"{self.source}#{self.index}", f"pts_s={self.pts_s:.3f}", f"image={describe(self.image)}"]
+        parts = [f"{self.source}#{self.index}", f"pts_s={self.pts_s:.3f}", f"pixels={describe(self.pixels)}"]
         parts += [f"{key}={describe(value)}" for key in ("mask", "view") if (value := getattr(self, key)) is not None]
         return f"Frame({', '.join(parts)})"
 
     @property
     def size_hw(self) -> tuple[int, int]:
         """Height and width of the image in pixels."""
-        return self.image.shape[0], self.image.shape[1]
+        nhw = frames_nhw(self._kind, (1, *self.pixels.shape))
+        assert nhw is not None  # it was checked
+        return nhw[1:]
+
+    @property
+    def image(self) -> Image:
+        """(H, W, 3) uint8, BGR: ``pixels``, or converted when first asked for. Not to be written to."""
+        if self._kind == "bgr":
+            return self.pixels
+        if self._bgr is None:
+            from pipeline.nv12 import to_bgr  # FFmpeg, which not every run needs
+
+            self._bgr = to_bgr(self.pixels)
+        return self._bgr
+
+    def as_pixels(self, kind: Pixels) -> Image:
+        """The picture as an engine takes it, without a conversion where it is so already.
+
+        Raises:
+            ShapeError: NV12, and a side is odd.
+        """
+        if kind == self._kind:
+            return self.pixels
+        if kind == "bgr":
+            return self.image
+        height, width = self.size_hw
+        if height % 2 or width % 2:
+            raise ShapeError(
+                f"frame {self.index} of {self.source}: expected even sides, as NV12 has, got {height}×{width}: "
+                "compile the bundle with --pixels bgr"
+            )
+        from pipeline.nv12 import to_nv12
+
+        return to_nv12(self.pixels)
+
+    @property
+    def _kind(self) -> Pixels:
+        return "nv12" if self.pixels.ndim == 2 else "bgr"
 
     @property
     def age_ms(self) -> float:

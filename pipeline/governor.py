@@ -107,12 +107,12 @@ class Governor:
             timer: gets the times of ``engine`` and ``reuse``.
         """
         # One frame at most: the next is asked for when the one before has come back.
-        to_do: queue.Queue[Image | None] = queue.Queue(1)
+        to_do: queue.Queue[Frame | None] = queue.Queue(1)
 
         def compute() -> Iterator[Image]:
-            while (image := to_do.get()) is not None:
+            while (frame := to_do.get()) is not None:
                 with timer("engine"):
-                    mask = engine(image[None])[0]
+                    mask = engine(frame.as_pixels(engine.pixels)[None])[0]
                 yield mask
 
         due_s = 0.0
@@ -127,7 +127,7 @@ class Governor:
             finally:
                 to_do.put(None)
 
-    def _mask(self, frame: Frame, done: Prefetch[Image], ask: Callable[[Image], None], timer: StageTimer) -> None:
+    def _mask(self, frame: Frame, done: Prefetch[Image], ask: Callable[[Frame], None], timer: StageTimer) -> None:
         now_s = time.monotonic()
         known = self._sources.setdefault(frame.source, _Of())
         known.seen_s = now_s
@@ -139,7 +139,7 @@ class Governor:
         if is_new:
             if self._asked is not None:
                 self._take(done)
-            ask(frame.image)
+            ask(frame)
             self._asked, known.asked_s = (frame.source, grey, tiles, None), now_s
             self._take(done)
             key = known.key
@@ -156,7 +156,7 @@ class Governor:
                 frame.mask = self._moved(key, grey)
             self.reuse.moved += 1
             if self._asked is None and self._is_next(known, now_s):
-                ask(frame.image)
+                ask(frame)
                 self._asked, known.asked_s = (frame.source, grey, tiles, frame.mask.copy()), now_s
 
     def _take(self, done: Prefetch[Image]) -> None:

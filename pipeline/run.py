@@ -215,8 +215,10 @@ def infer(
     try:
         for group in grouped(frames, engine.batch, more):
             start_ns = time.perf_counter_ns()
-            frames_nhwc = group[0].image[None] if len(group) == 1 else np.stack([frame.image for frame in group])
-            engine.submit(frames_nhwc, None if composed is None else composed())
+            pictures = [frame.as_pixels(engine.pixels) for frame in group]
+            engine.submit(
+                pictures[0][None] if len(group) == 1 else np.stack(pictures), None if composed is None else composed()
+            )
             waiting.append((group, (time.perf_counter_ns() - start_ns) / 1e6))
             while waiting and (len(waiting) == engine.in_flight or not more()):
                 yield from finish()

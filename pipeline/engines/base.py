@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.bundle import LOOK_VALUES, Bundle
 from pipeline.errors import ShapeError
 from pipeline.frame import describe
-from pipeline.pixels import EXPECTED, frames_nhw
+from pipeline.pixels import EXPECTED, Pixels, frames_nhw
 
 
 class Engine(ABC):
@@ -64,6 +64,11 @@ class Engine(ABC):
         return self.collect()
 
     @property
+    def pixels(self) -> Pixels:
+        """How its frames lie in memory."""
+        return self.bundle.manifest.pixels
+
+    @property
     def composes(self) -> bool:
         """Whether it gives views beside masks to who asks with a look."""
         return self.takes_looks and self.bundle.manifest.composes
@@ -82,10 +87,9 @@ class Engine(ABC):
             raise RuntimeError("the engine is closed")
         if len(self._submitted) >= self.in_flight:
             raise RuntimeError(f"{self.in_flight} submissions are in flight already: collect one first")
-        pixels = self.bundle.manifest.pixels
-        nhw = frames_nhw(pixels, frames.shape)
+        nhw = frames_nhw(self.pixels, frames.shape)
         if nhw is None or frames.dtype != np.uint8 or frames.size == 0:
-            raise ShapeError(f"frames: expected {EXPECTED[pixels]}, got {describe(frames)}")
+            raise ShapeError(f"frames: expected {EXPECTED[self.pixels]}, got {describe(frames)}")
         count, height, width = nhw
         fixed = self.bundle.manifest.frame_size_hw
         if fixed is not None and (height, width) != fixed:

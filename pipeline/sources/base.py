@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from pipeline.frame import Frame, SourceInfo
+from pipeline.pixels import Pixels
 from pipeline.telemetry import Telemetry
 
 
@@ -17,9 +18,12 @@ class Source(ABC):
         info: what is known before the first frame.
         telemetry: what is known while it runs. The data path counts its frames; a live source tells its state and the frames
             that it drops itself.
+        pixels: what the engine takes; set it before the first frame. Sources that decode then give frames of it where they
+            can, which saves a conversion; every frame converts itself where they do not.
     """
 
     info: SourceInfo
+    pixels: Pixels = "bgr"
 
     @cached_property
     def telemetry(self) -> Telemetry:

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import av
 import numpy as np
-from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from pipeline.frame import Image
+from pipeline.pixels import Pixels
 
 MAX_PIXELS = 1 << 27
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 
 
-class ToBgr:
-    """Decoded pictures to frames; keeps what it prepared for the last size and format. For one thread."""
+class ToPixels:
+    """Decoded pictures to those of frames; keeps what it prepared for the last size and format. For one thread.
 
-    def __init__(self) -> None:
+    Args:
+        pixels: what they become; pictures with an odd side, and turned ones, become BGR all the same.
+    """
+
+    def __init__(self, pixels: Pixels = "bgr") -> None:
+        self._pixels = pixels
         self._reformatter = VideoReformatter()
 
     def __call__(self, decoded: av.VideoFrame) -> Image:
         """One picture, upright.
 
         Returns:
-            (H, W, 3) uint8, BGR, contiguous. Owned by the caller.
+            (H, W, 3) uint8, BGR, or (H·3/2, W) uint8, NV12; contiguous. Owned by the caller.
         """
         # FFmpeg converts by BT.601 when a stream names no matrix; players take BT.709 for HD, and its writers mean it.
         guess = Colorspace.ITU709 if decoded.colorspace == _UNSPECIFIED and decoded.height >= 720 else None
-        image = self._reformatter.reformat(decoded, format="bgr24", src_colorspace=guess).to_ndarray()
         quarter_turns = round(decoded.rotation / 90) % 4
+        if self._pixels == "nv12" and not (quarter_turns or decoded.height % 2 or decoded.width % 2):
+            converted = self._reformatter.reformat(
+                decoded,
+                format="nv12",
+                src_colorspace=guess,
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+            )
+            return np.asarray(converted.to_ndarray(), np.uint8)
+        image = self._reformatter.reformat(decoded, format="bgr24", src_colorspace=guess).to_ndarray()
         return np.ascontiguousarray(np.rot90(image, quarter_turns) if quarter_turns else image, dtype=np.uint8)
 
 

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.errors import BackendUnavailableError, SourceError
 from pipeline.frame import SourceInfo
+from pipeline.pixels import Pixels
 from pipeline.redaction import redact, secrets_of
 from pipeline.sources.address import Address
 from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture
@@ -63,7 +64,7 @@ class GstreamerSource(LiveSource):
             )
 
         def connect() -> Connection:
-            return GstreamerConnection(elements, name, secrets_of(spec), needs)
+            return GstreamerConnection(elements, name, secrets_of(spec), needs, self.pixels)
 
         super().__init__(SourceInfo(name, description, live=True), connect, live)
 
@@ -76,15 +77,22 @@ class GstreamerConnection(Connection):
         name: the source's name, for messages.
         secrets: what must not be seen in messages.
         needs: an element without which it can never work.
+        pixels: what pictures become.
     """
 
     def __init__(
-        self, elements: Sequence[str], name: str, secrets: Sequence[str] = (), needs: str | None = None
+        self,
+        elements: Sequence[str],
+        name: str,
+        secrets: Sequence[str] = (),
+        needs: str | None = None,
+        pixels: Pixels = "bgr",
     ) -> None:
         self._elements = elements
         self._name = name
         self._secrets = secrets
         self._needs = needs
+        self._pixels = pixels
         self._cancelled = False
         self._said: deque[str] = deque(maxlen=_STDERR_LINES)
 
@@ -128,7 +136,7 @@ class GstreamerConnection(Connection):
     def _read(self, process: subprocess.Popen[bytes], pictures: int) -> Iterator[Picture]:
         assert process.stderr is not None
         errors = process.stderr.fileno()
-        reader = Yuv4mpegReader()
+        reader = Yuv4mpegReader(self._pixels)
         waiting = [pictures, errors]
         while not self._cancelled:
             ready, _, _ = select.select(waiting, [], [], _POLL_S)
@@ -140,10 +148,10 @@ class GstreamerConnection(Connection):
                 if count == 0:
                     self._raise_end(errors if errors in waiting else None)
                 try:
-                    images = reader.received(count)
+                    pictures_now = reader.received(count)
                 except ValueError as error:
                     raise LostError(f"expected pictures of {LAUNCH}, got {error}") from error
-                yield from map(Picture, images)
+                yield from map(Picture, pictures_now)
 
     def _listen(self, errors: int) -> bool:
         text = os.read(errors, 1 << 14)

@@ -81,13 +81,14 @@ class Picture:
     """What a connection gives.
 
     Attributes:
-        image: (H, W, 3) uint8, BGR, owned by the receiver. None when nothing can be seen: a sign of life, or all damaged.
+        pixels: (H, W, 3) uint8, BGR, or (H·3/2, W) uint8, NV12; owned by the receiver. None when nothing can be seen: a sign
+            of life, or all damaged.
         pts_s: the peer's time stamp in seconds, from any start; None when it has none that can be trusted.
         corrupt: it was damaged on the way.
         captured_ns: ``time.monotonic_ns()`` when it was complete.
     """
 
-    image: Image | None
+    pixels: Image | None
     pts_s: float | None = None
     corrupt: bool = False
     captured_ns: int = field(default_factory=time.monotonic_ns)
@@ -216,18 +217,18 @@ class LiveSource(Source):
             self._leave(left)
 
     def _frame(self, picture: Picture) -> Frame | None:
-        dropped = picture.corrupt and (self._options.on_corrupt == "drop" or picture.image is None)
-        if picture.image is None and not dropped:
+        dropped = picture.corrupt and (self._options.on_corrupt == "drop" or picture.pixels is None)
+        if picture.pixels is None and not dropped:
             return None  # a sign of life
         index = self._index
         self._index += 1
-        if dropped or picture.image is None:
+        if dropped or picture.pixels is None:
             self.telemetry.came_in()
             self.telemetry.drop(CORRUPT)
             return None
         pts_s = self._clock(picture.captured_ns, picture.pts_s)
         return Frame(
-            picture.image, index, pts_s, self.info.name, f"{self._stem}_{index:06d}", captured_ns=picture.captured_ns
+            picture.pixels, index, pts_s, self.info.name, f"{self._stem}_{index:06d}", captured_ns=picture.captured_ns
         )
 
     def _back_off(self, problem: str) -> None:

@@ -12,9 +12,10 @@ from av.codec.context import Flags2
 
 from pipeline.errors import SourceError
 from pipeline.frame import SourceInfo
+from pipeline.pixels import Pixels
 from pipeline.redaction import redact
 from pipeline.sources.address import Address
-from pipeline.sources.decoded import MAX_PIXELS, ToBgr, reason
+from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
 from pipeline.sources.gstreamer import GstreamerConnection, has_jetson_decoder, jetson_rtsp
 from pipeline.sources.live import Connection, LifeSigns, LiveOptions, LiveSource, LostError, Picture
 
@@ -36,7 +37,7 @@ class StreamSource(LiveSource):
         kind = "RTSP over TCP" if address.scheme.startswith("rtsp") else "stream over HTTP"
 
         def connect() -> Connection:
-            return StreamConnection(address, options)
+            return StreamConnection(address, options, self.pixels)
 
         super().__init__(SourceInfo(address.name, f"{kind}, {address.name}", live=True), connect, options)
 
@@ -44,15 +45,18 @@ class StreamSource(LiveSource):
 class StreamConnection(Connection):
     """One connection of FFmpeg's. A read that hangs ends by the time-out alone: nothing can interrupt it."""
 
-    def __init__(self, address: Address, options: LiveOptions) -> None:
+    def __init__(self, address: Address, options: LiveOptions, pixels: Pixels = "bgr") -> None:
         self._address = address
+        self._pixels = pixels
         self._options = options
         self._other: GstreamerConnection | None = None
         self._cancelled = False
 
     def __iter__(self) -> Iterator[Picture]:
         if self._address.scheme == "rtsp" and has_jetson_decoder():
-            self._other = GstreamerConnection(jetson_rtsp(self._address), self._address.name, self._address.secrets)
+            self._other = GstreamerConnection(
+                jetson_rtsp(self._address), self._address.name, self._address.secrets, pixels=self._pixels
+            )
             if not self._cancelled:
                 yield from self._other
             return
@@ -117,7 +121,7 @@ class StreamConnection(Connection):
             # each would become a picture, half of it green, that is not even marked as damaged.
             context.flags2 |= Flags2.chunks
         timed = container.format.name not in _WITHOUT_TIMES
-        to_bgr, life = ToBgr(), LifeSigns()
+        to_pixels, life = ToPixels(self._pixels), LifeSigns()
         for packet in container.demux(stream):
             try:
                 pictures = packet.decode()
@@ -129,7 +133,7 @@ class StreamConnection(Connection):
                 pts_s = None
                 if timed and decoded.pts is not None and decoded.time_base is not None:
                     pts_s = float(decoded.pts * decoded.time_base)
-                yield Picture(to_bgr(decoded), pts_s, decoded.is_corrupt)
+                yield Picture(to_pixels(decoded), pts_s, decoded.is_corrupt)
             if life.due() and not pictures:
                 yield Picture(None)
 

@@ -14,7 +14,7 @@ import av.error
 from pipeline.errors import SourceError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
-from pipeline.sources.decoded import MAX_PIXELS, ToBgr, reason
+from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
 
 # Only containers that hold their own pictures: a playlist (HLS, concat) in a file named .mp4 would read other files.
 CONTAINERS = (
@@ -67,7 +67,6 @@ class VideoSource(Source):
             frame_count=count or self._count_from_duration(fps),
             paths=(str(self._path),),
         )
-        self._to_bgr = ToBgr()
 
     def _count_from_duration(self, fps: Fraction | None) -> int | None:
         if not fps or not self._container.duration:
@@ -80,6 +79,7 @@ class VideoSource(Source):
         cut = False
         step_s = float(1 / self.info.fps) if self.info.fps else 0.04
         stem, index = self._path.stem, 0
+        to_pixels = ToPixels(self.pixels)
         try:
             for packet in self._container.demux():
                 if packet.size:
@@ -97,7 +97,7 @@ class VideoSource(Source):
                             first_pts = decoded.pts
                         pts_s = float((decoded.pts - first_pts) * (decoded.time_base or self.info.time_base))
                     last_s = pts_s
-                    yield Frame(self._to_bgr(decoded), index, pts_s, self.info.name, f"{stem}_{index:06d}")
+                    yield Frame(to_pixels(decoded), index, pts_s, self.info.name, f"{stem}_{index:06d}")
                     index += 1
         except av.error.FFmpegError as error:
             raise SourceError(f"{self._path}: cut off or damaged after {index} frames ({reason(error)})") from error

@@ -8,7 +8,8 @@ import av
 import numpy as np
 
 from pipeline.frame import Image
-from pipeline.sources.decoded import MAX_PIXELS, ToBgr
+from pipeline.pixels import Pixels
+from pipeline.sources.decoded import MAX_PIXELS, ToPixels
 
 _LINE_BYTES = 256  # no header is longer
 _AHEAD_BYTES = 1 << 16
@@ -24,8 +25,8 @@ class Yuv4mpegReader:
     differ, what stands after the first picture tells which it is.
     """
 
-    def __init__(self) -> None:
-        self._to_bgr = ToBgr()
+    def __init__(self, pixels: Pixels = "bgr") -> None:
+        self._to_pixels = ToPixels(pixels)
         self._buffer = bytearray(_LINE_BYTES + _AHEAD_BYTES)
         self._filled = 0
         self._size_hw: tuple[int, int] | None = None
@@ -40,7 +41,7 @@ class Yuv4mpegReader:
         """Take the ``count`` bytes that were put into ``space()``.
 
         Returns:
-            The pictures that are complete now: (H, W, 3) uint8, BGR, owned by the caller.
+            The pictures that are complete now, as ``ToPixels`` gives them.
 
         Raises:
             ValueError: the bytes are no such pictures.
@@ -102,7 +103,7 @@ class Yuv4mpegReader:
             target = np.asarray(memoryview(plane)).reshape(-1, plane.line_size)
             target[:kept_rows, :kept_columns] = came[:kept_rows, :kept_columns]
             start += rows * columns
-        return self._to_bgr(decoded)
+        return self._to_pixels(decoded)
 
     def _keep(self, start: int) -> None:
         """Move what is left to the front of a buffer that has room for a picture."""

@@ -36,7 +36,7 @@ def test_size_is_height_then_width():
 
 def test_its_text_is_one_short_line():
     frame = Frame(picture(4, 6, 3), 7, 1.25, "cam", "a")
-    assert repr(frame) == "Frame(cam#7, pts_s=1.250, image=(4, 6, 3) uint8)"
+    assert repr(frame) == "Frame(cam#7, pts_s=1.250, pixels=(4, 6, 3) uint8)"
     frame.mask, frame.view = picture(4, 6), picture(4, 12, 3)
     assert repr(frame).endswith("mask=(4, 6) uint8, view=(4, 12, 3) uint8)")
 

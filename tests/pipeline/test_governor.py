@@ -37,6 +37,8 @@ def iou(mask, other):
 class Engine:
     """The red channel as the mask; waits for ``go`` before each but the first."""
 
+    pixels = "bgr"
+
     def __init__(self, hold=False):
         self.hold, self.go, self.calls, self.threads = hold, threading.Semaphore(0), 0, set()
 

@@ -39,7 +39,7 @@ class Red(Engine):
     description = "red"
 
     def __init__(self, in_flight=1, fail_submit=None, fail_collect=None, wait_for=None):
-        super().__init__(SimpleNamespace(manifest=SimpleNamespace(frame_size_hw=None)))
+        super().__init__(SimpleNamespace(manifest=SimpleNamespace(frame_size_hw=None, pixels="bgr")))
         self.in_flight = in_flight
         self.fail_submit, self.fail_collect, self.wait_for = fail_submit, fail_collect, wait_for
         self.pending, self.submitted, self.collected, self.most = [], 0, 0, 0

@@ -37,6 +37,7 @@ class Sleeper:
     """Takes a tenth of a second for each frame; keeps how long it really was."""
 
     in_flight = batch = 1
+    pixels = "bgr"
 
     def __init__(self):
         self.took_ns = []
