@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import statistics
 import threading
 import time
 from collections import deque
@@ -195,21 +196,23 @@ def infer(
     Args:
         frames: in order.
         engine: frames to masks; it gets frames of one size together, as many as it takes at once.
-        timer: gets the time that submitting and collecting took, per frame.
+        timer: gets the time that submitting and collecting took, per frame: the mean of as many submissions as are in flight, for of
+            two that are computed at once one is waited for, and the other is there then.
         more: whether the next frame is there; where it is not, no mask waits for it, as a camera's next frame may take long.
         composed: gives the look of each submission, or None for masks alone.
     """
     waiting: deque[tuple[list[Frame], float]] = deque()
+    lately_ms: deque[float] = deque(maxlen=engine.in_flight)
 
     def finish() -> Iterator[Frame]:
         group, submit_ms = waiting.popleft()
         start_ns = time.perf_counter_ns()
         masks_nhw, views_nhwc = engine.collect_with_views()
-        taken_ms = submit_ms + (time.perf_counter_ns() - start_ns) / 1e6
+        lately_ms.append((submit_ms + (time.perf_counter_ns() - start_ns) / 1e6) / len(group))
         views: Iterable[Image | None] = repeat(None, len(group)) if views_nhwc is None else views_nhwc
         for frame, mask, view in zip(group, masks_nhw, views, strict=True):
             frame.mask, frame.view = mask, view
-            timer.add("engine", taken_ms / len(group))
+            timer.add("engine", statistics.fmean(lately_ms))
             yield frame
 
     try:

@@ -1,3 +1,4 @@
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -283,3 +284,22 @@ def test_the_engines_time_is_counted_once_for_each_frame():
     timer = StageTimer()
     assert len(list(infer(Numbers(7), Red(in_flight=3), timer))) == 7
     assert [(stage.name, stage.count) for stage in timer.result()] == [("engine", 7)]
+
+
+def test_of_frames_that_are_computed_at_once_each_has_its_share_of_the_wait(monkeypatch):
+    now_ms = [0]
+    clock = SimpleNamespace(perf_counter_ns=lambda: now_ms[0] * 1_000_000)
+    monkeypatch.setattr(sys.modules[infer.__module__], "time", clock)
+
+    class Pairs(Red):
+        """Two are computed together: after the first of them was waited for, the second one is there."""
+
+        def _collect(self):
+            now_ms[0] += 520 if self.collected % 2 == 0 else 0
+            return super()._collect()
+
+    timer = StageTimer()
+    assert len(list(infer(Numbers(40), Pairs(in_flight=2), timer))) == 40
+    (stage,) = timer.result()
+    assert stage.p50_ms == pytest.approx(260, rel=0.01)
+    assert stage.p95_ms == pytest.approx(260, rel=0.01)
