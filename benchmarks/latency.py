@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
@@ -22,17 +21,13 @@ import numpy as np
 
 from benchmarks.bars import draw_bars, write_plot
 from benchmarks.environment import write_result
+from benchmarks.passes import MOST_IN_MEMORY, alone_hz, pipeline_hz, read_images
 from benchmarks.stand_in import Sleeper
 from pipeline.command_line import OptionParser
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.errors import OptionError
-from pipeline.frame import Image
-from pipeline.look import Look
 from pipeline.model_name import open_model
-from pipeline.overlay import Renderer
-from pipeline.run import run
-from pipeline.sinks import open_sink
 from pipeline.sources import open_source
 from pipeline.stage_timer import StageTime
 
@@ -96,29 +91,29 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def _case(key: str, engine: Engine, clip: str, count: int, rounds: int) -> dict[str, Any]:
-    with open_source(clip) as source:
-        images = [frame.image for frame in islice(source, min(count, 48))]
-    alone_hz: list[float] = []
-    pipeline_hz: list[float] = []
+    images = read_images(clip, min(count, MOST_IN_MEMORY))
+    alone: list[float] = []
+    pipeline: list[float] = []
     stages: list[StageTime] = []
-    _alone_hz(engine, images, min(count, 3))  # warm
+    alone_hz(engine, images, min(count, 3))  # warm
     for number in range(rounds):
         # Which of the two is first changes, for the second one finds a warmer machine.
         for which in ("alone", "pipeline") if number % 2 else ("pipeline", "alone"):
             if which == "alone":
-                alone_hz.append(_alone_hz(engine, images, count))
+                alone.append(alone_hz(engine, images, count))
             else:
-                rate_hz, stages = _pipeline_hz(engine, clip, count)
-                pipeline_hz.append(rate_hz)
-    pairs = [pipeline / alone for pipeline, alone in zip(pipeline_hz, alone_hz, strict=True)]
+                with open_source(clip) as source:
+                    rate_hz, stages = pipeline_hz(engine, source, count)
+                pipeline.append(rate_hz)
+    pairs = [whole / engine_only for whole, engine_only in zip(pipeline, alone, strict=True)]
     height, width = images[0].shape[:2]
     return {
         "key": key,
         "engine": engine.description,
         "size_wh": [width, height],
         "frames": count,
-        "alone_fps": round(statistics.median(alone_hz), 2),
-        "pipeline_fps": round(statistics.median(pipeline_hz), 2),
+        "alone_fps": round(statistics.median(alone), 2),
+        "pipeline_fps": round(statistics.median(pipeline), 2),
         "ratio": round(statistics.median(pairs), 4),
         "pairs": [round(pair, 4) for pair in pairs],
         "stages": [
@@ -131,33 +126,6 @@ def _case(key: str, engine: Engine, clip: str, count: int, rounds: int) -> dict[
             for stage in stages
         ],
     }
-
-
-def _alone_hz(engine: Engine, images: Sequence[Image], count: int) -> float:
-    """Frames per second of the engine with frames that lie in memory, as many in flight as it takes."""
-    start_s = time.perf_counter()
-    submitted = 0
-    for index in range(count):
-        engine.submit(images[index % len(images)][None])
-        submitted += 1
-        if submitted == engine.in_flight:
-            engine.collect()
-            submitted -= 1
-    for _ in range(submitted):
-        engine.collect()
-    return count / (time.perf_counter() - start_s)
-
-
-def _pipeline_hz(engine: Engine, clip: str, count: int) -> tuple[float, list[StageTime]]:
-    """The same from the clip to nowhere, decoded and rendered."""
-    renderer = Renderer(Look(), engine.bundle.manifest.task)
-    with open_source(clip) as source:
-        sink = open_sink("null", source.info, renderer)
-        start_s = time.perf_counter()
-        result = run(source, engine, renderer, [sink], max_frames=count)
-        elapsed_s = time.perf_counter() - start_s
-        sink.close()
-    return result.frames / elapsed_s, result.stages
 
 
 def _write_larger(clip: str, path: Path, size_wh: tuple[int, int], count: int) -> None:
