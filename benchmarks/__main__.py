@@ -13,6 +13,7 @@ from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
 QUESTIONS = {
     # question: (module, what it answers)
     "accuracy": ("benchmarks.accuracy", "how good are the masks, against ground truth"),
+    "energy": ("benchmarks.energy", "how many frames does a joule give, and is the machine throttled"),
     "flicker": ("benchmarks.flicker", "how much do masks flicker on video, and what does smoothing leave of it"),
     "gpu": ("benchmarks.gpu", "what does an NVIDIA GPU make of the frame program"),
     "host": ("benchmarks.host", "what does each step cost that the processor does for a frame"),

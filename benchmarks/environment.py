@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.throttling import jetson_state
+
 PACKAGES = ("edgemask", "numpy", "opencv-python", "opencv-python-headless", "av", "onnxruntime", "torch", "tensorrt")
 
 
@@ -25,6 +27,7 @@ def environment() -> dict[str, Any]:
         "clocks": _clocks(),
         "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
         "gpu_state": _gpu_state(),
+        "jetson_state": jetson_state(),
         "power_mode": _output("nvpmodel", "-q"),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),

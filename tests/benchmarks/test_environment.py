@@ -25,6 +25,7 @@ def test_without_one_there_is_nothing_to_tell(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     found = environment()
     assert (found["gpu"], found["gpu_state"], found["power_mode"], found["commit"]) == (None, None, None, None)
+    assert found["jetson_state"] is None
     assert found["cores"] >= 1
     assert found["load"] >= 0
 

@@ -1,47 +1,13 @@
 """latency, throughput, soak and start: that they measure what they say, on a tiny network and a few frames."""
 
-import json
 import time
 
-import av
-import cv2
 import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.bars import draw_bars
 from benchmarks.stand_in import Sleeper, disc_mask
-
-
-@pytest.fixture
-def clip(tmp_path):
-    path = tmp_path / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        for index in range(12):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * index, np.uint8), format="bgr24")
-            frame.pts = index
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-@pytest.fixture
-def asked(tmp_path, capsys):
-    """``asked("soak", "--frames", 400)``: the JSON and what was printed."""
-
-    def call(question, *arguments):
-        result, plot = tmp_path / "result.json", tmp_path / "plots" / "plot.png"
-        given = [question, *map(str, arguments), "--json", str(result), "--plot", str(plot)]
-        assert main(given) == 0, capsys.readouterr().err
-        assert cv2.imread(str(plot)).shape[1] == 900
-        entries = json.loads(result.read_text())
-        assert entries["question"] == question
-        assert entries["environment"]["cores"] > 0
-        return entries, capsys.readouterr().out
-
-    return call
 
 
 def test_latency(asked, clip, red_bundle, monkeypatch):

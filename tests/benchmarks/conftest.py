@@ -1,0 +1,56 @@
+"""What tests of benchmarks share: a short clip, the command with all that it writes, and a machine's ``/sys`` made of files."""
+
+import json
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for index in range(12):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * index, np.uint8), format="bgr24")
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture
+def asked(tmp_path, capsys):
+    """``asked("soak", "--frames", 400)``: the JSON and what was printed."""
+
+    def call(question, *arguments):
+        result, plot = tmp_path / "result.json", tmp_path / "plots" / "plot.png"
+        given = [question, *map(str, arguments), "--json", str(result), "--plot", str(plot)]
+        assert main(given) == 0, capsys.readouterr().err
+        assert cv2.imread(str(plot)).shape[1] == 900
+        entries = json.loads(result.read_text())
+        assert entries["question"] == question
+        assert entries["environment"]["cores"] > 0
+        return entries, capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """``machine({"sys/class/…": text})``: a root folder with these files."""
+
+    def make(files):
+        root = tmp_path / "root"
+        for name, text in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{text}\n")
+        return root
+
+    return make
