@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.bundles import read_or_compile
 from benchmarks.environment import write_result
 from calibration.saliency import SaliencyMetrics
-from compile.__main__ import main as compile_main
-from pipeline.bundle import Bundle, cache_folder
-from pipeline.command_line import OptionParser, SaidError
+from pipeline.command_line import OptionParser
 from pipeline.engines import open_engine
 from pipeline.sources import open_source
 from pipeline.sources.pictures import read_picture
@@ -48,7 +47,7 @@ def measure(options: argparse.Namespace) -> None:
         EdgemaskError: the data set has no pictures, or a picture has no mask of its size.
     """
     data = Path(options.data)
-    bundle = _bundle(options)
+    bundle = read_or_compile(options.model, options.contract, options.precision)
     metrics = SaliencyMetrics()
     with open_source(str(data / "images")) as source, open_engine(bundle, options.backend) as engine:
         for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
@@ -88,13 +87,3 @@ def read_truth(path: Path) -> NDArray[np.bool_]:
     """
     truth: NDArray[np.bool_] = read_picture(path)[:, :, 0] > 127
     return truth
-
-
-def _bundle(options: argparse.Namespace) -> Bundle:
-    if Path(options.model).exists():
-        return Bundle.read(options.model)
-    folder = cache_folder() / "benchmarks" / f"{options.model}-{options.precision}-{options.contract}"
-    arguments = ["--model", options.model, "--contract", options.contract, "--precision", options.precision]
-    if compile_main([*arguments, "--output", str(folder)]) != 0:
-        raise SaidError(options.model)
-    return Bundle.read(folder)

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.bars import write_plot
+from benchmarks.bundles import read_or_compile
 from benchmarks.environment import write_result
 from calibration.agreement import iou
 from calibration.flicker import FlickerMeter
-from compile.__main__ import main as compile_main
-from pipeline.bundle import Bundle, cache_folder
-from pipeline.command_line import OptionParser, SaidError
+from pipeline.command_line import OptionParser
 from pipeline.engines import open_engine
 from pipeline.errors import OptionError
 from pipeline.frame import Image
@@ -82,7 +81,7 @@ def measure(options: argparse.Namespace) -> None:
     """
     if not 0 < options.noise <= 255:
         raise OptionError(f"--noise: expected a standard deviation above 0, at most 255, got {options.noise}")
-    bundle = _bundle(options.model)
+    bundle = read_or_compile(options.model, "stream")
     if bundle.manifest.task != "binary":
         raise OptionError(
             f"--model {options.model}: expected a bundle of binary masks, got one of {bundle.manifest.task}"
@@ -213,15 +212,6 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         cells = {name: "–" if row[name] is None else text.format(row[name]) for name, (_, text) in COLUMNS.items()}
         cells["iou_worst"] += f" ({row['worst_frame']})"
         yield f"| {row['noise']:g} | {SETTINGS[row['setting']][0]} | " + " | ".join(cells.values()) + " |"
-
-
-def _bundle(model: str) -> Bundle:
-    if Path(model).exists():
-        return Bundle.read(model)
-    folder = cache_folder() / "benchmarks" / f"{model}-fp32-stream"
-    if compile_main(["--model", model, "--contract", "stream", "--precision", "fp32", "--output", str(folder)]) != 0:
-        raise SaidError(model)
-    return Bundle.read(folder)
 
 
 def _plot(tracks: Sequence[_Track]) -> NDArray[np.uint8]:

@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.accuracy import read_truth
+from benchmarks.bundles import compile_anew
 from benchmarks.environment import write_result
 from benchmarks.int8_peers import PEERS, Inputs, int8_share
 from calibration.agreement import boundary_iou, iou, mean_absolute_error
 from calibration.frames import HashedFrames, open_calibration
 from calibration.saliency import SaliencyMetrics
-from compile.__main__ import main as compile_main
 from compile.foreign import wrap
 from compile.networks import Candidate, open_candidate
 from compile.onnx_export import export_module
@@ -41,7 +41,7 @@ from compile.program import Scores
 from compile.verify import Masks, program_masks
 from models.zoo import fetch
 from pipeline.bundle import Bundle, cache_folder, file_sha256
-from pipeline.command_line import OptionParser, SaidError
+from pipeline.command_line import OptionParser
 from pipeline.errors import OptionError
 from pipeline.sources import open_source
 
@@ -235,13 +235,10 @@ def _sources(data: Path, calib: str | None, verify: str | None) -> tuple[str, st
 def _compile(options: argparse.Namespace, calib: str) -> Bundle:
     """Compile ours; what it searches on are calibration pictures too, so that it sees none of those that are measured."""
     name = Path(options.weights).stem if options.weights else options.model
-    folder = cache_folder() / "benchmarks" / f"{name}-int8-{Path(options.contract).stem}"
     network = ["--weights", options.weights] if options.weights else ["--model", options.model]
     arguments = ["--contract", options.contract, "--precision", "int8", "--strict", "--min-iou", "0"]
-    arguments += ["--calib", calib, "--calib-size", str(options.calib_size), "--verify", calib, "--output", str(folder)]
-    if compile_main([*network, *arguments]) != 0:
-        raise SaidError(name)
-    return Bundle.read(folder)
+    arguments += ["--calib", calib, "--calib-size", str(options.calib_size), "--verify", calib]
+    return compile_anew(f"{name}-int8-{Path(options.contract).stem}", [*network, *arguments])
 
 
 def _int8_bundle(bundle: Bundle) -> Bundle:

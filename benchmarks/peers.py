@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bars import draw_bars, write_plot
+from benchmarks.bundles import read_or_compile
 from benchmarks.environment import write_result
 from benchmarks.peers_commands import OURS, rembg_command, rembg_loop
 from benchmarks.peers_loops import opencv_dnn, opencv_onnxruntime, openvino, supervision
 from benchmarks.peers_runs import Job, Run, Runner
 from calibration.agreement import iou
-from compile.__main__ import main as compile_main
 from models.zoo import fetch
-from pipeline.bundle import Bundle, cache_folder
-from pipeline.command_line import OptionParser, SaidError
+from pipeline.bundle import cache_folder
+from pipeline.command_line import OptionParser
 from pipeline.errors import BackendUnavailableError, OptionError
 from pipeline.sources import open_source
 
@@ -232,7 +232,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _job(options: argparse.Namespace, scratch: Path) -> Job:
-    bundle = _bundle(options.model)
+    bundle = read_or_compile(options.model, "official")
     if bundle.manifest.task != "binary":
         raise OptionError(
             f"--model {options.model}: expected a bundle of binary masks, got one of {bundle.manifest.task}"
@@ -250,15 +250,6 @@ def _job(options: argparse.Namespace, scratch: Path) -> Job:
     if count is not None and count < options.frames:
         raise OptionError(f"--frames: expected at most the {count} frames of {options.clip}, got {options.frames}")
     return Job(Path(options.clip), options.frames, size_hw, fps, bundle, network, home)
-
-
-def _bundle(model: str) -> Bundle:
-    if Path(model).exists():
-        return Bundle.read(model)
-    folder = cache_folder() / "benchmarks" / f"{model}-fp32-official"
-    if compile_main(["--model", model, "--contract", "official", "--precision", "fp32", "--output", str(folder)]) != 0:
-        raise SaidError(model)
-    return Bundle.read(folder)
 
 
 def _keys(only: str | None) -> list[str]:
