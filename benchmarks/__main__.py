@@ -21,6 +21,7 @@ QUESTIONS = {
         "benchmarks.latency",
         "what is left of an engine's rate in the pipeline, and where a frame's time goes",
     ),
+    "sizes": ("benchmarks.sizes", "which --imgsz for which frame rate, and what is left of the masks"),
     "soak": ("benchmarks.soak", "does anything grow over many frames"),
     "start": ("benchmarks.start", "how long from the command to the first mask"),
     "throughput": ("benchmarks.throughput", "how do frames per second go with the number of sources"),

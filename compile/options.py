@@ -213,9 +213,9 @@ def _parser() -> OptionParser:
         help="how frames go in and masks come out (default: %(default)s)",
     )
     parser.add_argument(
-        "--imgsz", type=_size, metavar="N|HxW", help="size inside the network (default: the contract's)"
+        "--imgsz", type=read_size, metavar="N|HxW", help="size inside the network (default: the contract's)"
     )
-    parser.add_argument("--frame", type=_size, metavar="HxW", help="fix the size of the frames (default: any)")
+    parser.add_argument("--frame", type=read_size, metavar="HxW", help="fix the size of the frames (default: any)")
     parser.add_argument("--classes", type=int, metavar="N", help="refuse weights with another number of classes")
     parser.add_argument(
         "--smooth", action="store_true", help="more classes: enlarge scores, not indices; smooth borders, slower"
@@ -279,7 +279,12 @@ def _gibibytes(text: str) -> int:
     return int(value * 2**30)
 
 
-def _size(text: str) -> tuple[int, int]:
+def read_size(text: str) -> tuple[int, int]:
+    """An option's value, "N" or "HxW", as (height, width), for argparse.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
     found = re.fullmatch(r"(\d{1,5})(?:[x×,](\d{1,5}))?", text.strip().lower(), re.ASCII)
     height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not (1 <= height <= _MAX_SIDE and 1 <= width <= _MAX_SIDE):
