@@ -90,7 +90,9 @@ def measure(options: argparse.Namespace) -> None:
     for sensor in sought:
         if sensor.missing:
             print(f"not here: {sensor.name}: {sensor.missing}")
-    if main is not None:
+    if main is None:
+        print("no ratio: no sensor tells of a whole: give what a meter at the socket shows under load with --watts")
+    else:
         print(f"the ratio is that of: {main.name}")
     for name, value in found.items():
         print(f"{name}: {value:.4f}")

@@ -19,7 +19,7 @@ fi
 start_s=$(date +%s)
 OUT=${OUT:-benchmarks/results}
 mkdir -p "$OUT" || exit 2
-export PYTHONPATH="${PYTHONPATH:-}" PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD/.gpu/site:${PYTHONPATH:-}" PYTHONUNBUFFERED=1
 export EDGEMASK_CACHE="${EDGEMASK_CACHE:-/tmp/edgemask-gpu}"
 status=0
 summary=

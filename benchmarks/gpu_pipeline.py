@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from benchmarks.gpu_rows import Rows
 from benchmarks.gpu_tensorrt import sample_frames, write_planned
+from benchmarks.power_meter import Meter
+from benchmarks.power_sensors import nvidia_sensors
 from compile.gpu import find_gpu
 from compile.tensorrt_build import BuildOptions
 from pipeline.bundle import Bundle
@@ -60,7 +64,9 @@ def measure_around(options: argparse.Namespace, rows: Rows, engine_name: str, ma
         with rows.item("pipeline", f"{engine_name}, engine alone") as alone:
             _rate_alone(engine, images, engine.in_flight)  # every slot is made and warm
             alone["engine"] = engine.description
-            alone["engine_fps"] = round(_rate_alone(engine, images, count), 2)
+            alone["frames"] = count
+            with _energy(alone):
+                alone["engine_fps"] = round(_rate_alone(engine, images, count), 2)
         ways: tuple[tuple[str, Callable[[], Source], str], ...] = (
             ("memory to null", lambda: MemorySource(images, count), "null"),
             ("clip to null", lambda: open_source(str(clip)), "null"),
@@ -70,10 +76,27 @@ def measure_around(options: argparse.Namespace, rows: Rows, engine_name: str, ma
             with rows.item("pipeline", f"{engine_name}, {what}") as row, open_it() as source:
                 size_hw = source.info.size_hw
                 row["size"] = None if size_hw is None else f"{size_hw[0]}x{size_hw[1]}"
-                _measure_pipeline(engine, source, output, row)
+                with _energy(row):
+                    _measure_pipeline(engine, source, output, row)
                 if "engine_fps" in alone:
                     row["engine_fps"] = alone["engine_fps"]
                     row["ratio"] = round(row["pipeline_fps"] / alone["engine_fps"], 4)
+
+
+@contextmanager
+def _energy(row: dict[str, Any]) -> Iterator[None]:
+    """Add what the GPU drew for the row's frames while the body ran, where it tells; of several GPUs the one that drew most."""
+    sensors = [sensor for sensor in nvidia_sensors() if not sensor.missing]
+    with Meter(sensors) as meter:
+        yield
+    known = [reading for reading in meter.readings if reading.energy_j]
+    if not known:
+        return
+    reading = max(known, key=lambda reading: reading.energy_j or 0)
+    row["mean_w"] = round(reading.mean_w or 0, 1)
+    row["frames_per_joule"] = float(f"{row['frames'] / (reading.energy_j or 1):.4g}")
+    row["peak_c"] = reading.peak_c
+    row["throttled_by"] = list(reading.throttled_by)
 
 
 def _measure_pipeline(engine: Engine, source: Source, output: str, row: dict[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 from collections.abc import Sequence
@@ -52,12 +53,25 @@ def prepare(folder: Path) -> None:
         if compile_main(["--model", MODEL, "--precision", precision, "--output", str(bundle)]) != 0:
             raise SaidError(MODEL)
         written += bundle.iterdir()
+    written += copy_nvml(folder)
     size_bytes = sum(path.stat().st_size for path in written)
     if size_bytes > MOST_BYTES:
         raise OptionError(
             f"{folder}: expected at most {MOST_BYTES / 1e6:.0f} MB to carry, got {size_bytes / 1e6:.1f} MB"
         )
     print(f"{folder}: {size_bytes / 1e6:.1f} MB: {', '.join(path.name for path in written)}")
+
+
+def copy_nvml(folder: Path) -> list[Path]:
+    """Copy the module that reads the GPU's energy, which is one file, to ``site`` in a folder, where it is installed here."""
+    found = importlib.util.find_spec("pynvml")
+    if found is None or found.origin is None:
+        print("the GPU's energy will not be measured: pip install '.[energy]', and prepare again")
+        return []
+    copied = folder / "site" / "pynvml.py"
+    copied.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(found.origin, copied)
+    return [copied]
 
 
 def write_clip(clip: Path, path: Path, size_wh: tuple[int, int] = CLIP_SIZE_WH, rounds: int = 2) -> None:

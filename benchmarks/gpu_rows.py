@@ -124,8 +124,16 @@ def _pipeline(rows: Sequence[Row]) -> Iterator[str]:
             slowest = max(row["stages_p50_ms"].items(), key=lambda stage: stage[1])
             yield (
                 f"pipeline, {row['what']}: {row['pipeline_fps']:.1f} FPS, engine alone {row['engine_fps']:.1f}, "
-                f"ratio {row['ratio']:.3f}, slowest {slowest[0]} {slowest[1]:.1f} ms"
+                f"ratio {row['ratio']:.3f}, slowest {slowest[0]} {slowest[1]:.1f} ms{_drawn(row)}"
             )
+
+
+def _drawn(row: Row) -> str:
+    """What the GPU drew, where it told."""
+    if "frames_per_joule" not in row:
+        return ""
+    throttled = f", throttled by {' and '.join(row['throttled_by'])}" if row["throttled_by"] else ""
+    return f", {row['frames_per_joule']:.3g} frames per joule at {row['mean_w']:.0f} W{throttled}"
 
 
 def _errors(rows: Sequence[Row]) -> Iterator[str]:

@@ -58,7 +58,7 @@ def _sensor(index: int, handle: Any) -> Sensor:
     try:
         energy_j()
         return replace(sensor, energy_j=energy_j)
-    except OSError:  # the counter came with Volta, and a GPU that is split (MIG) has none
+    except OSError:  # the counter came with Volta
         pass
     try:
         power_w()

@@ -69,7 +69,7 @@ def find_sensors(root: Path = SYSTEM) -> list[Sensor]:
     Args:
         root: the folder that holds ``sys``, ``proc`` and ``dev``.
     """
-    return [*_jetson(root), *_nvidia(root), *_processors(root)]
+    return [*_jetson(root), *nvidia_sensors(root), *_processors(root)]
 
 
 def constant_sensor(watts: float) -> Sensor:
@@ -77,7 +77,8 @@ def constant_sensor(watts: float) -> Sensor:
     return Sensor(f"{watts:g} W, given by the user", power_w=lambda: watts, constant=True)
 
 
-def _nvidia(root: Path) -> list[Sensor]:
+def nvidia_sensors(root: Path = SYSTEM) -> list[Sensor]:
+    """NVIDIA's GPUs, or one that says why there is none."""
     name = "NVIDIA GPU (NVML)"
     try:
         module = importlib.import_module("benchmarks.nvml")

@@ -46,9 +46,9 @@ def temperatures_c(root: Path = SYSTEM) -> dict[str, float]:
     found: dict[str, float] = {}
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
         thousandths = read_number(zone / "temp")
-        # Zones of parts without power are far below zero.
-        if thousandths is not None and thousandths > -100_000:
-            name = read_line(zone / "type")
+        name = read_line(zone / "type")
+        # Zones of parts without power are far below zero, and a Jetson's PMIC says 100 °C at all times.
+        if thousandths is not None and thousandths > -100_000 and name != "PMIC-Die":
             found[name] = max(found.get(name, -1e9), thousandths / 1000)
     return found
 

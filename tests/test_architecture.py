@@ -27,6 +27,7 @@ HEAVY = (
     "pycuda",
     "aiohttp",
     "prometheus_client",
+    "pynvml",
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "core", "misc"}
 

@@ -84,6 +84,18 @@ def test_the_ratio_is_of_what_draws_more_under_load(asked, sensors, clip, red_bu
     assert "the ratio is that of: NVIDIA H200 (GPU 0)" in printed
 
 
+def test_parts_alone_give_no_ratio(asked, sensors, clip, red_bundle):
+    def silent():
+        raise OSError("no answer")
+
+    part = Sensor("rail VDD_NEW", power_w=lambda: 2.0, part=True)
+    sensors(part, Sensor("Jetson (VDD_IN)", power_w=silent))
+    entries, printed = asked("energy", "--clip", clip, "--model", red_bundle.folder, *QUICK)
+    assert (entries["ratios"], entries["sensor_of_ratios"]) == ({}, None)
+    assert [row["frames_per_joule"] is None for row in entries["table"]] == [False, False, True, True]
+    assert "no ratio: no sensor tells of a whole" in printed
+
+
 def test_without_a_sensor_it_says_what_was_looked_for(sensors, capsys):
     sensors(MISSING, Sensor("processor (RAPL)", missing="only root may read it"))
     assert main(["energy"]) == 2

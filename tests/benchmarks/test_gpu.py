@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import gpu, gpu_prepare, gpu_rows, gpu_torch
 from benchmarks.gpu_rows import Rows, ratios, read_rows, table
+from benchmarks.power_sensors import Sensor
 from compile.contract import Contract
 from models.unet import UNet
 from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest
@@ -99,6 +100,18 @@ def test_the_pipeline_is_measured_against_its_engine(rows_of):
         assert row["ratio"] == pytest.approx(row["pipeline_fps"] / row["engine_fps"], abs=1e-3)
         assert set(row["stages_p50_ms"]) == {"decode", "engine", "render", "write"}
         assert row["size"] == "48x64"
+
+
+def test_what_the_gpu_drew_is_in_the_rows(rows_of, monkeypatch):
+    idle = Sensor("NVIDIA T4 (GPU 0)", power_w=lambda: 10.0)
+    busy = Sensor("NVIDIA H200 (GPU 1)", power_w=lambda: 300.0, holding_back=lambda: frozenset({"power limit"}))
+    sensors = [idle, busy, Sensor("NVIDIA GPU 2", missing="gone")]
+    monkeypatch.setattr("benchmarks.gpu_pipeline.nvidia_sensors", lambda: sensors)
+    alone, *ways = [row for row in rows_of("pipeline-torch") if row["part"] == "pipeline"]
+    assert (alone["mean_w"], alone["throttled_by"]) == (300, ["power limit"])
+    # The same frames and nearly the same time; power is constant here.
+    assert alone["frames_per_joule"] == pytest.approx(alone["engine_fps"] / 300, rel=0.3)
+    assert all(row["frames_per_joule"] > 0 for row in ways)
 
 
 def test_each_part_has_a_process_of_its_own_and_a_failure_is_a_row(data, tmp_path, monkeypatch, capfd):
@@ -229,6 +242,8 @@ ROWS = [
         "ratio": 0.95,
     }
     | {"stages_p50_ms": {"decode": 0.1, "engine": 2.0, "render": 2.5}},
+    {"part": "pipeline", "what": "drawn", "engine_fps": 400.0, "pipeline_fps": 380.0, "ratio": 0.95}
+    | {"stages_p50_ms": {"render": 2.5}, "frames_per_joule": 1.254, "mean_w": 303.4, "throttled_by": ["power limit"]},
     {"part": "time", "what": "torch", "took_s": 8.0},
 ]
 
@@ -245,6 +260,7 @@ def test_the_table():
     assert "TensorRT-RTX, SM 80, fp16, build: validity INVALID (UNSUPPORTED_CC)" in lines
     assert "1.500 ms, p95 1.750, IoU 0.9990, max 1, start 3.25 s, again 0.50 s" in text
     assert "memory to null: 380.0 FPS, engine alone 400.0, ratio 0.950, slowest render 2.5 ms" in text
+    assert "slowest render 2.5 ms, 1.25 frames per joule at 303 W, throttled by power limit" in " ".join(text.split())
     failed, rest = lines[-3], lines[-1]
     assert failed.startswith("FAILED tensorrt-rtx, SM 80, fp16: PlanError: TensorRT refuses the plan.")
     assert rest.endswith("…")
@@ -259,7 +275,7 @@ def test_the_same_failure_is_shown_once():
 
 
 def test_the_ratios():
-    assert ratios(ROWS) == {"pipeline/engine, PyTorch fp16, memory to null": 0.95}
+    assert ratios(ROWS) == {f"pipeline/engine, {what}": 0.95 for what in ("PyTorch fp16, memory to null", "drawn")}
 
 
 def test_the_table_of_a_file(tmp_path, capsys):
@@ -287,6 +303,17 @@ def test_the_clip_is_written_larger_and_twice(data, tmp_path, read_pictures):
     images = read_pictures(tmp_path / "clip.mp4")
     assert [image.shape for image in images] == [(72, 96, 3)] * 10
     assert [int(image.mean()) // 40 for image in images[1:5]] == pytest.approx([1, 2, 3, 4], abs=1)
+
+
+def test_the_module_that_reads_energy_is_carried(tmp_path, monkeypatch, capsys):
+    (tmp_path / "pynvml.py").write_text("carried = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    (copied,) = gpu_prepare.copy_nvml(tmp_path / "gpu")
+    assert copied == tmp_path / "gpu" / "site" / "pynvml.py"
+    assert copied.read_text() == "carried = True"
+    monkeypatch.setattr(gpu_prepare.importlib.util, "find_spec", lambda _: None)
+    assert gpu_prepare.copy_nvml(tmp_path / "gpu") == []
+    assert "pip install '.[energy]', and prepare again" in capsys.readouterr().out
 
 
 @pytest.fixture

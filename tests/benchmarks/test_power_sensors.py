@@ -1,3 +1,4 @@
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -239,6 +240,15 @@ def test_nvml_without_a_gpu(nvml, machine, name, value, reason):
     nvml.gives[name] = nvml.NVMLError(value) if isinstance(value, str) else value
     (sensor,) = of_kind(find_sensors(machine({})), "NVIDIA")
     assert (sensor.name, sensor.missing) == ("NVIDIA GPU (NVML)", reason)
+
+
+@pytest.mark.needs("pynvml")
+def test_the_package_has_every_name_that_the_fake_has(nvml, monkeypatch):
+    names = [name for name in vars(nvml) if name.startswith(("nvml", "NVML"))]
+    monkeypatch.delitem(sys.modules, "pynvml")
+    real = importlib.import_module("pynvml")
+    assert [name for name in names if not hasattr(real, name)] == []
+    assert all(getattr(real, name) == getattr(nvml, name) for name in names if "Reason" in name and "Get" not in name)
 
 
 def test_the_users_meter():

@@ -33,7 +33,8 @@ def cooling(*pairs):
 
 
 def test_zones_without_power_and_without_an_answer_are_left_out(machine):
-    root = machine(zones(("cpu-thermal", 48_500), ("cv0-thermal", -256_000), ("gpu-thermal", ""), ("acpitz", 20_000)))
+    odd = [("cv0-thermal", -256_000), ("gpu-thermal", ""), ("PMIC-Die", 100_000)]
+    root = machine(zones(("cpu-thermal", 48_500), *odd, ("acpitz", 20_000)))
     assert temperatures_c(root) == {"cpu-thermal": 48.5, "acpitz": 20.0}
     assert chip_temperature_c(root) == 48.5
 
