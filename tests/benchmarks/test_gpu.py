@@ -307,6 +307,7 @@ def test_the_clip_is_written_larger_and_twice(data, tmp_path, read_pictures):
 
 def test_the_module_that_reads_energy_is_carried(tmp_path, monkeypatch, capsys):
     (tmp_path / "pynvml.py").write_text("carried = True")
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)  # torch imports it where it is installed
     monkeypatch.syspath_prepend(tmp_path)
     (copied,) = gpu_prepare.copy_nvml(tmp_path / "gpu")
     assert copied == tmp_path / "gpu" / "site" / "pynvml.py"
