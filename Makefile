@@ -48,7 +48,7 @@ $(VENV)/.run: $(VENV)/.torch
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile,page,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile,page,energy,tensorrt-rtx,dev]'
 	# Metrics to check ours against; with what it asks for, a second OpenCV without windows would replace the first.
 	$(BIN)/python -m pip install --quiet --no-deps "pysodmetrics>=1.6"
 	touch $@
