@@ -42,7 +42,7 @@ def to_nv12(image_hwc: Image) -> Image:
     converted = _converters.to_nv12.reformat(
         picture, format="nv12", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
     )
-    return np.asarray(converted.to_ndarray(), np.uint8)
+    return np.ascontiguousarray(converted.to_ndarray(), np.uint8)
 
 
 def to_bgr(nv12: Image) -> Image:
@@ -72,4 +72,4 @@ def to_bgr(nv12: Image) -> Image:
         src_colorspace=Colorspace.ITU709,
         src_color_range=ColorRange.MPEG,
     )
-    return np.asarray(converted.to_ndarray(), np.uint8)
+    return np.ascontiguousarray(converted.to_ndarray(), np.uint8)

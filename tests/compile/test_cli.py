@@ -232,6 +232,13 @@ def _nothing_left_in(request, tmp_path):
         (["--contract", "x" * 300], "--contract: expected stream, official or a YAML file"),
         (["--verify", "none.mp4"], r"none\.mp4: "),
         (["--verify", "test://?size=huge"], "expected a form such as test://"),
+        (["--pixels", "yuv"], "--pixels: invalid choice: 'yuv'"),
+        (["--pixels", "nv12", "--frame", "721x1280"], "--frame: expected even sides for frames of NV12, got 721x1280"),
+        (["--pixels", "nv12", "--frame", "333"], "--frame: expected even sides for frames of NV12, got 333x333"),
+        (
+            ["--pixels", "nv12", "--target", "torch-tensorrt"],
+            "--pixels nv12: expected another --target, got torch-tensorrt",
+        ),
         (["--impossible"], "unrecognized arguments: --impossible"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",

@@ -534,6 +534,11 @@ def test_a_plan_of_an_accelerator_that_was_checked(look, with_plan):
     assert "size        4 B, DAMAGED: expected sha256 " in said
 
 
+def test_frames_of_nv12_are_told_by_their_size(look, with_plan):
+    said = look(with_plan(profile=[[1, 3, 2], [1, 1080, 1280], [4, 3240, 3840]]))
+    assert "1 of 2×2 to 4 of 2160×3840, usually 1 of 720×1280\n" in said
+
+
 def test_layers_of_a_torch_program_are_not_shown(look, with_plan):
     said = look(with_plan(runtime="torch-tensorrt"))
     assert "runs with   Torch-TensorRT 10.3.0.30" in said

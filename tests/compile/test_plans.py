@@ -249,6 +249,7 @@ def test_a_damaged_program_is_not_built_from(bundle, capsys):
         (["--output", "x"], "--bundle: expected no --output beside it"),
         (["--model", "u2netp"], "--bundle: expected no --model beside it"),
         (["--precision", "fp16"], "--bundle: expected no --precision beside it"),
+        (["--pixels", "nv12"], "--bundle: expected no --pixels beside it"),
         (
             ["--target", "onnx"],
             "--bundle: expected --target tensorrt or tensorrt-rtx, which is built from a bundle's program",

@@ -68,6 +68,15 @@ def test_the_manifest_is_for_people_too(bundle):
     assert text.startswith('{\n  "model": "red",\n')
 
 
+def test_a_program_of_nv12_says_so(make_bundle, rewrite):
+    written = make_bundle(pixels="nv12", frame_size_hw=(4, 6))
+    assert json.loads((written.folder / MANIFEST_NAME).read_text())["pixels"] == "nv12"
+    assert Bundle.read(written.folder) == written
+    assert Bundle.read(rewrite(pixels="bgr")).manifest.pixels == "bgr"
+    with pytest.raises(BundleError, match=r"expected an even frame_size_hw for nv12: compile the bundle again$"):
+        Bundle.read(rewrite(pixels="nv12", frame_size_hw=[4, 5]))
+
+
 def test_others_may_read_it(bundle):
     assert bundle.folder.stat().st_mode & 0o777 == 0o755
 
@@ -184,11 +193,15 @@ def test_an_unknown_field_is_named(rewrite):
         ("tools", 1),
         ("verification", []),
         ("files", ["program.onnx"]),
+        ("pixels", "rgb"),
+        ("pixels", ["nv12"]),
+        ("pixels", True),
     ],
 )
 def test_fields_of_a_wrong_type_or_value(rewrite, field, value):
     with pytest.raises(
-        BundleError, match=r"manifest.json: (a field has a wrong type|unknown task|expected (text|an object))"
+        BundleError,
+        match=r"manifest.json: (a field has a wrong type|unknown task|expected (text|an object|bgr or nv12))",
     ):
         Bundle.read(rewrite(**{field: value}))
 

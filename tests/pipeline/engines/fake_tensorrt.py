@@ -186,6 +186,8 @@ class IExecutionContext(_OnDevice):
     def get_tensor_shape(self, name):
         frames = next(iter(self._engine._inputs.values()))
         sides = dict(zip(frames.shape, self._shape or (), strict=False))
+        if "H*3/2" in sides:  # NV12
+            sides["H"] = sides["H*3/2"] * 2 // 3
         return [sides.get(side, side) for side in self._engine._values[name].shape]
 
     def set_tensor_address(self, name, memory):
