@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> None:
     metrics = SaliencyMetrics()
     with open_source(str(data / "images")) as source, open_engine(bundle, options.backend) as engine:
         for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
-            mask_hw = engine(frame.image[None])[0]
+            mask_hw = engine(frame.as_pixels(engine.pixels)[None])[0]
             metrics.add(mask_hw, read_truth(data / "masks" / f"{frame.name}.png"))
         backend = engine.description
     result = metrics.result()

@@ -24,6 +24,7 @@ from pipeline.command_line import OptionParser, whole_number
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.errors import BackendUnavailableError
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.model_name import open_model
 
 PASSES = {"engine": "engine alone", "pipeline": "pipeline"}
@@ -69,13 +70,13 @@ def measure(options: argparse.Namespace) -> None:
             f"energy: expected a sensor of energy or power, got none ({why}): give what a meter at the socket shows under load "
             "with --watts"
         )
+    keep_freed_memory()  # as the command does
     bundle = open_model(options.model, print)
-    images = read_images(options.clip)
     # At rest, before an engine is here: a GPU with a context of CUDA draws more.
     with Meter(sensors) as rest:
         time.sleep(options.idle)
     with open_engine(bundle, options.backend, overlap=True) as engine:
-        totals = _in_turn(engine, sensors, images, options)
+        totals = _in_turn(engine, sensors, read_images(options.clip, engine.pixels), options)
         description = engine.description
     rows = [
         _row(sensor, idle, what, total, index)

@@ -27,7 +27,9 @@ from pipeline.command_line import OptionParser
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.errors import OptionError
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.model_name import open_model
+from pipeline.pixels import frames_nhw
 from pipeline.sources import open_source
 from pipeline.stage_timer import StageTime
 
@@ -58,6 +60,7 @@ def measure(options: argparse.Namespace) -> None:
     for name, value in (("--frames", options.frames), ("--rounds", options.rounds)):
         if value < 1:
             raise OptionError(f"{name}: expected 1 or more, got {value}")
+    keep_freed_memory()  # as the command does
     bundle = open_model(options.model, print)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="edgemask.")))
@@ -91,7 +94,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def _case(key: str, engine: Engine, clip: str, count: int, rounds: int) -> dict[str, Any]:
-    images = read_images(clip, min(count, MOST_IN_MEMORY))
+    images = read_images(clip, engine.pixels, min(count, MOST_IN_MEMORY))
     alone: list[float] = []
     pipeline: list[float] = []
     stages: list[StageTime] = []
@@ -106,11 +109,12 @@ def _case(key: str, engine: Engine, clip: str, count: int, rounds: int) -> dict[
                     rate_hz, stages = pipeline_hz(engine, source, count)
                 pipeline.append(rate_hz)
     pairs = [whole / engine_only for whole, engine_only in zip(pipeline, alone, strict=True)]
-    height, width = images[0].shape[:2]
+    nhw = frames_nhw(engine.pixels, (1, *images[0].shape))
+    assert nhw is not None  # the engine took them
     return {
         "key": key,
         "engine": engine.description,
-        "size_wh": [width, height],
+        "size_wh": [nhw[2], nhw[1]],
         "frames": count,
         "alone_fps": round(statistics.median(alone), 2),
         "pipeline_fps": round(statistics.median(pipeline), 2),

@@ -12,6 +12,7 @@ from pipeline.errors import SourceError
 from pipeline.frame import Frame, Image
 from pipeline.look import Look
 from pipeline.overlay import Renderer
+from pipeline.pixels import Pixels
 from pipeline.run import run
 from pipeline.sinks import open_sink
 from pipeline.sources import open_source
@@ -36,6 +37,7 @@ class Repeated(Source):
         while left > 0:
             before = left
             with open_source(self._spec) as source:
+                source.pixels = self.pixels
                 for frame in islice(source, left):
                     yield frame
                     left -= 1
@@ -43,14 +45,15 @@ class Repeated(Source):
                 raise SourceError(f"{self._spec}: expected frames, got none")
 
 
-def read_images(spec: str, count: int = MOST_IN_MEMORY) -> list[Image]:
-    """The first frames of a source, at most so many.
+def read_images(spec: str, pixels: Pixels, count: int = MOST_IN_MEMORY) -> list[Image]:
+    """The first frames of a source as an engine takes them, at most so many.
 
     Raises:
         EdgemaskError: it cannot be read or has none.
     """
     with open_source(spec) as source:
-        images = [frame.image for frame in islice(source, count)]
+        source.pixels = pixels
+        images = [frame.as_pixels(pixels) for frame in islice(source, count)]
     if not images:
         raise SourceError(f"{spec}: expected frames, got none")
     return images

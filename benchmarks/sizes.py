@@ -33,6 +33,7 @@ from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.errors import OptionError
 from pipeline.frame import Frame
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.sources import open_source
 
 SIZES = "320,288,256,224,192,160,128"
@@ -92,6 +93,7 @@ def measure(options: argparse.Namespace) -> None:
         raise OptionError(f"--truth: expected a network of binary masks, got one of {own.manifest.task}")
     own_hw = own.manifest.network_size_hw
     others = [_compile(options, size_hw) for size_hw in dict.fromkeys(options.sizes) if size_hw != own_hw]
+    keep_freed_memory()  # as the command does
     with ExitStack() as stack:
         cases = [
             _Case(bundle, stack.enter_context(open_engine(bundle, options.backend, say=print)))
@@ -193,7 +195,7 @@ class _Case:
 
 
 def _time(cases: Sequence[_Case], options: argparse.Namespace) -> None:
-    images = read_images(options.clip)
+    images = read_images(options.clip, cases[0].engine.pixels)
     for case in cases:  # warm, and how long a frame takes
         for _ in range(2):
             start_s = time.perf_counter()
@@ -220,10 +222,10 @@ def _compare(cases: Sequence[_Case], options: argparse.Namespace) -> None:
     own, task = cases[0], cases[0].bundle.manifest.task
     for spec, truth, most in ((options.pictures, options.truth, None), (options.clip, None, options.most)):
         for frame in tqdm(_thinned(spec, most), unit=" pictures"):
-            reference_hw = own.engine(frame.image[None])[0]
+            reference_hw = own.engine(frame.as_pixels(own.engine.pixels)[None])[0]
             truth_hw = None if truth is None else read_truth(Path(truth) / f"{frame.name}.png")
             for case in cases:
-                mask_hw = reference_hw if case is own else case.engine(frame.image[None])[0]
+                mask_hw = reference_hw if case is own else case.engine(frame.as_pixels(case.engine.pixels)[None])[0]
                 case.ious.append((iou(mask_hw, reference_hw, task), frame.name))
                 if truth_hw is not None:
                     case.metrics = case.metrics or SaliencyMetrics()

@@ -22,6 +22,7 @@ from benchmarks.stand_in import Sleeper
 from pipeline.command_line import OptionParser
 from pipeline.errors import OptionError
 from pipeline.frame import Frame, SourceInfo
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.look import RENDER_MODES, Look
 from pipeline.overlay import Renderer
 from pipeline.run import run
@@ -61,6 +62,7 @@ def measure(options: argparse.Namespace) -> None:
         raise OptionError(f"--size: expected WxH, got {options.size}") from error
     if options.frames < 2 * _EVERY:
         raise OptionError(f"--frames: expected {2 * _EVERY} or more, got {options.frames}")
+    keep_freed_memory()  # as the command does
     source = _Camera((height, width), options.frames)
     samples = _Samples(source, options.frames)
     renderer = Renderer(Look(mode=options.render), "binary")

@@ -16,6 +16,7 @@ from pipeline.command_line import OptionParser
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.errors import OptionError
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.look import Look
 from pipeline.model_name import open_model
 from pipeline.overlay import Renderer
@@ -50,6 +51,7 @@ def measure(options: argparse.Namespace) -> None:
         raise OptionError(
             f"--sources: expected numbers from 1, at most --frames, got {options.sources} and {options.frames}"
         )
+    keep_freed_memory()  # as the command does
     bundle = open_model(options.model, print)
     rows: list[dict[str, Any]] = []
     with open_engine(bundle, options.backend, overlap=True) as engine:

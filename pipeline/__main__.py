@@ -25,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from pipeline.job import run_job  # only now: --help and a wrong option need none of it
+    from pipeline.freed_memory import keep_freed_memory  # only now: --help and a wrong option need none of it
+
+    keep_freed_memory()
+    from pipeline.job import run_job
 
     run_job(options)
 

@@ -87,8 +87,6 @@ def run_job(options: argparse.Namespace) -> None:
                 say=say,
             )
         )
-        for source in sources:
-            source.pixels = engine.pixels
         height, width = manifest.network_size_hw
         say(f"model: {manifest.model}, {manifest.precision}, {height}×{width} inside, on {engine.description}")
         renderer = Renderer(look, manifest.task)

@@ -97,6 +97,8 @@ def run(
         EdgemaskError: from the source, the engine or a sink, after the frames before it were written.
     """
     sources = [source] if isinstance(source, Source) else list(source)
+    for one in sources:
+        one.pixels = engine.pixels
     timer = timer or StageTimer()
     failed: list[SinkError | SourceError] = []
     frames = 0

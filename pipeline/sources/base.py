@@ -18,8 +18,8 @@ class Source(ABC):
         info: what is known before the first frame.
         telemetry: what is known while it runs. The data path counts its frames; a live source tells its state and the frames
             that it drops itself.
-        pixels: what the engine takes; set it before the first frame. Sources that decode then give frames of it where they
-            can, which saves a conversion; every frame converts itself where they do not.
+        pixels: what the engine takes; ``pipeline.run`` sets it before the first frame. Sources that decode then give frames of
+            it where they can, which saves a conversion; every frame converts itself where they do not.
     """
 
     info: SourceInfo
