@@ -2,7 +2,8 @@
 
     frames (N, H, W, 3) uint8 BGR  ->  FrameToInput  ->  network  ->  ScoresToMask  ->  masks (N, H, W) uint8
 
-With ``--compose device`` a second output follows, ``Overlay``: views (N, H, W, 3) uint8 BGR (``compile.compose``).
+With ``--compose device`` a second output follows, ``Overlay``: views (N, H, W, 3) uint8 BGR (``compile.compose``). With
+``--pixels nv12`` frames come as decoders give them, and what makes them BGR goes before it (``compile.pixels``).
 
 This is the only definition of pre- and post-processing: it is exported and compiled as a whole, and calibration, verification,
 benchmarks and the pipeline all run it.

@@ -19,7 +19,8 @@ from compile.onnx_export import export_program
 from compile.pixels import Nv12ToBgr, with_nv12
 from compile.program import FrameProgram
 from compile.tensorrt_build import FRAME_RANGE, BuildOptions, build_plan
-from compile.verify import as_taken, open_session, program_masks, take_samples
+from compile.timing import fastest
+from compile.verify import Sample, as_taken, open_session, program_masks, take_samples
 from pipeline.bundle import PROGRAM_NAME, Bundle
 from pipeline.compose import look_values
 from pipeline.engines import open_engine
@@ -169,7 +170,7 @@ def test_a_program_that_begins_otherwise_is_refused():
 
 
 def test_the_gate_makes_nv12_of_its_frames(plain, converting, pictures):
-    frames = pictures(2, 48, 64)
+    frames = bgr_of(nv12_of(pictures(2, 48, 64)))
     np.testing.assert_array_equal(as_taken(frames, "bgr"), frames)
     masks, _ = program_masks(converting, "nv12")
     np.testing.assert_array_equal(masks(frames), masks_of(converting, nv12_of(frames)))
@@ -207,10 +208,11 @@ def weights(tmp_path_factory, tiny_unet):
 
 @pytest.fixture
 def compiled(weights, tmp_path, pictures, monkeypatch):
-    """``compiled(*options)``: exit status, with soft pictures of odd sides to verify on."""
+    """``compiled(*options)``: exit status, with pictures to verify on that have odd sides and the colours of a video."""
     monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path / "cache"))
     (tmp_path / "pictures").mkdir()
-    for index, picture in enumerate(pictures(16, 65, 97)):
+    for index, picture in enumerate(bgr_of(nv12_of(pictures(16, 64, 96)))):
+        picture = cv2.copyMakeBorder(picture, 0, 1, 0, 1, cv2.BORDER_REPLICATE)
         cv2.imwrite(str(tmp_path / "pictures" / f"{index:02d}.png"), picture)
 
     def run(*options):
@@ -238,18 +240,19 @@ def test_a_bundle_of_nv12_that_composes(compiled, tmp_path, pictures):
 
 def test_int8_for_cpus(compiled, tmp_path, pictures):
     options = ["--target", "onnxruntime", "--precision", "int8", "--strict", "--calib", tmp_path / "pictures"]
-    assert compiled(*options) == 0
+    assert compiled(*options, "--min-iou", "0.8") == 0
     bundle = Bundle.read(tmp_path / "bundle")
     assert (bundle.manifest.pixels, bundle.manifest.precision, bundle.manifest.for_cpu) == ("nv12", "int8", True)
     with open_engine(bundle, "onnxruntime") as engine:
         assert np.ptp(engine(nv12_of(pictures(1, 64, 96)))) > 100
 
 
-def test_int8_with_times(compiled, tmp_path, capsys):
-    # Timed on this device: engines get their frames as they take them.
-    options = ["--target", "onnxruntime", "--precision", "int8", "--calib", tmp_path / "pictures"]
-    assert compiled(*options) == 0
-    assert Bundle.read(tmp_path / "bundle").manifest.pixels == "nv12"
+def test_what_is_timed_gets_its_frames_as_it_takes_them(compiled, tmp_path, pictures):
+    assert compiled() == 0
+    bundle = Bundle.read(tmp_path / "bundle")
+    made = (bundle.manifest, {PROGRAM_NAME: bundle.program_path.read_bytes()})
+    sample = Sample("a", pictures(1, 48, 64), np.zeros((1, 48, 64), np.uint8))
+    assert fastest([made], "onnxruntime", [sample], lambda _: None) == made
 
 
 def test_bundles_of_bgr_do_not_speak_of_it(compiled, tmp_path, monkeypatch):
