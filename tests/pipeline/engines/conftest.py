@@ -80,9 +80,24 @@ def add_plan(tmp_path, fake_machine):
     """``add_plan(bundle, "tensorrt", program=b"…", sms=[86], …)``: a copy of a bundle with a plan, which is its program."""
 
     def add(bundle, runtime, *, program=None, name="planned", **entry):
+        settings = fake_machine.settings
+        if bundle.manifest.pixels == "nv12" and settings.profile == type(settings)().profile:
+            settings.profile = ((1, 3, 2), (1, 96, 64), (8, 768, 512))
         return with_plan(bundle, tmp_path / name, runtime, program, profile=fake_machine.settings.profile, **entry)
 
     return add
+
+
+@pytest.fixture(scope="session")
+def nv12_bundle(red_bundle, tmp_path_factory):
+    """A bundle of NV12 that composes: the real conversion, before a program whose mask is the red channel."""
+    pytest.importorskip("torch")
+    from compile.compose import with_views
+    from compile.pixels import with_nv12
+
+    program = with_nv12(with_views(red_bundle.program_path.read_bytes(), None), None)
+    manifest = dataclasses.replace(red_bundle.manifest, pixels="nv12", composes=True)
+    return Bundle.write(tmp_path_factory.mktemp("bundles") / "nv12", manifest, {PROGRAM_NAME: program})
 
 
 def with_plan(bundle, folder, runtime, program=None, **entry):

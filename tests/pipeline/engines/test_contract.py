@@ -68,7 +68,9 @@ def with_real_plan(bundle, runtime, folder):
     """A copy of a bundle with a plan for this machine's GPU, for the few and small frames of these tests."""
     gpu, manifest = find_gpu(), bundle.manifest
     sms = (gpu.sm,) if runtime == "tensorrt-rtx" else ()
-    options = tensorrt_build.BuildOptions(runtime, sms, gpu=gpu, frame_size_hw=manifest.frame_size_hw, batch=4)
+    options = tensorrt_build.BuildOptions(
+        runtime, sms, gpu=gpu, frame_size_hw=manifest.frame_size_hw, batch=4, pixels=manifest.pixels
+    )
     program = bundle.program_path.read_bytes()
     plan = tensorrt_build.build_plan(program, options)
     entry = plan.as_dict(manifest.precision)
@@ -125,6 +127,15 @@ def test_class_numbers_come_unchanged(open_here, class_bundle):
     given = np.zeros((1, 2, 3, 3), np.uint8)
     given[0, :, :, 2] = [[0, 1, 2], [2, 1, 0]]
     np.testing.assert_array_equal(open_here(class_bundle)(given)[0], [[0, 1, 2], [2, 1, 0]])
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 90, 160), (3, 6, 8), (1, 2, 2)])
+def test_frames_may_be_nv12_where_the_program_takes_it(open_here, nv12_bundle, count, height, width):
+    luma = np.random.default_rng(0).integers(16, 236, (count, height, width), np.uint8)
+    grey = np.full((count, height // 2, width), 128, np.uint8)
+    masks = open_here(nv12_bundle)(np.concatenate((luma, grey), 1))
+    assert masks.dtype == np.uint8
+    np.testing.assert_allclose(masks, (luma.astype(float) - 16) * 255 / 219, atol=0.51)
 
 
 def test_masks_belong_to_the_caller(engine):

@@ -1,4 +1,4 @@
-"""Programs of NV12 on every backend that takes them: the real conversion, before a program whose mask is the red channel."""
+"""Programs of NV12 on ONNX Runtime and on a GPU that is none; ``test_contract`` has them on every backend."""
 
 from dataclasses import replace
 
@@ -6,8 +6,6 @@ import cv2
 import numpy as np
 import pytest
 
-from compile.compose import with_views
-from compile.pixels import with_nv12
 from pipeline.bundle import PROGRAM_NAME, Bundle
 from pipeline.compose import look_values
 from pipeline.engines import open_engine
@@ -15,15 +13,6 @@ from pipeline.errors import BundleError, ShapeError
 from pipeline.look import Look
 from pipeline.nv12 import to_bgr, to_nv12
 from pipeline.overlay import Renderer
-
-PROFILE = [[1, 3, 2], [1, 96, 64], [8, 768, 512]]
-
-
-@pytest.fixture(scope="module")
-def nv12_bundle(red_bundle, tmp_path_factory):
-    program = with_nv12(with_views(red_bundle.program_path.read_bytes(), None), None)
-    manifest = replace(red_bundle.manifest, pixels="nv12", composes=True)
-    return Bundle.write(tmp_path_factory.mktemp("bundles") / "nv12", manifest, {PROGRAM_NAME: program})
 
 
 @pytest.fixture(params=["onnxruntime", "tensorrt", "tensorrt-rtx", "tensorrt on a fake Jetson"])
@@ -36,7 +25,6 @@ def open_here(request, fake_machine, add_plan):
         if name != "onnxruntime":
             fake_machine.gpu.integrated = "Jetson" in request.param
             fake_machine.install(name)
-            fake_machine.settings.profile = PROFILE
             bundle = add_plan(bundle, name)
         engines.append(open_engine(bundle, name))
         return engines[-1]
@@ -126,16 +114,14 @@ def test_a_fixed_size_is_refused_with_both_sizes(open_here, nv12_bundle, tmp_pat
         engine(frames(1, 6, 4)[0])
 
 
-def test_frames_that_a_plan_was_not_built_for(fake_machine, add_plan, nv12_bundle):
-    fake_machine.settings.profile = PROFILE
+def test_frames_that_a_plan_was_not_built_for(add_plan, nv12_bundle):
     with open_engine(add_plan(nv12_bundle, "tensorrt"), "tensorrt") as engine:
         message = r"^frames: expected from 1 of 2×2 to 8 of 512×512 as .*, got 1 of 514×6: .* --frame 514x6 --batch 1$"
         with pytest.raises(ShapeError, match=message):
             engine(frames(1, 514, 6)[0])
 
 
-def test_half_as_many_bytes_go_up(fake_machine, add_plan, nv12_bundle):
-    fake_machine.settings.profile = PROFILE
+def test_half_as_many_bytes_go_up(add_plan, nv12_bundle):
     with open_engine(add_plan(nv12_bundle, "tensorrt"), "tensorrt") as engine:
         engine(frames(1, 8, 12)[0])
         (slot,) = engine._free
