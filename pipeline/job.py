@@ -11,8 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from pipeline.annotations import Annotations
 from pipeline.build_half import rebuild_plan
 from pipeline.command_line import StoppedError, uninterrupted
@@ -25,7 +23,7 @@ from pipeline.model_name import open_model
 from pipeline.outputs import open_outputs, open_page, output_specs
 from pipeline.overlay import Renderer
 from pipeline.palette import load_palette
-from pipeline.progress import Progress
+from pipeline.progress import Progress, write_line
 from pipeline.run import run
 from pipeline.service import Health, Service
 from pipeline.sinks import sink_kind
@@ -55,11 +53,7 @@ def run_job(options: argparse.Namespace) -> None:
         EdgemaskError: something cannot be opened, or was lost on the way.
         StoppedError: a signal ended it; what was recorded is kept.
     """
-
-    def tell(line: str) -> None:
-        tqdm.write(line, file=sys.stderr)  # a progress bar stays below
-
-    say: Callable[[str], None] = (lambda _: None) if options.quiet else tell
+    say: Callable[[str], None] = (lambda _: None) if options.quiet else write_line
     for spec in options.output or []:
         sink_kind(spec)
     look = Look(
@@ -69,7 +63,7 @@ def run_job(options: argparse.Namespace) -> None:
 
     def give_up(error: EdgemaskError) -> None:
         lost.append(error)
-        tell(f"error: {error}; the rest goes on")
+        write_line(f"error: {error}; the rest goes on")
 
     with ExitStack() as stack:
         sources = open_sources(options.source, _live_options(options, say))
@@ -115,7 +109,7 @@ def run_job(options: argparse.Namespace) -> None:
                 renderer,
                 annotations,
                 say=say,
-                tell=tell,
+                tell=write_line,
             )
             if options.serve is not None:
                 with uninterrupted():
@@ -128,7 +122,7 @@ def run_job(options: argparse.Namespace) -> None:
                         annotations,
                         healthy=health.problem,
                         timer=timer,
-                        tell=tell,
+                        tell=write_line,
                     )
                     sinks.append(page)
             service.ready(f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or 'window'}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from importlib import metadata
 
 from pipeline.build_half import compile_in_process
 from pipeline.bundle import Bundle, cache_folder
@@ -24,7 +23,9 @@ def open_model(model: str, say: Callable[[str], None]) -> Bundle:
     """
     if os.path.exists(model) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", model):
         return Bundle.read(model)
-    folder = cache_folder() / "bundles" / _version() / model
+    from pipeline.version import version
+
+    folder = cache_folder() / "bundles" / version() / model
     if folder.is_dir():
         try:
             return Bundle.read(folder)
@@ -34,10 +35,3 @@ def open_model(model: str, say: Callable[[str], None]) -> Bundle:
         say(f"{model}: compiling once into {folder}")
     compile_in_process(["--model", model, "--output", str(folder)], model)
     return Bundle.read(folder)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("edgemask")
-    except metadata.PackageNotFoundError:  # run from a clone that was not installed
-        return "clone"

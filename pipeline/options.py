@@ -13,7 +13,6 @@ from pipeline.errors import OptionError
 from pipeline.look import RENDER_MODES
 from pipeline.sinks.options import ENCODERS, byte_count, duration_s
 from pipeline.sources import FORMS
-from pipeline.yaml_file import read_yaml
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -222,6 +221,8 @@ def _parser() -> OptionParser:
 
 
 def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
+    from pipeline.yaml_file import read_yaml  # few runs read YAML, and all would wait for its package
+
     entries = read_yaml(path, "--config")
     if not isinstance(entries, dict):
         raise OptionError(f"--config {path}: expected options as 'name: value', got {type(entries).__name__}")

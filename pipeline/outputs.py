@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from importlib import metadata
 
 from pipeline.annotations import Annotations
 from pipeline.bundle import Manifest
@@ -133,11 +132,9 @@ def open_page(
         raise BackendUnavailableError(
             f"--serve: the page needs packages that are not here ({error}): install them with: pip install '.[page]'"
         ) from error
-    try:
-        version = metadata.version("edgemask")
-    except metadata.PackageNotFoundError:  # a clone that was not installed
-        version = "unknown"
-    about = {"version": version, "model": manifest.model, "precision": manifest.precision, "backend": backend}
+    from pipeline.version import version
+
+    about = {"version": version(), "model": manifest.model, "precision": manifest.precision, "backend": backend}
     return PageSink(
         options.serve,
         {source.info.name: source.telemetry for source in sources},

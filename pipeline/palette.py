@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import OptionError
-from pipeline.yaml_file import read_yaml
 
 _HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -91,6 +90,8 @@ def load_palette(spec: str) -> Palette:
 
 
 def _read_file(path: Path) -> Palette:
+    from pipeline.yaml_file import read_yaml  # few runs read YAML, and all would wait for its package
+
     entries = read_yaml(path, "palette")
     if not isinstance(entries, list) or not 1 <= len(entries) <= 256:
         got = f"a list of {len(entries)}" if isinstance(entries, list) else type(entries).__name__

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import NoReturn
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.frame import Frame, SourceInfo
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LINE_EVERY_S = 5.0
 # A camera runs for months, and a journal keeps every line.
 LIVE_LINE_EVERY_S = 600.0
+
+
+def write_line(line: str) -> None:
+    """Tell the user one line, above the bar if there is one."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm  # a tenth of the time to the first mask, which only a terminal needs
+
+        tqdm.write(line, file=sys.stderr)
+    else:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 class Progress:
@@ -34,6 +46,8 @@ class Progress:
         self._frames = 0
         self._bar: tqdm[NoReturn] | None = None
         if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
             self._bar = tqdm(total=self._total, unit=" frames", dynamic_ncols=True, smoothing=0.1, file=sys.stderr)
 
     def __enter__(self) -> Progress:

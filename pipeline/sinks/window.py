@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import cast
 
 import cv2
-from tqdm import tqdm
 
 from pipeline.annotations import Annotations
 from pipeline.controls import Command, Controls
@@ -23,6 +21,7 @@ from pipeline.frame import Frame, Image, SourceInfo
 from pipeline.hud import draw_help
 from pipeline.look import Look
 from pipeline.overlay import Renderer
+from pipeline.progress import write_line
 from pipeline.sinks import open_sink
 from pipeline.sinks.base import Sink
 from pipeline.sinks.options import DEFAULTS, SinkOptions
@@ -64,7 +63,7 @@ class WindowSink(Sink):
         renderer: Renderer,
         annotations: Annotations,
         *,
-        say: Callable[[str], None] = lambda line: tqdm.write(line, file=sys.stderr),  # a progress bar stays below
+        say: Callable[[str], None] = write_line,
         options: SinkOptions = DEFAULTS,
         telemetry: Telemetry | None = None,
     ) -> None:

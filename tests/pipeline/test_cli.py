@@ -468,7 +468,7 @@ def test_an_output_that_cannot_be_finished_does_not_cost_the_other(refused, clip
 def cached(red_bundle, tmp_path, monkeypatch):
     """Where a network of this name lies once it is compiled."""
     monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pipeline.model_name._version", lambda: "1.2.3")
+    monkeypatch.setattr("pipeline.version.version", lambda: "1.2.3")
     folder = tmp_path / "cache" / "bundles" / "1.2.3" / "u2netp"
     folder.parent.mkdir(parents=True)
     return folder
