@@ -1,8 +1,8 @@
-"""How many frames per second, beside rembg, supervision and loops with OpenCV: one clip, one network, one machine, in turn.
+"""How many frames per second, beside rembg, supervision, loops with OpenCV and PyTorch, and trtexec: one clip, one network, in turn.
 
 Ours is run with each output that others write: PNG masks and cut-outs as a command and in a process, and a video. The network is
 compiled with the contract "official", which is what the others compute. FPS are end to end: reading, network, drawing, writing; of a
-command also its start.
+command also its start. What a GPU computes is compared with ours on the GPU, and only where the bundle has a plan for it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import peers_trtexec
 from benchmarks.bars import draw_bars, write_plot
 from benchmarks.bundles import read_or_compile
 from benchmarks.environment import write_result
-from benchmarks.peers_commands import OURS, rembg_command, rembg_loop
+from benchmarks.peers_commands import rembg_command, rembg_loop
+from benchmarks.peers_gpu import ON_GPU, ALL_OURS, TORCH_COMPILE, TORCH_TENSORRT
 from benchmarks.peers_loops import opencv_dnn, opencv_onnxruntime, openvino, supervision
 from benchmarks.peers_runs import Job, Run, Runner
 from calibration.agreement import iou
@@ -55,8 +57,12 @@ PEERS: dict[str, Peer] = {
     "opencv_dnn": Peer("OpenCV, cv2.dnn, numpy", "opencv-python", "video", opencv_dnn),
     "openvino": Peer("OpenCV, OpenVINO (its default), numpy", "openvino", "video", openvino),
     "openvino_fp32": Peer("OpenCV, OpenVINO (FP32), numpy", "openvino", "video", partial(openvino, precision="f32")),
+    "torch_tensorrt": Peer("OpenCV, Torch-TensorRT, numpy", "torch-tensorrt", ON_GPU, TORCH_TENSORRT),
+    "torch_compile": Peer("OpenCV, torch.compile, numpy", "torch", ON_GPU, TORCH_COMPILE),
 }
 """Other tools by the key of their row and of their ratio."""
+
+KEYS = (*PEERS, *peers_trtexec.TOOLS)
 
 GOAL_OVER_REMBG = 1.15
 
@@ -74,7 +80,7 @@ def add_options(parser: OptionParser) -> None:
     )
     parser.add_argument("--frames", type=int, default=50, metavar="N", help="frames of each run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="runs of each (default: %(default)s)")
-    parser.add_argument("--only", metavar="KEY,…", help=f"some of {', '.join(PEERS)} (default: all)")
+    parser.add_argument("--only", metavar="KEY,…", help=f"some of {', '.join(KEYS)} (default: all)")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the ratios")
 
 
@@ -90,16 +96,23 @@ def measure(options: argparse.Namespace) -> None:
     keys = _keys(options.only)
     with tempfile.TemporaryDirectory(prefix="edgemask.") as scratch:
         job = _job(options, Path(scratch))
-        runs, missing = _in_turn(job, keys, options.rounds, Path(scratch))
-    rows = [*_our_rows(runs), *(_row(key, runs, missing) for key in keys)]
-    contract = job.bundle.manifest.contract["name"]
+        peers = [key for key in keys if key in PEERS]
+        runs, missing = _in_turn(job, peers, options.rounds, Path(scratch))
+        programs = [key for key in keys if key in peers_trtexec.TOOLS]
+        engines = list(peers_trtexec.rows(job, programs, options.rounds))
+    rows = [*_our_rows(runs, missing), *(_row(key, runs, missing) for key in peers)]
+    manifest = job.bundle.manifest
+    contract = manifest.contract["name"]
     height, width = job.size_hw
     print(
-        f"{job.bundle.manifest.model}, contract {contract}, {job.frames} frames of {job.clip.name} ({width}×{height}), "
-        f"median of {options.rounds} rounds"
+        f"{manifest.model}, {manifest.precision}, contract {contract}, {job.frames} frames of {job.clip.name} "
+        f"({width}×{height}), median of {options.rounds} rounds"
     )
-    print("\n".join(_table(rows)))
-    found = ratios(rows)
+    if rows:
+        print("\n".join(_table(rows)))
+    if engines:
+        print("\n".join(peers_trtexec.table(engines)))
+    found = ratios(rows) | peers_trtexec.ratios(engines)
     for name, number in found.items():
         print(f"{name}: {number:g}")
     if shutil.which("nvidia-smi"):
@@ -115,10 +128,12 @@ def measure(options: argparse.Namespace) -> None:
                 "clip": job.clip.name,
                 "frames": job.frames,
                 "rounds": options.rounds,
-                "model": job.bundle.manifest.model,
+                "model": manifest.model,
                 "contract": contract,
-                "network_size_hw": job.bundle.manifest.network_size_hw,
+                "network_size_hw": manifest.network_size_hw,
+                "precision": manifest.precision,
                 "table": rows,
+                "engines": engines,
                 "ratios": found,
             },
         )
@@ -143,12 +158,13 @@ def _in_turn(job: Job, keys: Sequence[str], rounds: int, scratch: Path) -> tuple
     """
     runs: dict[str, list[Run]] = {}
     missing: dict[str, str] = {}
-    used = [name for name in OURS if any(PEERS[key].ours == name for key in keys)]
+    used = [name for name in ALL_OURS if any(PEERS[key].ours == name for key in keys)]
     for number in range(rounds + 1):
         given = job if number else _short(job)
         for ours in used:
-            group: list[tuple[str, Runner]] = [(_ours_key(ours), OURS[ours][1])]
-            group += [(key, PEERS[key].runner) for key in keys if PEERS[key].ours == ours and key not in missing]
+            group: list[tuple[str, Runner]] = [(_ours_key(ours), ALL_OURS[ours][1])]
+            group += [(key, PEERS[key].runner) for key in keys if PEERS[key].ours == ours]
+            group = [(key, runner) for key, runner in group if key not in missing]
             for key, runner in group if number % 2 else group[::-1]:
                 print(f"round {number} of {rounds}: {key}", file=sys.stderr)
                 with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -156,7 +172,7 @@ def _in_turn(job: Job, keys: Sequence[str], rounds: int, scratch: Path) -> tuple
                         with redirect_stdout(sys.stderr):  # the table goes to standard output; tools talk
                             done = runner(given, Path(folder))
                     except BackendUnavailableError as error:
-                        if key not in PEERS:
+                        if key not in PEERS and ours != ON_GPU:
                             raise
                         missing[key] = str(error)
                         continue
@@ -166,6 +182,10 @@ def _in_turn(job: Job, keys: Sequence[str], rounds: int, scratch: Path) -> tuple
                     )
                 if number:
                     runs.setdefault(key, []).append(done)
+        if _ours_key(ON_GPU) in missing:  # with nothing to compare, nothing is measured
+            for key in keys:
+                if PEERS[key].ours == ON_GPU:
+                    missing.setdefault(key, "not compared: ours on a GPU is not here")
     return runs, missing
 
 
@@ -177,15 +197,14 @@ def _ours_key(name: str) -> str:
     return f"edgemask_{name}"
 
 
-def _our_rows(runs: Mapping[str, Sequence[Run]]) -> Iterator[dict[str, Any]]:
-    for name, (label, _) in OURS.items():
-        if _ours_key(name) in runs:
-            yield {
-                "tool": _ours_key(name),
-                "label": f"edgemask, {label}",
-                "version": "",
-                **_rates(runs[_ours_key(name)]),
-            }
+def _our_rows(runs: Mapping[str, Sequence[Run]], missing: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    for name, (label, _) in ALL_OURS.items():
+        key = _ours_key(name)
+        named = {"tool": key, "label": f"edgemask, {label}", "version": ""}
+        if key in runs:
+            yield {**named, **_rates(runs[key])}
+        elif key in missing:
+            yield {**named, "missing": missing[key]}
 
 
 def _row(key: str, runs: Mapping[str, Sequence[Run]], missing: Mapping[str, str]) -> dict[str, Any]:
@@ -254,11 +273,11 @@ def _job(options: argparse.Namespace, scratch: Path) -> Job:
 
 def _keys(only: str | None) -> list[str]:
     if only is None:
-        return list(PEERS)
+        return list(KEYS)
     keys = [key.strip() for key in only.split(",")]
-    if unknown := [key for key in keys if key not in PEERS]:
-        raise OptionError(f"--only: expected some of {', '.join(PEERS)}, got {unknown[0]!r}")
-    return [key for key in PEERS if key in keys]
+    if unknown := [key for key in keys if key not in KEYS]:
+        raise OptionError(f"--only: expected some of {', '.join(KEYS)}, got {unknown[0]!r}")
+    return [key for key in KEYS if key in keys]
 
 
 def _version(package: str) -> str:

@@ -17,12 +17,15 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks.passes import alone_hz
 from benchmarks.peers_runs import Clock, Job, Run, run_of_files
 from pipeline.engines import open_engine
+from pipeline.engines.base import Engine
 from pipeline.errors import BackendUnavailableError
 from pipeline.frame import Image
 from pipeline.look import Look
 from pipeline.overlay import Renderer
+from pipeline.pixels import frames_shape
 from pipeline.run import run
 from pipeline.sinks import open_sink
 from pipeline.sources import open_source
@@ -41,28 +44,35 @@ def our_command(job: Job, folder: Path, render: str) -> Run:
 
 def our_run(job: Job, folder: Path, render: str, output: str) -> Run:
     """The pipeline in this process, from opening the video to closing what is written; the engine is there already."""
+    with open_engine(job.bundle, "onnxruntime", overlap=True) as engine:
+        return run_with(engine, job, folder, render, output)
+
+
+def run_with(engine: Engine, job: Job, folder: Path, render: str, output: str) -> Run:
+    """The same with an engine that is not closed here."""
     masks: list[Image] = []
     renderer = Renderer(Look(render), "binary")
-    with open_engine(job.bundle, "onnxruntime", overlap=True) as engine:
-        engine(np.zeros((1, *job.size_hw, 3), np.uint8))
-        clock = Clock()
-        with open_source(str(job.clip)) as source:
-            sink = open_sink(str(folder / output) + (os.sep if not Path(output).suffix else ""), source.info, renderer)
-            try:
-                run(
-                    source,
-                    engine,
-                    renderer,
-                    [sink],
-                    refine=lambda frame: None if frame.mask is None else masks.append(frame.mask),
-                    progress=lambda frame, dropped: clock.tick(),
-                    max_frames=job.frames,
-                )
-                sink.close()
-            except BaseException:
-                sink.discard()
-                raise
-        return clock.run(masks, folder / output if (folder / output).is_dir() else folder)
+    (grey,) = np.full(frames_shape(engine.pixels, 1, job.size_hw), 128, np.uint8)
+    alone_hz(engine, [grey], engine.in_flight + 1)  # all that may be in flight is there, and on a GPU recorded
+    clock = Clock()
+    with open_source(str(job.clip)) as source:
+        source.pixels = engine.pixels
+        sink = open_sink(str(folder / output) + (os.sep if not Path(output).suffix else ""), source.info, renderer)
+        try:
+            run(
+                source,
+                engine,
+                renderer,
+                [sink],
+                refine=lambda frame: None if frame.mask is None else masks.append(frame.mask),
+                progress=lambda frame, dropped: clock.tick(),
+                max_frames=job.frames,
+            )
+            sink.close()
+        except BaseException:
+            sink.discard()
+            raise
+    return clock.run(masks, folder / output if (folder / output).is_dir() else folder)
 
 
 def rembg_command(job: Job, folder: Path, options: Sequence[str]) -> Run:

@@ -33,12 +33,12 @@ _COLOUR_BGR = (0, 255, 0)
 
 def opencv_onnxruntime(job: Job, folder: Path) -> Run:
     """ONNX Runtime, and numpy for the overlay."""
-    return _loop(job, folder, _onnxruntime(job), _numpy_overlay)
+    return run_loop(job, folder, _onnxruntime(job), numpy_overlay)
 
 
 def supervision(job: Job, folder: Path) -> Run:
     """ONNX Runtime, and supervision's ``MaskAnnotator`` for the overlay."""
-    return _loop(job, folder, _onnxruntime(job), _mask_annotator())
+    return run_loop(job, folder, _onnxruntime(job), _mask_annotator())
 
 
 def opencv_dnn(job: Job, folder: Path) -> Run:
@@ -50,7 +50,7 @@ def opencv_dnn(job: Job, folder: Path) -> Run:
         network.setInput(blob)
         return np.asarray(network.forward(outputs)[0], np.float32)
 
-    return _loop(job, folder, forward, _numpy_overlay)
+    return run_loop(job, folder, forward, numpy_overlay)
 
 
 def openvino(job: Job, folder: Path, precision: str | None = None) -> Run:
@@ -61,7 +61,7 @@ def openvino(job: Job, folder: Path, precision: str | None = None) -> Run:
         raise BackendUnavailableError(f"openvino is not here: {INSTALL}") from error
     config = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
     compiled = core.compile_model(str(job.network), "CPU", config)
-    return _loop(job, folder, lambda blob: np.asarray(compiled(blob)[0], np.float32), _numpy_overlay)
+    return run_loop(job, folder, lambda blob: np.asarray(compiled(blob)[0], np.float32), numpy_overlay)
 
 
 def _onnxruntime(job: Job) -> Network:
@@ -86,13 +86,15 @@ def _mask_annotator() -> Draw:
     return draw
 
 
-def _numpy_overlay(image: Image, mask: Image) -> Image:
+def numpy_overlay(image: Image, mask: Image) -> Image:
+    """(H, W, 3) uint8 BGR: a colour over the pixels of the mask, in floating point."""
     weight = _ALPHA * (mask >= _LEVEL)[..., np.newaxis]
     view: Image = (image * (1 - weight) + np.array(_COLOUR_BGR) * weight).astype(np.uint8)
     return view
 
 
-def _loop(job: Job, folder: Path, network: Network, draw: Draw) -> Run:
+def run_loop(job: Job, folder: Path, network: Network, draw: Draw) -> Run:
+    """Bring the frames of the clip through a network and into a video; the network has run once before the clock does."""
     (height, width), (network_height, network_width) = job.size_hw, job.bundle.manifest.network_size_hw
     network(np.zeros((1, 3, network_height, network_width), np.float32))
     masks: list[Image] = []

@@ -12,12 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import peers_commands
+from benchmarks import peers_commands, peers_gpu
 from benchmarks.__main__ import main
 from benchmarks.peers import PEERS, ratios
 from benchmarks.peers_runs import Clock, Run, read_masks
+from benchmarks.peers_trtexec import TOOLS
 from pipeline.bundle import PROGRAM_NAME, Bundle
-from pipeline.errors import OptionError
+from pipeline.errors import BackendUnavailableError, OptionError
 
 FAKE_REMBG = """#!{python}
 import os, sys
@@ -66,6 +67,10 @@ def place(tmp_path_factory, red_bundle):
     return folder
 
 
+def no_driver():
+    raise BackendUnavailableError("no driver")
+
+
 def given(place, *more):
     known = {"--clip": place / "clip.mp4", "--model": place / "bundle", "--network": place / "tiny.onnx"}
     options = {**known, "--frames": 3, "--rounds": 1, **dict(zip(more[::2], more[1::2], strict=True))}
@@ -76,16 +81,19 @@ def test_loops_are_compared_and_tools_that_are_not_here_are_told(place, tmp_path
     for name in ("rembg", "supervision", "openvino"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(peers_commands, "_rembg_program", lambda: None)
+    monkeypatch.setattr(peers_gpu, "require_driver", no_driver)
     result, plot = tmp_path / "result.json", tmp_path / "plots" / "plot.png"
     assert main(given(place, "--rounds", 2, "--json", result, "--plot", plot)) == 0
     printed = capsys.readouterr().out
-    assert "tiny, contract stream, 3 frames of clip.mp4 (96×64), median of 2 rounds" in printed
+    assert "tiny, fp32, contract stream, 3 frames of clip.mp4 (96×64), median of 2 rounds" in printed
     assert "rembg is not here: pip install '.[peers]'" in printed
     entries = json.loads(result.read_text())
     rows = {row["tool"]: row for row in entries["table"]}
-    assert set(rows) == {f"edgemask_{name}" for name in peers_commands.OURS} | set(PEERS)
+    assert set(rows) == {f"edgemask_{name}" for name in peers_gpu.ALL_OURS} | set(PEERS)
     missing = {key for key, row in rows.items() if "missing" in row}
-    assert missing == set(PEERS) - {"opencv", "opencv_dnn"}
+    assert missing == {*PEERS, "edgemask_video_gpu"} - {"opencv", "opencv_dnn"}
+    assert "not here: the bundle has no plan for a GPU: build one with: python -m compile --bundle" in printed
+    assert {row["tool"] for row in entries["engines"] if "missing" in row} == set(TOOLS)
     assert set(entries["ratios"]) == {
         f"{rate}_over_{key}" for rate in ("fps", "running_fps") for key in ("opencv", "opencv_dnn")
     }
