@@ -27,7 +27,7 @@ from benchmarks.bars import draw_bars, write_plot
 from benchmarks.bundles import read_or_compile
 from benchmarks.environment import write_result
 from benchmarks.peers_commands import rembg_command, rembg_loop
-from benchmarks.peers_gpu import ON_GPU, ALL_OURS, TORCH_COMPILE, TORCH_TENSORRT
+from benchmarks.peers_gpu import ALL_OURS, ON_GPU, TORCH_COMPILE, TORCH_TENSORRT
 from benchmarks.peers_loops import opencv_dnn, opencv_onnxruntime, openvino, supervision
 from benchmarks.peers_runs import Job, Run, Runner
 from calibration.agreement import iou
