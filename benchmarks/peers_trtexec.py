@@ -32,13 +32,17 @@ SECONDS = 3.0
 """How long each measures, which is what NVIDIA's programs do unless they are told."""
 
 _LIMIT_S = 300
-_GRAPHS = (
-    "--rtxCudaGraphStrategy=wholeGraph",
-    "--useCudaGraph",
-)  # whichever the version has: our engine has graphs too
-_SPINNING = "--useSpinWait"  # as NVIDIA's guide to measuring has it
-_THROUGHPUT = re.compile(r"\bThroughput: ([0-9.e+]+) qps")
-_TIMES = re.compile(r"\b(?<!-to-End Host )(GPU Compute Time|Latency): min = .*?\bmedian = ([0-9.e+-]+) ms")
+# Our engine has graphs, and its frames and masks are copied. TensorRT 10 copies unless it is told not to, and has graphs only if it is
+# told; 11 and TensorRT-RTX the other way round. Of each line the first that a version knows; waiting as NVIDIA's guides have it.
+_OPTIONS = (
+    ("--rtxCudaGraphStrategy=wholeGraph", "--useCudaGraph"),
+    ("--includeDataTransfers",),
+    ("--useSpinWait",),
+)
+_OPTION = re.compile(r"^\s+(--\w+)", re.MULTILINE)  # as --help lists them
+# Lines begin with a date and a level in brackets. "H2D Latency" is another line.
+_THROUGHPUT = re.compile(r"^(?:\[[^]]*\] *)*Throughput: ([0-9.e+]+) qps", re.MULTILINE)
+_MEDIANS = re.compile(r"^(?:\[[^]]*\] *)*(Latency|GPU Compute Time): min = .*\bmedian = ([0-9.e+-]+) ms", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def command(program: Path, bundle: Bundle, entry: Mapping[str, Any], size_hw: tu
             f"{program.name}: expected a bundle without views, which it would copy down with every frame and ours does not, "
             "got one of --compose device: give another --model"
         )
-    known = _call([str(program), "--help"]).stdout
+    known = set(_OPTION.findall(_call([str(program), "--help"]).stdout))
     options = [f"--loadEngine={bundle.folder / entry['file']}"]
     smallest, _, largest = entry["profile"]
     if smallest != largest:  # else the plan has one shape, and takes no other
@@ -163,8 +167,9 @@ def command(program: Path, bundle: Bundle, entry: Mapping[str, Any], size_hw: tu
         options.append("--versionCompatible")  # the plan carries code of its own, which must be allowed to run
     if entry.get("dla_core") is not None:
         options.append(f"--useDLACore={entry['dla_core']}")
-    options += [option for option in _GRAPHS if option.partition("=")[0] in known][:1]
-    return [str(program), *options, *([_SPINNING] if _SPINNING in known else [])]
+    for ways in _OPTIONS:
+        options += [option for option in ways if option.partition("=")[0] in known][:1]
+    return [str(program), *options]
 
 
 def measured_by(arguments: Sequence[str]) -> Summary:
@@ -179,7 +184,7 @@ def measured_by(arguments: Sequence[str]) -> Summary:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if "[E]" in line]
         said = " | ".join(line.partition("[E]")[2].strip() for line in lines[:2]) or f"exit status {done.returncode}"
         raise BackendUnavailableError(f"{name}: expected it to run, got {said[:300]}")
-    throughput, times = _THROUGHPUT.search(done.stdout), dict(_TIMES.findall(done.stdout))
+    throughput, times = _THROUGHPUT.search(done.stdout), dict(_MEDIANS.findall(done.stdout))
     if throughput is None or len(times) != 2:
         raise BackendUnavailableError(
             f"{name}: expected throughput, latency and compute time in what it prints, got none"
