@@ -26,7 +26,10 @@ QUESTIONS = {
     "start": ("benchmarks.start", "how long from the command to the first mask"),
     "throughput": ("benchmarks.throughput", "how do frames per second go with the number of sources"),
     "int8": ("benchmarks.int8", "how much of the masks does INT8 keep, ours and other tools'"),
-    "peers": ("benchmarks.peers", "how many frames per second, beside rembg, supervision and loops with OpenCV"),
+    "peers": (
+        "benchmarks.peers",
+        "how many frames per second, beside rembg, supervision, loops with OpenCV and PyTorch, and trtexec",
+    ),
 }
 
 

@@ -24,7 +24,7 @@ from compile.program import FrameProgram, Scores
 from compile.torch_tensorrt_network import build_options, compile_network, export_network, input_spec
 from models.checkpoint import load_network
 from models.errors import ModelError
-from pipeline.engines.torch_tensorrt_library import load_torch_tensorrt
+from pipeline.engines.torch_tensorrt_library import load_torch_tensorrt, one_line
 from pipeline.errors import BackendUnavailableError
 
 Compiler = Literal["torch.compile", "torch-tensorrt"]
@@ -34,13 +34,16 @@ def torch_loop(job: Job, folder: Path, compiler: Compiler) -> Run:
     """PyTorch on the GPU, and numpy for the overlay.
 
     Raises:
-        BackendUnavailableError: there is no GPU for PyTorch, or the network cannot be had or compiled.
+        BackendUnavailableError: there is no GPU for PyTorch, or the network cannot be had, compiled or run.
     """
     if not torch.cuda.is_available():
         raise BackendUnavailableError(
             f"PyTorch {torch.__version__}: expected an NVIDIA GPU, got none: install a PyTorch with CUDA on a machine that has one"
         )
-    return run_loop(job, folder, compiled_network(job, compiler, torch.device("cuda")), numpy_overlay)
+    try:
+        return run_loop(job, folder, compiled_network(job, compiler, torch.device("cuda")), numpy_overlay)
+    except RuntimeError as error:  # of CUDA, and of torch.compile, which compiles in the first run
+        raise BackendUnavailableError(f"PyTorch {torch.__version__}: {one_line(error)}") from error
 
 
 def compiled_network(job: Job, compiler: Compiler, device: torch.device) -> Network:
