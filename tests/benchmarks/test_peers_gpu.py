@@ -12,9 +12,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import peers_gpu, peers_torch, peers_trtexec
 from benchmarks.__main__ import main
+from benchmarks.peers_commands import run_with
 from benchmarks.peers_gpu import open_gpu_engine, require_plan
 from benchmarks.peers_runs import Job, in_its_own_process
 from benchmarks.peers_trtexec import Rates, command, find_program, measured_by
@@ -165,6 +167,27 @@ def test_our_rates_are_those_of_the_engine_and_of_the_pipeline(place):
     assert rates.alone_hz > 0
     assert rates.pipeline_hz > 0
     assert rates.engine.startswith("ONNX Runtime")
+
+
+def test_frames_go_to_a_program_of_nv12_as_nv12(place, red_bundle):
+    ends = [np.array([value], np.int64) for value in (0, 64, 1)]
+    names = ("from", "to", "axis")
+    graph = helper.make_graph(
+        [helper.make_node("Slice", ["frames", *names], ["masks"])],  # its luma
+        "luma",
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, ["N", 96, 96])],
+        [helper.make_tensor_value_info("masks", TensorProto.UINT8, ["N", 64, 96])],
+        initializer=[numpy_helper.from_array(end, name) for end, name in zip(ends, names, strict=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    manifest = replace(red_bundle.manifest, pixels="nv12", frame_size_hw=(64, 96))
+    luma = Bundle.write(place / "luma", manifest, {PROGRAM_NAME: model.SerializeToString()})
+    job = replace(job_of(place), bundle=luma)
+    assert peers_trtexec.our_rates(job, "onnxruntime", 0.05).pipeline_hz > 0
+    with open_engine(luma, "onnxruntime") as engine:
+        run = run_with(engine, job, place, "overlay", "video.mp4")
+    assert [mask.shape for mask in run.masks] == [(64, 96)] * 3
+    assert len(np.unique(run.masks[0])) > 1
 
 
 def test_tensorrt_rtx_is_told_to_copy_and_its_summary_is_read(install, bundle):
