@@ -56,7 +56,6 @@ def run_with(engine: Engine, job: Job, folder: Path, render: str, output: str) -
     alone_hz(engine, [grey], engine.in_flight + 1)  # all that may be in flight is there, and on a GPU recorded
     clock = Clock()
     with open_source(str(job.clip)) as source:
-        source.pixels = engine.pixels
         sink = open_sink(str(folder / output) + (os.sep if not Path(output).suffix else ""), source.info, renderer)
         try:
             run(
