@@ -15,6 +15,7 @@ from pipeline.errors import ShapeError
 from pipeline.frame import Frame
 from pipeline.nv12 import to_bgr, to_nv12
 from pipeline.sources import open_source
+from pipeline.sources.decoded import ToPixels
 from pipeline.sources.yuv4mpeg import Yuv4mpegReader
 
 
@@ -119,6 +120,22 @@ def test_other_matrices_ranges_and_formats_become_the_one_of_programs(tmp_path, 
     for frame, other in zip(frames_of(path, "nv12"), frames_of(path, "bgr"), strict=True):
         assert frame.pixels.shape == (144, 64)
         np.testing.assert_allclose(frame.image[48, 32], other.image[48, 32], atol=4)
+
+
+@pytest.mark.parametrize("width", [64, 66])  # rows with and without a rest behind them
+@pytest.mark.parametrize("made_as", ["yuv420p", "nv12"])
+@pytest.mark.parametrize("color_range", [1, 2], ids=["limited", "full"])
+def test_values_of_limited_range_are_taken_as_they_are(width, made_as, color_range):
+    planes = np.random.default_rng(0).integers(16, 236, (72, width), np.uint8)
+    decoded = av.VideoFrame.from_ndarray(planes, format=made_as)
+    decoded.colorspace, decoded.color_range = Colorspace.ITU709, color_range
+    expected = planes.copy()
+    if made_as == "yuv420p":
+        chroma = planes[48:].reshape(2, 24, width // 2)
+        expected[48:, 0::2], expected[48:, 1::2] = chroma
+    got = ToPixels("nv12")(decoded)
+    assert got.flags.c_contiguous
+    assert np.array_equal(got, expected) == (color_range == 1)
 
 
 def test_a_turned_video_stays_bgr(tmp_path, write_video):
