@@ -39,7 +39,11 @@ def write_result(path: Path, question: str, result: dict[str, Any]) -> None:
     """Write a measurement with its environment as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = {"question": question, "environment": environment(), **result}
-    path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(entries, indent=2, ensure_ascii=False)
+    home = str(Path.home()).rstrip("/")
+    if home:  # results are passed on: whose machine it was is nobody's business
+        text = text.replace(f"{home}/", "~/")
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _clocks() -> dict[str, str]:

@@ -66,6 +66,7 @@ def _speed(results: Path) -> list[str]:
         ),
         ("overlay at 1080p, the mask on 20 % of it", "overlay_ms_1080p", "{:.2f} ms"),
         ("supervision's `MaskAnnotator`, times as long", "overlay_supervision_over_ours", "{:.1f}"),
+        ("the plain formula in numpy, times as long", "overlay_numpy_over_ours", "{:.0f}"),
         ("from the command to the first mask, of what ONNX Runtime alone takes", "first_mask_over_runtime", "{:.2f}"),
         ("`python -m pipeline --help`", "help_s", "{:.2f} s"),
         (f"memory that {soak['frames']:,} frames add after the first 1,000", "soak_growth_mb", "{:.2f} MB"),
@@ -77,6 +78,13 @@ def _peers(results: Path) -> list[str]:
     table = _read(results, "peers")["table"]
     lines = ["| the same network on the same clip | our frames per second over its |", "|---|---|"]
     return lines + [f"| {row['label']} | {row['ours_over']:.2f} |" for row in table if "ours_over" in row]
+
+
+def _sizes(results: Path) -> list[str]:
+    lines = ["| `--imgsz` | frames per second | IoU with the masks of 320 | max F-measure |", "|---|---|---|---|"]
+    for row in _read(results, "sizes_u2netp")["table"]:
+        lines.append(f"| {row['size']} | {row['fps']:.1f} | {row['iou_mean']:.3f} | {row['max_f']:.3f} |")
+    return lines
 
 
 def _flicker(results: Path) -> list[str]:
@@ -96,6 +104,7 @@ BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     "accuracy": _accuracy,
     "speed": _speed,
     "peers": _peers,
+    "sizes": _sizes,
     "flicker": _flicker,
 }
 DOCUMENTS = ("README.md", "docs/architecture.md")

@@ -79,7 +79,7 @@ def _open(bundle: Bundle, name: str, overlap: bool, rebuild: Rebuild | None, say
         ) from error
     make: Callable[..., Engine] = getattr(module, class_name)
     if overlap and name == _ANYWHERE and len(os.sched_getaffinity(0)) > 1:
-        make = partial(make, in_flight=2)
+        make = partial(make, at_once=2)
     try:
         return make(bundle)
     except PlanError as error:

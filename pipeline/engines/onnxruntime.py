@@ -18,20 +18,27 @@ from pipeline.frame import describe
 
 
 class OnnxRuntimeEngine(Engine):
-    """Runs ``program.onnx`` as it lies in the bundle; one submission at a time."""
+    """Runs ``program.onnx`` as it lies in the bundle.
+
+    Args:
+        bundle: what to run.
+        at_once: how many submissions are computed at a time, each on its share of the cores.
+    """
 
     takes_looks = True
 
-    def __init__(self, bundle: Bundle, in_flight: int = 1) -> None:
+    def __init__(self, bundle: Bundle, at_once: int = 1) -> None:
         super().__init__(bundle)
-        self.in_flight = in_flight
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self._pool: ThreadPoolExecutor | None = None
-        if in_flight > 1:
-            options.intra_op_num_threads = max(1, len(os.sched_getaffinity(0)) // in_flight)
+        if at_once > 1:
+            options.intra_op_num_threads = max(1, len(os.sched_getaffinity(0)) // at_once)
             # Passive: a thread computes what was submitted, in native code, until it is collected.
-            self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="onnxruntime")
+            self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="onnxruntime")
+            self.in_flight = (
+                at_once + 1
+            )  # one waits: its cores do not, while masks are passed on and a frame is fetched
         try:
             self._session = onnxruntime.InferenceSession(
                 str(bundle.program_path), options, providers=["CPUExecutionProvider"]
@@ -107,6 +114,6 @@ class OnnxRuntimeEngine(Engine):
 
     def _close(self) -> None:
         if self._pool is not None:
-            self._pool.shutdown()  # what runs cannot be stopped
+            self._pool.shutdown(cancel_futures=True)  # what runs cannot be stopped
         self._waiting.clear()
         del self._session

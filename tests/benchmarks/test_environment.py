@@ -1,6 +1,8 @@
 import json
 import os
 
+import pytest
+
 from benchmarks.environment import environment, write_result
 
 
@@ -28,6 +30,13 @@ def test_without_one_there_is_nothing_to_tell(tmp_path, monkeypatch):
     assert found["jetson_state"] is None
     assert found["cores"] >= 1
     assert found["load"] >= 0
+
+
+@pytest.mark.parametrize(("home", "told"), [("/home/somebody", "build ~/bundle"), ("/", "build /home/somebody/bundle")])
+def test_results_do_not_tell_whose_machine_it_was(tmp_path, monkeypatch, home, told):
+    monkeypatch.setenv("HOME", home)
+    write_result(tmp_path / "a.json", "speed", {"missing": "build /home/somebody/bundle"})
+    assert json.loads((tmp_path / "a.json").read_text())["missing"] == told
 
 
 def test_a_result_is_written_with_it(tmp_path):
