@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from pipeline.cores import leave_cores_to
 from pipeline.engines.base import Engine
 from pipeline.errors import SourceError
 from pipeline.frame import Frame, Image
@@ -82,6 +83,7 @@ def pipeline_hz(engine: Engine, source: Source, count: int | None = None) -> tup
         source: where frames come from; not closed here.
         count: at most so many frames; None: all of them.
     """
+    leave_cores_to(engine)  # as the command does
     renderer = Renderer(Look(), engine.bundle.manifest.task)
     sink = open_sink("null", source.info, renderer)
     start_s = time.perf_counter()

@@ -25,6 +25,8 @@ class Sleeper(Engine):
         in_flight: how many frames may wait; while one is waited for, the next can be submitted.
     """
 
+    on_gpu = True
+
     def __init__(self, duration_ms: float, mask_share: float = 0.2, in_flight: int = 1) -> None:
         manifest = SimpleNamespace(task="binary", frame_size_hw=None, pixels="bgr", classes=("background", "subject"))
         super().__init__(cast(Bundle, SimpleNamespace(manifest=manifest)))

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.bars import draw_bars, write_plot
 from benchmarks.environment import write_result
 from pipeline.command_line import OptionParser
+from pipeline.cores import leave_cores_to
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.errors import OptionError
@@ -55,6 +56,7 @@ def measure(options: argparse.Namespace) -> None:
     bundle = open_model(options.model, print)
     rows: list[dict[str, Any]] = []
     with open_engine(bundle, options.backend, overlap=True) as engine:
+        leave_cores_to(engine)  # as the command does
         _rate(engine, options.clip, 1, 3)  # warm
         for count in counts:
             rows.append(_rate(engine, options.clip, count, options.frames // count))

@@ -15,6 +15,7 @@ from pipeline.annotations import Annotations
 from pipeline.build_half import rebuild_plan
 from pipeline.command_line import StoppedError, uninterrupted
 from pipeline.compose import composed_looks
+from pipeline.cores import leave_cores_to
 from pipeline.engines import open_engine
 from pipeline.errors import EdgemaskError, OptionError, SinkError, SourceError
 from pipeline.frame import Image, SourceInfo
@@ -81,6 +82,7 @@ def run_job(options: argparse.Namespace) -> None:
                 say=say,
             )
         )
+        leave_cores_to(engine)
         height, width = manifest.network_size_hw
         say(f"model: {manifest.model}, {manifest.precision}, {height}×{width} inside, on {engine.description}")
         renderer = Renderer(look, manifest.task)
