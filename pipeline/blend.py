@@ -83,10 +83,18 @@ class Blend:
             others.append(slice(left, right))
         return alike, others
 
-    def mix(self, drawn: Image, picture: Image, mask: Image) -> None:
-        """Mix a picture, each pixel by its mask's value, with the rest, into ``drawn``; all three are (h, w) alike."""
-        kept = cv2.applyColorMap(mask, self.kept)
-        mixed = cv2.multiply(picture, kept, scale=1 / 255)
+    def mix(self, drawn: Image, picture: Image, mask: Image, scratch: NDArray[np.uint8]) -> None:
+        """Mix a picture, each pixel by its mask's value, with the rest, into ``drawn``; all three are (h, w) alike.
+
+        Args:
+            drawn: (h, w, 3) uint8, where to.
+            picture: (h, w, 3) uint8.
+            mask: (h, w) uint8.
+            scratch: (2, n) uint8, n ≥ 3 h w, to compute in: new memory for each strip costs as much as the arithmetic.
+        """
+        kept, mixed = (part[: drawn.size].reshape(drawn.shape) for part in scratch)
+        cv2.applyColorMap(mask, self.kept, dst=kept)
+        cv2.multiply(picture, kept, dst=mixed, scale=1 / 255)
         if self.added is None:
             rest = cv2.multiply(drawn, cv2.bitwise_not(kept, dst=kept), dst=kept, scale=1 / 255)
         else:

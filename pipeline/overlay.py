@@ -44,6 +44,7 @@ class Renderer:
         self._covered: tuple[Image, Image] | None = None
         self._blend: tuple[Look, Blend] | None = None  # of the last frame
         self._views = ViewMemory()
+        self._scratch = np.empty((2, 0), np.uint8)
 
     def __call__(self, image_hwc: Image, mask_hw: Image) -> Image:
         """Draw one frame.
@@ -83,6 +84,7 @@ class Renderer:
 
     def _overlay(self, view: Image, look: Look, image: Image, mask: Image) -> None:
         blend = self._blend_of(look)
+        scratch = self._scratch_of(mask)
         for rows in _strips(mask):
             drawn = view[rows]
             drawn[:] = image[rows]
@@ -90,7 +92,7 @@ class Renderer:
             for columns in alike:
                 cv2.transform(drawn[:, columns], blend.matrix, dst=drawn[:, columns])
             for columns in others:
-                blend.mix(drawn[:, columns], drawn[:, columns], mask[rows, columns])
+                blend.mix(drawn[:, columns], drawn[:, columns], mask[rows, columns], scratch)
 
     def _subject(self, view: Image, look: Look, image: Image, mask: Image) -> None:
         """Draw the subject over another background."""
@@ -103,6 +105,7 @@ class Renderer:
             picture = self._cover(look.background, mask.shape)
         else:
             flat = _flat(background_color(look), (_strip_rows(mask), mask.shape[1]))
+        scratch = self._scratch_of(mask)
         for rows in _strips(mask):
             drawn = view[rows]
             if picture is not None:
@@ -113,7 +116,14 @@ class Renderer:
             for columns in alike:
                 drawn[:, columns] = image[rows, columns]
             for columns in others:
-                blend.mix(drawn[:, columns], image[rows, columns], mask[rows, columns])
+                blend.mix(drawn[:, columns], image[rows, columns], mask[rows, columns], scratch)
+
+    def _scratch_of(self, mask: Image) -> NDArray[np.uint8]:
+        """(2, n) uint8: memory for two pictures of a strip, the same for every frame of a size."""
+        size = 3 * _strip_rows(mask) * mask.shape[1]
+        if self._scratch.shape[1] < size:
+            self._scratch = np.empty((2, size), np.uint8)
+        return self._scratch
 
     def _blend_of(self, look: Look) -> Blend:
         if self._blend is None or self._blend[0] is not look:
