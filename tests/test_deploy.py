@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
+from benchmarks import energy
 from compile.options import _parser as compile_parser
 from compile.options import parse_options as parse_compile_options
+from pipeline.command_line import OptionParser
 from pipeline.errors import OptionError
 from pipeline.frame import Frame
 from pipeline.look import Look
@@ -398,7 +400,8 @@ def test_commands_parse(document):
 @pytest.mark.parametrize("document", [LIVE, JETSON], ids=ids)
 def test_options_exist_and_take_the_values_that_are_told(document):
     text = re.sub(r"```.*?```", "", read(document), flags=re.DOTALL)
-    parsers = (pipeline_parser(), compile_parser())
+    parsers = (pipeline_parser(), compile_parser(), OptionParser())
+    energy.add_options(parsers[-1])
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     others = {"--system-site-packages"}  # of venv
     told = re.findall(r"`(--[a-z][a-z-]*)([^`]*)`", text) + re.findall(r"`[^`]* (--[a-z][a-z-]*)([^`]*)`", text)

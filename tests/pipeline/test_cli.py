@@ -558,7 +558,7 @@ def test_a_name_that_is_no_utf_8(red_bundle, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "in_flight"),
-    [((), 2), (("--max-frames", "7"), 1), (("--max-frames", "8"), 2), (("--fps", "30"), 1)],
+    [((), 3), (("--max-frames", "7"), 1), (("--max-frames", "8"), 3), (("--fps", "30"), 1)],
 )
 def test_two_frames_at_once_where_there_are_many(main, clip, monkeypatch, arguments, in_flight):
     seen, run = [], command.run

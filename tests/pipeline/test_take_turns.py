@@ -52,6 +52,7 @@ class Red:
     """An engine whose mask is the red channel; keeps the sizes of what it was given."""
 
     in_flight = 1
+    pixels = "bgr"
 
     def __init__(self, batch=1, before=lambda: None):
         self.batch, self.before, self.shapes, self._masks = batch, before, [], None
@@ -97,7 +98,8 @@ def test_files_are_lossless_and_in_order():
 
 def test_turns_are_fair_while_both_have_frames():
     sink = Kept()
-    run([Numbers("a", 40), Numbers("b", 40)], Red(), view, [sink])
+    engine = Red(before=lambda: time.sleep(0.003))  # slower than both, so that both have frames
+    run([Numbers("a", 40), Numbers("b", 40)], engine, view, [sink])
     first = Counter(frame.source for frame in sink.frames[:40])
     assert abs(first["a"] - first["b"]) <= 6  # what was decoded before the other had begun
 
