@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from compile.errors import CompileError
-from compile.onnx_export import as_part, example_frames, export_module, frame_axes, without_traces
+from compile.onnx_export import as_part, checked, example_frames, export_module, frame_axes
 from compile.program import Overlay
 from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, VIEWS
 
@@ -52,11 +52,5 @@ def with_views(program: bytes, frame_size_hw: tuple[int, int] | None) -> bytes:
     graph.node.extend(added.node)
     graph.initializer.extend(added.initializer)
     graph.value_info.extend(added.value_info)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # the checker and shape inference share no exception
-        raise CompileError(
-            f"--compose device: the overlay cannot be joined with the program: {str(error).strip().splitlines()[0]}"
-        ) from error
-    content: bytes = without_traces(model).SerializeToString()
+    content: bytes = checked(model, "--compose device: the overlay").SerializeToString()
     return content

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, version_converter
 
 from compile.contract import Contract
 from compile.errors import CompileError
-from compile.onnx_export import OPSET, example_frames, export_module, frame_axes, without_traces
+from compile.onnx_export import OPSET, checked, example_frames, export_module, frame_axes, opset_of
 from compile.program import FrameToInput, ScoresToMask
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -34,7 +34,7 @@ def read_foreign(path: Path) -> onnx.ModelProto:
             )
         onnx.checker.check_model(model)
         model = onnx.inliner.inline_local_functions(model)
-        current = _opset(model)
+        current = opset_of(model)
         if current < OPSET:
             model = version_converter.convert_version(model, OPSET)
         elif current > 20:
@@ -150,10 +150,10 @@ def _join(
     before: onnx.ModelProto, network: onnx.ModelProto, after: onnx.ModelProto, scores_name: str
 ) -> onnx.ModelProto:
     """One graph of three; names get a prefix each, so that none meets another's."""
-    newest = max(_opset(model) for model in (before, network, after))
+    newest = max(opset_of(model) for model in (before, network, after))
     graphs = []
     for prefix, model in (("before/", before), ("network/", network), ("after/", after)):
-        same = model if _opset(model) == newest else version_converter.convert_version(model, newest)
+        same = model if opset_of(model) == newest else version_converter.convert_version(model, newest)
         graphs.append(onnx.compose.add_prefix(same, prefix).graph)
     first, middle, last = graphs
     (input_,) = [value for value in middle.input if value.name not in {item.name for item in middle.initializer}]
@@ -181,13 +181,7 @@ def _join(
     )
     # Both halves read the input itself: TensorRT refuses to hand uint8 on, be it through an Identity.
     _rename(joined.graph, {"before/frames": "frames", "after/frames": "frames", "after/masks": "masks"})
-    try:
-        onnx.checker.check_model(joined, full_check=True)
-    except Exception as error:  # the checker and shape inference share no exception
-        raise CompileError(
-            f"the network cannot be joined with the frame program: {str(error).strip().splitlines()[0]}"
-        ) from error
-    return without_traces(joined)
+    return checked(joined, "the network")
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
@@ -202,10 +196,6 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

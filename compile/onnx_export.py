@@ -95,11 +95,35 @@ def as_part(part: onnx.ModelProto, program: onnx.ModelProto, prefix: str) -> onn
         program: what it is joined with.
         prefix: before its other names.
     """
-    newest = next((opset.version for opset in program.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
+    newest = opset_of(program)
     if newest != OPSET:
         part = version_converter.convert_version(part, newest)
     graph: onnx.GraphProto = onnx.compose.add_prefix(part, prefix, rename_inputs=False, rename_outputs=False).graph
     return graph
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a model uses."""
+    return next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
+
+
+def checked(model: onnx.ModelProto, what: str) -> onnx.ModelProto:
+    """A model that was put together from parts, sound and without traces.
+
+    Args:
+        model: changed and returned.
+        what: the subject of the message, such as "--compose device: the overlay".
+
+    Raises:
+        CompileError: its parts do not fit.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker and shape inference share no exception
+        raise CompileError(
+            f"{what} cannot be joined with the frame program: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return without_traces(model)
 
 
 def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:

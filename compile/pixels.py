@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compile.errors import CompileError
-from compile.onnx_export import MAX_BATCH, MAX_SIDE, as_part, export_module, without_traces
+from compile.onnx_export import MAX_BATCH, MAX_SIDE, as_part, checked, export_module
 from pipeline.bundle import FRAMES
 from pipeline.pixels import frames_shape
 
@@ -91,13 +91,7 @@ def with_nv12(program: bytes, frame_size_hw: tuple[int, int] | None) -> bytes:
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(added.initializer)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # the checker and shape inference share no exception
-        raise CompileError(
-            f"--pixels nv12: the conversion cannot be joined with the program: {str(error).strip().splitlines()[0]}"
-        ) from error
-    content: bytes = without_traces(model).SerializeToString()
+    content: bytes = checked(model, "--pixels nv12: the conversion").SerializeToString()
     return content
 
 
