@@ -21,7 +21,7 @@ from pipeline.errors import EdgemaskError, OptionError, SinkError, SourceError
 from pipeline.frame import Image, SourceInfo
 from pipeline.look import Color, Look
 from pipeline.model_name import open_model
-from pipeline.outputs import open_outputs, open_page, output_specs
+from pipeline.outputs import has_window, open_outputs, open_page, output_specs
 from pipeline.overlay import Renderer
 from pipeline.palette import load_palette
 from pipeline.progress import Progress, write_line
@@ -57,6 +57,7 @@ def run_job(options: argparse.Namespace) -> None:
     say: Callable[[str], None] = (lambda _: None) if options.quiet else write_line
     for spec in options.output or []:
         sink_kind(spec)
+    window = has_window(options, write_line)
     look = Look(
         options.render, options.alpha, options.threshold, load_palette(options.palette), _background(options.background)
     )
@@ -110,8 +111,8 @@ def run_job(options: argparse.Namespace) -> None:
                 manifest.classes,
                 renderer,
                 annotations,
+                window=window,
                 say=say,
-                tell=write_line,
             )
             if options.serve is not None:
                 with uninterrupted():
@@ -127,7 +128,9 @@ def run_job(options: argparse.Namespace) -> None:
                         tell=write_line,
                     )
                     sinks.append(page)
-            service.ready(f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or 'window'}")
+            service.ready(
+                f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or ('window' if window else 'page')}"
+            )
             most = options.max_frames and options.max_frames * len(sources)
             with Progress(info, most, quiet=options.quiet) as progress:
                 run(

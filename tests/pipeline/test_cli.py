@@ -226,13 +226,17 @@ def test_a_configuration_file(main, clip, tmp_path):
     assert len(os.listdir(tmp_path / "a")) == len(os.listdir(tmp_path / "b")) == 2
 
 
-def test_without_a_display_and_an_output_it_says_what_to_do(main, monkeypatch):
-    done = main("--source", "test://?size=8x8&frames=2", "--headless")
-    assert (done.status, done.out) == (0, [])
-    assert done.err == ["no window (--headless): write with --output out.mp4 or a folder, or watch with --serve"]
-
-
 # What is refused
+
+
+@pytest.mark.parametrize("source", ["test://?size=8x8&frames=2", "/dev/video99", "rtsp://127.0.0.1:9/x"])
+@pytest.mark.parametrize("arguments", [(), ("--show",), ("--headless",), ("--fps", "5")])
+def test_without_an_output_nothing_is_opened(refused, monkeypatch, source, arguments):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pipeline.job.open_sources", lambda *_: pytest.fail("a source was opened"))
+    monkeypatch.setattr("pipeline.job.open_model", lambda *_: pytest.fail("a model was opened"))
+    assert "--output null" in refused("--source", source, *arguments)
 
 
 @pytest.mark.parametrize(
