@@ -86,6 +86,8 @@ def run_job(options: argparse.Namespace) -> None:
         leave_cores_to(engine)
         height, width = manifest.network_size_hw
         say(f"model: {manifest.model}, {manifest.precision}, {height}×{width} inside, on {engine.description}")
+        if engine.advice:
+            say(engine.advice)
         renderer = Renderer(look, manifest.task)
         annotations = Annotations(manifest, engine.description, renderer, hud=options.hud, legend=options.legend)
         health, timer = Health([source.telemetry for source in sources]), StageTimer()

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline import job as command
+from pipeline.bundle import PROGRAM_NAME, Bundle
 from pipeline.errors import SourceError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.model_name import open_model
@@ -197,6 +199,25 @@ def test_what_is_said_goes_to_standard_error_and_the_result_to_standard_output(m
     assert done.err[2].endswith("out.mp4: H.264 by the CPU (x264)")
     assert done.err[3].startswith("12 frames in ")
     assert [line.split()[0] for line in done.err[4:]] == ["decode", "engine", "render", "write"]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "advised"),
+    [
+        ({"precision": "fp32"}, False),
+        ({"precision": "fp16"}, True),
+        ({"precision": "int8"}, True),
+        ({"precision": "int8", "calibration": {"graph": "cpu"}}, False),
+    ],
+)
+def test_a_program_that_is_slower_here_than_fp32_is_told(main, red_bundle, tmp_path, manifest, advised):
+    files = {PROGRAM_NAME: red_bundle.program_path.read_bytes()}
+    bundle = Bundle.write(tmp_path / "bundle", replace(red_bundle.manifest, **manifest), files)
+    arguments = ("--source", "test://?size=8x8&frames=2", "--output", "null")
+    done = main(*arguments, model=bundle.folder, quiet=False)
+    assert done.status == 0
+    assert sum("--precision fp32" in line for line in done.err) == advised
+    assert main(*arguments, model=bundle.folder).err == []
 
 
 @pytest.mark.parametrize(
