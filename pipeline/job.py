@@ -38,6 +38,7 @@ from pipeline.telemetry import NEWER, Snapshot
 if TYPE_CHECKING:
     from pipeline.bundle import Task
     from pipeline.governor import Governor
+    from pipeline.sources.base import Source
     from pipeline.sources.live import LiveOptions
 
 # From so many frames on, their rate counts more than how soon the first one is there.
@@ -92,7 +93,7 @@ def run_job(options: argparse.Namespace) -> None:
         annotations = Annotations(manifest, engine.description, renderer, hud=options.hud, legend=options.legend)
         health, timer = Health([source.telemetry for source in sources]), StageTimer()
         service = stack.enter_context(Service(health))
-        governor = _governor(options, manifest.task)
+        governor = _governor(options, manifest.task, sources, say)
         steady = Steady(options.smooth, options.refine_edges, manifest.task, renderer, sources)
         composed = composed_looks(options.compose, engine, renderer, steady=steady.changes or governor is not None)
 
@@ -191,12 +192,14 @@ def _live_options(options: argparse.Namespace, say: Callable[[str], None]) -> Li
     )
 
 
-def _governor(options: argparse.Namespace, task: Task) -> Governor | None:
+def _governor(
+    options: argparse.Namespace, task: Task, sources: Sequence[Source], say: Callable[[str], None]
+) -> Governor | None:
     if options.fps is None:
         return None
     from pipeline.governor import Governor
 
-    return Governor(options.fps, task)
+    return Governor(options.fps, task, live=[source.info.name for source in sources if source.info.live], say=say)
 
 
 def _is_long(options: argparse.Namespace, infos: Sequence[SourceInfo]) -> bool:

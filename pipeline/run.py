@@ -160,7 +160,7 @@ def run(
                     decorate(frame, timer)
             with timer("write"):
                 left = _write(frame, left, give_up, any(one.info.live for one in sources))
-            telemetry.went_out(frame.age_ms)
+            telemetry.went_out(frame.age_ms, frame.stale)
             frames += 1
             if progress is not None:
                 progress(frame, sum(one.dropped for one in queues))

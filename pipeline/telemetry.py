@@ -54,6 +54,8 @@ class Snapshot:
         age_p50_ms: its median over the last 600 frames.
         age_p99_ms: its 99th percentile over the same.
         frame_s: seconds since the last frame was written; None before the first.
+        frames_stale: frames that were written with a stale mask (``Frame.stale``).
+        stale: the last one was.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Snapshot:
     age_p50_ms: float
     age_p99_ms: float
     frame_s: float | None
+    frames_stale: int
+    stale: bool
 
 
 class Telemetry:
@@ -87,7 +91,8 @@ class Telemetry:
         self._state = state
         self._since_ns = time.monotonic_ns()
         self._problem = ""
-        self._reconnects = self._frames_in = self._frames_out = 0
+        self._reconnects = self._frames_in = self._frames_out = self._frames_stale = 0
+        self._stale = False
         self._dropped: Counter[str] = Counter()
         self._in_ns: deque[int] = deque(maxlen=_RATE_FRAMES)
         self._out_ns: deque[int] = deque(maxlen=_RATE_FRAMES)
@@ -118,10 +123,12 @@ class Telemetry:
             self._frames_in += 1
             self._in_ns.append(time.monotonic_ns())
 
-    def went_out(self, age_ms: float) -> None:
-        """Count a frame that was written, ``age_ms`` after its capture."""
+    def went_out(self, age_ms: float, stale: bool = False) -> None:
+        """Count a frame that was written, ``age_ms`` after its capture; with a stale mask or another."""
         with self._lock:
             self._frames_out += 1
+            self._frames_stale += stale
+            self._stale = stale
             self._out_ns.append(time.monotonic_ns())
             self._ages_ms.append(age_ms)
 
@@ -157,6 +164,8 @@ class Telemetry:
                 ages_ms[len(ages_ms) // 2] if ages_ms else 0.0,
                 ages_ms[min(len(ages_ms) - 1, int(0.99 * len(ages_ms)))] if ages_ms else 0.0,
                 (now_ns - self._out_ns[-1]) / 1e9 if self._out_ns else None,
+                self._frames_stale,
+                self._stale,
             )
 
     @property

@@ -160,7 +160,8 @@ def results_of(frame: Frame, renderer: Renderer, classes: tuple[str, ...]) -> di
     Returns:
         source, index, pts_s, captured (UTC, ISO 8601), age_ms, size_hw; and classes, those in the picture, each with its number,
         its name, the share of the frame that it covers (0 to 1) and the boxes of its connected parts: xywh in pixels and the
-        share of the frame. With a binary network also the mean probability of the frame, of the class and of each box.
+        share of the frame. With a binary network also the mean probability of the frame, of the class and of each box. And stale,
+        true, where the mask is (``Frame.stale``).
     """
     if frame.mask is None:
         raise ValueError(f"{frame!r} has no mask yet")
@@ -174,6 +175,8 @@ def results_of(frame: Frame, renderer: Renderer, classes: tuple[str, ...]) -> di
         "age_ms": round(age_ms, 3),
         "size_hw": list(frame.size_hw),
     }
+    if frame.stale:
+        result["stale"] = True
     mask = np.ascontiguousarray(frame.mask)
     if renderer.task == "binary":
         result["mean_probability"] = _share(cv2.mean(mask)[0] / 255)

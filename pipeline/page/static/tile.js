@@ -110,8 +110,9 @@ export class Tile {
 
   tell(facts) {
     const running = facts.state === "running";
-    this.chip.textContent = LABELS[facts.state].toLowerCase();
-    this.chip.dataset.state = facts.state;
+    const stale = running && facts.stale; // the picture is new, its mask is not
+    this.chip.textContent = stale ? "stale mask" : LABELS[facts.state].toLowerCase();
+    this.chip.dataset.state = stale ? "stalled" : facts.state;
     this.numbers.textContent = running ? `${facts.rate_out_hz.toFixed(1)} FPS · ${facts.age_ms.toFixed(0)} ms` : "";
     const seconds = `${Math.floor(facts.state_s)} s`;
     let text = LABELS[facts.state];
