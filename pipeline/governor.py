@@ -2,7 +2,8 @@
 
 The engine works on one frame at a time on a thread of its own. Every other frame gets the mask that was computed last, warped by
 the optical flow from that frame to this one, or as it is where nothing moved; a frame that does not differ is not computed anew.
-What that costs is measured on the way: the mask of the frame that the engine works on was warped too, and the two are compared.
+What that costs is measured on the way: for the frame that the engine works on, masks are warped too, and compared with the one that
+comes: the last computed one, and the one before, which is as old as masks get before the next one comes.
 Where they do not agree, the mask that was computed last stands as it is, and the frame says that it is stale, until they do again.
 """
 
@@ -51,7 +52,8 @@ class Reuse:
         moved: frames that got a warped mask.
         unchanged: frames that got the last mask as it was, since the picture had not changed.
         stale: frames that got it as it was though the picture had changed, since moving it would not have helped.
-        agreements: IoU of the warped mask with the one that was computed for the same frame; of the last 1000.
+        agreements: IoU of warped masks, one as old as they begin and one as old as they get, with the one that was computed for the
+            same frame; of the last 1000.
     """
 
     computed: int = 0
@@ -80,13 +82,13 @@ class _Key:
 
 
 class _Asked(NamedTuple):
-    """What the engine works on: a frame's source, greys and time, and the last mask moved to it."""
+    """What the engine works on: a frame's source, greys and time, and the last masks moved to it."""
 
     source: str
     grey: Image
     tiles: Image
     captured_ns: int
-    moved: Image | None
+    moved: tuple[Image, ...] = ()
 
 
 @dataclass(slots=True)
@@ -94,6 +96,7 @@ class _Of:
     """What is known of one source."""
 
     key: _Key | None = None
+    before: _Key | None = None  # the key before it, of the same scene
     asked_s: float = 0.0
     seen_s: float = 0.0
     trust: Trust = field(default_factory=Trust)
@@ -171,11 +174,9 @@ class Governor:
             if self._asked is not None:
                 self._take(done)
             ask(frame)
-            self._asked, known.asked_s = _Asked(frame.source, grey, tiles, frame.captured_ns, None), now_s
-            self._take(done)
-            key = known.key
-            assert key is not None
-            frame.mask = key.mask.copy()
+            self._asked, known.asked_s = _Asked(frame.source, grey, tiles, frame.captured_ns), now_s
+            known.key = None  # of another scene
+            frame.mask = self._take(done).mask.copy()
             return
         assert key is not None
         if _is_same(tiles, key.tiles, grey, key.grey):
@@ -193,25 +194,28 @@ class Governor:
                 frame.mask = moved = self._moved(key, grey)
             if is_turn:
                 ask(frame)
-                # A copy: who gets the frame may do with its mask as they like.
-                self._asked = _Asked(frame.source, grey, tiles, frame.captured_ns, moved.copy())
                 known.asked_s = now_s
+                compared = [moved.copy()]  # who gets the frame may do with its mask as they like
+                if known.before is not None and not _is_cut(tiles, known.before.tiles):
+                    compared.append(self._moved(known.before, grey))
+                self._asked = _Asked(frame.source, grey, tiles, frame.captured_ns, tuple(compared))
         if frame.stale:
             frame.mask = key.mask.copy()
             self.reuse.stale += 1
         else:
             self.reuse.moved += 1
 
-    def _take(self, done: Prefetch[Image]) -> None:
+    def _take(self, done: Prefetch[Image]) -> _Key:
         """Wait for the mask that the engine works on, and keep it."""
         assert self._asked is not None
         asked, self._asked = self._asked, None
         mask = np.array(next(iter(done)))
         known = self._sources[asked.source]
-        known.key = _Key(asked.grey, asked.tiles, asked.captured_ns, mask)
+        key = _Key(asked.grey, asked.tiles, asked.captured_ns, mask)
+        known.before, known.key = known.key, key
         self.reuse.computed += 1
-        if asked.moved is not None:
-            agreed = agreement(asked.moved, mask, self._task)
+        if asked.moved:
+            agreed = float(np.mean([agreement(moved, mask, self._task) for moved in asked.moved]))
             self.reuse.agreements.append(agreed)
             known.trust.add(agreed)
             if not known.trust.holds:
@@ -219,6 +223,7 @@ class Governor:
                     asked.source,
                     f"moved masks agree with computed ones by IoU {known.trust.recent:.2f}, expected {TRUSTED_FROM:.2f}",
                 )
+        return key
 
     def _tell(self, source: str, why: str) -> None:
         """Say once for a source that its masks are stale."""

@@ -167,6 +167,16 @@ def test_masks_that_cannot_follow_stand_as_they_were_computed_and_say_so():
     assert f"stale for {stale}" in reuse.line()
 
 
+def test_masks_are_compared_as_old_as_they_get():
+    # From one computed frame to the next the flow follows the disc, and from there to the next but one it does not.
+    engine, governor = Engine(), Governor(1000, "binary")
+    path = list(range(40, 220, 28))
+    done = list(governor.masked(computed_in_step(governor, a=path), engine, StageTimer()))
+    assert governor.reuse.agreements[0] > 0.93
+    assert max(list(governor.reuse.agreements)[1:]) < 0.6
+    assert any(frame.stale for frame in done)
+
+
 def test_masks_move_again_when_they_can_follow():
     said = []
     engine, governor = Engine(), Governor(1000, "binary", say=said.append)
