@@ -28,9 +28,10 @@ _LUMA_BGR = (0.114, 0.587, 0.299)
 class FrameToInput(nn.Module):
     """Frames to the network's input: resize, channel order, scale, mean and standard deviation.
 
-    Large frames are averaged, not sampled: a bilinear resize from 1080p to 320 pixels looks at a tenth of the picture, and what it
-    misses flickers. So the frame is resized to the nearest whole multiple of the network's size, and blocks of that many pixels are
-    averaged. For frames of less than 1.5 times the network's size this is the plain bilinear resize.
+    With the filter "area" large frames are averaged, not sampled: a bilinear resize from 1080p to 320 pixels looks at a tenth of the
+    picture, and what it misses flickers. So the frame is resized to the nearest whole multiple of the network's size, and blocks of
+    that many pixels are averaged. For frames of less than 1.5 times the network's size this is the plain bilinear resize, which the
+    filter "bilinear" is for all.
     """
 
     mean: Tensor
@@ -43,6 +44,7 @@ class FrameToInput(nn.Module):
         self.channels = contract.channels
         self.divide_by = contract.divide_by
         self.layout = contract.layout
+        self.filter = contract.filter
         self.register_buffer("mean", torch.tensor(contract.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(contract.std).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("luma_bgr", torch.tensor(_LUMA_BGR).view(1, 3, 1, 1), persistent=False)
@@ -52,9 +54,12 @@ class FrameToInput(nn.Module):
         height, width = self.size_hw
         # Cast first: TensorRT takes uint8 only at the border of a network.
         x = frames_nhwc.float().permute(0, 3, 1, 2)
-        rows, columns = _blocks(frames_nhwc.shape[1], height), _blocks(frames_nhwc.shape[2], width)
-        x = F.interpolate(x, (height * rows, width * columns), mode="bilinear", align_corners=False)
-        x = x.reshape(x.shape[0], 3, height, rows, width, columns).mean((3, 5))
+        if self.filter == "bilinear":
+            x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+        else:
+            rows, columns = _blocks(frames_nhwc.shape[1], height), _blocks(frames_nhwc.shape[2], width)
+            x = F.interpolate(x, (height * rows, width * columns), mode="bilinear", align_corners=False)
+            x = x.reshape(x.shape[0], 3, height, rows, width, columns).mean((3, 5))
         if self.channels == "rgb":
             x = x.flip(1)
         elif self.channels == "grey":
@@ -78,7 +83,7 @@ class ScoresToMask(nn.Module):
         super().__init__()
         self.activation = contract.activation
         self.stretch = contract.stretch
-        self.layout = contract.layout
+        self.layout = contract.output_layout or contract.layout
         self.smooth = smooth
 
     def forward(self, scores: Tensor, frames_nhwc: Tensor) -> Tensor:
@@ -94,6 +99,8 @@ class ScoresToMask(nn.Module):
             low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
             # A flat map has nothing to stretch: it stays dark, where a division by zero would be NaN.
             x = (x - low) / (high - low).clamp(min=1e-6)
+            # The authors cut the stretched mask to 8 bits before they enlarge it.
+            x = (x * 255.0).floor() / 255.0
         x = F.interpolate(x, size_hw, mode="bilinear", align_corners=False)
         # Cast last: TensorRT gives uint8 only at the border of a network.
         return (x * 255.0).round().clamp(0.0, 255.0)[:, 0].to(torch.uint8)
