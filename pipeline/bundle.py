@@ -26,6 +26,8 @@ from pipeline.pixels import Pixels
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 PROGRAM_NAME = "program.onnx"
+WORST_NAME = "verification.png"
+"""The frames that agreed least when the bundle was verified, as a picture."""
 PLANS = "engines/"
 MANIFEST_LIMIT_BYTES = 1 << 20
 
