@@ -154,13 +154,11 @@ def _write_bundle(
         masks, runtime = program_masks(content, options.pixels)
         verification = proof.of(masks, runtime)
         problem = problem_with(verification, options.min_iou, options.min_worst_iou)
-        agrees = "agrees" if problem is None else "does not agree"
-        say(
-            f"{precision} {agrees} with the trained network on {verification.frames} {frames.origin}: "
-            f"{verification}{frames.advice}"
-        )
         if problem is not None:
-            raise CompileError(problem)
+            raise CompileError(problem + frames.advice)
+        say(
+            f"{precision} agrees with {proof.against} on {verification.frames} {proof.source}: {verification}{frames.advice}"
+        )
         manifest = Manifest(
             model=options.model or weights.stem,
             task=task,

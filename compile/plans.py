@@ -258,10 +258,9 @@ def _verify_on_gpu(
         except PlanError as error:
             raise CompileError(f"the plan was built, but this GPU does not run it: {error.problem}") from error
     problem = problem_with(result, options.min_iou, options.min_worst_iou)
-    agrees = "agrees" if problem is None else "does not agree"
-    say(f"on {result.runtime} it {agrees} with {proof.against} on {result.frames} {proof.source}: {result}")
     if problem is not None:
         raise CompileError(problem)
+    say(f"on {result.runtime} it agrees with {proof.against} on {result.frames} {proof.source}: {result}")
     return result.as_dict()
 
 

@@ -17,7 +17,7 @@ from calibration.truth import VOID, Truth, Truths, resize_truth, with_void_agree
 from compile.errors import CompileError
 from pipeline.bundle import LOOK_VALUES, Task
 from pipeline.frame import Frame, describe
-from pipeline.nv12 import to_nv12
+from pipeline.nv12 import to_bgr, to_nv12
 from pipeline.pixels import Pixels
 
 Masks = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -265,7 +265,8 @@ def take_samples(
                 raise CompileError(f"--verify {source}: expected frames of 2×2 or more for NV12, got {describe(image)}")
             image, truth_hw = image[:height, :width], None if truth_hw is None else truth_hw[:height, :width]
         frames_nhwc = np.ascontiguousarray(image[None])
-        expected = reference(frames_nhwc)
+        # What NV12 loses of a photo's colours is lost before the program, as in a video: the network sees it so too.
+        expected = reference(frames_nhwc if pixels == "bgr" else to_bgr(to_nv12(image))[None])
         covered, undecided = _clarity(expected, task)
         samples.append(Sample(frame.name, frames_nhwc, expected.masks_nhw, truth_hw, covered, undecided))
         size_bytes += frames_nhwc.nbytes
@@ -431,26 +432,26 @@ def problem_with(verification: Verification, min_iou: float, min_worst_iou: floa
     Returns:
         By how much and what to try; None if all is well.
     """
-    got, remedy = verification, "try --precision fp32, or frames of your own with --verify, or allow it with --min-iou"
+    got = verification
     least_worst = min(MIN_WORST_IOU, min_iou) if min_worst_iou is None else min_worst_iou
     mae_limit = max(0.01, 1 - min_iou)
     behind = 0.0 if got.truth is None else (got.truth_reference or 0.0) - got.truth
+    allowed_by = "--min-iou"
     if min_iou <= 0:
         return None
     if got.constant:
-        what = f"the mask has the same value all over on {got.constant} of {got.frames} frames, expected a shape"
+        expected = f"a mask with a shape on all frames, got one value all over on {got.constant} of {got.frames}"
     elif behind > MOST_BEHIND:
-        what = (
-            f"{got.truth_metric} against ground truth {got.truth:.4f}, expected {got.truth_reference:.4f} as in FP32, "
-            f"or {MOST_BEHIND:g} less"
-        )
+        expected = f"a {got.truth_metric} of {got.truth_reference:.4f} as in FP32, or {MOST_BEHIND:g} less"
     elif not got.iou_low >= min_iou:
-        what = f"mean IoU {got.iou_mean:.4f} with a lower end of {got.iou_low:.4f}, expected {min_iou:.4f} or more"
+        expected = f"a mean IoU whose interval begins at {min_iou:.4f} or more"
     elif got.iou_worst is not None and not got.iou_worst >= least_worst:
-        what = f"IoU {got.iou_worst:.4f} on {got.worst_frame}, expected {least_worst:.4f} or more on the worst frame"
-        remedy = remedy.replace("--min-iou", "--min-worst-iou")
+        expected, allowed_by = f"an IoU of {least_worst:.4f} or more on the worst frame", "--min-worst-iou"
     elif not got.mae <= mae_limit:
-        what = f"mean absolute error {got.mae:.4f}, expected {mae_limit:.4f} or less"
+        expected = f"a mean absolute error of {mae_limit:.4f} or less"
     else:
         return None
-    return f"what was compiled does not agree with {got.against} on {got.frames} {got.source} ({got.runtime}): {what}: {remedy}"
+    return (
+        f"what was compiled does not agree with {got.against} on {got.frames} {got.source} ({got.runtime}): expected {expected}, "
+        f"got {got}: take a higher --precision, or allow it with {allowed_by}"
+    )
