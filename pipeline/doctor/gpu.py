@@ -41,6 +41,9 @@ else:
             ):
                 found["gpus"].append([name.value.decode(errors="replace"), major.value, minor.value])
 """
+_SIGNS = ("dev/nvidia[0-9]*", "dev/nvhost-gpu", "dev/nvgpu*", "usr/lib/wsl/lib/libcuda.so.1")
+"""What a driver puts there: on a desktop, on a Jetson, under Windows."""
+
 _NORMAL = "normal: ONNX Runtime runs on the CPU"
 
 
@@ -67,6 +70,13 @@ def questions(root: Path, environment: Mapping[str, str]) -> dict[str, Question]
         query = "--query-gpu=driver_version,memory.free,memory.total"
         asked["nvidia-smi"] = Question(command=(smi, query, "--format=csv,noheader,nounits"))
     return asked
+
+
+def is_seen(root: Path, environment: Mapping[str, str]) -> bool:
+    """Whether there is a sign of an NVIDIA GPU, usable or not, that is not hidden: no driver is asked, so that every start can."""
+    if environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return any(next(root.glob(sign), None) for sign in _SIGNS) or _on_the_bus(root)
 
 
 def gpus(facts: Facts) -> list[Gpu]:

@@ -388,10 +388,10 @@ def _forked(work, given):
     if child == 0:
         try:
             work(given)
-        except BaseException:
+            os._exit(0)
+        finally:
             traceback.print_exc()
             os._exit(1)
-        os._exit(0)
     return child
 
 
