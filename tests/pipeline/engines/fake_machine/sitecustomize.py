@@ -78,6 +78,8 @@ def with_a_builder(module):
             file.write(f"{os.getpid()}\n")
         if STATE == "build fails":
             raise module.CompileError(f"TensorRT {VERSION} built no plan: Error Code 2: OutOfMemory (3221225472 bytes)")
+        if STATE == "build is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         while STATE == "slow" and not (HERE / "go on").exists():
             time.sleep(0.02)
         plan = build_plan(program, options, **more)
