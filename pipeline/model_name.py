@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.build_half import compile_in_process
 from pipeline.bundle import Bundle, cache_folder
+from pipeline.engines import usable_runtime
 from pipeline.errors import BackendUnavailableError, BuildError, BundleError
 from pipeline.file_lock import one_maker
 
@@ -57,8 +58,6 @@ def _compiled(folder: Path, model: str, options: Sequence[str], say: Callable[[s
 
 
 def _has_usable_gpu() -> bool:
-    from pipeline.engines.gpu import usable_runtime
-
     try:
         return usable_runtime() is not None
     except BackendUnavailableError:

@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bundle import Bundle
 from pipeline.errors import BackendUnavailableError, BuildError, EdgemaskError, OptionError, PlanError
+from pipeline.gpu_sign import is_seen
 from pipeline.plan import BUILT_FROM_PROGRAM
 
 if TYPE_CHECKING:
@@ -94,8 +96,6 @@ def _open_on_gpu(
         if engine is not None:
             return engine, ()
     if rebuild is not None:
-        from pipeline.engines.gpu import usable_runtime  # only now: --help needs none of it
-
         try:
             runtime = usable_runtime()
         except BackendUnavailableError as error:
@@ -104,6 +104,19 @@ def _open_on_gpu(
             if runtime is not None and runtime not in names:
                 return attempt(runtime), problems
     return None, problems
+
+
+def usable_runtime() -> str | None:
+    """The first backend that can build plans and run them on the GPU of this machine; None, at once, where no GPU is seen.
+
+    Raises:
+        BackendUnavailableError: a GPU is here that cannot be used; with what is missing.
+    """
+    if not is_seen(Path("/"), os.environ):
+        return None
+    from pipeline.engines.gpu import first_runtime  # not at the top: a machine without a GPU need not load it
+
+    return first_runtime()
 
 
 def _open(bundle: Bundle, name: str, overlap: bool, rebuild: Rebuild | None) -> Engine:

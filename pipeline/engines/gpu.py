@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.doctor.gpu import is_seen, pycuda_command
+from pipeline.doctor.gpu import pycuda_command
 from pipeline.doctor.packages import RTX_COMPUTE_CAPABILITIES
 from pipeline.doctor.probe import Facts
 from pipeline.engines.tensorrt_library import load_tensorrt
@@ -54,14 +54,12 @@ def find_gpu() -> Gpu:
     return Gpu(device.name, device.sm, free_bytes)
 
 
-def usable_runtime() -> str | None:
-    """The first of ``BUILT_FROM_PROGRAM`` that can build and run plans here; None, at once, where there is no NVIDIA GPU.
+def first_runtime() -> str:
+    """The first of ``BUILT_FROM_PROGRAM`` that can build and run plans here.
 
     Raises:
-        BackendUnavailableError: there is a GPU, and what is missing to use it.
+        BackendUnavailableError: none can; with what is missing.
     """
-    if not is_seen(Path("/"), os.environ):
-        return None
     problem = None
     for runtime in BUILT_FROM_PROGRAM:
         try:

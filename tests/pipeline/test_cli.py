@@ -526,7 +526,7 @@ def half(arguments):
     ],
 )
 def test_a_network_is_compiled_in_fp16_for_a_gpu(cached, compiler, monkeypatch, gpu, torch, fails, precisions, suffix):
-    monkeypatch.setattr("pipeline.engines.gpu.usable_runtime", lambda: "tensorrt" if gpu else None)
+    monkeypatch.setattr("pipeline.model_name.usable_runtime", lambda: "tensorrt" if gpu else None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: torch if name == "torch" else pytest.fail(name))
     compiler.fails = fails or compiler.fails
     said = []
@@ -539,7 +539,7 @@ def test_a_network_that_was_compiled_for_a_cpu_serves_where_it_cannot_be_compile
     cached, compiler, red_bundle, monkeypatch
 ):
     shutil.copytree(red_bundle.folder, cached)
-    monkeypatch.setattr("pipeline.engines.gpu.usable_runtime", lambda: "tensorrt")
+    monkeypatch.setattr("pipeline.model_name.usable_runtime", lambda: "tensorrt")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert open_model("u2netp", pytest.fail, on_gpu=True).folder == cached
     assert compiler.arguments == []
@@ -549,7 +549,7 @@ def test_a_gpu_that_cannot_be_used_is_not_compiled_for(cached, compiler, monkeyp
     def lacking():
         raise BackendUnavailableError("no TensorRT")
 
-    monkeypatch.setattr("pipeline.engines.gpu.usable_runtime", lacking)
+    monkeypatch.setattr("pipeline.model_name.usable_runtime", lacking)
     said = []
     assert open_model("u2netp", said.append, on_gpu=True, quiet=True).folder == cached
     assert [half(arguments) for arguments in compiler.arguments] == [False]

@@ -428,7 +428,7 @@ def test_auto_goes_on_when_the_gpu_cannot_run_the_plan_and_gives_it_back(planned
 @pytest.fixture
 def seen(monkeypatch):
     """A machine with signs of a GPU."""
-    monkeypatch.setattr("pipeline.engines.gpu.is_seen", lambda *_: True)
+    monkeypatch.setattr("pipeline.engines.is_seen", lambda *_: True)
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
@@ -472,8 +472,8 @@ def test_tensorrt_rtx_is_not_asked_of_a_gpu_that_it_does_not_know(red_bundle, fa
 
 
 def test_without_a_sign_of_a_gpu_nothing_is_asked_or_said(red_bundle, fake_machine, monkeypatch):
-    monkeypatch.setattr("pipeline.engines.gpu.is_seen", lambda *_: False)
-    monkeypatch.setattr("pipeline.engines.gpu.load_tensorrt", pytest.fail)
+    monkeypatch.setattr("pipeline.engines.is_seen", lambda *_: False)
+    monkeypatch.setattr("pipeline.engines.gpu.first_runtime", pytest.fail)
     with open_engine(red_bundle, rebuild=lambda *_: pytest.fail("built"), say=pytest.fail) as engine:
         assert engine.description.startswith("ONNX Runtime")
 
