@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from compile.build_progress import BuildProgress
 from compile.errors import CompileError
-from compile.gpu import find_gpu
 from compile.options import check_nv12_frame
 from compile.tensorrt_build import BuildOptions, build_plan, check_options
 from compile.verify import FEWEST_FRAMES, Expected, Proof, as_taken, problem_with, program_masks, take_samples
 from pipeline.bundle import PROGRAM_NAME, WORST_NAME, Bundle, Manifest, cache_folder, file_sha256
 from pipeline.engines import open_engine
+from pipeline.engines.gpu import find_gpu
 from pipeline.errors import BackendUnavailableError, PlanError
 from pipeline.pixels import Pixels
 from pipeline.plan import NAMES

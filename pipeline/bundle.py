@@ -13,15 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipeline.errors import BundleError
+from pipeline.file_lock import locked
 from pipeline.pixels import Pixels
+from pipeline.whole_folder import whole_folder
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
@@ -173,6 +173,17 @@ class Bundle:
             BundleError: no bundle, damaged, or with a changed byte.
         """
         folder = Path(folder)
+        while True:
+            before = _identity(folder)
+            try:
+                return cls._read(folder)
+            except BundleError:
+                with locked(folder.parent, shared=True):  # one who replaces it just now has done so then
+                    if _identity(folder) == before:
+                        raise
+
+    @classmethod
+    def _read(cls, folder: Path) -> Bundle:
         path = folder / MANIFEST_NAME
         if not os.path.isdir(folder):
             got = "a file" if os.path.exists(folder) else "nothing"
@@ -199,7 +210,7 @@ class Bundle:
 
     @classmethod
     def write(cls, folder: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-        """Write a bundle all at once: the folder appears complete or not at all.
+        """Write a bundle all at once: the folder appears complete or not at all, also where two processes write it.
 
         Args:
             folder: where; a bundle that is there already is replaced, any other content is refused.
@@ -216,20 +227,13 @@ class Bundle:
         complete = Manifest(**{**{key: getattr(manifest, key) for key in Manifest.__dataclass_fields__}, "files": sums})
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".edgemask.", dir=place.parent))
+            with whole_folder(place) as scratch:
+                for name, content in files.items():
+                    (scratch / name).parent.mkdir(exist_ok=True)
+                    (scratch / name).write_bytes(content)
+                (scratch / MANIFEST_NAME).write_text(complete.to_json(), encoding="utf-8")
         except OSError as error:
             raise BundleError(f"{folder}: cannot be written ({error.strerror}): choose another --output") from error
-        try:
-            scratch.chmod(0o755)
-            for name, content in files.items():
-                (scratch / name).parent.mkdir(exist_ok=True)
-                (scratch / name).write_bytes(content)
-            (scratch / MANIFEST_NAME).write_text(complete.to_json(), encoding="utf-8")
-            _exchange(scratch, place)
-        except OSError as error:
-            raise BundleError(f"{folder}: cannot be written ({error.strerror}): choose another --output") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         return cls(folder, complete)
 
 
@@ -241,7 +245,7 @@ def check_destination(folder: Path) -> None:
     """
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise BundleError(f"{folder}: expected a folder for the bundle, got a file: choose another --output")
-    if os.path.isdir(folder) and os.listdir(folder) and not os.path.isfile(folder / MANIFEST_NAME):
+    if _holds_files(folder) and not os.path.isfile(folder / MANIFEST_NAME):
         raise BundleError(
             f"{folder}: expected a new folder or a bundle to replace, got a folder with other files: choose another --output"
         )
@@ -270,20 +274,20 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _exchange(scratch: Path, place: Path) -> None:
-    if not place.exists():
-        os.replace(scratch, place)
-        return
-    old = Path(tempfile.mkdtemp(prefix=".edgemask.", dir=place.parent))
+def _holds_files(folder: Path) -> bool:
     try:
-        os.replace(place, old)
-        try:
-            os.replace(scratch, place)
-        except BaseException:
-            os.replace(old, place)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        return bool(os.listdir(folder))
+    except OSError:  # of a folder that cannot be looked into nobody knows
+        return os.path.isdir(folder)
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """What tells a folder from another one that was put in its place; empty where there is none."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def _check_name(folder: Path, name: str) -> None:

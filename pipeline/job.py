@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from pipeline.model_name import open_model
 from pipeline.outputs import open_outputs, open_page, output_specs
 from pipeline.overlay import Renderer
 from pipeline.palette import load_palette
+from pipeline.plan import BUILT_FROM_PROGRAM
 from pipeline.progress import Progress, write_line
 from pipeline.run import run
 from pipeline.service import Health, Service
@@ -71,14 +73,16 @@ def run_job(options: argparse.Namespace) -> None:
         for source in sources:
             stack.callback(source.close)
             say(f"source: {source.info.name}, {source.info.description}")
-        bundle = open_model(options.model, say)
+        may_build = options.rebuild == "auto"
+        on_gpu = may_build and options.backend in ("auto", *BUILT_FROM_PROGRAM)
+        bundle = open_model(options.model, say, on_gpu=on_gpu, quiet=options.quiet)
         manifest = bundle.manifest
         engine = stack.enter_context(
             open_engine(
                 bundle,
                 options.backend,
                 overlap=_is_long(options, [source.info for source in sources]),
-                rebuild=rebuild_plan if options.rebuild == "auto" else None,
+                rebuild=partial(rebuild_plan, say=say, quiet=options.quiet) if may_build else None,
                 say=say,
             )
         )

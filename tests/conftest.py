@@ -45,6 +45,13 @@ def _signals_restored():
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def _no_gpu(request, monkeypatch):
+    """A GPU of the machine that runs the tests is for those that are marked gpu: the others' bundles must not get plans for it."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread():
     """Tiny networks on two threads are several times slower than on one when the machine is busy."""

@@ -135,6 +135,14 @@ class Engine(ABC):
             )
         return masks_nhw, views_nhwc
 
+    def try_out(self) -> None:  # noqa: B027 - a processor can
+        """Find out before there are frames whether the device can run the program: its memory may be taken.
+
+        Raises:
+            BackendUnavailableError: it cannot.
+            PlanError: it cannot, for the plan's fault.
+        """
+
     def close(self) -> None:
         """Give back memory and device; safe to call twice."""
         if not self._closed:

@@ -65,7 +65,7 @@ class TensorRTEngine(Engine):
     """Runs the plan of a bundle that fits this GPU and this TensorRT.
 
     Raises:
-        BackendUnavailableError: TensorRT, PyCUDA or the GPU is not here.
+        BackendUnavailableError: TensorRT, PyCUDA or the GPU is not here, or the GPU has too little memory.
         PlanError: the bundle has no plan for this GPU and version, or it was changed.
     """
 
@@ -100,6 +100,10 @@ class TensorRTEngine(Engine):
             stack.pop_all()
         sm = self._device.sm
         self.description = f"{NAMES[self.runtime]} {version}, {self._device.name} ({sm // 10}.{sm % 10})"
+
+    def try_out(self) -> None:
+        """Run black frames of the plan's usual size."""
+        self(np.zeros(self._entry["profile"][1], np.uint8))
 
     def inspect(self) -> PlanFacts:
         """What TensorRT tells of the plan's layers, for frames of the plan's usual size; nothing may be in flight."""
@@ -172,6 +176,12 @@ class TensorRTEngine(Engine):
             self._context = self._engine.create_execution_context(self._runtime_config(trt))
         else:
             self._context = self._engine.create_execution_context()
+        if self._context is None and "memory" in log.last_words.lower():
+            command = rebuild_command(self.bundle, self.runtime)
+            raise BackendUnavailableError(
+                f"{self._device.name}: TensorRT cannot run the plan: {log.last_words}: end what else uses the GPU's memory, or build a "
+                f"plan for frames of one size, which takes less, with: {command} --frame HEIGHTxWIDTH"
+            )
         self._require(self._context is not None, f"TensorRT cannot run the plan: {log.last_words}")
 
     def _runtime_config(self, trt: ModuleType) -> Any:

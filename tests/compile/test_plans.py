@@ -16,11 +16,11 @@ from compile import plans, tensorrt_build
 from compile.__main__ import main
 from compile.contract import Contract
 from compile.errors import CompileError
-from compile.gpu import Gpu, available_bytes
 from compile.onnx_export import export_program
 from compile.program import FrameProgram
 from compile.tensorrt_build import BuildOptions, build_plan, check_options
 from pipeline.bundle import Bundle
+from pipeline.engines.gpu import Gpu, available_bytes
 from pipeline.engines.tensorrt_library import load_tensorrt_rtx
 from pipeline.errors import BackendUnavailableError
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -9,12 +10,14 @@ import sys
 import zlib
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pipeline import job as command
-from pipeline.errors import SourceError
+from pipeline.bundle import Bundle
+from pipeline.errors import BackendUnavailableError, SourceError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.model_name import open_model
 from pipeline.sources.base import Source
@@ -481,31 +484,88 @@ def test_a_network_that_was_compiled_starts_at_once(main, cached, red_bundle, tm
     assert "model: red" in done.err[1]
 
 
-@pytest.mark.parametrize("there", ["nothing", "a damaged bundle"])
-def test_a_network_is_compiled_once_by_another_process(cached, red_bundle, monkeypatch, there):
-    calls, said = [], []
+@pytest.fixture
+def compiler(red_bundle, monkeypatch):
+    """What stands in for the process that compiles: gets its arguments, and writes a bundle unless it is told to fail."""
+    calls = SimpleNamespace(arguments=[], fails=lambda _: False)
 
     def compile_it(arguments, **_):
-        calls.append(arguments)
-        shutil.rmtree(cached, ignore_errors=True)
-        shutil.copytree(red_bundle.folder, cached)
+        calls.arguments.append(arguments)
+        if calls.fails(arguments):
+            return subprocess.CompletedProcess(arguments, 2)
+        Bundle.write(arguments[arguments.index("--output") + 1], red_bundle.manifest, {"program.onnx": b"x"})
         return subprocess.CompletedProcess(arguments, 0)
 
+    monkeypatch.setattr("pipeline.build_half.subprocess.run", compile_it)
+    return calls
+
+
+@pytest.mark.parametrize("there", ["nothing", "a damaged bundle"])
+def test_a_network_is_compiled_once_by_another_process(cached, compiler, there):
+    said = []
     if there == "a damaged bundle":
         cached.mkdir()
-    monkeypatch.setattr("pipeline.build_half.subprocess.run", compile_it)
     for _ in range(2):
         assert open_model("u2netp", said.append).folder == cached
-    assert calls == [[sys.executable, "-m", "compile", "--model", "u2netp", "--output", str(cached)]]
+    assert compiler.arguments == [[sys.executable, "-m", "compile", "--model", "u2netp", "--output", str(cached)]]
     assert len(said) == 1
     assert ("compiling once into" if there == "nothing" else "done now") in said[0]
 
 
-def test_a_network_that_cannot_be_compiled_was_told_of_already(main, cached, tmp_path, monkeypatch):
-    done = subprocess.CompletedProcess([], 2)
-    monkeypatch.setattr("pipeline.build_half.subprocess.run", lambda *_, **__: done)
-    result = main("--source", "test://?size=8x8&frames=2", "--output", tmp_path / "out", model="nosuch")
-    assert (result.status, result.out, result.err) == (2, [], [])
+def half(arguments):
+    return "fp16" in arguments
+
+
+@pytest.mark.parametrize(
+    ("gpu", "torch", "fails", "precisions", "suffix"),
+    [
+        (True, True, None, [True], ".fp16"),
+        (True, True, half, [True, False], ""),
+        (True, False, None, [False], ""),
+        (False, True, None, [False], ""),
+    ],
+)
+def test_a_network_is_compiled_in_fp16_for_a_gpu(cached, compiler, monkeypatch, gpu, torch, fails, precisions, suffix):
+    monkeypatch.setattr("pipeline.model_name.usable_runtime", lambda: "tensorrt" if gpu else None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: torch if name == "torch" else pytest.fail(name))
+    compiler.fails = fails or compiler.fails
+    said = []
+    assert open_model("u2netp", said.append, on_gpu=True).folder == cached.with_name(f"u2netp{suffix}")
+    assert [half(arguments) for arguments in compiler.arguments] == precisions
+    assert open_model("u2netp", said.append).folder == cached  # which a CPU runs faster
+
+
+def test_a_network_that_was_compiled_for_a_cpu_serves_where_it_cannot_be_compiled_anew(
+    cached, compiler, red_bundle, monkeypatch
+):
+    shutil.copytree(red_bundle.folder, cached)
+    monkeypatch.setattr("pipeline.model_name.usable_runtime", lambda: "tensorrt")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert open_model("u2netp", pytest.fail, on_gpu=True).folder == cached
+    assert compiler.arguments == []
+
+
+def test_a_gpu_that_cannot_be_used_is_not_compiled_for(cached, compiler, monkeypatch):
+    def lacking():
+        raise BackendUnavailableError("no TensorRT")
+
+    monkeypatch.setattr("pipeline.model_name.usable_runtime", lacking)
+    said = []
+    assert open_model("u2netp", said.append, on_gpu=True, quiet=True).folder == cached
+    assert [half(arguments) for arguments in compiler.arguments] == [False]
+    assert "--quiet" in compiler.arguments[0]
+    assert len(said) == 1
+
+
+def test_a_network_that_cannot_be_compiled_is_one_line(refused, cached, compiler, tmp_path):
+    compiler.fails = lambda _: True
+    line = refused("--source", "test://?size=8x8&frames=2", "--output", tmp_path / "out", model="nosuch")
+    assert re.fullmatch(r"error: python -m compile --model nosuch .*: ended with status 2", line)
+
+
+def test_why_a_network_cannot_be_compiled_comes_from_the_process_that_tried(refused, cached, tmp_path):
+    line = refused("--source", "test://?size=8x8&frames=2", "--output", tmp_path / "out", model="nosuch")
+    assert re.match(r"error: weights: expected one of u2netp, .*, got 'nosuch'", line)
 
 
 # A process of its own

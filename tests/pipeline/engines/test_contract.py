@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 
 from compile import tensorrt_build
 from compile.errors import CompileError
-from compile.gpu import find_gpu
 from pipeline.bundle import PROGRAM_NAME, Bundle
 from pipeline.engines import ENGINES, open_engine
+from pipeline.engines.gpu import find_gpu
 from pipeline.errors import BackendUnavailableError, BundleError, OptionError, PlanError, ShapeError
 from pipeline.plan import BUILT_FROM_PROGRAM
 

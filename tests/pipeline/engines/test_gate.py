@@ -8,9 +8,10 @@ import pytest
 
 from compile import plans
 from compile.errors import CompileError
-from compile.gpu import Gpu
+from compile.tensorrt_build import BuildOptions, Plan
 from compile.tensorrt_build import BuildOptions, Plan
 from compile.verify import Proof, Sample
+from pipeline.engines.gpu import Gpu
 
 OPTIONS = SimpleNamespace(quiet=True, min_iou=0.99, min_worst_iou=None)
 
