@@ -184,7 +184,7 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
 
     def reference(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
         with torch.inference_mode():
-            masks: NDArray[np.uint8] = program(torch.from_numpy(frames_nhwc)).numpy()
+            masks: NDArray[np.uint8] = program(torch.from_numpy(frames_nhwc))[0].numpy()
         return masks
 
     giga_macs = _giga_macs(loaded, contract)
@@ -241,7 +241,7 @@ def _agreement(program: FrameProgram, samples: Sequence[Sample], class_count: in
     """Mean IoU of a program with the reference."""
     task: Task = "binary" if class_count == 1 else "classes"
     with torch.inference_mode():
-        masks = [program(torch.from_numpy(sample.frames_nhwc)).numpy()[0] for sample in samples]
+        masks = [program(torch.from_numpy(sample.frames_nhwc))[0].numpy()[0] for sample in samples]
     ious = [iou(mask, sample.expected_nhw[0], task) for mask, sample in zip(masks, samples, strict=True)]
     return float(np.mean(ious))
 
@@ -293,7 +293,7 @@ def _foreign(
                     f"{weights}: ONNX Runtime cannot run it on pictures of {contract.imgsz[0]}×{contract.imgsz[1]}: "
                     f"{str(error).strip().splitlines()[0]}"
                 ) from error
-            masks: NDArray[np.uint8] = after(torch.from_numpy(scores), frames).numpy()
+            masks: NDArray[np.uint8] = after(torch.from_numpy(scores), frames)[0].numpy()
         return masks
 
     def export(precision: str, frame_size_hw: tuple[int, int] | None, _: Collection[str]) -> onnx.ModelProto:
