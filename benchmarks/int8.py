@@ -199,7 +199,7 @@ def _quantised(candidate: Candidate, inputs: Inputs) -> Iterator[_Tool]:
     with tempfile.TemporaryDirectory(prefix="edgemask.") as folder:
         exported = Path(folder) / "network.onnx"
         example = torch.zeros(1, *inputs.shape[1:])
-        onnx.save(export_module(network, (example,), (None,), ("input",), "scores"), str(exported))
+        onnx.save(export_module(network, (example,), (None,), ("input",), ("scores",)), str(exported))
         for key, peer in PEERS.items():
             quantised = Path(folder) / f"{key}.onnx"
             try:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from calibration.truth import Truths
     from compile.verification_frames import VerificationFrames
     from pipeline.frame import Frame
+    from pipeline.pixels import Pixels
 
 # At what size the published networks without a fixed one were trained.
 _TRAINED_AT = {"unet-carvana": (1280, 1920), "unet-carvana-half": (640, 960)}
@@ -128,17 +129,17 @@ def _write_bundle(
         )
     truths = None if options.calib_masks is None else read_truths(options.calib_masks, task)
 
-    def taken(source: Iterable[Frame], count: int, truths: Truths | None = None) -> list[Sample]:
+    def taken(
+        source: Iterable[Frame], count: int, truths: Truths | None = None, pixels: Pixels = "bgr"
+    ) -> list[Sample]:
         # Layers are watched on all frames that the trained network sees: their largest values decide what can be FP16.
         with ExitStack() as stack:
             if candidate.ranges is not None:
                 stack.enter_context(candidate.ranges.watching())
-            return take_samples(
-                source, candidate.reference, frames.origin, task, options.frame, count, truths, options.pixels
-            )
+            return take_samples(source, candidate.reference, frames.origin, task, options.frame, count, truths, pixels)
 
     count = options.verify_count or _frames_to_check(candidate.giga_macs)
-    samples = taken(frames.judging(count), count, truths)
+    samples = taken(frames.judging(count), count, truths, options.pixels)
     if (doubt := candidate.doubt()) is not None:
         say(doubt)
     proof = Proof(samples, task, frames.origin)

@@ -20,6 +20,7 @@ from compile.contract import Contract, Layout
 from compile.errors import CompileError
 from compile.onnx_export import OPSET, checked, example_frames, export_module, frame_axes, opset_of
 from compile.program import FrameToInput, ScoresToMask
+from pipeline.bundle import FRAMES, MASKS, NOT_FINITE
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 # How far probabilities may leave 0 to 1 by rounding.
@@ -99,18 +100,19 @@ def wrap(
     """
     output = scores_output(network, contract)
     axes = frame_axes(frame_size_hw)
-    before = export_module(FrameToInput(contract), (example_frames(frame_size_hw),), (axes,), ("frames",), "input")
+    before = export_module(FrameToInput(contract), (example_frames(frame_size_hw),), (axes,), (FRAMES,), ("input",))
     classes = _classes(output, contract)
     height, width = contract.imgsz
     channels_last = (contract.output_layout or contract.layout) == "nhwc"
     shape = (2, height, width, classes) if channels_last else (2, classes, height, width)
-    batch = {0: axes[0]}
+    # Their size is free: some networks give fewer scores than their input has pixels.
+    sides = {axis + (not channels_last): torch.export.Dim(f"side_{axis}", min=1) for axis in (1, 2)}
     after = export_module(
         ScoresToMask(contract, smooth=smooth),
         (torch.zeros(shape), example_frames(frame_size_hw)),
-        (batch, axes),
-        ("scores", "frames"),
-        "masks",
+        ({0: axes[0], **sides}, axes),
+        ("scores", FRAMES),
+        (MASKS, NOT_FINITE),
     )
     return _join(before, network, after, output.name)
 
@@ -240,13 +242,12 @@ def _join(
         ),
         helper.make_node("Cast", [f"network/{scores_name}"], ["after/scores"], name="after/cast", to=TensorProto.FLOAT),
     ]
-    frames, masks = copy.deepcopy(first.input[0]), copy.deepcopy(last.output[0])
     nodes = [*first.node, casts[0], *middle.node, casts[1], *last.node]
     graph = helper.make_graph(
         nodes,
         "frame_program",
-        [frames],
-        [masks],
+        [copy.deepcopy(first.input[0])],
+        [copy.deepcopy(output) for output in last.output],
         initializer=[*first.initializer, *middle.initializer, *last.initializer],
     )
     opsets = {opset.domain: opset.version for opset in network.opset_import if opset.domain != "ai.onnx"} | {"": newest}
@@ -257,7 +258,8 @@ def _join(
         producer_name="edgemask",
     )
     # Both halves read the input itself: TensorRT refuses to hand uint8 on, be it through an Identity.
-    _rename(joined.graph, {"before/frames": "frames", "after/frames": "frames", "after/masks": "masks"})
+    frames = {f"{half}/{FRAMES}": FRAMES for half in ("before", "after")}
+    _rename(joined.graph, {**frames, **{f"after/{name}": name for name in (MASKS, NOT_FINITE)}})
     return checked(joined, "the network")
 
 

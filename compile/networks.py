@@ -36,7 +36,7 @@ from compile.int8_recipe import Int8Recipe, Step
 from compile.onnx_export import check_size, export_program
 from compile.program import FrameProgram, FrameToInput, ScoresToMask
 from compile.sensitivity import Example
-from compile.verify import UNDECIDED_MARGIN, Expected, Reference, Sample, open_session
+from compile.verify import UNDECIDED_MARGIN, Expected, Reference, Sample, open_session, require_finite
 from models.checkpoint import LoadedNetwork, load_network
 from models.errors import NotOurNetworkError
 from pipeline.bundle import Task
@@ -205,7 +205,9 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
         frames = torch.from_numpy(frames_nhwc)
         with torch.inference_mode():
             scores = loaded.model.logits(program.before(frames))
-            return Expected(program.after(scores, frames).numpy(), _undecided(scores))
+            masks, not_finite = program.after(scores, frames)
+            require_finite(not_finite.numpy(), "the network")
+            return Expected(masks.numpy(), _undecided(scores))
 
     giga_macs = _giga_macs(loaded, contract)
     search_count = min(max(int(_SEARCH_GIGA_MACS / giga_macs), 2), 4)
@@ -276,7 +278,7 @@ def _agreement(program: FrameProgram, samples: Sequence[Sample], class_count: in
     """Mean IoU of a program with the reference."""
     task: Task = "binary" if class_count == 1 else "classes"
     with torch.inference_mode():
-        masks = [program(torch.from_numpy(sample.frames_nhwc)).numpy()[0] for sample in samples]
+        masks = [program(torch.from_numpy(sample.frames_nhwc))[0].numpy()[0] for sample in samples]
     ious = [iou(mask, sample.expected_nhw[0], task) for mask, sample in zip(masks, samples, strict=True)]
     return float(np.mean(ious))
 
@@ -338,7 +340,9 @@ def _foreign(
             scores = torch.from_numpy(run(before(frames)))
             values.add(scores.numpy())
             by_class = scores.float() if contract.output_layout == "nchw" else scores.float().permute(0, 3, 1, 2)
-            return Expected(after(scores, frames).numpy(), _undecided(by_class))
+            masks, not_finite = after(scores, frames)
+            require_finite(not_finite.numpy(), "the network")
+            return Expected(masks.numpy(), _undecided(by_class))
 
     def export(precision: str, frame_size_hw: tuple[int, int] | None, _: Collection[str]) -> onnx.ModelProto:
         if precision != "fp32":

@@ -16,7 +16,16 @@ from compile.build_progress import BuildProgress
 from compile.errors import CompileError
 from compile.options import check_nv12_frame
 from compile.tensorrt_build import BuildOptions, build_plan, check_options
-from compile.verify import FEWEST_FRAMES, Expected, Proof, as_taken, problem_with, program_masks, take_samples
+from compile.verify import (
+    FEWEST_FRAMES,
+    Expected,
+    Proof,
+    as_taken,
+    problem_with,
+    program_masks,
+    require_finite,
+    take_samples,
+)
 from pipeline.bundle import PROGRAM_NAME, WORST_NAME, Bundle, Manifest, cache_folder, file_sha256
 from pipeline.engines import open_engine
 from pipeline.engines.gpu import find_gpu
@@ -252,7 +261,10 @@ def _verify_on_gpu(
             with open_engine(bundle, str(entry["runtime"])) as engine:
 
                 def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-                    return engine(np.repeat(as_taken(frames_nhwc, manifest.pixels), count, axis=0))[:1]
+                    engine.submit(np.repeat(as_taken(frames_nhwc, manifest.pixels), count, axis=0))
+                    computed = engine.collect_all()
+                    require_finite(computed.not_finite, "the plan")
+                    return computed.masks_nhw[:1]
 
                 result = proof.of(masks, engine.description)
         except PlanError as error:

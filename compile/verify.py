@@ -15,7 +15,7 @@ from calibration.agreement import iou, mean_absolute_error
 from calibration.saliency import SaliencyMetrics
 from calibration.truth import VOID, Truth, Truths, resize_truth, with_void_agreed
 from compile.errors import CompileError
-from pipeline.bundle import LOOK_VALUES, Task
+from pipeline.bundle import LOOK_VALUES, NOT_FINITE, Task
 from pipeline.frame import Frame, describe
 from pipeline.nv12 import to_bgr, to_nv12
 from pipeline.pixels import Pixels
@@ -204,23 +204,38 @@ def program_masks(program: bytes, pixels: Pixels = "bgr") -> tuple[Masks, str]:
         pixels: how it takes frames; what computes the masks makes them so.
 
     Raises:
-        CompileError: it cannot be loaded; or later, when it cannot be run.
+        CompileError: it cannot be loaded; or later, when it cannot be run or its scores are not finite.
     """
     session = open_session(program, "the compiled program")
     name, *others = [value.name for value in session.get_inputs()]
     # A program that composes has masks first; how they are shown does not change them.
     rest = {other: np.zeros(len(LOOK_VALUES), np.float32) for other in others}
-    output = session.get_outputs()[0].name
+    outputs = [output.name for output in session.get_outputs()]
+    wanted = [outputs[0], *(output for output in outputs if output == NOT_FINITE)]
 
     def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
         try:
-            (masks_nhw,) = session.run([output], {name: as_taken(frames_nhwc, pixels), **rest})
+            masks_nhw, *counts = session.run(wanted, {name: as_taken(frames_nhwc, pixels), **rest})
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise CompileError(f"ONNX Runtime cannot run the compiled program: {reason}") from error
+        require_finite(counts[0] if counts else None)
         return np.asarray(masks_nhw, np.uint8)
 
     return masks, f"onnxruntime {onnxruntime.__version__}, CPU"
+
+
+def require_finite(not_finite: NDArray[np.int32] | None, what: str = "what was compiled") -> None:
+    """Refuse scores that are NaN or infinite, whose mask would be empty; counts of None are unknown.
+
+    Raises:
+        CompileError: there are such scores.
+    """
+    if not_finite is not None and not_finite.any():
+        raise CompileError(
+            f"{what}: expected finite scores, got {int(not_finite.sum())} of a frame that are NaN or infinite: take fp32; if "
+            "that has them too, the weights are damaged"
+        )
 
 
 def take_samples(

@@ -52,11 +52,14 @@ class Annotations:
 
     def _hud_lines(self, frame: Frame) -> list[str]:
         times = "  ".join(f"{stage.name} {stage.p50_ms:.1f}" for stage in self._timer.result())
-        return [
+        lines = [
             f"{self.rate_hz(frame.source):.1f} FPS  {frame.source} #{frame.index}",
             f"ms p50: {times}  age {self._age_ms:.0f}",
             f"{self._manifest.model} {self._manifest.precision}  {self._backend}",
         ]
+        if frame.not_finite:
+            lines.append(f"{frame.not_finite} scores NaN or infinite: the mask is wrong")
+        return lines
 
     def rate_hz(self, source: str) -> float:
         """Frames of a source per second, over its last frames."""

@@ -1,8 +1,9 @@
 """The seam between the two halves: a folder with a frame program and a manifest that says what it is.
 
     manifest.json     what the program expects and gives, where it comes from, how far it agrees with the trained network
-    program.onnx      the frame program: (N, H, W, 3) uint8 BGR, or NV12 as ``pipeline.pixels`` says, -> (N, H, W) uint8; one that
-                      composes also takes how masks are shown, (6,) float32, and gives views (N, H, W, 3) uint8 BGR
+    program.onnx      the frame program: (N, H, W, 3) uint8 BGR, or NV12 as ``pipeline.pixels`` says, -> masks (N, H, W) uint8, and
+                      how many of each frame's scores are not finite, (N,) int32; one that composes also takes how masks are shown,
+                      (6,) float32, and gives views (N, H, W, 3) uint8 BGR
     engines/          plans built from it, one file for each runtime, as the runtime wrote them
 
 The build half writes a bundle, the run half checks and reads it.
@@ -31,8 +32,8 @@ WORST_NAME = "verification.png"
 PLANS = "engines/"
 MANIFEST_LIMIT_BYTES = 1 << 20
 
-FRAMES, LOOK, MASKS, VIEWS = "frames", "look", "masks", "views"
-"""Names of the inputs and outputs of a program that composes."""
+FRAMES, LOOK, MASKS, NOT_FINITE, VIEWS = "frames", "look", "masks", "not_finite", "views"
+"""Names of a program's inputs and outputs; only one that composes has ``LOOK`` and ``VIEWS``, and old ones lack ``NOT_FINITE``."""
 
 LOOK_VALUES = ("slope", "intercept", "alpha", "blue", "green", "red")
 """What it is told of a look, float32. A mask's value counts as clip(value × slope + intercept, 0, 1) × alpha."""

@@ -26,7 +26,7 @@ from pipeline.prefetch import Prefetch
 from pipeline.stage_timer import StageTimer
 
 if TYPE_CHECKING:
-    from pipeline.engines.base import Engine
+    from pipeline.engines.base import Computed, Engine
 
 # Flow is found at this width: enough for edges of a mask that a network of 320 pixels made.
 _FLOW_WIDTH = 256
@@ -68,6 +68,7 @@ class _Key:
     grey: Image
     tiles: Image
     mask: Image
+    not_finite: int = 0
 
 
 @dataclass(slots=True)
@@ -109,11 +110,12 @@ class Governor:
         # One frame at most: the next is asked for when the one before has come back.
         to_do: queue.Queue[Frame | None] = queue.Queue(1)
 
-        def compute() -> Iterator[Image]:
+        def compute() -> Iterator[Computed]:
             while (frame := to_do.get()) is not None:
                 with timer("engine"):
-                    mask = engine(frame.as_pixels(engine.pixels)[None])[0]
-                yield mask
+                    engine.submit(frame.as_pixels(engine.pixels)[None])
+                    computed = engine.collect_all()
+                yield computed
 
         due_s = 0.0
         with Prefetch(compute(), 1, name="governed", join_s=None) as done:
@@ -127,7 +129,7 @@ class Governor:
             finally:
                 to_do.put(None)
 
-    def _mask(self, frame: Frame, done: Prefetch[Image], ask: Callable[[Frame], None], timer: StageTimer) -> None:
+    def _mask(self, frame: Frame, done: Prefetch[Computed], ask: Callable[[Frame], None], timer: StageTimer) -> None:
         now_s = time.monotonic()
         known = self._sources.setdefault(frame.source, _Of())
         known.seen_s = now_s
@@ -144,9 +146,10 @@ class Governor:
             self._take(done)
             key = known.key
             assert key is not None
-            frame.mask = key.mask.copy()
+            frame.mask, frame.not_finite = key.mask.copy(), key.not_finite
             return
         assert key is not None
+        frame.not_finite = key.not_finite  # a wrong mask is wrong where it is moved to
         is_same = _is_same(tiles, key.tiles, grey, key.grey)
         if is_same:
             frame.mask = key.mask.copy()
@@ -159,13 +162,14 @@ class Governor:
                 ask(frame)
                 self._asked, known.asked_s = (frame.source, grey, tiles, frame.mask.copy()), now_s
 
-    def _take(self, done: Prefetch[Image]) -> None:
+    def _take(self, done: Prefetch[Computed]) -> None:
         """Wait for the mask that the engine works on, and keep it."""
         assert self._asked is not None
         (name, grey, tiles, shown), self._asked = self._asked, None
-        mask = next(iter(done))
+        masks_nhw, _, not_finite = next(iter(done))
+        mask = masks_nhw[0]
         self.reuse.computed += 1
-        self._sources[name].key = _Key(grey, tiles, np.array(mask))
+        self._sources[name].key = _Key(grey, tiles, np.array(mask), 0 if not_finite is None else int(not_finite[0]))
         if shown is not None:
             self.reuse.agreements.append(_agreement(shown, mask, self._task))
 

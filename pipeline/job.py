@@ -19,9 +19,10 @@ from pipeline.compose import composed_looks
 from pipeline.cores import leave_cores_to
 from pipeline.engines import open_engine
 from pipeline.errors import EdgemaskError, OptionError, SinkError, SourceError
-from pipeline.frame import Image, SourceInfo
+from pipeline.frame import Frame, Image, SourceInfo
 from pipeline.look import Color, Look
 from pipeline.model_name import open_model
+from pipeline.not_finite import NotFiniteLines, not_finite_summary
 from pipeline.outputs import open_outputs, open_page, output_specs
 from pipeline.overlay import Renderer
 from pipeline.palette import load_palette
@@ -89,6 +90,8 @@ def run_job(options: argparse.Namespace) -> None:
         leave_cores_to(engine)
         height, width = manifest.network_size_hw
         say(f"model: {manifest.model}, {manifest.precision}, {height}×{width} inside, on {engine.description}")
+        if not engine.counts:
+            say("model: its program does not count scores that are NaN or infinite, as new ones do: compile it again")
         renderer = Renderer(look, manifest.task)
         annotations = Annotations(manifest, engine.description, renderer, hud=options.hud, legend=options.legend)
         health, timer = Health([source.telemetry for source in sources]), StageTimer()
@@ -100,6 +103,8 @@ def run_job(options: argparse.Namespace) -> None:
         def summarise(elapsed_s: float) -> None:
             for line in _summary([source.telemetry.snapshot() for source in sources], timer, elapsed_s, info):
                 say(line)
+            for line in not_finite_summary([source.telemetry.snapshot() for source in sources]):
+                write_line(line)
             if governor is not None:
                 say(governor.reuse.line())
 
@@ -133,7 +138,13 @@ def run_job(options: argparse.Namespace) -> None:
                     sinks.append(page)
             service.ready(f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or 'window'}")
             most = options.max_frames and options.max_frames * len(sources)
+            not_finite = NotFiniteLines(write_line)
             with Progress(info, most, quiet=options.quiet) as progress:
+
+                def went_out(frame: Frame, dropped: int) -> None:
+                    progress(frame, dropped)
+                    not_finite(frame)
+
                 run(
                     sources,
                     engine,
@@ -143,7 +154,7 @@ def run_job(options: argparse.Namespace) -> None:
                     composed=composed,
                     refine=steady if steady.changes else None,
                     decorate=annotations,
-                    progress=progress,
+                    progress=went_out,
                     pulse=service.pulse,
                     lost=give_up,
                     timer=timer,

@@ -1,4 +1,4 @@
-"""``--model``: a bundle's folder, or the name of a published network that is compiled once into the cache."""
+"""``--model``: a bundle's folder, or the name of a published network: one that is part of the package, or is compiled into the cache."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from pipeline.bundle import Bundle, cache_folder
 from pipeline.engines import usable_runtime
 from pipeline.errors import BackendUnavailableError, BuildError, BundleError
 from pipeline.file_lock import one_maker
+
+
+PUBLISHED = Path(__file__).with_name("published")
+"""Bundles that are part of the package, NAME for a CPU and NAME-fp16 for a GPU: they need no PyTorch and no download."""
 
 
 def open_model(model: str, say: Callable[[str], None], *, on_gpu: bool = False, quiet: bool = False) -> Bundle:
@@ -30,6 +34,9 @@ def open_model(model: str, say: Callable[[str], None], *, on_gpu: bool = False, 
     """
     if os.path.exists(model) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", model):
         return Bundle.read(model)
+    if (PUBLISHED / model).is_dir():
+        half = PUBLISHED / f"{model}-fp16"
+        return Bundle.read(half if on_gpu and half.is_dir() and _has_usable_gpu() else PUBLISHED / model)
     from pipeline.version import version
 
     folder = cache_folder() / "bundles" / version()

@@ -120,7 +120,7 @@ def test_unet_to_a_bundle(run, weights, place, pictures, tiny_unet):
     # And the program gives what the network gives, by another road.
     (frame,) = pictures(1, 48, 64)
     session = onnxruntime.InferenceSession(bundle.program_path, providers=["CPUExecutionProvider"])
-    (masks,) = session.run(None, {"frames": frame[None]})
+    (masks,) = session.run(["masks"], {"frames": frame[None]})
     x = torch.from_numpy(frame[:, :, ::-1].copy()).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         expected = torch.sigmoid(tiny_unet(1)(x))[0, 0] * 255

@@ -139,7 +139,7 @@ def test_names_do_not_meet_and_none_is_a_path(plain):
     names = [name for node in model.graph.node for name in node.output]
     assert len(names) == len(set(names))
     assert [value.name for value in model.graph.input] == ["frames", "look"]
-    assert [value.name for value in model.graph.output] == ["masks", "views"]
+    assert [value.name for value in model.graph.output] == ["masks", "not_finite", "views"]
     axes = [axis.dim_param for axis in model.graph.input[0].type.tensor_type.shape.dim]
     assert axes == ["N", "H*3/2", "W"]
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
@@ -231,7 +231,7 @@ def test_a_bundle_of_nv12_that_composes(compiled, tmp_path, pictures):
     frames = nv12_of(pictures(2, 48, 64))
     with open_engine(bundle, "onnxruntime") as engine:
         engine.submit(frames, look_values(Look()))
-        masks, views = engine.collect_with_views()
+        masks, views, _ = engine.collect_all()
     assert (masks.shape, views.shape) == ((2, 48, 64), (2, 48, 64, 3))
     renderer = Renderer(Look(), "binary")
     for image, mask, view in zip(bgr_of(frames), masks, views, strict=True):

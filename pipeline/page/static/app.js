@@ -173,6 +173,7 @@ function showFigures() {
       ["age p50 / p99", `${each.age_p50_ms.toFixed(0)} / ${each.age_p99_ms.toFixed(0)} ms`],
       ["frames", each.frames_out.toLocaleString("en")],
       ["dropped", drops.join(", ") || "0"],
+      ["NaN or infinite", each.not_finite.toLocaleString("en")],
       ["reconnects", String(each.reconnects)],
     ];
     const list = cells.map(([name, value]) =>

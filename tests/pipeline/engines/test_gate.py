@@ -9,7 +9,6 @@ import pytest
 from compile import plans
 from compile.errors import CompileError
 from compile.tensorrt_build import BuildOptions, Plan
-from compile.tensorrt_build import BuildOptions, Plan
 from compile.verify import Proof, Sample
 from pipeline.engines.gpu import Gpu
 
