@@ -32,6 +32,7 @@ from pipeline.bundle import (
 )
 from pipeline.command_line import run_command
 from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
+from pipeline.on_cpu import slower_on_cpu
 
 if TYPE_CHECKING:
     from calibration.truth import Truths
@@ -207,6 +208,8 @@ def _write_bundle(
     if _timed(options):
         manifest, files = fastest(made, "onnxruntime" if options.target == "onnx" else options.target, samples, say)
     Bundle.write(output, manifest, files)
+    if options.target == "onnx" and (advice := slower_on_cpu(manifest)):
+        say(advice)
     return sum(len(content) for content in files.values())
 
 

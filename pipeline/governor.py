@@ -2,8 +2,8 @@
 
 The engine works on one frame at a time on a thread of its own. Every other frame gets the mask that was computed last, warped by
 the optical flow from that frame to this one, or as it is where nothing moved; a frame that does not differ is not computed anew.
-What that costs is measured on the way: the frame that the engine works on was shown with a warped mask meanwhile, and the two
-are compared.
+What that costs is measured on the way: the mask of the frame that the engine works on was warped too, and the two are compared.
+Where they do not agree, the mask that was computed last stands as it is, and the frame says that it is stale, until they do again.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.agreement import TRUSTED_FROM, Trust, agreement
 from pipeline.bundle import Task
 from pipeline.errors import OptionError
 from pipeline.frame import Frame, Image
@@ -37,6 +38,8 @@ _CUT_LEVELS = 25.0
 _TILES_WH = (32, 18)
 # A source that was silent for so long does not hold its turn at the engine.
 _SILENT_S = 1.0
+# A live picture has moved on from a mask that is older.
+_OLD_NS = 2_000_000_000
 
 
 @dataclass(slots=True)
@@ -46,19 +49,24 @@ class Reuse:
     Attributes:
         computed: frames that the engine computed.
         moved: frames that got a warped mask.
-        unchanged: frames that got the last mask as it was.
-        agreements: IoU of the warped mask that was shown with the one that was computed for the same frame; of the last 1000.
+        unchanged: frames that got the last mask as it was, since the picture had not changed.
+        stale: frames that got it as it was though the picture had changed, since moving it would not have helped.
+        agreements: IoU of the warped mask with the one that was computed for the same frame; of the last 1000.
     """
 
     computed: int = 0
     moved: int = 0
     unchanged: int = 0
+    stale: int = 0
     agreements: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
 
     def line(self) -> str:
         """All of it, for the user."""
         cost = f"; moved masks agree with computed ones: IoU {np.mean(self.agreements):.4f}" if self.agreements else ""
-        return f"{self.computed} masks computed, moved for {self.moved} frames, kept for {self.unchanged}{cost}"
+        return (
+            f"{self.computed} masks computed, moved for {self.moved} frames, kept for {self.unchanged}, "
+            f"stale for {self.stale}{cost}"
+        )
 
 
 @dataclass(slots=True)
@@ -67,8 +75,19 @@ class _Key:
 
     grey: Image
     tiles: Image
+    captured_ns: int
     mask: Image
     not_finite: int = 0
+
+
+class _Asked(NamedTuple):
+    """What the engine works on: a frame's source, greys and time, and the last mask moved to it."""
+
+    source: str
+    grey: Image
+    tiles: Image
+    captured_ns: int
+    moved: Image | None
 
 
 @dataclass(slots=True)
@@ -78,6 +97,8 @@ class _Of:
     key: _Key | None = None
     asked_s: float = 0.0
     seen_s: float = 0.0
+    trust: Trust = field(default_factory=Trust)
+    told: bool = False
 
 
 class Governor:
@@ -86,18 +107,28 @@ class Governor:
     Args:
         rate_hz: frames per second to keep, over all sources; what comes faster waits, or is dropped where it is live.
         task: of the masks.
+        live: names of the sources whose masks are stale after 2 s.
+        say: gets a line for each source, the first time that its masks are stale.
     """
 
-    def __init__(self, rate_hz: float, task: Task) -> None:
+    def __init__(
+        self,
+        rate_hz: float,
+        task: Task,
+        *,
+        live: Collection[str] = (),
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         if not 0 < rate_hz <= 1000:
             raise OptionError(f"--fps: expected a rate above 0, at most 1000, got {rate_hz:g}")
         self.reuse = Reuse()
         self._period_s = 1 / rate_hz
         self._task = task
+        self._live = live
+        self._say = say
         self._sources: dict[str, _Of] = {}
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-        # What the engine works on: the frame's source, its greys, and the mask that was shown.
-        self._asked: tuple[str, Image, Image, Image | None] | None = None
+        self._asked: _Asked | None = None
 
     def masked(self, frames: Iterable[Frame], engine: Engine, timer: StageTimer) -> Iterator[Frame]:
         """Add its mask to each frame; all come, in order.
@@ -142,7 +173,7 @@ class Governor:
             if self._asked is not None:
                 self._take(done)
             ask(frame)
-            self._asked, known.asked_s = (frame.source, grey, tiles, None), now_s
+            self._asked, known.asked_s = _Asked(frame.source, grey, tiles, frame.captured_ns, None), now_s
             self._take(done)
             key = known.key
             assert key is not None
@@ -150,28 +181,59 @@ class Governor:
             return
         assert key is not None
         frame.not_finite = key.not_finite  # a wrong mask is wrong where it is moved to
-        is_same = _is_same(tiles, key.tiles, grey, key.grey)
-        if is_same:
+        if _is_same(tiles, key.tiles, grey, key.grey):
             frame.mask = key.mask.copy()
             self.reuse.unchanged += 1
-        else:
+            return
+        age_ns = frame.captured_ns - key.captured_ns
+        is_old = frame.source in self._live and age_ns > _OLD_NS
+        if is_old:
+            self._tell(frame.source, f"the newest mask is {age_ns / 1e9:.1f} s old")
+        frame.stale = is_old or not known.trust.holds
+        is_turn = self._asked is None and self._is_next(known, now_s)
+        if is_turn or not frame.stale:
             with timer("reuse"):
-                frame.mask = self._moved(key, grey)
-            self.reuse.moved += 1
-            if self._asked is None and self._is_next(known, now_s):
+                frame.mask = moved = self._moved(key, grey)
+            if is_turn:
                 ask(frame)
-                self._asked, known.asked_s = (frame.source, grey, tiles, frame.mask.copy()), now_s
+                # A copy: who gets the frame may do with its mask as they like.
+                self._asked = _Asked(frame.source, grey, tiles, frame.captured_ns, moved.copy())
+                known.asked_s = now_s
+        if frame.stale:
+            frame.mask = key.mask.copy()
+            self.reuse.stale += 1
+        else:
+            self.reuse.moved += 1
 
     def _take(self, done: Prefetch[Computed]) -> None:
         """Wait for the mask that the engine works on, and keep it."""
         assert self._asked is not None
-        (name, grey, tiles, shown), self._asked = self._asked, None
+        asked, self._asked = self._asked, None
         masks_nhw, _, not_finite = next(iter(done))
-        mask = masks_nhw[0]
+        mask = np.array(masks_nhw[0])
+        known = self._sources[asked.source]
+        count = 0 if not_finite is None else int(not_finite[0])
+        known.key = _Key(asked.grey, asked.tiles, asked.captured_ns, mask, count)
         self.reuse.computed += 1
-        self._sources[name].key = _Key(grey, tiles, np.array(mask), 0 if not_finite is None else int(not_finite[0]))
-        if shown is not None:
-            self.reuse.agreements.append(_agreement(shown, mask, self._task))
+        if asked.moved is not None:
+            agreed = agreement(asked.moved, mask, self._task)
+            self.reuse.agreements.append(agreed)
+            known.trust.add(agreed)
+            if not known.trust.holds:
+                self._tell(
+                    asked.source,
+                    f"moved masks agree with computed ones by IoU {known.trust.recent:.2f}, expected {TRUSTED_FROM:.2f}",
+                )
+
+    def _tell(self, source: str, why: str) -> None:
+        """Say once for a source that its masks are stale."""
+        known = self._sources[source]
+        if not known.told:
+            known.told = True
+            self._say(
+                f"{source}: {why}: the newest computed mask stands and is marked stale: "
+                "compile a smaller network (--imgsz), lower --fps, or take a GPU"
+            )
 
     def _is_next(self, known: _Of, now_s: float) -> bool:
         """Whether no other source that is alive has waited longer for the engine."""
@@ -225,12 +287,3 @@ def _is_same(tiles: Image, tiles_before: Image, grey: Image, grey_before: Image)
     if int(cv2.absdiff(tiles, tiles_before).max()) >= _SAME_TILE_LEVELS:
         return False
     return float(cv2.mean(cv2.absdiff(grey, grey_before))[0]) < _SAME_LEVELS
-
-
-def _agreement(mask: Image, other: Image, task: Task) -> float:
-    """IoU of two masks; of class maps the share of pixels that are equal."""
-    if task == "classes":
-        return float(np.mean(mask == other))
-    one, two = mask >= 128, other >= 128
-    union = int(np.count_nonzero(one | two))
-    return int(np.count_nonzero(one & two)) / union if union else 1.0

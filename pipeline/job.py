@@ -23,7 +23,7 @@ from pipeline.frame import Frame, Image, SourceInfo
 from pipeline.look import Color, Look
 from pipeline.model_name import open_model
 from pipeline.not_finite import NotFiniteLines, not_finite_summary
-from pipeline.outputs import open_outputs, open_page, output_specs
+from pipeline.outputs import has_window, open_outputs, open_page, output_specs
 from pipeline.overlay import Renderer
 from pipeline.palette import load_palette
 from pipeline.plan import BUILT_FROM_PROGRAM
@@ -41,6 +41,7 @@ from pipeline.telemetry import NEWER, Snapshot
 if TYPE_CHECKING:
     from pipeline.bundle import Task
     from pipeline.governor import Governor
+    from pipeline.sources.base import Source
     from pipeline.sources.live import LiveOptions
 
 # From so many frames on, their rate counts more than how soon the first one is there.
@@ -60,6 +61,7 @@ def run_job(options: argparse.Namespace) -> None:
     say: Callable[[str], None] = (lambda _: None) if options.quiet else write_line
     for spec in options.output or []:
         sink_kind(spec)
+    window = has_window(options, write_line)
     look = Look(
         options.render, options.alpha, options.threshold, load_palette(options.palette), _background(options.background)
     )
@@ -92,11 +94,13 @@ def run_job(options: argparse.Namespace) -> None:
         say(f"model: {manifest.model}, {manifest.precision}, {height}×{width} inside, on {engine.description}")
         if not engine.counts:
             say("model: its program does not count scores that are NaN or infinite, as new ones do: compile it again")
+        if engine.advice:
+            say(engine.advice)
         renderer = Renderer(look, manifest.task)
         annotations = Annotations(manifest, engine.description, renderer, hud=options.hud, legend=options.legend)
         health, timer = Health([source.telemetry for source in sources]), StageTimer()
         service = stack.enter_context(Service(health))
-        governor = _governor(options, manifest.task)
+        governor = _governor(options, manifest.task, sources, say)
         steady = Steady(options.smooth, options.refine_edges, manifest.task, renderer, sources)
         composed = composed_looks(options.compose, engine, renderer, steady=steady.changes or governor is not None)
 
@@ -119,8 +123,8 @@ def run_job(options: argparse.Namespace) -> None:
                 manifest.classes,
                 renderer,
                 annotations,
+                window=window,
                 say=say,
-                tell=write_line,
             )
             if options.serve is not None:
                 with uninterrupted():
@@ -136,7 +140,9 @@ def run_job(options: argparse.Namespace) -> None:
                         tell=write_line,
                     )
                     sinks.append(page)
-            service.ready(f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or 'window'}")
+            service.ready(
+                f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or ('window' if window else 'page')}"
+            )
             most = options.max_frames and options.max_frames * len(sources)
             not_finite = NotFiniteLines(write_line)
             with Progress(info, most, quiet=options.quiet) as progress:
@@ -201,12 +207,14 @@ def _live_options(options: argparse.Namespace, say: Callable[[str], None]) -> Li
     )
 
 
-def _governor(options: argparse.Namespace, task: Task) -> Governor | None:
+def _governor(
+    options: argparse.Namespace, task: Task, sources: Sequence[Source], say: Callable[[str], None]
+) -> Governor | None:
     if options.fps is None:
         return None
     from pipeline.governor import Governor
 
-    return Governor(options.fps, task)
+    return Governor(options.fps, task, live=[source.info.name for source in sources if source.info.live], say=say)
 
 
 def _is_long(options: argparse.Namespace, infos: Sequence[SourceInfo]) -> bool:

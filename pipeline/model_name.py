@@ -1,4 +1,4 @@
-"""``--model``: a bundle's folder, or the name of a published network: one that is part of the package, or is compiled into the cache."""
+"""``--model``: a bundle's folder, or the name of a published network: part of the package, or compiled into the cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pipeline.bundle import Bundle, cache_folder
 from pipeline.engines import usable_runtime
 from pipeline.errors import BackendUnavailableError, BuildError, BundleError
 from pipeline.file_lock import one_maker
-
 
 PUBLISHED = Path(__file__).with_name("published")
 """Bundles that are part of the package, NAME for a CPU and NAME-fp16 for a GPU: they need no PyTorch and no download."""

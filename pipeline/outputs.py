@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pipeline.annotations import Annotations
 from pipeline.bundle import Manifest
 from pipeline.command_line import uninterrupted
-from pipeline.errors import BackendUnavailableError
+from pipeline.errors import BackendUnavailableError, OptionError
 from pipeline.frame import SourceInfo
 from pipeline.overlay import Renderer
 from pipeline.sinks import SinkOptions, open_sink, path_for_source
@@ -29,6 +29,37 @@ def output_specs(options: argparse.Namespace, info: SourceInfo) -> list[str]:
     return specs
 
 
+def has_window(options: argparse.Namespace, tell: Callable[[str], None]) -> bool:
+    """Whether views are shown in a window; asked before anything is opened, so that nothing is computed for nobody.
+
+    Args:
+        options: of ``pipeline.options``.
+        tell: gets a line if the window that was asked for cannot be, and there are other outputs.
+
+    Raises:
+        OptionError: it cannot be, and there is no other output.
+    """
+    elsewhere = bool(options.output) or options.save is not None or options.serve is not None
+    if elsewhere and not options.show:
+        return False
+    if options.headless:
+        problem = "--headless"
+    else:
+        from pipeline.display import display_problem
+
+        found = display_problem()
+        if found is None:
+            return True
+        problem = found
+    if not elsewhere:
+        raise OptionError(
+            f"expected an output, got none, and there is no window ({problem}): give --output out.mp4 or a folder, "
+            "--serve for a page, or --output null to compute without writing"
+        )
+    tell(f"no window ({problem}): the other outputs go on")
+    return False
+
+
 def open_outputs(
     sinks: list[Sink],
     options: argparse.Namespace,
@@ -37,10 +68,10 @@ def open_outputs(
     renderer: Renderer,
     annotations: Annotations,
     *,
+    window: bool,
     say: Callable[[str], None],
-    tell: Callable[[str], None],
 ) -> None:
-    """Open the files, streams and windows that the options ask for.
+    """Open the files and streams that the options ask for, and windows.
 
     Args:
         sinks: gets them, one by one, so that those that are open can be closed when the next cannot be.
@@ -49,8 +80,8 @@ def open_outputs(
         classes: names of the network's classes.
         renderer: draws the views; its look is changed by keys.
         annotations: likewise.
+        window: each source gets one too, see `has_window`.
         say: gets a line for each thing worth knowing.
-        tell: the same, also when the user wants quiet.
 
     Raises:
         EdgemaskError: an output cannot be opened.
@@ -66,7 +97,6 @@ def open_outputs(
         say=say,
     )
     many = len(sources) > 1
-    problem = _no_window(options)
     with uninterrupted():  # every output that is open must be in the list
         for source in sources:
             info = source.info
@@ -74,26 +104,13 @@ def open_outputs(
             for spec in output_specs(options, info):
                 own.append(open_sink(path_for_source(spec, info.name, many), info, renderer, sink_options))
                 sinks.append(OfSource(info.name, own[-1]) if many else own[-1])
-            if problem is None:
+            if window:
                 from pipeline.sinks.window import WindowSink
 
-                window = WindowSink(
+                shown = WindowSink(
                     info, renderer, annotations, say=say, options=sink_options, telemetry=source.telemetry
                 )
-                sinks.append(OfSource(info.name, window) if many else window)
-    if problem:
-        tell(f"no window ({problem}): write with --output out.mp4 or a folder, or watch with --serve")
-
-
-def _no_window(options: argparse.Namespace) -> str | None:
-    """Why there is no window: None if there is one, empty if nobody needs to know."""
-    from pipeline.display import display_problem
-
-    if not options.show and (options.output or options.save is not None or options.serve is not None):
-        return ""
-    if options.headless:
-        return "" if options.output or options.serve is not None else "--headless"
-    return display_problem()
+                sinks.append(OfSource(info.name, shown) if many else shown)
 
 
 def open_page(

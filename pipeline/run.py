@@ -160,7 +160,7 @@ def run(
                     decorate(frame, timer)
             with timer("write"):
                 left = _write(frame, left, give_up, any(one.info.live for one in sources))
-            telemetry.went_out(frame.age_ms, not_finite=frame.not_finite > 0)
+            telemetry.went_out(frame.age_ms, stale=frame.stale, not_finite=frame.not_finite > 0)
             frames += 1
             if progress is not None:
                 progress(frame, sum(one.dropped for one in queues))

@@ -39,8 +39,10 @@ class Steady:
         return self._edges or bool(self._smoothings)
 
     def __call__(self, frame: Frame) -> None:
-        """Replace the frame's mask, if anything is asked for."""
+        """Replace the frame's mask, if anything is asked for; one that is stale does not belong to this picture, and stays."""
         assert frame.mask is not None
+        if frame.stale:
+            return
         if self._edges:  # first: what edges make of noise is smoothed too
             from pipeline.mask_edges import refine_edges
 

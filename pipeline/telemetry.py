@@ -56,6 +56,8 @@ class Snapshot:
         frame_s: seconds since the last frame was written; None before the first.
         not_finite: frames written with scores that are NaN or infinite, whose masks are wrong.
         not_finite_s: for how long, up to the last frame, every one was so; None if the last one was not.
+        frames_stale: frames that were written with a stale mask (``Frame.stale``).
+        stale: the last one was.
     """
 
     name: str
@@ -75,6 +77,8 @@ class Snapshot:
     frame_s: float | None
     not_finite: int
     not_finite_s: float | None
+    frames_stale: int
+    stale: bool
 
 
 class Telemetry:
@@ -91,7 +95,8 @@ class Telemetry:
         self._state = state
         self._since_ns = time.monotonic_ns()
         self._problem = ""
-        self._reconnects = self._frames_in = self._frames_out = 0
+        self._reconnects = self._frames_in = self._frames_out = self._frames_stale = 0
+        self._stale = False
         self._dropped: Counter[str] = Counter()
         self._not_finite = 0
         self._not_finite_since_ns: int | None = None
@@ -124,12 +129,14 @@ class Telemetry:
             self._frames_in += 1
             self._in_ns.append(time.monotonic_ns())
 
-    def went_out(self, age_ms: float, *, not_finite: bool = False) -> None:
-        """Count a frame that was written, ``age_ms`` after its capture, and whether it had scores that are not finite."""
+    def went_out(self, age_ms: float, *, stale: bool = False, not_finite: bool = False) -> None:
+        """Count a frame that was written, ``age_ms`` after its capture: with a stale mask, with scores that are not finite."""
         with self._lock:
             now_ns = time.monotonic_ns()
             self._frames_out += 1
             self._out_ns.append(now_ns)
+            self._frames_stale += stale
+            self._stale = stale
             self._ages_ms.append(age_ms)
             self._not_finite += not_finite
             if not not_finite:
@@ -171,6 +178,8 @@ class Telemetry:
                 (now_ns - self._out_ns[-1]) / 1e9 if self._out_ns else None,
                 self._not_finite,
                 None if self._not_finite_since_ns is None else (self._out_ns[-1] - self._not_finite_since_ns) / 1e9,
+                self._frames_stale,
+                self._stale,
             )
 
     @property

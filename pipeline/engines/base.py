@@ -44,11 +44,13 @@ class Engine(ABC):
         in_flight: how many submissions may wait before the first must be collected; 1 on a CPU.
         batch: how many frames of one size are worth submitting together; 1 on a CPU, which gains nothing by it.
         description: backend and device for the user, such as "ONNX Runtime 1.32, CPU".
+        advice: why another program would be faster here, and how to get it, in one line; empty: none is known to be.
     """
 
     in_flight = 1
     batch = 1
     description = ""
+    advice = ""
     on_gpu = False
     takes_looks = False
     counts = False

@@ -15,6 +15,7 @@ from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NOT_FINITE, VIEWS,
 from pipeline.engines.base import Computed, Engine
 from pipeline.errors import BundleError
 from pipeline.frame import describe
+from pipeline.on_cpu import slower_on_cpu
 
 
 class OnnxRuntimeEngine(Engine):
@@ -69,6 +70,7 @@ class OnnxRuntimeEngine(Engine):
         self._masks_only = onnxruntime.RunOptions()
         self._masks_only.only_execute_path_to_fetches = True  # the overlay is not computed for nobody
         self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU"
+        self.advice = slower_on_cpu(bundle.manifest)
 
     def _submit(self, frames: NDArray[np.uint8]) -> None:
         look = {LOOK: np.zeros(len(LOOK_VALUES), np.float32)} if self.composes else {}

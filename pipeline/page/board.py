@@ -117,6 +117,8 @@ def _facts(snapshot: Snapshot, legend: Sequence[LegendEntry]) -> dict[str, objec
         "age_p50_ms": round(snapshot.age_p50_ms, 1),
         "age_p99_ms": round(snapshot.age_p99_ms, 1),
         "frame_s": None if snapshot.frame_s is None else round(snapshot.frame_s, 2),
+        "frames_stale": snapshot.frames_stale,
+        "stale": snapshot.stale,
         "legend": [(entry.name, _hex(entry.color), round(entry.percent, 2)) for entry in legend],
     }
 

@@ -54,6 +54,7 @@ class _Sources(Collector):
     def collect(self) -> Iterator[Metric]:
         received = CounterMetricFamily("edgemask_frames_received", "Frames read from a source.", labels=["source"])
         written = CounterMetricFamily("edgemask_frames", "Frames written to the outputs.", labels=["source"])
+        stale = CounterMetricFamily("edgemask_frames_stale", "Frames written with a stale mask.", labels=["source"])
         dropped = CounterMetricFamily(
             "edgemask_frames_dropped", "Frames read and not written, by reason.", labels=["source", "reason"]
         )
@@ -77,6 +78,7 @@ class _Sources(Collector):
             name = snapshot.name
             received.add_metric([name], snapshot.frames_in)
             written.add_metric([name], snapshot.frames_out)
+            stale.add_metric([name], snapshot.frames_stale)
             for reason in dict.fromkeys((*_REASONS, *snapshot.dropped)):  # those that may come, too: rates begin at 0
                 dropped.add_metric([name, reason], snapshot.dropped.get(reason, 0))
             not_finite.add_metric([name], snapshot.not_finite)
@@ -88,7 +90,7 @@ class _Sources(Collector):
             for each in State:
                 state.add_metric([name, each.value], float(each is snapshot.state))
             reconnects.add_metric([name], snapshot.reconnects)
-        yield from (received, written, dropped, not_finite, in_flight, age, idle, state, reconnects)
+        yield from (received, written, stale, dropped, not_finite, in_flight, age, idle, state, reconnects)
 
 
 class _Program(Collector):

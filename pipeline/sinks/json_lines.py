@@ -161,7 +161,8 @@ def results_of(frame: Frame, renderer: Renderer, classes: tuple[str, ...]) -> di
         source, index, pts_s, captured (UTC, ISO 8601), age_ms, size_hw; not_finite, how many of the network's scores are NaN or
         infinite, so that the mask is wrong, only where there are some; and classes, those in the picture, each with its number,
         its name, the share of the frame that it covers (0 to 1) and the boxes of its connected parts: xywh in pixels and the
-        share of the frame. With a binary network also the mean probability of the frame, of the class and of each box.
+        share of the frame. With a binary network also the mean probability of the frame, of the class and of each box. And stale,
+        true, where the mask is (``Frame.stale``).
     """
     if frame.mask is None:
         raise ValueError(f"{frame!r} has no mask yet")
@@ -177,6 +178,8 @@ def results_of(frame: Frame, renderer: Renderer, classes: tuple[str, ...]) -> di
     }
     if frame.not_finite:
         result["not_finite"] = frame.not_finite
+    if frame.stale:
+        result["stale"] = True
     mask = np.ascontiguousarray(frame.mask)
     if renderer.task == "binary":
         result["mean_probability"] = _share(cv2.mean(mask)[0] / 255)

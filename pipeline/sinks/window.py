@@ -226,6 +226,7 @@ class WindowSink(Sink):
         parts += [look.mode, f"alpha {look.alpha:.2f}", f"threshold {look.threshold:.2f}"]
         parts += ["paused"] if self._paused else []
         parts += ["recording"] if self._recording else []
+        parts += ["stale mask"] if self._last is not None and self._last.stale else []
         title = f"{self._info.name}: {', '.join(parts)} (? for help)"
         if title != self._title:
             self._title = title

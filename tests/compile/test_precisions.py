@@ -9,6 +9,7 @@ from compile import timing
 from compile.__main__ import main
 from compile.timing import fastest
 from pipeline.bundle import Bundle, Manifest
+from pipeline.on_cpu import slower_on_cpu
 
 CALIB = ["--calib", "test://?size=96x64&frames=4&step=11"]
 
@@ -91,7 +92,9 @@ def test_the_same_search_is_not_made_twice(network, tmp_path, capsys):
     assert main(arguments) == 0
     first = Bundle.read(tmp_path / "bundle")
     program = first.program_path.read_bytes()
-    assert "INT8, cross-layer equalization" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "INT8, cross-layer equalization" in said
+    assert slower_on_cpu(first.manifest) in said.splitlines()
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "INT8 as found before" in said
@@ -101,6 +104,12 @@ def test_the_same_search_is_not_made_twice(network, tmp_path, capsys):
     assert second.program_path.read_bytes() == program
     assert main([*arguments, "--calib-method", "max"]) == 0
     assert "INT8, cross-layer equalization" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("precision", "told"), [("fp32", 0), ("fp16", 1)])
+def test_what_a_cpu_runs_slower_than_fp32_is_told(network, capsys, precision, told):
+    assert main([*network, "--precision", precision, "--min-iou", "0.8"]) == 0
+    assert capsys.readouterr().out.count("--precision fp32") == told
 
 
 def test_one_calibration_frame_is_told(network, capsys):

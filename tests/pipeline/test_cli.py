@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline import job as command
-from pipeline.bundle import Bundle
+from pipeline.bundle import PROGRAM_NAME, Bundle
 from pipeline.errors import BackendUnavailableError, SourceError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.model_name import open_model
@@ -203,6 +204,25 @@ def test_what_is_said_goes_to_standard_error_and_the_result_to_standard_output(m
 
 
 @pytest.mark.parametrize(
+    ("manifest", "advised"),
+    [
+        ({"precision": "fp32"}, False),
+        ({"precision": "fp16"}, True),
+        ({"precision": "int8"}, True),
+        ({"precision": "int8", "calibration": {"graph": "cpu"}}, False),
+    ],
+)
+def test_a_program_that_is_slower_here_than_fp32_is_told(main, red_bundle, tmp_path, manifest, advised):
+    files = {PROGRAM_NAME: red_bundle.program_path.read_bytes()}
+    bundle = Bundle.write(tmp_path / "bundle", replace(red_bundle.manifest, **manifest), files)
+    arguments = ("--source", "test://?size=8x8&frames=2", "--output", "null")
+    done = main(*arguments, model=bundle.folder, quiet=False)
+    assert done.status == 0
+    assert sum("--precision fp32" in line for line in done.err) == advised
+    assert main(*arguments, model=bundle.folder).err == []
+
+
+@pytest.mark.parametrize(
     ("arguments", "name"),
     [
         (("--save",), "clip_overlay.mp4"),
@@ -229,13 +249,17 @@ def test_a_configuration_file(main, clip, tmp_path):
     assert len(os.listdir(tmp_path / "a")) == len(os.listdir(tmp_path / "b")) == 2
 
 
-def test_without_a_display_and_an_output_it_says_what_to_do(main, monkeypatch):
-    done = main("--source", "test://?size=8x8&frames=2", "--headless")
-    assert (done.status, done.out) == (0, [])
-    assert done.err == ["no window (--headless): write with --output out.mp4 or a folder, or watch with --serve"]
-
-
 # What is refused
+
+
+@pytest.mark.parametrize("source", ["test://?size=8x8&frames=2", "/dev/video99", "rtsp://127.0.0.1:9/x"])
+@pytest.mark.parametrize("arguments", [(), ("--show",), ("--headless",), ("--fps", "5")])
+def test_without_an_output_nothing_is_opened(refused, monkeypatch, source, arguments):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pipeline.job.open_sources", lambda *_: pytest.fail("a source was opened"))
+    monkeypatch.setattr("pipeline.job.open_model", lambda *_: pytest.fail("a model was opened"))
+    assert "--output null" in refused("--source", source, *arguments)
 
 
 @pytest.mark.parametrize(

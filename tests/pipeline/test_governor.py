@@ -1,5 +1,7 @@
 """A slow engine's masks, moved with the picture in between."""
 
+import itertools
+import json
 import re
 import threading
 import time
@@ -108,13 +110,139 @@ def test_the_cost_is_measured_on_the_frame_that_was_computed():
     assert len(reuse.agreements) == reuse.computed - 1
     assert 0.9 < np.mean(reuse.agreements) < 1
     assert re.fullmatch(
-        r"\d+ masks computed, moved for \d+ frames, kept for 0; moved masks agree with computed ones: IoU 0\.9\d{3}",
+        r"\d+ masks computed, moved for \d+ frames, kept for 0, stale for 0; moved masks agree with computed ones: IoU 0\.9\d{3}",
         reuse.line(),
     )
 
 
 def test_nothing_is_said_of_a_cost_that_was_not_measured():
-    assert Reuse(1, 0, 9).line() == "1 masks computed, moved for 0 frames, kept for 9"
+    assert Reuse(1, 0, 9).line() == "1 masks computed, moved for 0 frames, kept for 9, stale for 0"
+
+
+# Masks that cannot be moved
+
+CALM = [60 + 2 * step for step in range(12)]
+JUMPING = [40, 210, 60, 190, 40, 220, 70, 200, 40, 180, 60, 215]
+
+
+class Recorder(Engine):
+    """Keeps what it has computed."""
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.masks = []
+
+    def __call__(self, frames_nhwc):
+        self.masks.append(super().__call__(frames_nhwc))
+        return self.masks[-1]
+
+
+def computed_in_step(governor, **paths):
+    """Frames of each source at the first place of its path until that was computed for all of them, then at the next."""
+    count = itertools.count()
+    for step, places in enumerate(zip(*paths.values(), strict=True), 1):
+        while governor.reuse.computed < step * len(paths):
+            for source, x in zip(paths, places, strict=True):
+                index = next(count)
+                yield Frame(scene(x), index, index / 25, source, str(index))
+
+
+def test_calm_motion_is_never_stale():
+    said = []
+    engine, governor = Engine(), Governor(1000, "binary", say=said.append)
+    assert not any(frame.stale for frame in governor.masked(computed_in_step(governor, a=CALM), engine, StageTimer()))
+    assert np.mean(governor.reuse.agreements) > 0.95
+    assert (governor.reuse.stale, said) == (0, [])
+
+
+def test_masks_that_cannot_follow_stand_as_they_were_computed_and_say_so():
+    said = []
+    engine, governor = Recorder(), Governor(1000, "binary", say=said.append)
+    stale = 0
+    for frame in governor.masked(computed_in_step(governor, door=JUMPING), engine, StageTimer()):
+        if frame.stale:
+            stale += 1
+            np.testing.assert_array_equal(frame.mask, engine.masks[governor.reuse.computed - 1][0])
+        elif governor.reuse.computed > 1:
+            assert iou(frame.mask, frame.image[..., 2]) == 1  # of this picture, which did not change since
+    reuse = governor.reuse
+    assert reuse.stale == stale > 5
+    assert len(reuse.agreements) == len(JUMPING) - 1  # it goes on being measured
+    assert np.mean(reuse.agreements) < 0.9
+    assert len(said) == 1
+    assert re.match(rf"door: .* IoU {reuse.agreements[0]:.2f},.*--imgsz", said[0])
+    assert f"stale for {stale}" in reuse.line()
+
+
+def test_masks_move_again_when_they_can_follow():
+    said = []
+    engine, governor = Engine(), Governor(1000, "binary", say=said.append)
+    stale, computed = [], []
+    for frame in governor.masked(computed_in_step(governor, a=JUMPING[:6] + CALM + CALM[-2::-1]), engine, StageTimer()):
+        stale.append(frame.stale)
+        computed.append(governor.reuse.computed)
+    back = computed[len(stale) - stale[::-1].index(True)]
+    assert 6 + 5 <= back <= 6 + 10  # the jumps, and then some comparisons that agree
+    assert governor.reuse.moved > 10
+    assert len(said) == 1
+
+
+def test_of_two_sources_only_the_one_that_moves_fast_is_stale():
+    said = []
+    engine, governor = Engine(), Governor(1000, "binary", say=said.append)
+    paths = {"calm": CALM, "fast": JUMPING}
+    done = [
+        (frame.source, frame.stale)
+        for frame in governor.masked(computed_in_step(governor, **paths), engine, StageTimer())
+    ]
+    assert done.count(("fast", True)) > 5
+    assert ("calm", True) not in done
+    assert [line.split(":")[0] for line in said] == ["fast"]
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_live_mask_that_is_old_is_stale(live):
+    said = []
+    engine, governor = Recorder(hold=True), Governor(1000, "binary", live=["a"] if live else [], say=said.append)
+    seconds = [0.0, 1.0, 2.0, 2.5, 4.0]
+
+    def captured():
+        for index, second in enumerate(seconds):
+            yield Frame(scene(60 + 2 * index), index, second, "a", "", captured_ns=int(second * 1e9))
+        engine.go.release()
+        while governor.reuse.computed < 2:  # the frame of 1.0 s
+            yield Frame(scene(68), 5, 4.0, "a", "", captured_ns=4_000_000_000)
+        for second in (2.5, 3.5):
+            yield Frame(scene(70), 6, second, "a", "", captured_ns=int(second * 1e9))
+        engine.go.release(20)
+
+    done = list(governor.masked(captured(), engine, StageTimer()))
+    assert [frame.stale for frame in done[:5]] == [False, False, False, live, live]
+    assert [frame.stale for frame in done[-2:]] == [False, live]
+    assert len(said) == live
+    if live:
+        for frame in done[3:5]:
+            np.testing.assert_array_equal(frame.mask, engine.masks[0][0])
+
+
+def test_stale_masks_are_counted_and_written_with_the_results(renderer, tmp_path):
+    from pipeline.sinks import open_sink
+
+    class Jumping(Source):
+        info = SourceInfo("door", "")
+
+        def __iter__(self):
+            yield from computed_in_step(governor, door=JUMPING)
+
+    source, governor = Jumping(), Governor(1000, "binary")
+    sink = open_sink(str(tmp_path / "out.jsonl"), source.info, renderer)
+    result = run(source, Engine(), renderer, [sink], masks=governor.masked)
+    sink.close()
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == result.frames
+    snapshot = source.telemetry.snapshot()
+    assert sum(line.get("stale", False) for line in lines) == snapshot.frames_stale == governor.reuse.stale > 0
+    assert snapshot.stale == lines[-1].get("stale", False)
 
 
 def test_the_rate_is_kept():

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from pipeline.annotations import Annotations
-from pipeline.errors import BackendUnavailableError, SinkError
+from pipeline.errors import BackendUnavailableError, OptionError, SinkError
 from pipeline.frame import Frame
 from pipeline.options import parse_options
-from pipeline.outputs import open_outputs, open_page, output_specs
+from pipeline.outputs import has_window, open_outputs, open_page, output_specs
 from pipeline.sources import open_sources
 from pipeline.stage_timer import StageTimer
 
@@ -19,8 +19,6 @@ from pipeline.stage_timer import StageTimer
 def opened(red_bundle, renderer, tmp_path, monkeypatch):
     """``opened("--output", …)``: the sinks for two sources of two names, with what was said."""
     monkeypatch.chdir(tmp_path)
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
     everything = []
 
     def call(*arguments, sources=("test://?frames=2&size=16x8", "test://?frames=2&size=16x8")):
@@ -36,8 +34,8 @@ def opened(red_bundle, renderer, tmp_path, monkeypatch):
             red_bundle.manifest.classes,
             renderer,
             annotations,
+            window=False,
             say=said.append,
-            tell=said.append,
         )
         if options.serve is not None:
             more = {"healthy": lambda: "", "timer": StageTimer(), "tell": said.append}
@@ -94,22 +92,47 @@ def test_those_that_are_open_can_be_closed_when_the_next_cannot_be(opened, tmp_p
         opened("--output", "out.mp4", "--output", "file/out.mp4")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        ([], "no window (DISPLAY"),
-        (["--headless"], "no window (--headless)"),
-        (["--show", "--output", "null"], "no window (DISPLAY"),
-        (["--output", "null"], None),
-        (["--save"], None),
-        (["--headless", "--output", "null"], None),
-    ],
-)
-def test_a_window_that_cannot_be_is_told_where_somebody_waits_for_it(opened, arguments, line):
-    _, _, said = opened(*arguments)
-    told = [text for text in said if text.startswith("no window")]
-    assert len(told) == (line is not None)
-    assert line is None or told[0].startswith(line)
+@pytest.fixture
+def window(monkeypatch):
+    """``window("--show", problem=…)``: whether there is one, and what was told."""
+
+    def call(*arguments, problem="no screen"):
+        monkeypatch.setattr("pipeline.display.display_problem", lambda: problem)
+        told = []
+        return has_window(parse_options(["--source", "0", *arguments]), told.append), told
+
+    return call
+
+
+OTHERS = [("--output", "null"), ("--save",), ("--serve",)]
+
+
+def test_what_would_come_out_nowhere_is_refused(window):
+    for arguments in ([], ["--show"], ["--headless"], ["--show", "--headless"]):
+        with pytest.raises(OptionError, match=r"--output out\.mp4.*--serve.*--output null"):
+            window(*arguments)
+
+
+def test_a_window_is_the_output_where_no_other_is_named(window):
+    assert window(problem=None) == (True, [])
+    with pytest.raises(OptionError, match="--headless"):
+        window("--headless", problem=None)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_beside_other_outputs_a_window_is_there_when_it_is_asked_for(window, other):
+    assert window(*other, problem=None) == (False, [])
+    assert window(*other, "--headless") == (False, [])
+    assert window(*other, "--show", problem=None) == (True, [])
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_one_that_cannot_be_is_told_where_others_go_on(window, other):
+    for reason, arguments in (("no screen", ["--show"]), ("--headless", ["--show", "--headless"])):
+        shown, told = window(*other, *arguments)
+        assert not shown
+        assert len(told) == 1
+        assert reason in told[0]
 
 
 @pytest.mark.needs("aiohttp")

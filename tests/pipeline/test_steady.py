@@ -50,6 +50,15 @@ def test_what_is_steadied(smooth, live, steadied):
         assert min(seen) >= 128  # it began as subject and is never clearly none
 
 
+def test_a_stale_mask_stays_as_it_is():
+    steady = Steady("on", True, "binary", Renderer(Look(), "binary"), [source()])
+    shown(steady, FLICKER[:5])
+    frame = Frame(np.full((40, 60, 3), 90, np.uint8), 5, 0.2, "a", "5", stale=True)
+    frame.mask = mask = np.full((40, 60), 60, np.uint8)
+    steady(frame)
+    assert frame.mask is mask
+
+
 def test_strong_is_slower_than_on():
     renderer = Renderer(Look(), "binary")
     steps = [200] * 5 + [110] * 20

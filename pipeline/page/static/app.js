@@ -172,6 +172,7 @@ function showFigures() {
       ["in / out", `${each.rate_in_hz.toFixed(1)} / ${each.rate_out_hz.toFixed(1)} FPS`],
       ["age p50 / p99", `${each.age_p50_ms.toFixed(0)} / ${each.age_p99_ms.toFixed(0)} ms`],
       ["frames", each.frames_out.toLocaleString("en")],
+      ["with stale masks", each.frames_stale.toLocaleString("en")],
       ["dropped", drops.join(", ") || "0"],
       ["NaN or infinite", each.not_finite.toLocaleString("en")],
       ["reconnects", String(each.reconnects)],

@@ -112,8 +112,9 @@ export class Tile {
 
   tell(facts) {
     const running = facts.state === "running";
-    this.chip.textContent = LABELS[facts.state].toLowerCase();
-    this.chip.dataset.state = facts.state;
+    const stale = running && facts.stale; // the picture is new, its mask is not
+    this.chip.textContent = stale ? "stale mask" : LABELS[facts.state].toLowerCase();
+    this.chip.dataset.state = stale ? "stalled" : facts.state;
     this.numbers.textContent = running ? `${facts.rate_out_hz.toFixed(1)} FPS · ${facts.age_ms.toFixed(0)} ms` : "";
     this.warning.hidden = facts.not_finite === 0;
     this.warning.textContent = `${facts.not_finite.toLocaleString("en")} NaN or infinite`;

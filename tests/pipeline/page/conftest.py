@@ -56,12 +56,13 @@ class Rig:
         self._stop = threading.Event()
         self._writer = None
 
-    def frame(self, source="yard", size_hw=(48, 64), level=None):
+    def frame(self, source="yard", size_hw=(48, 64), level=None, stale=()):
         index = next(self.index)
         image = np.full((*size_hw, 3), index * 7 % 256 if level is None else level, np.uint8)
         frame = Frame(image, index, index / 25, source, str(index))
         frame.mask = np.zeros(size_hw, np.uint8)
         frame.mask[: size_hw[0] // 4] = 255
+        frame.stale = source in stale
         return frame
 
     def write(self, source="yard", **how):
@@ -69,7 +70,7 @@ class Rig:
         self.telemetries[source].came_in()
         frame.view = self.renderer(frame.image, frame.mask)
         self.sink.write(frame)
-        self.telemetries[source].went_out(frame.age_ms)
+        self.telemetries[source].went_out(frame.age_ms, frame.stale)
         return frame
 
     def keep_writing(self, every_s=0.03, sources=None, **how):

@@ -150,6 +150,23 @@ def test_several_sources_one_of_which_breaks_off(make_rig, in_chromium):
     in_chromium(scenario)
 
 
+def test_a_stale_mask_is_marked_while_the_picture_goes_on(make_rig, in_chromium):
+    rig = make_rig(sources=("yard", "gate"))
+    stale = {"gate"}
+    rig.keep_writing(stale=stale)
+
+    async def scenario(tab):
+        await tab.open(rig.url)
+        await tab.until(DRAWN, 2)
+        chips = "[...document.querySelectorAll('.chip')].map(c => c.textContent).join()"
+        await tab.until(chips, "running,stale mask")
+        assert await tab.value("document.querySelectorAll('.tile.off').length") == 0
+        stale.clear()
+        await tab.until(chips, "running,running")
+
+    in_chromium(scenario)
+
+
 def test_light_dark_and_small_screens(make_rig, in_chromium, tmp_path):
     rig = make_rig(sources=("yard", "a gate with a very long name that fits on no telephone at all"))
     rig.keep_writing(size_hw=(90, 160))

@@ -259,6 +259,17 @@ def test_without_a_frame_there_is_no_snapshot_and_the_page_is_not_ready(rig, get
     assert get(rig)("/readyz").status == 200
 
 
+def test_stale_masks_are_in_the_state(rig, get, wait_until):
+    def told():
+        (facts,) = json.loads(get(rig)("/state").text)["sources"]
+        return facts["stale"], facts["frames_stale"]
+
+    assert told() == (False, 0)
+    for stale, count in ((True, 1), (True, 2), (False, 2)):
+        rig.write(stale={"yard"} if stale else ())
+        wait_until(lambda expected=(stale, count): told() == expected)
+
+
 def test_ready_only_while_frames_come(make_rig, get, wait_until):
     rig = make_rig(ready_within_s=0.2)
     rig.write()

@@ -245,6 +245,22 @@ def test_pause_holds_the_frame_and_redraws_it_with_new_settings(screen):
     assert screen.waits_ms[-1] == 1
 
 
+def test_a_stale_mask_is_marked_in_the_title_and_the_numbers(screen):
+    rig = Rig()
+    rig.annotations.hud = True
+    frame = rig.frame()
+    frame.stale = True
+    rig.sink.write(frame)
+    assert "stale mask" in screen.titles[-1]
+    views = []
+    for frame.stale in (True, False, False):
+        frame.view = rig.renderer(frame.image, frame.mask)
+        rig.annotations.redraw(frame)
+        views.append(frame.view)
+    assert not np.array_equal(views[0], views[1])
+    np.testing.assert_array_equal(views[1], views[2])
+
+
 def test_redrawn_numbers_are_those_of_the_frame(screen):
     rig = Rig()
     rig.annotations.hud = True
