@@ -15,7 +15,7 @@ from pipeline.palette import load_palette
 
 MOST_ROWS = 5
 
-_CELL_WIDTH = 240
+_CELL_WIDTH = 200
 _GAP, _CAPTION = 6, 24
 _PAPER, _INK = (30, 26, 24), (225, 225, 225)
 _COLUMNS = ("picture", "reference", "compiled", "difference")
