@@ -246,7 +246,7 @@ def check_destination(folder: Path) -> None:
     """
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise BundleError(f"{folder}: expected a folder for the bundle, got a file: choose another --output")
-    if _holds_files(folder) and not os.path.isfile(folder / MANIFEST_NAME):
+    if _holds_other_files(folder):
         raise BundleError(
             f"{folder}: expected a new folder or a bundle to replace, got a folder with other files: choose another --output"
         )
@@ -275,11 +275,14 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _holds_files(folder: Path) -> bool:
+def _holds_other_files(folder: Path) -> bool:
+    # By one look into one folder: two might be at the one that was there and the one that has just replaced it.
+    before = _identity(folder)
     try:
-        return bool(os.listdir(folder))
+        names = os.listdir(folder)
     except OSError:  # of a folder that cannot be looked into nobody knows
         return os.path.isdir(folder)
+    return bool(names) and MANIFEST_NAME not in names and _identity(folder) == before
 
 
 def _identity(folder: Path) -> tuple[int, ...]:

@@ -93,7 +93,7 @@ def run_job(options: argparse.Namespace) -> None:
         height, width = manifest.network_size_hw
         say(f"model: {manifest.model}, {manifest.precision}, {height}×{width} inside, on {engine.description}")
         if not engine.counts:
-            say("model: its program does not count scores that are NaN or infinite, as new ones do: compile it again")
+            say("program: it does not count scores that are NaN or infinite, as new ones do: compile it again")
         if engine.advice:
             say(engine.advice)
         renderer = Renderer(look, manifest.task)

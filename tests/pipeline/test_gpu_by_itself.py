@@ -19,7 +19,16 @@ ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).parent / "engines" / "fake_machine"
 SOURCE = "test://?size=64x48&frames=2"
 # What a run says in any case: its source, its model, and its summary.
-USUAL = ("source: ", "model: ", "2 frames in ", "  decode ", "  engine ", "  render ", "   write ")
+USUAL = (
+    "source: ",
+    "model: ",
+    "program: it does not count ",
+    "2 frames in ",
+    "  decode ",
+    "  engine ",
+    "  render ",
+    "   write ",
+)
 # What a build says.
 BUILD = ("building a TensorRT plan for ", "on TensorRT ")
 ON_GPU, ON_CPU = "on TensorRT 10.3.0.30, Fake GPU (8.9)", "on ONNX Runtime "
