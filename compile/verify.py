@@ -90,7 +90,7 @@ class Sample:
         if self.covered < LEAST_COVERED:
             return f"the subject covers {100 * self.covered:.1f} %"
         if self.undecided is not None and self.undecided > MOST_UNDECIDED:
-            return f"the network is undecided on {100 * self.undecided:.0f} % of the subject"
+            return f"undecided pixels, {100 * self.undecided:.0f} % of the subject's area"
         return None
 
 

@@ -136,7 +136,7 @@ def half_bundle(tiny_unet, tmp_path_factory):
     """A bundle of ``tiny_unet(2)`` in FP16 with one layer kept in FP32."""
     program = FrameProgram(copy.deepcopy(tiny_unet(2)), Contract("stream", (32, 48)), half=True, keep=(KEPT,))
     verification = {"iou_mean": 0.99912, "iou_worst": 0.98, "worst_frame": "0145", "mae": 0.0001, "frames": 4}
-    told = {"source": "pictures/*.jpg", "against": "the trained network", "runtime": "CPU"}
+    told = {"source": "frames of pictures/*.jpg", "against": "the trained network", "runtime": "CPU"}
     manifest = Manifest(
         model="unet",
         task="classes",
