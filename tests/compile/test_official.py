@@ -47,10 +47,13 @@ def ours(published_u2netp):
 
 def test_on_ten_pictures_the_masks_are_the_authors(authors, ours):
     agreements = []
-    for frame, _ in zip(PhotographSource("verification"), range(10), strict=False):
+    for frame in PhotographSource("verification"):
         expected = authors(frame.image)
-        assert np.ptp(expected) > 200
-        agreements.append(iou(ours(frame.image), expected))
+        # Stretched to its own largest value even an empty scene has a mask: of a few pixels, whose IoU says nothing.
+        if np.mean(expected >= 128) > 0.01:
+            agreements.append(iou(ours(frame.image), expected))
+        if len(agreements) == 10:
+            break
     assert len(agreements) == 10
     assert min(agreements) >= 0.995, agreements
 
