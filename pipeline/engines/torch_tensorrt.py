@@ -81,8 +81,8 @@ class TorchTensorRTEngine(Engine):
             node.meta["val"] for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs
         ]
         values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
-        outputs = [values[name] for name in exported.graph_signature.user_outputs]
-        counted = [(value.ndim, value.dtype) for value in outputs[1:]]
+        outputs = [values.get(name) for name in exported.graph_signature.user_outputs]
+        counted = [(getattr(value, "ndim", None), getattr(value, "dtype", None)) for value in outputs[1:]]
         self.counts = bool(counted)
         is_program = len(inputs) == 1 and inputs[0].ndim == 4 and inputs[0].dtype == torch.uint8
         if not is_program or not outputs or counted not in ([], [(1, torch.int32)]):

