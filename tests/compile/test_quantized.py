@@ -190,7 +190,7 @@ def test_channels_at_one_reach_save_what_one_scale_would_lose(frames):
         network.layers[4].weight /= by.view(1, -1, 1, 1)
     recipe = searched(network, frames, goal_iou=0.0)
     noise = {step.what: step.result.noise for step in recipe.steps}
-    assert noise["channels to one reach, power 1"] < 0.3 * noise["channels to one reach, power 0"]
+    assert noise["cross-layer equalization, strength 1"] < 0.3 * noise["cross-layer equalization, strength 0"]
     assert recipe.result.noise == min(noise.values())
 
 
