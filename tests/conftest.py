@@ -80,11 +80,11 @@ def published_u2netp():
 
 
 @pytest.fixture(scope="session")
-def u2netp_bundle(published_u2netp, tmp_path_factory):
-    """A bundle of the published U²-NetP, FP32, contract "stream"; only for tests marked network."""
-    folder = tmp_path_factory.mktemp("bundles") / "u2netp"
-    run_module("compile", "--model", "u2netp", "--output", folder, check=True)
-    return Bundle.read(folder)
+def u2netp_bundle():
+    """The U²-NetP of the package: FP32, contract "stream"."""
+    from pipeline.model_name import PUBLISHED
+
+    return Bundle.read(PUBLISHED / "u2netp")
 
 
 @pytest.fixture(scope="session")

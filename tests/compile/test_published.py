@@ -17,11 +17,9 @@ EXPORTERS = ("torch", "onnx", "onnxscript")
 
 
 @pytest.fixture(scope="module", params=published.BUNDLES)
-def pair(request, u2netp_bundle, tmp_path_factory):
+def pair(request, tmp_path_factory):
     """The bundle of the package, and one that was made just now."""
     packaged = Bundle.read(PUBLISHED / request.param)
-    if request.param == "u2netp":
-        return packaged, u2netp_bundle
     folder = tmp_path_factory.mktemp("published") / request.param
     precision = published.BUNDLES[request.param]
     assert main(["--model", "u2netp", "--precision", precision, "--verify-count", "8", "-q", "-o", str(folder)]) == 0
