@@ -1,14 +1,19 @@
-# make demo: masks over the sample clip, from a bare clone.   make test: every test that needs no GPU.
+# make demo: masks over the sample clip, from a bare clone, without PyTorch.   make test: every test that needs no GPU.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # torch is pinned because its ONNX exporter moves; uv picks the build for this machine's GPU, or the one without CUDA.
 TORCH := torch==2.13.0
 
-.PHONY: demo test readme install check lint types format clean
+.PHONY: demo published test readme install check lint types format clean
 
-demo: $(VENV)/.run
-	$(BIN)/python -m pipeline --source samples/clip.mp4 --model u2netp --output demo.mp4
+# Two cores compute four masks a second: in between the last one is moved with the picture.
+demo: $(VENV)/.cpu
+	$(BIN)/python -m pipeline --source samples/clip.mp4 --model u2netp --fps 8 --output demo.mp4
+
+# The bundles that are part of the package, anew from the published weights.
+published: $(VENV)/.run
+	$(BIN)/python -m compile.published
 
 test: $(VENV)/.dev
 	tests/install-programs
@@ -37,8 +42,12 @@ format: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) demo.mp4
 
-$(VENV)/.torch: pyproject.toml
+$(VENV)/.cpu: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[cpu]'
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.cpu
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --torch-backend=auto "$(TORCH)" || $(BIN)/python -m pip install --quiet "$(TORCH)"
 	touch $@

@@ -14,11 +14,11 @@ from benchmarks.gpu_rows import Rows
 from benchmarks.gpu_tensorrt import sample_frames, write_planned
 from benchmarks.power_meter import Meter
 from benchmarks.power_sensors import nvidia_sensors
-from compile.gpu import find_gpu
 from compile.tensorrt_build import BuildOptions
 from pipeline.bundle import Bundle
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
+from pipeline.engines.gpu import find_gpu
 from pipeline.frame import Frame, Image, SourceInfo
 from pipeline.look import Look
 from pipeline.overlay import Renderer

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu_rows import Rows
 from calibration.agreement import iou
-from compile.gpu import find_gpu
 from compile.tensorrt_build import BuildOptions, build_plan
 from pipeline.bundle import PROGRAM_NAME, Bundle
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
+from pipeline.engines.gpu import find_gpu
 from pipeline.engines.tensorrt_library import load_tensorrt_rtx, log_of
 from pipeline.sources import open_source
 

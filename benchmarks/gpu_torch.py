@@ -31,6 +31,8 @@ from pipeline.sources import open_source
 
 Frames = NDArray[np.uint8]
 Masks = NDArray[np.uint8]
+Program = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""(N, H, W, 3) uint8 to masks (N, H, W) uint8 and counts (N,) int32."""
 
 SIZES_HW = ((1080, 1920), (720, 1280))
 QUICK_SIZES_HW = ((48, 64), (36, 48))
@@ -148,16 +150,14 @@ def _measure_variant(
     row: dict[str, Any],
 ) -> None:
     device: str = options.device
-    program: Callable[[Tensor], Tensor] = network.program(
-        variant.precision, device, channels_last=variant.channels_last
-    )
+    program: Program = network.program(variant.precision, device, channels_last=variant.channels_last)
     if variant.compiled:
         torch._dynamo.reset()
         program = torch.compile(program, dynamic=False, backend="eager" if options.quick else "inductor")
     frames = torch.tensor(samples[0].frames_nhwc, device=device)  # a copy, for other samples are put there
     with torch.inference_mode():
         start_s = time.perf_counter()
-        program(frames).cpu()
+        program(frames)[0].cpu()
         row["first_s"] = round(time.perf_counter() - start_s, 3)
         if variant.graph:
             graph, masks = capture(program, frames)
@@ -168,7 +168,7 @@ def _measure_variant(
         else:
 
             def run() -> Tensor:
-                return program(frames)
+                return program(frames)[0]
 
         row.update(percentiles(time_runs(run, device, runs)))
         if variant.graph:
@@ -183,7 +183,7 @@ def _measure_variant(
 
 
 def capture(
-    program: Callable[[Tensor], Tensor], frames: Tensor, stream: torch.cuda.Stream | None = None
+    program: Program, frames: Tensor, stream: torch.cuda.Stream | None = None
 ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """Record the program on these frames' memory.
 
@@ -198,7 +198,7 @@ def capture(
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        masks = program(frames)
+        masks, _ = program(frames)
     return graph, masks
 
 
@@ -211,7 +211,7 @@ def take_samples(network: TrainedNetwork, size_hw: tuple[int, int]) -> list[Samp
         for frame in source:
             image = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_LINEAR)
             frames_nhwc = np.ascontiguousarray(image[None], np.uint8)
-            samples.append(Sample(frames_nhwc, program(torch.from_numpy(frames_nhwc)).numpy()[0]))
+            samples.append(Sample(frames_nhwc, program(torch.from_numpy(frames_nhwc))[0].numpy()[0]))
     return samples
 
 

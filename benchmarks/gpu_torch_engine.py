@@ -15,7 +15,7 @@ from benchmarks.gpu_rows import Rows
 from benchmarks.gpu_torch import TrainedNetwork, capture, settle
 from compile.program import FrameProgram
 from pipeline.bundle import Bundle
-from pipeline.engines.base import Engine
+from pipeline.engines.base import Computed, Engine
 
 
 class _Slot:
@@ -59,12 +59,11 @@ class TorchGraphEngine(Engine):
                 slot.downloaded.record()
         self._busy.append(slot)
 
-    def _collect(self) -> NDArray[np.uint8]:
+    def _collect(self) -> Computed:
         slot = self._busy.popleft()
         slot.downloaded.synchronize()
         self._free.append(slot)
-        masks: NDArray[np.uint8] = slot.host_masks.numpy().copy()
-        return masks
+        return Computed(slot.host_masks.numpy().copy())
 
     def _close(self) -> None:
         torch.cuda.synchronize()
@@ -90,10 +89,10 @@ class TorchCpuEngine(Engine):
 
     def _submit(self, frames_nhwc: NDArray[np.uint8]) -> None:
         with torch.inference_mode():
-            self._masks.append(self._program(torch.from_numpy(frames_nhwc)).numpy())
+            self._masks.append(self._program(torch.from_numpy(frames_nhwc))[0].numpy())
 
-    def _collect(self) -> NDArray[np.uint8]:
-        return self._masks.popleft()
+    def _collect(self) -> Computed:
+        return Computed(self._masks.popleft())
 
     def _close(self) -> None:
         self._masks.clear()

@@ -94,7 +94,12 @@ def measure(options: argparse.Namespace) -> None:
     inputs, sha256 = _network_inputs(candidate, calib, options.calib_size)
     same_pictures = sha256 == bundle.manifest.calibration.get("sha256")
     tools = [
-        _Tool("fp32", "the trained network, FP32", share_of_work=0.0, masks=candidate.reference),
+        _Tool(
+            "fp32",
+            "the trained network, FP32",
+            share_of_work=0.0,
+            masks=lambda frames: candidate.reference(frames).masks_nhw,
+        ),
         _Tool(
             "ours",
             "edgemask",
@@ -106,7 +111,7 @@ def measure(options: argparse.Namespace) -> None:
     with open_source(verify) as source:
         for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
             truth_hw = read_truth(data / "masks" / f"{frame.name}.png")
-            reference_hw = candidate.reference(frame.image[None])[0]
+            reference_hw = candidate.reference(frame.image[None]).masks_nhw[0]
             for tool in tools:
                 tool.add(frame.image, frame.name, reference_hw, truth_hw)
     rows = [tool.row(tools[0]) for tool in tools]
@@ -194,7 +199,7 @@ def _quantised(candidate: Candidate, inputs: Inputs) -> Iterator[_Tool]:
     with tempfile.TemporaryDirectory(prefix="edgemask.") as folder:
         exported = Path(folder) / "network.onnx"
         example = torch.zeros(1, *inputs.shape[1:])
-        onnx.save(export_module(network, (example,), (None,), ("input",), "scores"), str(exported))
+        onnx.save(export_module(network, (example,), (None,), ("input",), ("scores",)), str(exported))
         for key, peer in PEERS.items():
             quantised = Path(folder) / f"{key}.onnx"
             try:

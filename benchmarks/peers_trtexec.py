@@ -20,9 +20,9 @@ from typing import Any
 from benchmarks.passes import Repeated, alone_hz, pipeline_hz, read_images
 from benchmarks.peers_gpu import require_driver, require_plan
 from benchmarks.peers_runs import Job, in_its_own_process
-from compile.gpu import find_gpu
 from pipeline.bundle import FRAMES, Bundle
 from pipeline.engines import open_engine
+from pipeline.engines.gpu import find_gpu
 from pipeline.engines.tensorrt_library import load_tensorrt
 from pipeline.errors import BackendUnavailableError, PlanError
 from pipeline.pixels import frames_shape

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundle import Bundle
-from pipeline.engines.base import Engine
+from pipeline.engines.base import Computed, Engine
 from pipeline.frame import Image
 
 
@@ -45,14 +45,13 @@ class Sleeper(Engine):
         self._free_s = max(time.perf_counter(), self._free_s) + self._duration_s
         self._waiting.append((self._free_s, len(frames_nhwc)))
 
-    def _collect(self) -> NDArray[np.uint8]:
+    def _collect(self) -> Computed:
         ready_s, count = self._waiting.popleft()
         left_s = ready_s - time.perf_counter()
         if left_s > 0:
             time.sleep(left_s)
         assert self._mask is not None
-        masks: NDArray[np.uint8] = np.repeat(self._mask[None], count, axis=0)
-        return masks
+        return Computed(np.repeat(self._mask[None], count, axis=0))
 
     def _close(self) -> None:
         self._waiting.clear()

@@ -230,6 +230,7 @@ class SetSource(Source):
     """The pictures of one split of a set, in order of time."""
 
     def __init__(self, calibration_set: CalibrationSet, split: SplitName = "calibration") -> None:
+        self.set = calibration_set
         self._paths = calibration_set.paths(split)
         self.info = SourceInfo(
             name=calibration_set.folder.name,
@@ -244,41 +245,66 @@ class SetSource(Source):
 
 
 class ChosenSource(Source):
-    """The most different frames of any source, chosen as for a set when the first iteration begins; later ones give the same frames."""
+    """The most different frames of any source, chosen as for a set when they are first asked for; each iteration gives the same frames.
 
-    def __init__(self, source: Source, count: int) -> None:
+    Args:
+        source: where frames come from; read once.
+        count: how many to iterate over at most.
+        held_back: how many more to choose, of other scenes where there is more than one, for ``held_back``.
+    """
+
+    def __init__(self, source: Source, count: int, held_back: int = 0) -> None:
         self._source = source
-        self._count = count
+        self._count, self._count_held_back = count, held_back
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._chosen: list[tuple[Path, Candidate]] = []
+        self._held_back: list[tuple[Path, Candidate]] = []
+        self.by: str | None = None
         known = source.info.frame_count
         self.info = replace(source.info, frame_count=None if known is None else min(known, count), live=False)
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._folder is None:
-            self._choose()
-        for path, candidate in self._chosen:
-            yield Frame(read_picture(path), candidate.index, candidate.pts_s, self.info.name, candidate.name)
+        self.choose()
+        yield from self._read(self._chosen)
 
-    def close(self) -> None:
-        """Close the source, and remove the frames that were kept."""
-        self._source.close()
+    def held_back(self) -> list[Frame]:
+        """The frames that were held back; none where the source has no two that differ."""
+        self.choose()
+        return list(self._read(self._held_back))
+
+    @property
+    def in_one_scene(self) -> bool:
+        """Whether what was held back shows the scene that is iterated over, at a later time."""
+        return self.by == "time"
+
+    def choose(self) -> None:
+        """Read the source and choose, if that was not done yet; ``info`` has the number of frames from then on.
+
+        Raises:
+            CalibrationError: all frames are of one colour, or the disk is full.
+            SourceError: the source breaks off.
+        """
         if self._folder is not None:
-            self._folder.cleanup()
-
-    def _choose(self) -> None:
+            return
         info = self._source.info
         folder = tempfile.TemporaryDirectory(prefix="edgemask.")
+        total = self._count + self._count_held_back
         try:
-            collector = Collector(info, Path(folder.name), self._count)
+            collector = Collector(info, Path(folder.name), total)
             for frame in within_limits(self._source):
                 collector.add(frame)
-            chosen = choose(collector.pool.result(), self._count)
-            if not chosen:
+            candidates = collector.pool.result()
+            if not candidates:
                 raise CalibrationError(
                     f"{info.name}: expected frames to calibrate on, got {collector.pool.seen.frames} of one colour: "
                     "is the lens covered?"
                 )
+            held_back: list[Candidate] = []
+            if self._count_held_back and len(candidates) > 1:
+                parts = split(candidates, total, min(self._count_held_back / total, 0.5))
+                chosen, held_back, self.by = parts.calibration, parts.verification, parts.by
+            else:
+                chosen = choose(candidates, self._count)
         except OSError as error:
             folder.cleanup()
             raise CalibrationError(
@@ -289,6 +315,18 @@ class ChosenSource(Source):
             raise
         self._folder = folder
         self._chosen = [(collector.path(candidate), candidate) for candidate in chosen]
+        self._held_back = [(collector.path(candidate), candidate) for candidate in held_back]
+        self.info = replace(self.info, frame_count=len(chosen))
+
+    def close(self) -> None:
+        """Close the source, and remove the frames that were kept."""
+        self._source.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _read(self, chosen: list[tuple[Path, Candidate]]) -> Iterator[Frame]:
+        for path, candidate in chosen:
+            yield Frame(read_picture(path), candidate.index, candidate.pts_s, self.info.name, candidate.name)
 
 
 class HashedFrames:
@@ -316,12 +354,13 @@ class HashedFrames:
         return self._digest.hexdigest()
 
 
-def open_calibration(spec: str, count: int = DEFAULT_COUNT) -> Source:
+def open_calibration(spec: str, count: int = DEFAULT_COUNT, held_back: int = 0) -> SetSource | ChosenSource:
     """Open what to calibrate on.
 
     Args:
         spec: the folder of a calibration set, or any source.
         count: of a source, how many of its frames at most; a set is used as a whole.
+        held_back: of a source, how many more to hold back; a set has frames for verification.
 
     Returns:
         The frames for calibration: those of the set, or the most different ones of the source.
@@ -332,7 +371,7 @@ def open_calibration(spec: str, count: int = DEFAULT_COUNT) -> Source:
     """
     if is_set(spec):
         return SetSource(read_set(spec))
-    return ChosenSource(open_source(spec), count)
+    return ChosenSource(open_source(spec), count, held_back)
 
 
 def within_limits(source: Source, max_frames: int | None = None) -> Iterator[Frame]:

@@ -11,10 +11,18 @@ from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
 from pipeline.bundle import Task
+from pipeline.errors import EdgemaskError
 from pipeline.sources.pictures import read_picture
 
 Truth = NDArray[np.uint8]
-"""(H, W) uint8: for "binary" 255 on the subject and 0 elsewhere, for "classes" class indices."""
+"""(H, W) uint8: for "binary" 255 on the subject, 0 elsewhere and ``VOID`` of "binary" where nobody knows; for "classes" class indices,
+and 255 where nobody knows."""
+
+VOID: dict[Task, int] = {"binary": 128, "classes": 255}
+"""The value of pixels that count for nothing."""
+
+# So many masks are looked at to see whether a folder's subject is 1 or 255.
+_LOOKED_AT = 64
 
 Truths = Callable[[str, tuple[int, int]], Truth]
 """A frame's name and its (height, width) to its truth."""
@@ -24,7 +32,8 @@ def read_truths(folder: str, task: Task) -> Truths:
     """Ground truth from a folder of NAME.png, grey, by the frames' names.
 
     Args:
-        folder: for "binary" a picture above 127 is subject, for "classes" its values are class indices.
+        folder: for "binary" pictures above 127 on the subject, or of 0 and 1 with 1 on the subject and 255 where nobody knows; for
+            "classes" class indices, 255 where nobody knows.
         task: what masks mean.
 
     Returns:
@@ -35,23 +44,57 @@ def read_truths(folder: str, task: Task) -> Truths:
     """
     if not Path(folder).is_dir():
         raise CalibrationError(f"--calib-masks {folder}: expected a folder with NAME.png for every frame, got none")
+    of_ones = task == "binary" and any(_is_of_ones(path) for path in sorted(Path(folder).glob("*.png"))[:_LOOKED_AT])
 
     def read(name: str, size_hw: tuple[int, int]) -> Truth:
         path = Path(folder) / f"{name}.png"
         if not path.is_file():
             raise CalibrationError(f"--calib-masks {folder}: expected {path.name} for the frame {name}, got none")
-        image = read_picture(path)
-        if image.shape[:2] != size_hw:
-            height, width = image.shape[:2]
+        grey = _read_grey(path)
+        if grey.shape != size_hw:
+            height, width = grey.shape
             raise CalibrationError(
                 f"{path}: expected a mask of {size_hw[0]}×{size_hw[1]} as its frame, got {height}×{width}"
             )
-        if (image != image[:, :, :1]).any():
-            raise CalibrationError(f"{path}: expected a grey mask, got colours")
-        grey = np.ascontiguousarray(image[:, :, 0])
-        return np.where(grey > 127, 255, 0).astype(np.uint8) if task == "binary" else grey
+        if task == "classes":
+            return grey
+        if of_ones:
+            _require(
+                path, np.isin(grey, (0, 1, 255)).all(), "0, 1 and 255 alone, as the other masks of the folder", grey
+            )
+            return np.select([grey == 1, grey == 255], [255, VOID["binary"]], 0).astype(np.uint8)
+        _require(path, grey.max() > 127 or not grey.any(), "a subject above 127, or of 1 on 0", grey)
+        return np.where(grey > 127, 255, 0).astype(np.uint8)
 
     return read
+
+
+def with_void_agreed(mask_hw: NDArray[np.uint8], truth_hw: Truth) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A binary mask, and its truth as (H, W) bool, both of them background where nobody knows."""
+    void = truth_hw == VOID["binary"]
+    return np.where(void, 0, mask_hw).astype(np.uint8), truth_hw > VOID["binary"]
+
+
+def _read_grey(path: Path) -> Truth:
+    image = read_picture(path)
+    if (image != image[:, :, :1]).any():
+        raise CalibrationError(f"{path}: expected a grey mask, got colours")
+    return np.ascontiguousarray(image[:, :, 0])
+
+
+def _is_of_ones(path: Path) -> bool:
+    try:
+        values = set(np.unique(_read_grey(path)).tolist())
+    except EdgemaskError:  # told when a frame asks for it
+        return False
+    return 1 in values and values <= {0, 1, 255}
+
+
+def _require(path: Path, fits: object, expected: str, grey: Truth) -> None:
+    if not fits:
+        raise CalibrationError(
+            f"{path}: expected {expected}, got values up to {int(grey.max())}: which of them is the subject?"
+        )
 
 
 def resize_truth(truth_hw: Truth, size_hw: tuple[int, int]) -> Truth:

@@ -6,12 +6,14 @@ import argparse
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compile.errors import CompileError
 from compile.options import PLAN_TARGETS, parse_options
@@ -19,6 +21,7 @@ from models.errors import ModelError
 from models.zoo import ZOO, fetch
 from pipeline.bundle import (
     PROGRAM_NAME,
+    WORST_NAME,
     Bundle,
     Manifest,
     Precision,
@@ -30,14 +33,18 @@ from pipeline.bundle import (
 from pipeline.command_line import run_command
 from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
 from pipeline.on_cpu import slower_on_cpu
-from pipeline.sources import open_source
-from pipeline.sources.base import Source
+
+if TYPE_CHECKING:
+    from calibration.truth import Truths
+    from compile.verification_frames import VerificationFrames
+    from pipeline.frame import Frame
+    from pipeline.pixels import Pixels
 
 # At what size the published networks without a fixed one were trained.
 _TRAINED_AT = {"unet-carvana": (1280, 1920), "unet-carvana-half": (640, 960)}
 
-# 24 frames of U²-NetP at 320×320, which take two cores half a minute.
-_VERIFY_GIGA_MACS = 480
+# 32 frames of U²-NetP at 320×320, which take two cores half a minute.
+_VERIFY_GIGA_MACS = 640
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,24 +58,16 @@ def _compile(options: argparse.Namespace) -> None:
     output = Path(options.bundle or options.output)
     check_destination(output)
     _import_build_half(options)
-    with _verification_source(options.verify) as source:
+    from compile.verification_frames import VerificationFrames
+
+    with VerificationFrames(options.verify, options.calib, options.calib_size, say) as frames:
         if options.bundle is not None:
             from compile.plans import extend_bundle
 
-            size_bytes = extend_bundle(output, source, options, say)
+            size_bytes = extend_bundle(output, frames, options, say)
         else:
-            size_bytes = _write_bundle(options, output, source, say)
+            size_bytes = _write_bundle(options, output, frames, say)
     say(f"{output}: {size_bytes / 1e6:.1f} MB in {time.monotonic() - start_s:.0f} s")
-
-
-def _verification_source(spec: str) -> Source:
-    """Frames to check on: those of a calibration set that are for it, or any source."""
-    from calibration.calibration_set import is_set, read_set
-    from calibration.frames import SetSource
-
-    if is_set(spec):
-        return SetSource(read_set(spec), "verification")
-    return open_source(spec)
 
 
 def _import_build_half(options: argparse.Namespace) -> None:
@@ -82,7 +81,9 @@ def _import_build_half(options: argparse.Namespace) -> None:
         ) from error
 
 
-def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say: Callable[[str], None]) -> int:
+def _write_bundle(
+    options: argparse.Namespace, output: Path, frames: VerificationFrames, say: Callable[[str], None]
+) -> int:
     from calibration.truth import read_truths
     from compile.compose import with_views
     from compile.networks import contract_of, open_candidate
@@ -90,7 +91,9 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
     from compile.plans import add_plan, add_torch_program, build_options
     from compile.programs import Programs, single_precision
     from compile.timing import fastest
-    from compile.verify import check, program_masks, take_samples, verify
+    from compile.verification_frames import SEARCHED_FRAMES
+    from compile.verify import Proof, Sample, problem_with, program_masks, take_samples
+    from compile.worst_frames import draw_worst
 
     built = None
     if options.target in PLAN_TARGETS:
@@ -126,15 +129,24 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
             f"--compose device: expected a network of one class, got {candidate.class_count}: leave --compose out"
         )
     truths = None if options.calib_masks is None else read_truths(options.calib_masks, task)
-    with ExitStack() as stack:
-        if candidate.ranges is not None:
-            stack.enter_context(candidate.ranges.watching())
-        count = options.verify_count or _frames_to_check(candidate.giga_macs)
-        samples = take_samples(
-            source, candidate.reference, options.verify, options.frame, count, truths, options.pixels
-        )
+
+    def taken(
+        source: Iterable[Frame], count: int, truths: Truths | None = None, pixels: Pixels = "bgr"
+    ) -> list[Sample]:
+        # Layers are watched on all frames that the trained network sees: their largest values decide what can be FP16.
+        with ExitStack() as stack:
+            if candidate.ranges is not None:
+                stack.enter_context(candidate.ranges.watching())
+            return take_samples(source, candidate.reference, frames.origin, task, options.frame, count, truths, pixels)
+
+    count = options.verify_count or _frames_to_check(candidate.giga_macs)
+    samples = taken(frames.judging(count), count, truths, options.pixels)
+    if (doubt := candidate.doubt()) is not None:
+        say(doubt)
+    proof = Proof(samples, task, frames.origin)
     weights_sha256 = file_sha256(weights)
-    programs = Programs(candidate, samples, weights_sha256, options, say)
+    searched = partial(taken, frames.searched(), SEARCHED_FRAMES)
+    programs = Programs(candidate, searched, frames.calibration, weights_sha256, options, say)
 
     def complete(precision: Precision) -> tuple[Manifest, dict[str, bytes]]:
         program = programs.export(precision)
@@ -142,9 +154,13 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
         if options.pixels == "nv12":
             content = with_nv12(content, options.frame)
         masks, runtime = program_masks(content, options.pixels)
-        verification = verify(masks, samples, task, source=options.verify, runtime=runtime)
-        say(f"{precision} agrees with the trained network: {verification}")
-        check(verification, options.min_iou)
+        verification = proof.of(masks, runtime)
+        problem = problem_with(verification, options.min_iou, options.min_worst_iou)
+        if problem is not None:
+            raise CompileError(problem + frames.advice)
+        say(
+            f"{precision} agrees with {proof.against} on {verification.frames} {proof.source}: {verification}{frames.advice}"
+        )
         manifest = Manifest(
             model=options.model or weights.stem,
             task=task,
@@ -167,13 +183,13 @@ def _write_bundle(options: argparse.Namespace, output: Path, source: Source, say
             tools=_tools(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        files = {PROGRAM_NAME: content}
+        files = {PROGRAM_NAME: content, WORST_NAME: draw_worst(masks, samples, verification, task)}
         if built is not None:
-            return add_plan(manifest, files, built, samples, options, say, verification.against)
+            return add_plan(manifest, files, built, proof, options, say)
         if options.target == "torch-tensorrt":
             assert candidate.module is not None
             module = candidate.module(precision, single_precision(program.layers))
-            return add_torch_program(manifest, files, module, samples, options, say, verification.against)
+            return add_torch_program(manifest, files, module, proof, options, say)
         return manifest, files
 
     wanted = _precisions(options)
@@ -214,7 +230,7 @@ def _timed(options: argparse.Namespace) -> bool:
 
 
 def _frames_to_check(giga_macs: float | None) -> int:
-    """As many frames as a small network takes half a minute for, and for a large one fewer, but always some."""
+    """As many frames as a small network takes half a minute for, and for a large one fewer, but never a handful."""
     from compile.verify import FEWEST_FRAMES, MOST_FRAMES
 
     affordable = MOST_FRAMES if giga_macs is None else int(_VERIFY_GIGA_MACS / max(giga_macs, 1e-9))

@@ -1,6 +1,6 @@
-"""A frame program that also draws the overlay: the graph gets a second output, and how masks are shown becomes an input.
+"""A frame program that also draws the overlay: the graph gets one more output, and how masks are shown becomes an input.
 
-    frames, look (6,) float32  ->  masks (N, H, W) uint8, views (N, H, W, 3) uint8 BGR
+    frames, look (6,) float32  ->  masks (N, H, W) uint8, not_finite (N,) int32, views (N, H, W, 3) uint8 BGR
 
 What is drawn is ``compile.program.Overlay``, exported by itself and joined, so that every kind of program can have it.
 """
@@ -43,7 +43,7 @@ def with_views(program: bytes, frame_size_hw: tuple[int, int] | None) -> bytes:
         (axes, axes, None),
         # The values before the cast: TensorRT refuses to hand uint8 on.
         (FRAMES, last.input[0], LOOK),
-        VIEWS,
+        (VIEWS,),
     )
     added = as_part(overlay, model, "overlay/")
     graph = model.graph

@@ -22,6 +22,7 @@ from pipeline.yaml_file import read_yaml
 Channels = Literal["rgb", "bgr", "grey"]
 Activation = Literal["sigmoid", "softmax", "none"]
 Layout = Literal["nchw", "nhwc"]
+Filter = Literal["bilinear", "area"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,10 @@ class Contract:
         stretch: stretch each mask to its own minimum and maximum (one class only).
         classes: names; None to number them.
         output: name of the output to use, for a network of another family; None for its first.
-        layout: axis order of the network's input and output, for a network of another family.
+        layout: axis order of the network's input, for a network of another family.
+        output_layout: axis order of its output; None for that of the input.
+        filter: how frames are resized: "area" averages all of a large frame's pixels, "bilinear" samples four for each pixel of the
+            network's input, as OpenCV's INTER_LINEAR and scikit-image without anti-aliasing do.
     """
 
     name: str
@@ -53,6 +57,8 @@ class Contract:
     classes: tuple[str, ...] | None = None
     output: str | None = None
     layout: Layout = "nchw"
+    output_layout: Layout | None = None
+    filter: Filter = "area"
 
     def __post_init__(self) -> None:
         def need(fits: bool, field: str, expected: str) -> None:
@@ -64,6 +70,8 @@ class Contract:
         need(self.channels in get_args(Channels), "channels", "rgb, bgr or grey")
         need(self.activation in get_args(Activation), "activation", "sigmoid, softmax or none")
         need(self.layout in get_args(Layout), "layout", "nchw or nhwc")
+        need(self.output_layout in (None, *get_args(Layout)), "output_layout", "nchw or nhwc")
+        need(self.filter in get_args(Filter), "filter", "bilinear or area")
         need(
             self.divide_by == "max" or (isinstance(self.divide_by, float) and 0 < self.divide_by < math.inf),
             "divide_by",
@@ -101,9 +109,9 @@ CONTRACTS: Mapping[str, Mapping[str, Contract]] = {
     # checkpoint family (models.families): {name: contract}
     "u2net-official": {
         "stream": _IMAGENET,
-        "official": replace(_IMAGENET, name="official", divide_by="max", stretch=True),
+        "official": replace(_IMAGENET, name="official", divide_by="max", stretch=True, filter="bilinear"),
     },
-    "u2net": {"stream": _IMAGENET, "official": replace(_IMAGENET, name="official")},
+    "u2net": {"stream": _IMAGENET, "official": replace(_IMAGENET, name="official", filter="bilinear")},
     "unet": {"stream": _PLAIN, "official": replace(_PLAIN, name="official")},
     "unet-base32": {"stream": _DRIVE, "official": replace(_DRIVE, name="official")},
 }

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx.inliner
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, version_converter
 
-from compile.contract import Contract
+from compile.contract import Contract, Layout
 from compile.errors import CompileError
 from compile.onnx_export import OPSET, checked, example_frames, export_module, frame_axes, opset_of
 from compile.program import FrameToInput, ScoresToMask
+from pipeline.bundle import FRAMES, MASKS, NOT_FINITE
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+# How far probabilities may leave 0 to 1 by rounding.
+_SLACK = 0.01
 
 
 def read_foreign(path: Path) -> onnx.ModelProto:
@@ -93,17 +100,19 @@ def wrap(
     """
     output = scores_output(network, contract)
     axes = frame_axes(frame_size_hw)
-    before = export_module(FrameToInput(contract), (example_frames(frame_size_hw),), (axes,), ("frames",), "input")
+    before = export_module(FrameToInput(contract), (example_frames(frame_size_hw),), (axes,), (FRAMES,), ("input",))
     classes = _classes(output, contract)
     height, width = contract.imgsz
-    shape = (2, height, width, classes) if contract.layout == "nhwc" else (2, classes, height, width)
-    batch = {0: axes[0]}
+    channels_last = (contract.output_layout or contract.layout) == "nhwc"
+    shape = (2, height, width, classes) if channels_last else (2, classes, height, width)
+    # Their size is free: some networks give fewer scores than their input has pixels.
+    sides = {axis + (not channels_last): torch.export.Dim(f"side_{axis}", min=1) for axis in (1, 2)}
     after = export_module(
         ScoresToMask(contract, smooth=smooth),
         (torch.zeros(shape), example_frames(frame_size_hw)),
-        (batch, axes),
-        ("scores", "frames"),
-        "masks",
+        ({0: axes[0], **sides}, axes),
+        ("scores", FRAMES),
+        (MASKS, NOT_FINITE),
     )
     return _join(before, network, after, output.name)
 
@@ -125,6 +134,75 @@ def scores_output(network: onnx.ModelProto, contract: Contract) -> onnx.ValueInf
     )
 
 
+def find_output_layout(shape: Sequence[int], contract: Contract, name: str) -> Layout:
+    """The axis order of the scores, by where the input's height and width are found again.
+
+    Args:
+        shape: of the scores for one picture of the contract's size.
+        contract: its layout decides where both orders fit.
+        name: the output's, for a message.
+
+    Raises:
+        CompileError: neither order fits.
+    """
+    height, width = contract.imgsz
+    if len(shape) != 4:
+        raise CompileError(
+            f"output {name!r}: expected scores with 4 axes, got {len(shape)}: name another output in the contract"
+        )
+    sides: dict[Layout, Sequence[int]] = {"nchw": shape[2:], "nhwc": shape[1:3]}
+    # Scores may be smaller than the input, by a factor that need not divide it.
+    fits = [
+        layout for layout, (rows, columns) in sides.items() if abs(rows * width - columns * height) < max(height, width)
+    ]
+    if not fits:
+        raise CompileError(
+            f"output {name!r}: expected height and width as the input's {height}×{width}, or in their ratio, on two axes in a row, "
+            f"got {'×'.join(map(str, shape))}: name another output in the contract"
+        )
+    return contract.layout if contract.layout in fits else fits[0]
+
+
+class ValueRange:
+    """What values a network of another family gives, and whether the contract's activation allows them.
+
+    Args:
+        contract: the network's.
+        class_count: channels of its output.
+    """
+
+    def __init__(self, contract: Contract, class_count: int) -> None:
+        self._contract, self._one = contract, class_count == 1
+        self._low, self._high = math.inf, -math.inf
+
+    def add(self, scores: NDArray[np.floating[Any]]) -> None:
+        """Look at the scores of a frame; what is no number is left to others."""
+        finite = scores[np.isfinite(scores)]
+        if finite.size:
+            self._low, self._high = min(self._low, float(finite.min())), max(self._high, float(finite.max()))
+
+    def check(self) -> str | None:
+        """What is to be told of the values; None if nothing is.
+
+        Raises:
+            CompileError: probabilities are said, and others come.
+        """
+        contract, within = self._contract, f"from {self._low:.3g} to {self._high:.3g}"
+        if not self._one or self._low > self._high:
+            return None
+        if contract.activation == "none" and not (self._low >= -_SLACK and self._high <= 1 + _SLACK):
+            raise CompileError(
+                f"contract {contract.name}: activation: expected sigmoid for values {within}, got none, which is for probabilities "
+                "from 0 to 1"
+            )
+        if contract.activation == "sigmoid" and self._low >= 0 and self._high <= 1:
+            return (
+                f"contract {contract.name}: the network's values are {within} on all frames, as probabilities are, and sigmoid makes "
+                "subject of all of them: set activation: none"
+            )
+        return None
+
+
 def count_classes(network: onnx.ModelProto, contract: Contract) -> int:
     """How many channels the scores have."""
     return _classes(scores_output(network, contract), contract)
@@ -132,13 +210,14 @@ def count_classes(network: onnx.ModelProto, contract: Contract) -> int:
 
 def _classes(output: onnx.ValueInfoProto, contract: Contract) -> int:
     axes = output.type.tensor_type.shape.dim
+    channels_last = (contract.output_layout or contract.layout) == "nhwc"
     if len(axes) != 4 or output.type.tensor_type.elem_type not in _FLOATS:
-        order = "batch, height, width, class" if contract.layout == "nhwc" else "batch, class, height, width"
+        order = "batch, height, width, class" if channels_last else "batch, class, height, width"
         raise CompileError(
             f"output {output.name!r}: expected float scores with 4 axes ({order}), got {_type_name(output)} with {len(axes)}: "
             "name another output in the contract"
         )
-    count = int(axes[3 if contract.layout == "nhwc" else 1].dim_value)
+    count = int(axes[3 if channels_last else 1].dim_value)
     if not count and contract.classes is None:
         raise CompileError(
             f"output {output.name!r}: expected a number of classes, got none in the file: name the classes in the contract"
@@ -163,13 +242,12 @@ def _join(
         ),
         helper.make_node("Cast", [f"network/{scores_name}"], ["after/scores"], name="after/cast", to=TensorProto.FLOAT),
     ]
-    frames, masks = copy.deepcopy(first.input[0]), copy.deepcopy(last.output[0])
     nodes = [*first.node, casts[0], *middle.node, casts[1], *last.node]
     graph = helper.make_graph(
         nodes,
         "frame_program",
-        [frames],
-        [masks],
+        [copy.deepcopy(first.input[0])],
+        [copy.deepcopy(output) for output in last.output],
         initializer=[*first.initializer, *middle.initializer, *last.initializer],
     )
     opsets = {opset.domain: opset.version for opset in network.opset_import if opset.domain != "ai.onnx"} | {"": newest}
@@ -180,7 +258,8 @@ def _join(
         producer_name="edgemask",
     )
     # Both halves read the input itself: TensorRT refuses to hand uint8 on, be it through an Identity.
-    _rename(joined.graph, {"before/frames": "frames", "after/frames": "frames", "after/masks": "masks"})
+    frames = {f"{half}/{FRAMES}": FRAMES for half in ("before", "after")}
+    _rename(joined.graph, {**frames, **{f"after/{name}": name for name in (MASKS, NOT_FINITE)}})
     return checked(joined, "the network")
 
 

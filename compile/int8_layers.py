@@ -45,6 +45,8 @@ _SAVED = 0.1
 _STEPS = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 # What a step must take off the noise to be worth its layers.
 _WORTH = 0.97
+# How long the parts of a search take, beside one look at all examples: making all layers, a pass back, and making a few layers anew.
+_MAKING, _BACK, _SOME = 1.0, 3.0, 0.3
 # Layers of more than this share of the work give up input channels, so many at a time and at most that share of them, and not in
 # more layers than this, for each is one more convolution to run.
 _LARGE = 0.01
@@ -113,6 +115,7 @@ class Int8Search:
         goal_iou: float = GOAL_IOU,
         least_share: float = LEAST_SHARE,
         tried: Callable[[Step], None] = lambda _: None,
+        progress: Callable[[float], object] = lambda _: None,
     ) -> Int8Recipe:
         """Find how the network can be INT8, after ``observe``.
 
@@ -122,11 +125,19 @@ class Int8Search:
             goal_iou: enough.
             least_share: of the multiply-accumulates, what stays INT8.
             tried: told of every step.
+            progress: told now and then which share of the search is done, 0 to 1, if it goes on to its end.
         """
         steps: list[Step] = []
+        whole = len(_POWERS) * (_MAKING + 1) + _BACK + len(_STEPS) * (_SOME + 1)
+        done = 0.0
+
+        def advance(units: float) -> None:
+            nonlocal done
+            done += units
+            progress(min(done / whole, 1.0))
 
         def measured(recipe: Int8Recipe, what: str) -> Int8Recipe:
-            result = damage(recipe.apply(self.network), examples)
+            result = damage(recipe.apply(self.network), examples, advance)
             steps.append(Step(what, recipe.share, result))
             tried(steps[-1])
             return replace(recipe, result=result)
@@ -134,21 +145,24 @@ class Int8Search:
         left = self._left()
         best: Int8Recipe | None = None
         for power in _POWERS:
-            recipe = measured(self._start(power, method, left), f"channels to one reach, power {power:g}")
+            start = self._start(power, method, left, lambda share: advance(share * _MAKING))
+            recipe = measured(start, f"cross-layer equalization, strength {power:g}")
             if best is None or recipe.result.noise < best.result.noise:
                 best = recipe
         assert best is not None
-        damages = self._damages(best, examples)
+        damages = self._damages(best, examples, lambda share: advance(share * _BACK))
         total = sum(one.total for one in damages.values()) or 1.0
         best = replace(best, damage={name: one.total / total for name, one in damages.items()})
         for names, channels in self._worst(best, damages, least_share):
             if best.result.iou >= goal_iou:
                 break
             trial = self._without(best, names, channels, method)
+            advance(_SOME)
             what = f"{len(trial.left)} layers and {sum(map(len, channels.values()))} channels in FP16"
             trial = measured(trial, what)
             if trial.result.noise < _WORTH * best.result.noise:
                 best = trial
+        progress(1.0)
         return replace(best, steps=tuple(steps))
 
     def _left(self) -> dict[str, str]:
@@ -160,10 +174,17 @@ class Int8Search:
         }
         return left | {name: "a grouped convolution" for name in order if self._layers[name].groups > 1}
 
-    def _start(self, power: float, method: Method, left: Mapping[str, str]) -> Int8Recipe:
-        """Every layer in INT8, single channels out of it where they drown the others."""
+    def _start(
+        self,
+        power: float,
+        method: Method,
+        left: Mapping[str, str],
+        advance: Callable[[float], None] = lambda _: None,
+    ) -> Int8Recipe:
+        """Every layer in INT8, outlier channels out of it."""
         layers: dict[str, LayerRecipe] = {}
         for name in self._macs:
+            advance(1 / len(self._macs))
             if name in left:
                 continue
             layers[name] = self._layer(name, power, method)
@@ -175,11 +196,14 @@ class Int8Search:
         work = {name: macs / total for name, macs in self._macs.items()}
         return Int8Recipe(self._factors(power), layers, left, work, power)
 
-    def _damages(self, recipe: Int8Recipe, examples: Sequence[Example]) -> dict[str, LayerDamage]:
+    def _damages(
+        self, recipe: Int8Recipe, examples: Sequence[Example], advance: Callable[[float], None]
+    ) -> dict[str, LayerDamage]:
         network = copy.deepcopy(self.network)
         equalise(network, recipe.factors)
         quantised: Any = recipe.apply(self.network)
-        return damage_by_layer(network, {name: quantised.get_submodule(name) for name in recipe.layers}, examples)
+        layers = {name: quantised.get_submodule(name) for name in recipe.layers}
+        return damage_by_layer(network, layers, examples, advance)
 
     def _worst(
         self, recipe: Int8Recipe, damages: Mapping[str, LayerDamage], least_share: float

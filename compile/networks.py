@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,14 +21,22 @@ from calibration.ranges import Method
 from compile.contract import CONTRACTS, Contract, built_in_contract, read_contract
 from compile.cpu_int8 import exact_layers, quantise, rounded_network
 from compile.errors import CompileError
-from compile.foreign import count_classes, fixed_imgsz, read_foreign, scores_output, wrap
+from compile.foreign import (
+    ValueRange,
+    count_classes,
+    find_output_layout,
+    fixed_imgsz,
+    read_foreign,
+    scores_output,
+    wrap,
+)
 from compile.half_layers import HalfEmulation, RangeRecorder, find_sensitive
 from compile.int8_layers import Int8Search
 from compile.int8_recipe import Int8Recipe, Step
 from compile.onnx_export import check_size, export_program
 from compile.program import FrameProgram, FrameToInput, ScoresToMask
 from compile.sensitivity import Example
-from compile.verify import Masks, Sample, open_session
+from compile.verify import UNDECIDED_MARGIN, Expected, Reference, Sample, open_session, require_finite
 from models.checkpoint import LoadedNetwork, load_network
 from models.errors import NotOurNetworkError
 from pipeline.bundle import Task
@@ -58,13 +67,15 @@ class Candidate:
             None for a foreign network.
         cpu_int8: after a search of ``int8``, the program as CPUs take INT8 and the share of the convolutions' weights in it, by fixed
             (height, width) or None, calibration frames and method; None for a foreign network.
+        doubt: after ``reference`` has seen frames, what is to be told of the values that the network gave, or None; raises
+            ``CompileError`` where the contract contradicts them.
     """
 
     family: str
     architecture: str
     contract: Contract
     class_count: int
-    reference: Masks
+    reference: Reference
     export: Callable[[str, tuple[int, int] | None, Collection[str]], onnx.ModelProto]
     module: Callable[[str, Collection[str]], FrameProgram] | None = None
     giga_macs: float | None = None
@@ -72,6 +83,7 @@ class Candidate:
     sensitive: Callable[[Sequence[Sample], Collection[str]], tuple[str, ...]] | None = None
     int8: Int8Frames | None = None
     cpu_int8: Callable[[tuple[int, int] | None, Iterable[Frame], Method], tuple[onnx.ModelProto, float]] | None = None
+    doubt: Callable[[], str | None] = lambda: None
 
 
 class Int8Frames:
@@ -91,13 +103,20 @@ class Int8Frames:
         self._network, self._contract = network, contract
         self._count = min(max(int(_EXAMPLE_GIGA_MACS / giga_macs), 3), 24)
 
-    def search(self, frames: Iterable[Frame], method: Method, tried: Callable[[Step], None]) -> Int8Recipe:
+    def search(
+        self,
+        frames: Iterable[Frame],
+        method: Method,
+        tried: Callable[[Step], None],
+        progress: Callable[[float], object] = lambda _: None,
+    ) -> Int8Recipe:
         """Look at the frames once, and search on those where the masks are hardest to keep.
 
         Args:
             frames: to calibrate on, at least one.
             method: how a histogram becomes a range.
             tried: told of every step.
+            progress: told which share of the search is done, 0 to 1.
 
         Raises:
             CompileError: the network gives values that are no numbers.
@@ -112,7 +131,7 @@ class Int8Frames:
             found: list[Example] = []
             search.observe(lambda x=x, found=found: found.append(Example(x, search.network.logits(x))))  # type: ignore[misc, operator]
             examples = sorted([*examples, *found], key=lambda example: -example.doubt)[: self._count]
-        self.recipe = search.find(examples, method, tried=tried)
+        self.recipe = search.find(examples, method, tried=tried, progress=progress)
         return self.recipe
 
 
@@ -182,10 +201,13 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
     check_size(loaded.model, contract.imgsz)
     program = FrameProgram(loaded.model, contract, smooth=smooth).eval()
 
-    def reference(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def reference(frames_nhwc: NDArray[np.uint8]) -> Expected:
+        frames = torch.from_numpy(frames_nhwc)
         with torch.inference_mode():
-            masks: NDArray[np.uint8] = program(torch.from_numpy(frames_nhwc)).numpy()
-        return masks
+            scores = loaded.model.logits(program.before(frames))
+            masks, not_finite = program.after(scores, frames)
+            require_finite(not_finite.numpy(), "the network")
+            return Expected(masks.numpy(), _undecided(scores))
 
     giga_macs = _giga_macs(loaded, contract)
     search_count = min(max(int(_SEARCH_GIGA_MACS / giga_macs), 2), 4)
@@ -237,11 +259,26 @@ def _ours(loaded: LoadedNetwork, contract: Contract, imgsz: tuple[int, int] | No
     )
 
 
+def _undecided(scores: torch.Tensor) -> NDArray[np.bool_] | None:
+    """Where the two likeliest of several classes are close, (N, h, w); None for one class, where the mask shows it."""
+    if scores.shape[1] == 1:
+        return None
+    # What gives probabilities itself is as good as what gives logits: the order is the same, and near is near.
+    first, second = _probabilities(scores).topk(2, 1).values.unbind(1)
+    undecided: NDArray[np.bool_] = (first - second < UNDECIDED_MARGIN).numpy()
+    return undecided
+
+
+def _probabilities(scores: torch.Tensor) -> torch.Tensor:
+    is_distribution = bool((scores >= 0).all() and ((scores.sum(1) - 1).abs() < 1e-3).all())
+    return scores if is_distribution else scores.softmax(1)
+
+
 def _agreement(program: FrameProgram, samples: Sequence[Sample], class_count: int) -> float:
     """Mean IoU of a program with the reference."""
     task: Task = "binary" if class_count == 1 else "classes"
     with torch.inference_mode():
-        masks = [program(torch.from_numpy(sample.frames_nhwc)).numpy()[0] for sample in samples]
+        masks = [program(torch.from_numpy(sample.frames_nhwc))[0].numpy()[0] for sample in samples]
     ious = [iou(mask, sample.expected_nhw[0], task) for mask, sample in zip(masks, samples, strict=True)]
     return float(np.mean(ious))
 
@@ -272,29 +309,40 @@ def _foreign(
                 f"--imgsz: expected {fixed.imgsz[0]}×{fixed.imgsz[1]}, the one size that {weights} takes, got {imgsz[0]}×{imgsz[1]}"
             )
         fitted = fixed
+    session = open_session(str(weights), str(weights))
+    entry = session.get_inputs()[0]
+    dtype = np.float16 if "float16" in entry.type else np.float32
+    output = scores_output(network, fitted).name
+
+    def run(x: torch.Tensor) -> NDArray[Any]:
+        try:
+            (scores,) = session.run([output], {entry.name: x.numpy().astype(dtype)})
+        except Exception as error:
+            raise CompileError(
+                f"{weights}: ONNX Runtime cannot run it on pictures of {contract.imgsz[0]}×{contract.imgsz[1]}: "
+                f"{str(error).strip().splitlines()[0]}"
+            ) from error
+        return np.asarray(scores)
+
     contract = fitted
+    empty = FrameToInput(contract).eval()(torch.zeros((1, *contract.imgsz, 3), dtype=torch.uint8))
+    contract = replace(contract, output_layout=find_output_layout(run(empty).shape, contract, output))
     class_count = count_classes(network, contract)
     if classes is not None and classes != class_count:
         raise CompileError(f"{weights}: expected {classes} classes, got {class_count}: leave --classes out")
     _check_classes(contract, class_count)
-    output = scores_output(network, contract).name
     before, after = FrameToInput(contract).eval(), ScoresToMask(contract, smooth=smooth).eval()
-    session = open_session(str(weights), str(weights))
-    entry = session.get_inputs()[0]
-    dtype = np.float16 if "float16" in entry.type else np.float32
+    values = ValueRange(contract, class_count)
 
-    def reference(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def reference(frames_nhwc: NDArray[np.uint8]) -> Expected:
         frames = torch.from_numpy(frames_nhwc)
         with torch.inference_mode():
-            try:
-                (scores,) = session.run([output], {entry.name: before(frames).numpy().astype(dtype)})
-            except Exception as error:
-                raise CompileError(
-                    f"{weights}: ONNX Runtime cannot run it on pictures of {contract.imgsz[0]}×{contract.imgsz[1]}: "
-                    f"{str(error).strip().splitlines()[0]}"
-                ) from error
-            masks: NDArray[np.uint8] = after(torch.from_numpy(scores), frames).numpy()
-        return masks
+            scores = torch.from_numpy(run(before(frames)))
+            values.add(scores.numpy())
+            by_class = scores.float() if contract.output_layout == "nchw" else scores.float().permute(0, 3, 1, 2)
+            masks, not_finite = after(scores, frames)
+            require_finite(not_finite.numpy(), "the network")
+            return Expected(masks.numpy(), _undecided(by_class))
 
     def export(precision: str, frame_size_hw: tuple[int, int] | None, _: Collection[str]) -> onnx.ModelProto:
         if precision != "fp32":
@@ -303,7 +351,7 @@ def _foreign(
             )
         return wrap(network, contract, frame_size_hw, smooth=smooth)
 
-    return Candidate("foreign", weights.stem, contract, class_count, reference, export)
+    return Candidate("foreign", weights.stem, contract, class_count, reference, export, doubt=values.check)
 
 
 def _check_classes(contract: Contract, count: int) -> None:

@@ -20,6 +20,7 @@ from compile.program import FrameProgram
 from compile.quantized import IN_ONNX, QuantizedConv
 from compile.quantized import OPSET as INT8_OPSET
 from compile.resizes import with_constant_scales
+from pipeline.bundle import FRAMES, MASKS, NOT_FINITE
 
 OPSET = 18
 MAX_SIDE = 16384
@@ -34,13 +35,15 @@ def export_program(program: FrameProgram, frame_size_hw: tuple[int, int] | None 
         frame_size_hw: a fixed (height, width) of the frames, or None for any.
 
     Returns:
-        A checked model with the input "frames" (N, H, W, 3) uint8 and the output "masks" (N, H, W) uint8.
+        A checked model with the input "frames" (N, H, W, 3) uint8 and the outputs "masks" (N, H, W) uint8 and "not_finite" (N,) int32.
 
     Raises:
         CompileError: the network cannot be exported at this size, or the exporter fails.
     """
     lower_pooling(program.network, program.before.size_hw)
-    return export_module(program, (example_frames(frame_size_hw),), (frame_axes(frame_size_hw),), ("frames",), "masks")
+    return export_module(
+        program, (example_frames(frame_size_hw),), (frame_axes(frame_size_hw),), (FRAMES,), (MASKS, NOT_FINITE)
+    )
 
 
 def export_module(
@@ -48,9 +51,9 @@ def export_module(
     examples: tuple[Tensor, ...],
     axes: Sequence[dict[int, Any] | None],
     input_names: Sequence[str],
-    output_name: str,
+    output_names: Sequence[str],
 ) -> onnx.ModelProto:
-    """Export any module with one output, in evaluation mode.
+    """Export any module, in evaluation mode.
 
     Raises:
         CompileError: the exporter fails.
@@ -67,7 +70,7 @@ def export_module(
                 custom_translation_table=IN_ONNX if quantised else None,
                 dynamic_shapes=tuple(axes),
                 input_names=list(input_names),
-                output_names=[output_name],
+                output_names=list(output_names),
                 verbose=False,
             )
         if exported is None:

@@ -17,9 +17,6 @@ PLAN_TARGETS = ("tensorrt", "tensorrt-rtx")
 # As calibration.ranges.METHODS, which takes PyTorch to import.
 METHODS = ("max", "mse", "entropy", "percentile")
 
-# Without pictures of the user's own: a few frames that any machine can make.
-VERIFY_SOURCE = "test://?size=640x360&frames=4&step=37"
-
 # As compile.onnx_export.MAX_SIDE, which a wrong option shall not wait for.
 _MAX_SIDE = 16384
 # What only some targets know: option, targets.
@@ -236,22 +233,29 @@ def _parser() -> OptionParser:
     )
     parser.add_argument(
         "--verify",
-        default=VERIFY_SOURCE,
         metavar="SOURCE",
-        help="frames to check on, pictures or a video of your own (default: synthetic)",
+        help="frames to prove it on, pictures or a video of your own (default: frames held back from --calib, else photographs of "
+        "the package)",
     )
     parser.add_argument(
         "--verify-count",
         type=whole_number(1, 999_999),
         metavar="N",
-        help="frames to check on (default: 4 to 32, fewer for large networks)",
+        help="how many of them (default: 8 to 32, fewer for large networks)",
     )
     parser.add_argument(
         "--min-iou",
         type=share,
         default=0.99,
         metavar="0..1",
-        help="write no bundle below this agreement (default: %(default)s)",
+        help="write no bundle where the mean IoU with the trained network may be lower: judges the lower end of its 95 %% interval "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--min-worst-iou",
+        type=share,
+        metavar="0..1",
+        help="nor where the worst frame with a clear subject has less (default: 0.9, or --min-iou if that is less)",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
     return parser

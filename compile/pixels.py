@@ -74,7 +74,7 @@ def with_nv12(program: bytes, frame_size_hw: tuple[int, int] | None) -> bytes:
             f"--pixels nv12: expected a program that begins with a cast from 8 bits, got {wrong[0]}: leave --pixels out"
         )
     example = torch.zeros(frames_shape("nv12", 2, frame_size_hw or (480, 640)), dtype=torch.uint8)
-    converter = export_module(Nv12ToBgr(), (example,), (_axes(frame_size_hw),), (FRAMES,), _BGR)
+    converter = export_module(Nv12ToBgr(), (example,), (_axes(frame_size_hw),), (FRAMES,), (_BGR,))
     added = as_part(converter, model, "pixels/")
     casts = {node.output[0] for node in readers if node.op_type == "Cast"}
     kept = [node for node in graph.node if not casts.intersection(node.output)]

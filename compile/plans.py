@@ -14,19 +14,28 @@ from numpy.typing import NDArray
 
 from compile.build_progress import BuildProgress
 from compile.errors import CompileError
-from compile.gpu import find_gpu
 from compile.options import check_nv12_frame
 from compile.tensorrt_build import BuildOptions, build_plan, check_options
-from compile.verify import FEWEST_FRAMES, Sample, as_taken, check, program_masks, take_samples, verify
-from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest, cache_folder, file_sha256
+from compile.verify import (
+    FEWEST_FRAMES,
+    Expected,
+    Proof,
+    as_taken,
+    problem_with,
+    program_masks,
+    require_finite,
+    take_samples,
+)
+from pipeline.bundle import PROGRAM_NAME, WORST_NAME, Bundle, Manifest, cache_folder, file_sha256
 from pipeline.engines import open_engine
+from pipeline.engines.gpu import find_gpu
 from pipeline.errors import BackendUnavailableError, PlanError
 from pipeline.pixels import Pixels
 from pipeline.plan import NAMES
-from pipeline.sources.base import Source
 
 if TYPE_CHECKING:
     from compile.program import FrameProgram
+    from compile.verification_frames import VerificationFrames
 
 # What RTX GPUs in use have: Ampere, Ada, Blackwell.
 DEFAULT_SMS = (86, 89, 120)
@@ -87,10 +96,9 @@ def add_plan(
     manifest: Manifest,
     files: Mapping[str, bytes],
     built: BuildOptions,
-    samples: Sequence[Sample],
+    proof: Proof,
     options: argparse.Namespace,
     say: Say,
-    against: str,
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Build a plan from a bundle's program, and put it in.
 
@@ -98,10 +106,9 @@ def add_plan(
         manifest: of the bundle.
         files: content of the bundle's files by name, the program among them.
         built: what the plan is for.
-        samples: to check it on, if its GPU is here.
-        options: of ``compile.options``: ``quiet``, ``min_iou``, ``verify``.
+        proof: what to check it with, if its GPU is here.
+        options: of ``compile.options``: ``quiet``, ``min_iou``, ``min_worst_iou``.
         say: gets a line for each step.
-        against: what made the samples' masks.
 
     Returns:
         The manifest and the files with the plan, in place of one for the same GPU.
@@ -122,17 +129,16 @@ def add_plan(
     if not here:
         say("not checked on a GPU, for none of those is here; its program was")
     entry = plan.as_dict(manifest.precision)
-    return _put_in(manifest, files, entry, plan.content, samples if here else (), options, say, against)
+    return _put_in(manifest, files, entry, plan.content, proof if here else None, options, say)
 
 
 def add_torch_program(
     manifest: Manifest,
     files: Mapping[str, bytes],
     program: FrameProgram,
-    samples: Sequence[Sample],
+    proof: Proof,
     options: argparse.Namespace,
     say: Say,
-    against: str,
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Build a Torch-TensorRT program for the GPU of this machine, and put it in; otherwise as ``add_plan``.
 
@@ -140,10 +146,9 @@ def add_torch_program(
         manifest: of the bundle.
         files: content of the bundle's files by name.
         program: around the network, in the bundle's precision; changed.
-        samples: to check it on.
+        proof: what to check it with.
         options: of ``compile.options``.
         say: gets a line for each step.
-        against: what made the samples' masks.
 
     Raises:
         BackendUnavailableError: Torch-TensorRT or a GPU is not here.
@@ -161,7 +166,7 @@ def add_torch_program(
             engine_cache=cache_folder() / "torch-tensorrt",
             step=progress,
         )
-    return _put_in(manifest, files, built.as_dict(manifest.precision), built.content, samples, options, say, against)
+    return _put_in(manifest, files, built.as_dict(manifest.precision), built.content, proof, options, say)
 
 
 def _put_in(
@@ -169,23 +174,20 @@ def _put_in(
     files: Mapping[str, bytes],
     entry: dict[str, Any],
     content: bytes,
-    samples: Sequence[Sample],
+    proof: Proof | None,
     options: argparse.Namespace,
     say: Say,
-    against: str,
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest and the files with a plan, checked on the GPU with ``samples`` if there are any."""
+    """The manifest and the files with a plan, checked on the GPU if there is something to check it with."""
     kept = [other for other in manifest.engines if not _replaced(other, entry)]
-    names = {PROGRAM_NAME, *(str(other["file"]) for other in kept)}
+    names = {PROGRAM_NAME, WORST_NAME, *(str(other["file"]) for other in kept)}
     complete = {name: data for name, data in files.items() if name in names} | {entry["file"]: content}
-    if samples:
-        entry["verification"] = _verify_on_gpu(
-            manifest, files[PROGRAM_NAME], entry, content, samples, options, say, against
-        )
+    if proof is not None:
+        entry["verification"] = _verify_on_gpu(manifest, files[PROGRAM_NAME], entry, content, proof, options, say)
     return replace(manifest, engines=(*kept, entry)), complete
 
 
-def extend_bundle(folder: Path, source: Source, options: argparse.Namespace, say: Say) -> int:
+def extend_bundle(folder: Path, frames: VerificationFrames, options: argparse.Namespace, say: Say) -> int:
     """Build a plan for a bundle that is there, from its own program, and put it in.
 
     Returns:
@@ -216,7 +218,7 @@ def extend_bundle(folder: Path, source: Source, options: argparse.Namespace, say
         )
     before = [entry for entry in manifest.engines if entry.get("runtime") == options.target]
     built = build_options(options, frame_size_hw, options.batch or _batch_of(before), say, manifest.pixels)
-    files = {PROGRAM_NAME: bundle.program_path.read_bytes()}
+    files = {name: (folder / name).read_bytes() for name in (PROGRAM_NAME, WORST_NAME) if name in manifest.files}
     sound = []
     for entry in manifest.engines:
         path = folder / str(entry.get("file"))
@@ -227,8 +229,17 @@ def extend_bundle(folder: Path, source: Source, options: argparse.Namespace, say
             say(f"{path}: left out, for it was changed or damaged")
     masks, runtime = program_masks(files[PROGRAM_NAME], manifest.pixels)
     count = options.verify_count or FEWEST_FRAMES
-    samples = take_samples(source, masks, options.verify, frame_size_hw, count, pixels=manifest.pixels)
-    manifest, files = add_plan(replace(manifest, engines=tuple(sound)), files, built, samples, options, say, runtime)
+    samples = take_samples(
+        frames.judging(count),
+        lambda frames_nhwc: Expected(masks(frames_nhwc)),
+        frames.origin,
+        manifest.task,
+        frame_size_hw,
+        count,
+        pixels=manifest.pixels,
+    )
+    proof = Proof(samples, manifest.task, frames.origin, runtime)
+    manifest, files = add_plan(replace(manifest, engines=tuple(sound)), files, built, proof, options, say)
     Bundle.write(folder, manifest, files)
     return int(manifest.engines[-1]["size_bytes"])
 
@@ -238,10 +249,9 @@ def _verify_on_gpu(
     program: bytes,
     entry: Mapping[str, Any],
     content: bytes,
-    samples: Sequence[Sample],
+    proof: Proof,
     options: argparse.Namespace,
     say: Say,
-    against: str,
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="edgemask.") as scratch:
         files = {PROGRAM_NAME: program, str(entry["file"]): content}
@@ -251,15 +261,18 @@ def _verify_on_gpu(
             with open_engine(bundle, str(entry["runtime"])) as engine:
 
                 def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-                    return engine(np.repeat(as_taken(frames_nhwc, manifest.pixels), count, axis=0))[:1]
+                    engine.submit(np.repeat(as_taken(frames_nhwc, manifest.pixels), count, axis=0))
+                    computed = engine.collect_all()
+                    require_finite(computed.not_finite, "the plan")
+                    return computed.masks_nhw[:1]
 
-                result = verify(
-                    masks, samples, manifest.task, source=options.verify, runtime=engine.description, against=against
-                )
+                result = proof.of(masks, engine.description)
         except PlanError as error:
             raise CompileError(f"the plan was built, but this GPU does not run it: {error.problem}") from error
-    say(f"on {result.runtime} it agrees with {against}: {result}")
-    check(result, options.min_iou)
+    problem = problem_with(result, options.min_iou, options.min_worst_iou)
+    if problem is not None:
+        raise CompileError(problem)
+    say(f"on {result.runtime} it agrees with {proof.against} on {result.frames} {proof.source}: {result}")
     return result.as_dict()
 
 

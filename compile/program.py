@@ -1,8 +1,9 @@
 """The frame program: everything that happens to a frame between camera and mask, as one PyTorch module.
 
-    frames (N, H, W, 3) uint8 BGR  ->  FrameToInput  ->  network  ->  ScoresToMask  ->  masks (N, H, W) uint8
+    frames (N, H, W, 3) uint8 BGR  ->  FrameToInput  ->  network  ->  ScoresToMask  ->  masks (N, H, W) uint8, not_finite (N,) int32
 
-With ``--compose device`` a second output follows, ``Overlay``: views (N, H, W, 3) uint8 BGR (``compile.compose``). With
+A NaN cannot be seen in a mask of 8 bits, so ``not_finite`` says how many of a frame's scores are NaN or infinite.
+With ``--compose device`` one more output follows, ``Overlay``: views (N, H, W, 3) uint8 BGR (``compile.compose``). With
 ``--pixels nv12`` frames come as decoders give them, and what makes them BGR goes before it (``compile.pixels``).
 
 This is the only definition of pre- and post-processing: it is exported and compiled as a whole, and calibration, verification,
@@ -28,9 +29,10 @@ _LUMA_BGR = (0.114, 0.587, 0.299)
 class FrameToInput(nn.Module):
     """Frames to the network's input: resize, channel order, scale, mean and standard deviation.
 
-    Large frames are averaged, not sampled: a bilinear resize from 1080p to 320 pixels looks at a tenth of the picture, and what it
-    misses flickers. So the frame is resized to the nearest whole multiple of the network's size, and blocks of that many pixels are
-    averaged. For frames of less than 1.5 times the network's size this is the plain bilinear resize.
+    With the filter "area" large frames are averaged, not sampled: a bilinear resize from 1080p to 320 pixels looks at a tenth of the
+    picture, and what it misses flickers. So the frame is resized to the nearest whole multiple of the network's size, and blocks of
+    that many pixels are averaged. For frames of less than 1.5 times the network's size this is the plain bilinear resize, which the
+    filter "bilinear" is for all.
     """
 
     mean: Tensor
@@ -43,6 +45,7 @@ class FrameToInput(nn.Module):
         self.channels = contract.channels
         self.divide_by = contract.divide_by
         self.layout = contract.layout
+        self.filter = contract.filter
         self.register_buffer("mean", torch.tensor(contract.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(contract.std).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("luma_bgr", torch.tensor(_LUMA_BGR).view(1, 3, 1, 1), persistent=False)
@@ -52,9 +55,12 @@ class FrameToInput(nn.Module):
         height, width = self.size_hw
         # Cast first: TensorRT takes uint8 only at the border of a network.
         x = frames_nhwc.float().permute(0, 3, 1, 2)
-        rows, columns = _blocks(frames_nhwc.shape[1], height), _blocks(frames_nhwc.shape[2], width)
-        x = F.interpolate(x, (height * rows, width * columns), mode="bilinear", align_corners=False)
-        x = x.reshape(x.shape[0], 3, height, rows, width, columns).mean((3, 5))
+        if self.filter == "bilinear":
+            x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+        else:
+            rows, columns = _blocks(frames_nhwc.shape[1], height), _blocks(frames_nhwc.shape[2], width)
+            x = F.interpolate(x, (height * rows, width * columns), mode="bilinear", align_corners=False)
+            x = x.reshape(x.shape[0], 3, height, rows, width, columns).mean((3, 5))
         if self.channels == "rgb":
             x = x.flip(1)
         elif self.channels == "grey":
@@ -71,20 +77,23 @@ class ScoresToMask(nn.Module):
     """The network's output to masks of the frames' size.
 
     One class: probability × 255. More classes: the index of the largest score, at the network's size and enlarged by nearest
-    neighbour, or with ``smooth`` after the scores were enlarged.
+    neighbour, or with ``smooth`` after the scores were enlarged. Where scores are NaN the mask is wrong, and often 0: so they are
+    counted.
     """
 
     def __init__(self, contract: Contract, *, smooth: bool = False) -> None:
         super().__init__()
         self.activation = contract.activation
         self.stretch = contract.stretch
-        self.layout = contract.layout
+        self.layout = contract.output_layout or contract.layout
         self.smooth = smooth
 
-    def forward(self, scores: Tensor, frames_nhwc: Tensor) -> Tensor:
-        """(N, C, h, w) float32 scores, and the frames for their size, to (N, H, W) uint8."""
-        size_hw = (frames_nhwc.shape[1], frames_nhwc.shape[2])
+    def forward(self, scores: Tensor, frames_nhwc: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, h, w) scores, and the frames for their size, to masks (N, H, W) uint8 and ``not_finite`` (N,) int32."""
         scores = scores.float()
+        return self._masks(scores, (frames_nhwc.shape[1], frames_nhwc.shape[2])), _count_not_finite(scores)
+
+    def _masks(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
         if self.layout == "nhwc":
             scores = scores.permute(0, 3, 1, 2)
         if scores.shape[1] > 1:
@@ -94,6 +103,8 @@ class ScoresToMask(nn.Module):
             low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
             # A flat map has nothing to stretch: it stays dark, where a division by zero would be NaN.
             x = (x - low) / (high - low).clamp(min=1e-6)
+            # The authors cut the stretched mask to 8 bits before they enlarge it.
+            x = (x * 255.0).floor() / 255.0
         x = F.interpolate(x, size_hw, mode="bilinear", align_corners=False)
         # Cast last: TensorRT gives uint8 only at the border of a network.
         return (x * 255.0).round().clamp(0.0, 255.0)[:, 0].to(torch.uint8)
@@ -160,12 +171,12 @@ class FrameProgram(nn.Module):
         self.after = ScoresToMask(contract, smooth=smooth)
         self.half_network = half
 
-    def forward(self, frames_nhwc: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 BGR to (N, H, W) uint8."""
+    def forward(self, frames_nhwc: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H, W, 3) uint8 BGR to masks (N, H, W) uint8, and how many of each frame's scores are not finite, (N,) int32."""
         x = self.before(frames_nhwc)
         scores = self.network.logits(x.half() if self.half_network else x)  # type: ignore[operator]
-        masks: Tensor = self.after(scores, frames_nhwc)
-        return masks
+        masks, not_finite = self.after(scores, frames_nhwc)
+        return masks, not_finite
 
 
 class Scores(nn.Module):
@@ -222,6 +233,16 @@ def _halve(network: nn.Module, keep: Collection[str]) -> nn.Module:
     for name, layer in layers:
         network.set_submodule(name, _Typed(layer, torch.float32 if name in keep else torch.float16))
     return network
+
+
+def _count_not_finite(scores: Tensor) -> Tensor:
+    """(N, a, b, c) float32 to (N,) int32: how many values are NaN or infinite.
+
+    As one comparison that is false for both. TensorRT reads the operator IsNaN as "not x == x", and an optimiser may take that for
+    false, or turn a negated comparison round. Rows are summed in FP32, twice as fast on a CPU, and their sums as whole numbers, for
+    FP32 counts to 2²⁴ alone.
+    """
+    return (1.0 - (scores.abs() < torch.inf).float()).sum(3).int().sum((1, 2), dtype=torch.int32)
 
 
 def _blocks(side: int, network_side: int) -> int:

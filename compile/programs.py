@@ -9,15 +9,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from calibration.frames import HashedFrames, open_calibration
+from calibration.frames import HashedFrames
 from compile.cpu_int8 import exact_layers
 from compile.int8_cache import RecipeCache
 from compile.int8_recipe import Int8Recipe, Step
-from compile.networks import Candidate
+from compile.networks import Candidate, Int8Frames
 from compile.verify import Sample
 from pipeline.bundle import CPU_GRAPH, Precision, cache_folder
 from pipeline.errors import OptionError
 from pipeline.frame import Frame
+from pipeline.sources.base import Source
 
 # Below this many calibration frames a user is told.
 _FEW_FRAMES = 16
@@ -50,7 +51,8 @@ class Programs:
 
     Args:
         candidate: the network.
-        samples: frames to search on for layers that FP16 would spoil.
+        searched: gives frames to search on for layers that FP16 would spoil, none of which judges what is found.
+        calibration: frames to calibrate INT8 on; None without.
         weights_sha256: of the file of weights.
         options: of ``compile.options``.
         say: gets a line for each step.
@@ -59,12 +61,14 @@ class Programs:
     def __init__(
         self,
         candidate: Candidate,
-        samples: Sequence[Sample],
+        searched: Callable[[], Sequence[Sample]],
+        calibration: Source | None,
         weights_sha256: str,
         options: argparse.Namespace,
         say: Callable[[str], None],
     ) -> None:
-        self._candidate, self._samples, self._options, self._say = candidate, samples, options, say
+        self._candidate, self._searched, self._options, self._say = candidate, searched, options, say
+        self._frames = calibration
         self._weights_sha256 = weights_sha256
         self._kept: tuple[str, ...] | None = None
         self._int8: Int8Recipe | None = None
@@ -95,10 +99,11 @@ class Programs:
         if candidate.ranges is None or candidate.sensitive is None:
             return ()
         if self._kept is None:
+            samples = self._searched()
             beyond = candidate.ranges.beyond_half()
             for name, largest in beyond.items():
                 self._say(f"{name} stays FP32: its values reach {largest:.3g}, and FP16 ends at 65504")
-            sensitive = candidate.sensitive(self._samples, beyond)
+            sensitive = candidate.sensitive(samples, beyond)
             for name in sensitive:
                 self._say(f"{name} stays FP32: the masks depend on more than FP16's 11 bits there")
             self._kept = (*beyond, *sensitive)
@@ -114,43 +119,59 @@ class Programs:
         options, candidate, say = self._options, self._candidate, self._say
         if candidate.int8 is None:
             raise OptionError("--precision: expected fp32 for a network of another family, got int8")
-        with open_calibration(options.calib, options.calib_size) as source:
-            hashed = HashedFrames(source)
-            for _ in hashed:
-                pass
-            if hashed.count < _FEW_FRAMES:
-                say(f"--calib {options.calib}: {hashed.count} frame(s) to calibrate on, expected {_FEW_FRAMES} or more: "
-                    "INT8 may not fit frames that are different")  # fmt: skip
-            depends_on = {
-                "weights": self._weights_sha256,
-                "contract": candidate.contract.as_dict(),
-                "frames": hashed.sha256,
-                "method": options.calib_method,
-            }
-            cache = RecipeCache(cache_folder() / "int8", depends_on)
-            recipe = cache.load()
-            if recipe is not None:
-                say(f"INT8 as found before for these weights and {hashed.count} frames, from {cache.path.parent}")
-                candidate.int8.recipe = recipe
-            else:
-                frames = tqdm(source, "calibrating", hashed.count, unit=" frames", leave=False, disable=options.quiet)
-                recipe = candidate.int8.search(frames, options.calib_method, self._say_step)
-                cache.save(recipe)
-            if options.target == "onnxruntime":
-                self._for_cpu = self._export_for_cpu(recipe, source, hashed)
-                return recipe
+        source = self._frames
+        assert source is not None  # the options were checked
+        hashed = HashedFrames(source)
+        for _ in hashed:
+            pass
+        if hashed.count < _FEW_FRAMES:
+            say(f"--calib {options.calib}: {hashed.count} frame(s) to calibrate on, expected {_FEW_FRAMES} or more: "
+                "INT8 may not fit frames that are different")  # fmt: skip
+        depends_on = {
+            "weights": self._weights_sha256,
+            "contract": candidate.contract.as_dict(),
+            "frames": hashed.sha256,
+            "method": options.calib_method,
+        }
+        cache = RecipeCache(cache_folder() / "int8", depends_on)
+        recipe = cache.load()
+        if recipe is not None:
+            say(f"INT8 as found before for these weights and {hashed.count} frames, from {cache.path.parent}")
+            candidate.int8.recipe = recipe
+        else:
+            frames = tqdm(source, "calibrating", hashed.count, unit=" frames", leave=False, disable=options.quiet)
+            recipe = self._searched_int8(candidate.int8, frames)
+            cache.save(recipe)
+        if options.target == "onnxruntime":
+            self._for_cpu = self._export_for_cpu(recipe, source, hashed)
+            return recipe
         for name, layer in recipe.layers.items():
             if layer.exact:
                 channels = ", ".join(map(str, layer.exact))
                 say(
-                    f"{name}: input channel(s) {channels} stay out of INT8, for they drown the others or do most of the damage"
+                    f"{name}: input channel(s) {channels} stay in FP16: outlier channels, or those that lose most in INT8"
                 )
         say(
-            f"INT8 from {hashed.count} frames of {options.calib}: {100 * recipe.share:.1f} % of the convolutions' work in "
-            f"{len(recipe.layers)} of {len(recipe.work)} layers"
+            f"INT8 calibrated on {hashed.count} frames of {options.calib}: {len(recipe.layers)} of {len(recipe.work)} convolutions, "
+            f"{100 * recipe.share:.1f} % of the MACs"
         )
         self._calibration = {**self._calibrated_on(hashed), **recipe.as_dict()}
         return recipe
+
+    def _searched_int8(self, int8: Int8Frames, frames: Iterable[Frame]) -> Int8Recipe:
+        # A share of the whole, with the time that is left: how many steps there are depends on what they find.
+        form = "{desc}: {percentage:3.0f} %|{bar}| {elapsed}, about {remaining} left"
+        with tqdm(
+            desc="searching INT8", total=1.0, bar_format=form, leave=False, disable=self._options.quiet, delay=1.0
+        ) as bar:
+
+            def tried(step: Step) -> None:
+                with bar.external_write_mode():
+                    self._say_step(step)
+
+            return int8.search(
+                frames, self._options.calib_method, tried, lambda done: bar.update(max(0.0, done - bar.n))
+            )
 
     def _calibrated_on(self, hashed: HashedFrames) -> dict[str, Any]:
         options = self._options
@@ -177,6 +198,6 @@ class Programs:
 
     def _say_step(self, step: Step) -> None:
         self._say(
-            f"INT8, {step.what}: {100 * step.share:.1f} % of the work, noise {step.result.noise:.3f}, "
-            f"IoU {step.result.iou:.4f} on the hardest frames"
+            f"INT8, {step.what}: {100 * step.share:.1f} % of the MACs in INT8, RMS logit error {step.result.noise:.3f}, "
+            f"IoU {step.result.iou:.4f} on the hardest calibration frames"
         )

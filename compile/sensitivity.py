@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +49,15 @@ class Damage:
     iou: float
 
 
-def damage(network: nn.Module, examples: Sequence[Example]) -> Damage:
+def damage(
+    network: nn.Module, examples: Sequence[Example], advance: Callable[[float], None] = lambda _: None
+) -> Damage:
     """Compare a network with the trained one.
 
     Args:
         network: gives scores by its ``logits`` method.
         examples: at least one.
+        advance: told after each example which share of them it was.
     """
     squares, ious = 0.0, 0.0
     with torch.inference_mode():
@@ -64,6 +67,7 @@ def damage(network: nn.Module, examples: Sequence[Example]) -> Damage:
             error = (weight * (logits - example.logits)).square().sum() / weight.square().sum().clamp(min=1e-12)
             squares += float(error.nan_to_num(torch.inf))
             ious += _iou(logits, example.logits)
+            advance(1 / len(examples))
     return Damage((squares / len(examples)) ** 0.5, ious / len(examples))
 
 
@@ -81,7 +85,10 @@ class LayerDamage:
 
 
 def damage_by_layer(
-    network: nn.Module, layers: Mapping[str, QuantizedConv], examples: Sequence[Example]
+    network: nn.Module,
+    layers: Mapping[str, QuantizedConv],
+    examples: Sequence[Example],
+    advance: Callable[[float], None] = lambda _: None,
 ) -> dict[str, LayerDamage]:
     """What each layer alone does to the masks, for small errors and in one pass forward and one back for each example.
 
@@ -89,6 +96,7 @@ def damage_by_layer(
         network: the trained one; its weights take no gradient.
         layers: by name, what will stand in that layer's place.
         examples: at least one.
+        advance: told after each example which share of them it was.
     """
     totals = dict.fromkeys(layers, 0.0)
     channels: dict[str, Tensor] = {}
@@ -119,6 +127,7 @@ def damage_by_layer(
                 # The square of a sum with random signs is, in the mean, the sum of the squares.
                 signs = torch.randint(0, 2, logits.shape, generator=generator) * 2.0 - 1.0
                 (signs * _closeness(example.logits) * logits).sum().backward()  # type: ignore[no-untyped-call]
+            advance(1 / len(examples))
     finally:
         for handle in handles:
             handle.remove()

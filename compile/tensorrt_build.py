@@ -16,9 +16,9 @@ from typing import Any
 
 from compile.build_progress import monitor_class
 from compile.errors import CompileError
-from compile.gpu import Gpu
 from compile.scales import has_half_scales, with_float_scales
 from pipeline.command_line import uninterrupted
+from pipeline.engines.gpu import Gpu
 from pipeline.engines.tensorrt_library import Log, load_tensorrt, log_of, one_line
 from pipeline.pixels import Pixels, frames_shape
 from pipeline.plan import NAMES

@@ -57,7 +57,11 @@ class Annotations:
             f"ms p50: {times}  age {self._age_ms:.0f}",
             f"{self._manifest.model} {self._manifest.precision}  {self._backend}",
         ]
-        return [*lines, "stale mask"] if frame.stale else lines
+        if frame.stale:
+            lines.append("stale mask")
+        if frame.not_finite:
+            lines.append(f"{frame.not_finite} scores NaN or infinite: the mask is wrong")
+        return lines
 
     def rate_hz(self, source: str) -> float:
         """Frames of a source per second, over its last frames."""

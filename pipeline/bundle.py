@@ -1,8 +1,9 @@
 """The seam between the two halves: a folder with a frame program and a manifest that says what it is.
 
     manifest.json     what the program expects and gives, where it comes from, how far it agrees with the trained network
-    program.onnx      the frame program: (N, H, W, 3) uint8 BGR, or NV12 as ``pipeline.pixels`` says, -> (N, H, W) uint8; one that
-                      composes also takes how masks are shown, (6,) float32, and gives views (N, H, W, 3) uint8 BGR
+    program.onnx      the frame program: (N, H, W, 3) uint8 BGR, or NV12 as ``pipeline.pixels`` says, -> masks (N, H, W) uint8, and
+                      how many of each frame's scores are not finite, (N,) int32; one that composes also takes how masks are shown,
+                      (6,) float32, and gives views (N, H, W, 3) uint8 BGR
     engines/          plans built from it, one file for each runtime, as the runtime wrote them
 
 The build half writes a bundle, the run half checks and reads it.
@@ -13,24 +14,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipeline.errors import BundleError
+from pipeline.file_lock import locked
 from pipeline.pixels import Pixels
+from pipeline.whole_folder import whole_folder
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 PROGRAM_NAME = "program.onnx"
+WORST_NAME = "verification.png"
+"""The frames that agreed least when the bundle was verified, as a picture."""
 PLANS = "engines/"
 MANIFEST_LIMIT_BYTES = 1 << 20
 
-FRAMES, LOOK, MASKS, VIEWS = "frames", "look", "masks", "views"
-"""Names of the inputs and outputs of a program that composes."""
+FRAMES, LOOK, MASKS, NOT_FINITE, VIEWS = "frames", "look", "masks", "not_finite", "views"
+"""Names of a program's inputs and outputs; only one that composes has ``LOOK`` and ``VIEWS``, and old ones lack ``NOT_FINITE``."""
 
 LOOK_VALUES = ("slope", "intercept", "alpha", "blue", "green", "red")
 """What it is told of a look, float32. A mask's value counts as clip(value × slope + intercept, 0, 1) × alpha."""
@@ -171,6 +174,17 @@ class Bundle:
             BundleError: no bundle, damaged, or with a changed byte.
         """
         folder = Path(folder)
+        while True:
+            before = _identity(folder)
+            try:
+                return cls._read(folder)
+            except BundleError:
+                with locked(folder.parent, shared=True):  # one who replaces it just now has done so then
+                    if _identity(folder) == before:
+                        raise
+
+    @classmethod
+    def _read(cls, folder: Path) -> Bundle:
         path = folder / MANIFEST_NAME
         if not os.path.isdir(folder):
             got = "a file" if os.path.exists(folder) else "nothing"
@@ -197,7 +211,7 @@ class Bundle:
 
     @classmethod
     def write(cls, folder: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-        """Write a bundle all at once: the folder appears complete or not at all.
+        """Write a bundle all at once: the folder appears complete or not at all, also where two processes write it.
 
         Args:
             folder: where; a bundle that is there already is replaced, any other content is refused.
@@ -214,20 +228,13 @@ class Bundle:
         complete = Manifest(**{**{key: getattr(manifest, key) for key in Manifest.__dataclass_fields__}, "files": sums})
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".edgemask.", dir=place.parent))
+            with whole_folder(place) as scratch:
+                for name, content in files.items():
+                    (scratch / name).parent.mkdir(exist_ok=True)
+                    (scratch / name).write_bytes(content)
+                (scratch / MANIFEST_NAME).write_text(complete.to_json(), encoding="utf-8")
         except OSError as error:
             raise BundleError(f"{folder}: cannot be written ({error.strerror}): choose another --output") from error
-        try:
-            scratch.chmod(0o755)
-            for name, content in files.items():
-                (scratch / name).parent.mkdir(exist_ok=True)
-                (scratch / name).write_bytes(content)
-            (scratch / MANIFEST_NAME).write_text(complete.to_json(), encoding="utf-8")
-            _exchange(scratch, place)
-        except OSError as error:
-            raise BundleError(f"{folder}: cannot be written ({error.strerror}): choose another --output") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         return cls(folder, complete)
 
 
@@ -239,7 +246,7 @@ def check_destination(folder: Path) -> None:
     """
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise BundleError(f"{folder}: expected a folder for the bundle, got a file: choose another --output")
-    if os.path.isdir(folder) and os.listdir(folder) and not os.path.isfile(folder / MANIFEST_NAME):
+    if _holds_other_files(folder):
         raise BundleError(
             f"{folder}: expected a new folder or a bundle to replace, got a folder with other files: choose another --output"
         )
@@ -268,20 +275,23 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _exchange(scratch: Path, place: Path) -> None:
-    if not place.exists():
-        os.replace(scratch, place)
-        return
-    old = Path(tempfile.mkdtemp(prefix=".edgemask.", dir=place.parent))
+def _holds_other_files(folder: Path) -> bool:
+    # By one look into one folder: two might be at the one that was there and the one that has just replaced it.
+    before = _identity(folder)
     try:
-        os.replace(place, old)
-        try:
-            os.replace(scratch, place)
-        except BaseException:
-            os.replace(old, place)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        names = os.listdir(folder)
+    except OSError:  # of a folder that cannot be looked into nobody knows
+        return os.path.isdir(folder)
+    return bool(names) and MANIFEST_NAME not in names and _identity(folder) == before
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """What tells a folder from another one that was put in its place; empty where there is none."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def _check_name(folder: Path, name: str) -> None:

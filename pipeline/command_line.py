@@ -9,11 +9,14 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
 from pipeline.errors import EdgemaskError, OptionError
+
+ERRORS_VARIABLE = "EDGEMASK_ERRORS_FD"
+"""A file descriptor that gets a command's error in place of the user: of the process that started it and tells it itself."""
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
@@ -96,11 +99,20 @@ def run_command(command: Callable[[], None], mistakes: tuple[type[Exception], ..
         return 2
     except mistakes as error:
         # A file's name may hold line ends and a terminal's commands; the message is one line in any case.
-        print(f"error: {_CONTROL_CHARACTERS.sub(' ', str(error))}", file=sys.stderr)
+        _tell(_CONTROL_CHARACTERS.sub(" ", str(error)))
         return 2
     except StoppedError as stopped:
         return stopped.status
     return 0
+
+
+def _tell(sentence: str) -> None:
+    handle = os.environ.get(ERRORS_VARIABLE, "")
+    if handle.isdecimal():
+        with suppress(OSError):
+            os.write(int(handle), sentence.encode(errors="replace"))
+            return
+    print(f"error: {sentence}", file=sys.stderr)
 
 
 @contextmanager

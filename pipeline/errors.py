@@ -4,6 +4,7 @@ EdgemaskError
 ├── BundleError               missing, damaged, or made for another version or device
 │   └── PlanError             its plan does not fit this machine or was changed; rebuilding mends it
 ├── BackendUnavailableError   packages or a device are not here
+├── BuildError                a network or a plan was to be made here first, and cannot be
 ├── ShapeError                an array does not fit what the model was compiled for
 ├── SourceError               frames cannot be read
 ├── SinkError                 frames cannot be written
@@ -38,6 +39,10 @@ class PlanError(BundleError):
 
 class BackendUnavailableError(EdgemaskError):
     """A backend's packages or its device are not on this machine."""
+
+
+class BuildError(EdgemaskError):
+    """A network or a plan was to be made on this machine first, and cannot be."""
 
 
 class ShapeError(EdgemaskError, ValueError):

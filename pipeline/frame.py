@@ -29,6 +29,7 @@ class Frame:
         captured_ns: ``time.monotonic_ns()`` when the frame was complete.
         mask: (H, W) uint8 from the engine: probability × 255, or class index. None before the engine.
         view: (h, w, 3) uint8, BGR, what outputs show. None before rendering.
+        not_finite: how many of the network's scores, of which the mask was made, are NaN or infinite; 0 where nobody counts them.
         stale: the mask is of an earlier picture, and this one has changed since.
     """
 
@@ -40,6 +41,7 @@ class Frame:
     captured_ns: int = field(default_factory=time.monotonic_ns)
     mask: Image | None = None
     view: Image | None = None
+    not_finite: int = 0
     stale: bool = False
     _bgr: Image | None = field(default=None, init=False)
 

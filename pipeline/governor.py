@@ -28,7 +28,7 @@ from pipeline.prefetch import Prefetch
 from pipeline.stage_timer import StageTimer
 
 if TYPE_CHECKING:
-    from pipeline.engines.base import Engine
+    from pipeline.engines.base import Computed, Engine
 
 # Flow is found at this width: enough for edges of a mask that a network of 320 pixels made.
 _FLOW_WIDTH = 256
@@ -79,6 +79,7 @@ class _Key:
     tiles: Image
     captured_ns: int
     mask: Image
+    not_finite: int = 0
 
 
 class _Asked(NamedTuple):
@@ -143,11 +144,12 @@ class Governor:
         # One frame at most: the next is asked for when the one before has come back.
         to_do: queue.Queue[Frame | None] = queue.Queue(1)
 
-        def compute() -> Iterator[Image]:
+        def compute() -> Iterator[Computed]:
             while (frame := to_do.get()) is not None:
                 with timer("engine"):
-                    mask = engine(frame.as_pixels(engine.pixels)[None])[0]
-                yield mask
+                    engine.submit(frame.as_pixels(engine.pixels)[None])
+                    computed = engine.collect_all()
+                yield computed
 
         due_s = 0.0
         with Prefetch(compute(), 1, name="governed", join_s=None) as done:
@@ -161,7 +163,7 @@ class Governor:
             finally:
                 to_do.put(None)
 
-    def _mask(self, frame: Frame, done: Prefetch[Image], ask: Callable[[Frame], None], timer: StageTimer) -> None:
+    def _mask(self, frame: Frame, done: Prefetch[Computed], ask: Callable[[Frame], None], timer: StageTimer) -> None:
         now_s = time.monotonic()
         known = self._sources.setdefault(frame.source, _Of())
         known.seen_s = now_s
@@ -176,9 +178,11 @@ class Governor:
             ask(frame)
             self._asked, known.asked_s = _Asked(frame.source, grey, tiles, frame.captured_ns), now_s
             known.key = None  # of another scene
-            frame.mask = self._take(done).mask.copy()
+            key = self._take(done)
+            frame.mask, frame.not_finite = key.mask.copy(), key.not_finite
             return
         assert key is not None
+        frame.not_finite = key.not_finite  # a wrong mask is wrong where it is moved to
         if _is_same(tiles, key.tiles, grey, key.grey):
             frame.mask = key.mask.copy()
             self.reuse.unchanged += 1
@@ -205,13 +209,15 @@ class Governor:
         else:
             self.reuse.moved += 1
 
-    def _take(self, done: Prefetch[Image]) -> _Key:
+    def _take(self, done: Prefetch[Computed]) -> _Key:
         """Wait for the mask that the engine works on, and keep it."""
         assert self._asked is not None
         asked, self._asked = self._asked, None
-        mask = np.array(next(iter(done)))
+        masks_nhw, _, not_finite = next(iter(done))
+        mask = np.array(masks_nhw[0])
         known = self._sources[asked.source]
-        key = _Key(asked.grey, asked.tiles, asked.captured_ns, mask)
+        count = 0 if not_finite is None else int(not_finite[0])
+        key = _Key(asked.grey, asked.tiles, asked.captured_ns, mask, count)
         known.before, known.key = known.key, key
         self.reuse.computed += 1
         if asked.moved:

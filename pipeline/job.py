@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,14 @@ from pipeline.compose import composed_looks
 from pipeline.cores import leave_cores_to
 from pipeline.engines import open_engine
 from pipeline.errors import EdgemaskError, OptionError, SinkError, SourceError
-from pipeline.frame import Image, SourceInfo
+from pipeline.frame import Frame, Image, SourceInfo
 from pipeline.look import Color, Look
 from pipeline.model_name import open_model
+from pipeline.not_finite import NotFiniteLines, not_finite_summary
 from pipeline.outputs import has_window, open_outputs, open_page, output_specs
 from pipeline.overlay import Renderer
 from pipeline.palette import load_palette
+from pipeline.plan import BUILT_FROM_PROGRAM
 from pipeline.progress import Progress, write_line
 from pipeline.run import run
 from pipeline.service import Health, Service
@@ -73,20 +76,24 @@ def run_job(options: argparse.Namespace) -> None:
         for source in sources:
             stack.callback(source.close)
             say(f"source: {source.info.name}, {source.info.description}")
-        bundle = open_model(options.model, say)
+        may_build = options.rebuild == "auto"
+        on_gpu = may_build and options.backend in ("auto", *BUILT_FROM_PROGRAM)
+        bundle = open_model(options.model, say, on_gpu=on_gpu, quiet=options.quiet)
         manifest = bundle.manifest
         engine = stack.enter_context(
             open_engine(
                 bundle,
                 options.backend,
                 overlap=_is_long(options, [source.info for source in sources]),
-                rebuild=rebuild_plan if options.rebuild == "auto" else None,
+                rebuild=partial(rebuild_plan, say=say, quiet=options.quiet) if may_build else None,
                 say=say,
             )
         )
         leave_cores_to(engine)
         height, width = manifest.network_size_hw
         say(f"model: {manifest.model}, {manifest.precision}, {height}×{width} inside, on {engine.description}")
+        if not engine.counts:
+            say("program: it does not count scores that are NaN or infinite, as new ones do: compile it again")
         if engine.advice:
             say(engine.advice)
         renderer = Renderer(look, manifest.task)
@@ -100,6 +107,8 @@ def run_job(options: argparse.Namespace) -> None:
         def summarise(elapsed_s: float) -> None:
             for line in _summary([source.telemetry.snapshot() for source in sources], timer, elapsed_s, info):
                 say(line)
+            for line in not_finite_summary([source.telemetry.snapshot() for source in sources]):
+                write_line(line)
             if governor is not None:
                 say(governor.reuse.line())
 
@@ -135,7 +144,13 @@ def run_job(options: argparse.Namespace) -> None:
                 f"{info.name} → {', '.join(map(shown, output_specs(options, info))) or ('window' if window else 'page')}"
             )
             most = options.max_frames and options.max_frames * len(sources)
+            not_finite = NotFiniteLines(write_line)
             with Progress(info, most, quiet=options.quiet) as progress:
+
+                def went_out(frame: Frame, dropped: int) -> None:
+                    progress(frame, dropped)
+                    not_finite(frame)
+
                 run(
                     sources,
                     engine,
@@ -145,7 +160,7 @@ def run_job(options: argparse.Namespace) -> None:
                     composed=composed,
                     refine=steady if steady.changes else None,
                     decorate=annotations,
-                    progress=progress,
+                    progress=went_out,
                     pulse=service.pulse,
                     lost=give_up,
                     timer=timer,

@@ -80,7 +80,10 @@ def _parser() -> OptionParser:
     )
     parser.add_argument("--headless", "--no-display", action="store_true", help="never show a window")
     parser.add_argument(
-        "--backend", default="auto", choices=("auto", *ENGINES), help="what runs the network (default: %(default)s)"
+        "--backend",
+        default="auto",
+        choices=("auto", *ENGINES),
+        help="what runs the network: auto = a GPU where there is one, else the CPU (default: %(default)s)",
     )
     parser.add_argument(
         "--render", default="overlay", choices=RENDER_MODES, help="how masks are shown (default: %(default)s)"
@@ -105,7 +108,8 @@ def _parser() -> OptionParser:
         "--rebuild",
         default="auto",
         choices=("auto", "never"),
-        help="a plan that does not fit this GPU or its TensorRT: auto = build it here from the bundle's program",
+        help="a plan for this GPU and its TensorRT, where the bundle has none: auto = build it here from the bundle's program, once "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--background", metavar="COLOUR|PICTURE", help="behind cutout and replace: #rrggbb or a picture"

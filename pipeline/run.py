@@ -160,7 +160,7 @@ def run(
                     decorate(frame, timer)
             with timer("write"):
                 left = _write(frame, left, give_up, any(one.info.live for one in sources))
-            telemetry.went_out(frame.age_ms, frame.stale)
+            telemetry.went_out(frame.age_ms, stale=frame.stale, not_finite=frame.not_finite > 0)
             frames += 1
             if progress is not None:
                 progress(frame, sum(one.dropped for one in queues))
@@ -209,11 +209,12 @@ def infer(
     def finish() -> Iterator[Frame]:
         group, submit_ms = waiting.popleft()
         start_ns = time.perf_counter_ns()
-        masks_nhw, views_nhwc = engine.collect_with_views()
+        masks_nhw, views_nhwc, not_finite = engine.collect_all()
         lately_ms.append((submit_ms + (time.perf_counter_ns() - start_ns) / 1e6) / len(group))
         views: Iterable[Image | None] = repeat(None, len(group)) if views_nhwc is None else views_nhwc
-        for frame, mask, view in zip(group, masks_nhw, views, strict=True):
-            frame.mask, frame.view = mask, view
+        counts = repeat(0, len(group)) if not_finite is None else map(int, not_finite)
+        for frame, mask, view, count in zip(group, masks_nhw, views, counts, strict=True):
+            frame.mask, frame.view, frame.not_finite = mask, view, count
             timer.add("engine", statistics.fmean(lately_ms))
             yield frame
 

@@ -54,6 +54,8 @@ class Snapshot:
         age_p50_ms: its median over the last 600 frames.
         age_p99_ms: its 99th percentile over the same.
         frame_s: seconds since the last frame was written; None before the first.
+        not_finite: frames written with scores that are NaN or infinite, whose masks are wrong.
+        not_finite_s: for how long, up to the last frame, every one was so; None if the last one was not.
         frames_stale: frames that were written with a stale mask (``Frame.stale``).
         stale: the last one was.
     """
@@ -73,6 +75,8 @@ class Snapshot:
     age_p50_ms: float
     age_p99_ms: float
     frame_s: float | None
+    not_finite: int
+    not_finite_s: float | None
     frames_stale: int
     stale: bool
 
@@ -94,6 +98,8 @@ class Telemetry:
         self._reconnects = self._frames_in = self._frames_out = self._frames_stale = 0
         self._stale = False
         self._dropped: Counter[str] = Counter()
+        self._not_finite = 0
+        self._not_finite_since_ns: int | None = None
         self._in_ns: deque[int] = deque(maxlen=_RATE_FRAMES)
         self._out_ns: deque[int] = deque(maxlen=_RATE_FRAMES)
         self._ages_ms: deque[float] = deque(maxlen=_AGES)
@@ -123,14 +129,20 @@ class Telemetry:
             self._frames_in += 1
             self._in_ns.append(time.monotonic_ns())
 
-    def went_out(self, age_ms: float, stale: bool = False) -> None:
-        """Count a frame that was written, ``age_ms`` after its capture; with a stale mask or another."""
+    def went_out(self, age_ms: float, *, stale: bool = False, not_finite: bool = False) -> None:
+        """Count a frame that was written, ``age_ms`` after its capture: with a stale mask, with scores that are not finite."""
         with self._lock:
+            now_ns = time.monotonic_ns()
             self._frames_out += 1
+            self._out_ns.append(now_ns)
             self._frames_stale += stale
             self._stale = stale
-            self._out_ns.append(time.monotonic_ns())
             self._ages_ms.append(age_ms)
+            self._not_finite += not_finite
+            if not not_finite:
+                self._not_finite_since_ns = None
+            elif self._not_finite_since_ns is None:
+                self._not_finite_since_ns = now_ns
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count frames that will not be written: NEWER, CORRUPT or STOPPED."""
@@ -164,6 +176,8 @@ class Telemetry:
                 ages_ms[len(ages_ms) // 2] if ages_ms else 0.0,
                 ages_ms[min(len(ages_ms) - 1, int(0.99 * len(ages_ms)))] if ages_ms else 0.0,
                 (now_ns - self._out_ns[-1]) / 1e9 if self._out_ns else None,
+                self._not_finite,
+                None if self._not_finite_since_ns is None else (self._out_ns[-1] - self._not_finite_since_ns) / 1e9,
                 self._frames_stale,
                 self._stale,
             )

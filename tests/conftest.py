@@ -45,6 +45,13 @@ def _signals_restored():
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def _no_gpu(request, monkeypatch):
+    """A GPU of the machine that runs the tests is for those that are marked gpu: the others' bundles must not get plans for it."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread():
     """Tiny networks on two threads are several times slower than on one when the machine is busy."""
@@ -73,11 +80,11 @@ def published_u2netp():
 
 
 @pytest.fixture(scope="session")
-def u2netp_bundle(published_u2netp, tmp_path_factory):
-    """A bundle of the published U²-NetP, FP32, contract "stream"; only for tests marked network."""
-    folder = tmp_path_factory.mktemp("bundles") / "u2netp"
-    run_module("compile", "--model", "u2netp", "--output", folder, check=True)
-    return Bundle.read(folder)
+def u2netp_bundle():
+    """The U²-NetP of the package: FP32, contract "stream"."""
+    from pipeline.model_name import PUBLISHED
+
+    return Bundle.read(PUBLISHED / "u2netp")
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +101,13 @@ def class_bundle(tmp_path_factory):
     )
 
 
-def write_bundle(folder, **manifest):
+@pytest.fixture(scope="session")
+def counting_bundle(tmp_path_factory):
+    """A bundle like ``red_bundle`` whose program counts: as many scores are not finite as pixels have 255 as their red."""
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "counting", red_program(counts=True))
+
+
+def write_bundle(folder, program=None, **manifest):
     """Write a bundle with a program that gives a frame's red channel as its mask."""
     entries = {
         "model": "red",
@@ -107,22 +120,34 @@ def write_bundle(folder, **manifest):
         "tools": {},
         "created": "2026-01-01T00:00:00+00:00",
     }
-    return Bundle.write(folder, Manifest(**{**entries, **manifest}), {PROGRAM_NAME: red_program()})
+    return Bundle.write(folder, Manifest(**{**entries, **manifest}), {PROGRAM_NAME: program or red_program()})
 
 
-def red_program():
-    """A frame program as ONNX bytes: masks = frames[..., 2]."""
+def red_program(*, counts=False):
+    """A frame program as ONNX bytes: masks = frames[..., 2]; not_finite, if it counts, is how many of them are 255."""
     nodes = [  # TensorRT takes uint8 only at the border of a network
         helper.make_node("Cast", ["frames"], ["numbers"], to=TensorProto.FLOAT),
         helper.make_node("Gather", ["numbers", "red"], ["reds"], axis=3),
         helper.make_node("Cast", ["reds"], ["masks"], to=TensorProto.UINT8),
     ]
+    outputs = [helper.make_tensor_value_info("masks", TensorProto.UINT8, ["N", "H", "W"])]
+    if counts:
+        nodes += [
+            helper.make_node("Greater", ["reds", "most"], ["whole"]),
+            helper.make_node("Cast", ["whole"], ["ones"], to=TensorProto.INT32),
+            helper.make_node("ReduceSum", ["ones", "sides"], ["not_finite"], keepdims=0),
+        ]
+        outputs.append(helper.make_tensor_value_info("not_finite", TensorProto.INT32, ["N"]))
     graph = helper.make_graph(
         nodes,
         "red",
         [helper.make_tensor_value_info("frames", TensorProto.UINT8, ["N", "H", "W", 3])],
-        [helper.make_tensor_value_info("masks", TensorProto.UINT8, ["N", "H", "W"])],
-        initializer=[helper.make_tensor("red", TensorProto.INT64, [], [2])],
+        outputs,
+        initializer=[
+            helper.make_tensor("red", TensorProto.INT64, [], [2]),
+            helper.make_tensor("most", TensorProto.FLOAT, [], [254]),
+            helper.make_tensor("sides", TensorProto.INT64, [2], [1, 2]),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)

@@ -72,7 +72,6 @@ def frames_of(path):
             yield frame.to_ndarray(format="bgr24")
 
 
-@pytest.mark.network
 def test_every_frame_has_the_subject_under_its_mask(demo):
     shares, steady, last = [], [], None
     for before, after in zip(frames_of(CLIP), frames_of(demo), strict=True):
@@ -91,7 +90,6 @@ def test_every_frame_has_the_subject_under_its_mask(demo):
     assert sum(value < 0.8 for value in steady) <= 1, sorted(steady)[:5]
 
 
-@pytest.mark.network
 @pytest.mark.needs_program("chromium")
 def test_a_browser_plays_it(demo, tmp_path):
     with Player(demo) as player:
@@ -111,7 +109,6 @@ def test_a_browser_plays_it(demo, tmp_path):
     assert told == {"width": 1280, "height": 720, "duration_s": pytest.approx(duration_s, abs=0.05), "frames": frames}
 
 
-@pytest.mark.network
 @pytest.mark.needs_program("ffprobe")
 def test_ffprobe_sees_h264_with_the_clips_times(demo):
     def times(path):

@@ -157,7 +157,7 @@ def test_systemd_takes_the_units_and_rates_them_as_the_document_says(tmp_path):
 def test_the_example_configuration_is_taken():
     options = parse_options(["--config", str(DEPLOY / "edgemask.yaml")])
     assert options.serve == "127.0.0.1:8080"
-    assert options.rebuild == "never"  # the service may not write to the bundle
+    assert options.rebuild == "auto"  # in the cache, for the service may not write to the bundle
     assert [sink_kind(output) for output in options.output] == ["video", "results"]
     assert source_kind(options.source[0]) == "stream"
 

@@ -53,9 +53,17 @@ def agreement_text(verification: Mapping[str, Any]) -> str:
     if not verification:
         return "not checked"
     get = verification.get
+    interval = (
+        f" ({number_text(get('iou_low'), 4)} to {number_text(get('iou_high'), 4)})" if "iou_low" in verification else ""
+    )
+    worst = (
+        f"worst {number_text(get('iou_worst'), 4)} ({get('worst_frame')})"
+        if "iou_worst" in verification
+        else "no worst"
+    )
     return (
-        f"IoU {number_text(get('iou_mean'), 4)}, worst {number_text(get('iou_worst'), 4)} ({get('worst_frame')}), "
-        f"MAE {number_text(get('mae'), 5)} on {get('frames')} frames of {get('source')}, against {get('against')}, "
+        f"IoU {number_text(get('iou_mean'), 4)}{interval}, {worst}, "
+        f"MAE {number_text(get('mae'), 5)} on {get('frames')} {get('source')}, against {get('against')}, "
         f"run by {get('runtime')}"
     )
 

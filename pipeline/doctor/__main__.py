@@ -74,9 +74,11 @@ def _automatic(report: Report) -> str:
         return "--backend auto finds nothing that can run here."
     if report.auto == "onnxruntime":
         return "--backend auto takes onnxruntime here."
-    other = "onnxruntime for one without" if "onnxruntime" in runs else "one without needs ONNX Runtime"
-    plan = f"a bundle with a plan for it (python -m compile --target {report.auto})"
-    return f"--backend auto takes {report.auto} here for {plan}, {other}."
+    if report.auto == "torch-tensorrt":
+        other = "onnxruntime for one without" if "onnxruntime" in runs else "one without needs ONNX Runtime"
+        plan = f"a bundle with a plan for it (python -m compile --target {report.auto})"
+        return f"--backend auto takes {report.auto} here for {plan}, {other}."
+    return f"--backend auto takes {report.auto} here; a bundle without a plan for this GPU gets one on first use."
 
 
 def _row(state: str, title: str, text: str, mend: str | None, width: int) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.doctor.machine import driver_command, read_board
 from pipeline.doctor.probe import Facts, Finding, Question, read_text
+from pipeline.gpu_sign import is_on_the_bus
 
 _CUDA = """
 import ctypes
@@ -143,7 +144,7 @@ def _no_gpu_finding(facts: Facts) -> Finding:
         return Finding(*title, "missing", f"the driver's library cannot be asked: {reason}", "sudo reboot")
     error = answer.found.get("error")
     hidden = facts.environment.get("CUDA_VISIBLE_DEVICES")
-    if not board.jetson and not _on_the_bus(facts.root) and error in (None, "CUDA_ERROR_NO_DEVICE"):
+    if not board.jetson and not is_on_the_bus(facts.root) and error in (None, "CUDA_ERROR_NO_DEVICE"):
         return Finding(*title, "note", f"no NVIDIA GPU; {_NORMAL}")
     if not answer.found["library"]:
         if board.container:
@@ -155,13 +156,6 @@ def _no_gpu_finding(facts: Facts) -> Finding:
         return Finding(*title, "missing", f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}", "unset CUDA_VISIBLE_DEVICES")
     words = f"an NVIDIA GPU that CUDA cannot use ({error or 'no device'}); a driver that was updated needs a restart"
     return Finding(*title, "missing", words, "sudo reboot")
-
-
-def _on_the_bus(root: Path) -> bool:
-    return any(
-        read_text(vendor) == "0x10de" and (read_text(vendor.parent / "class") or "").startswith("0x03")
-        for vendor in root.glob("sys/bus/pci/devices/*/vendor")
-    )
 
 
 def _nvcc(root: Path, environment: Mapping[str, str]) -> tuple[Path | None, bool]:

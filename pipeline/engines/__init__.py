@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bundle import Bundle
-from pipeline.command_line import SaidError
-from pipeline.errors import BackendUnavailableError, OptionError, PlanError
+from pipeline.errors import BackendUnavailableError, BuildError, EdgemaskError, OptionError, PlanError
+from pipeline.gpu_sign import is_seen
 from pipeline.plan import BUILT_FROM_PROGRAM
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ ENGINES = {
 }
 _ANYWHERE = "onnxruntime"
 
-Rebuild = Callable[[Bundle, str], Bundle]
-"""Builds the plan of a bundle for a backend on this machine; gives the bundle, read again."""
+Rebuild = Callable[[Bundle, str, str], Bundle]
+"""Of a bundle, a backend and the reason why it has no plan that runs here: has one built, and gives the bundle that has it."""
 
 
 def open_engine(
@@ -41,13 +43,13 @@ def open_engine(
 
     Args:
         bundle: a bundle that was read, and so checked.
-        backend: a key of ``ENGINES``, or "auto": the first one that the bundle has a plan for and this machine can run, else
-            ONNX Runtime.
+        backend: a key of ``ENGINES``, or "auto": the first one that the bundle has a plan for and this machine can run, or a plan
+            that is built for the GPU of this machine, else ONNX Runtime.
         overlap: on a CPU, two frames at once on half of the cores each: more of them a second, and each takes longer. A GPU has
             several in flight in any case.
-        rebuild: makes a plan where the one that is there does not fit this machine, such as
-            ``pipeline.build_half.rebuild_plan``; None to refuse.
-        say: gets a line for each decision.
+        rebuild: makes a plan where none is there or it does not fit this machine, such as ``pipeline.build_half.rebuild_plan``;
+            None to refuse.
+        say: gets one line where "auto" cannot use a GPU that is here or that the bundle was built for.
 
     Raises:
         OptionError: there is no such backend.
@@ -58,18 +60,66 @@ def open_engine(
     if backend != "auto":
         if backend not in ENGINES:
             raise OptionError(f"--backend: expected auto or one of {', '.join(ENGINES)}, got {backend!r}")
-        return _open(bundle, backend, overlap, rebuild, say)
+        return _open(bundle, backend, overlap, rebuild)
+    engine, problems = _open_on_gpu(bundle, overlap, rebuild)
+    if engine is not None:
+        return engine
+    if problems:
+        # What could not be built says more than what is not installed.
+        told = next((error for error in problems if not isinstance(error, BackendUnavailableError)), problems[-1])
+        say(f"on the CPU: {told}")
+    return _open(bundle, _ANYWHERE, overlap, rebuild)
+
+
+def _open_on_gpu(
+    bundle: Bundle, overlap: bool, rebuild: Rebuild | None
+) -> tuple[Engine | None, Sequence[EdgemaskError]]:
+    """The engine of a plan that the bundle has or that is built here; else None, and why not: no reason without plan and GPU."""
     built = [entry.get("runtime") for entry in bundle.manifest.engines]
-    for name in ENGINES:
-        if name in built:
+    names = [name for name in ENGINES if name in built]
+    problems: list[EdgemaskError] = []
+
+    def attempt(name: str) -> Engine | None:
+        with ExitStack() as stack:
             try:
-                return _open(bundle, name, overlap, rebuild, say)
-            except (BackendUnavailableError, PlanError, SaidError) as error:
-                say(f"not {name}: {error}")
-    return _open(bundle, _ANYWHERE, overlap, rebuild, say)
+                engine = _open(bundle, name, overlap, rebuild)
+                stack.callback(engine.close)
+                engine.try_out()
+            except (BackendUnavailableError, PlanError, BuildError) as error:
+                problems.append(error)
+                return None
+            stack.pop_all()
+            return engine
+
+    for name in names:
+        engine = attempt(name)
+        if engine is not None:
+            return engine, ()
+    if rebuild is not None:
+        try:
+            runtime = usable_runtime()
+        except BackendUnavailableError as error:
+            problems.append(error)
+        else:
+            if runtime is not None and runtime not in names:
+                return attempt(runtime), problems
+    return None, problems
 
 
-def _open(bundle: Bundle, name: str, overlap: bool, rebuild: Rebuild | None, say: Callable[[str], None]) -> Engine:
+def usable_runtime() -> str | None:
+    """The first backend that can build plans and run them on the GPU of this machine; None, at once, where no GPU is seen.
+
+    Raises:
+        BackendUnavailableError: a GPU is here that cannot be used; with what is missing.
+    """
+    if not is_seen(Path("/"), os.environ):
+        return None
+    from pipeline.engines.gpu import first_runtime  # not at the top: a machine without a GPU need not load it
+
+    return first_runtime()
+
+
+def _open(bundle: Bundle, name: str, overlap: bool, rebuild: Rebuild | None) -> Engine:
     module_name, class_name, extra = ENGINES[name]
     try:
         module = importlib.import_module(module_name)
@@ -85,5 +135,5 @@ def _open(bundle: Bundle, name: str, overlap: bool, rebuild: Rebuild | None, say
     except PlanError as error:
         if rebuild is None or name not in BUILT_FROM_PROGRAM:
             raise
-        say(f"{error}: done now")
-    return make(rebuild(bundle, name))
+        reason = str(error)
+    return make(rebuild(bundle, name, reason))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +15,32 @@ from pipeline.frame import describe
 from pipeline.pixels import EXPECTED, Pixels, frames_nhw
 
 
+class Computed(NamedTuple):
+    """What an engine makes of a submission; owned by the caller.
+
+    Attributes:
+        masks_nhw: (N, H, W) uint8: probability × 255, or class index.
+        views_nhwc: (N, H, W, 3) uint8 BGR if it came with a look, else None.
+        not_finite: (N,) int32: how many of a frame's scores are NaN or infinite, so that its mask is wrong there; None where
+            the bundle's program does not count them, as programs of old did not.
+    """
+
+    masks_nhw: NDArray[np.uint8]
+    views_nhwc: NDArray[np.uint8] | None = None
+    not_finite: NDArray[np.int32] | None = None
+
+
 class Engine(ABC):
     """Runs a bundle's frame program. Used by one thread at a time; close it, or use it in a ``with`` block.
 
     A backend writes ``_submit``, ``_collect`` and ``_close``; shapes and dtypes are checked here, once. One that runs programs that
-    compose says so in ``takes_looks``, and writes ``_submit_with_look`` and ``_collect_with_views`` too.
+    compose says so in ``takes_looks``, and writes ``_submit_with_look`` too.
 
     Attributes:
         bundle: what it runs.
         on_gpu: whether what is composed saves the host work.
         takes_looks: whether the backend runs programs that compose.
+        counts: whether the program counts scores that are not finite.
         in_flight: how many submissions may wait before the first must be collected; 1 on a CPU.
         batch: how many frames of one size are worth submitting together; 1 on a CPU, which gains nothing by it.
         description: backend and device for the user, such as "ONNX Runtime 1.32, CPU".
@@ -36,6 +53,7 @@ class Engine(ABC):
     advice = ""
     on_gpu = False
     takes_looks = False
+    counts = False
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -115,27 +133,33 @@ class Engine(ABC):
         Returns:
             (N, H, W) uint8. Owned by the caller.
         """
-        return self.collect_with_views()[0]
+        return self.collect_all().masks_nhw
 
-    def collect_with_views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Wait for the oldest submission.
-
-        Returns:
-            Masks (N, H, W) uint8, and views (N, H, W, 3) uint8 BGR if it came with a look, else None. Owned by the caller.
-        """
+    def collect_all(self) -> Computed:
+        """Wait for the oldest submission; gives everything that was computed."""
         if self._closed:
             raise RuntimeError("the engine is closed")
         if not self._submitted:
             raise RuntimeError("nothing was submitted")
         expected, with_look = self._submitted.popleft()
-        masks_nhw, views_nhwc = self._collect_with_views() if with_look else (self._collect(), None)
+        computed = self._collect()
+        masks_nhw, views_nhwc, not_finite = computed
         if masks_nhw.shape != expected or masks_nhw.dtype != np.uint8:
             raise ShapeError(f"masks of {self.description}: expected {expected} uint8, got {describe(masks_nhw)}")
-        if views_nhwc is not None and (views_nhwc.shape != (*expected, 3) or views_nhwc.dtype != np.uint8):
-            raise ShapeError(
-                f"views of {self.description}: expected {(*expected, 3)} uint8, got {describe(views_nhwc)}"
-            )
-        return masks_nhw, views_nhwc
+        if with_look and (views_nhwc is None or views_nhwc.shape != (*expected, 3) or views_nhwc.dtype != np.uint8):
+            got = "none" if views_nhwc is None else describe(views_nhwc)
+            raise ShapeError(f"views of {self.description}: expected {(*expected, 3)} uint8, got {got}")
+        if not_finite is not None and (not_finite.shape != expected[:1] or not_finite.dtype != np.int32):
+            raise ShapeError(f"counts of {self.description}: expected {expected[:1]} int32, got {describe(not_finite)}")
+        return computed
+
+    def try_out(self) -> None:  # noqa: B027 - a processor can
+        """Find out before there are frames whether the device can run the program: its memory may be taken.
+
+        Raises:
+            BackendUnavailableError: it cannot.
+            PlanError: it cannot, for the plan's fault.
+        """
 
     def close(self) -> None:
         """Give back memory and device; safe to call twice."""
@@ -147,13 +171,10 @@ class Engine(ABC):
     def _submit(self, frames: NDArray[np.uint8]) -> None: ...
 
     @abstractmethod
-    def _collect(self) -> NDArray[np.uint8]: ...
+    def _collect(self) -> Computed: ...
 
     @abstractmethod
     def _close(self) -> None: ...
 
     def _submit_with_look(self, frames: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
-        raise NotImplementedError
-
-    def _collect_with_views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         raise NotImplementedError

@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, VIEWS, Bundle
-from pipeline.engines.base import Engine
+from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NOT_FINITE, VIEWS, Bundle
+from pipeline.engines.base import Computed, Engine
 from pipeline.errors import BundleError
 from pipeline.frame import describe
 from pipeline.on_cpu import slower_on_cpu
@@ -50,20 +50,23 @@ class OnnxRuntimeEngine(Engine):
                 f"({str(error).strip().splitlines()[0]}): compile the bundle again"
             ) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        masks = [value.name for value in outputs if value.name != NOT_FINITE]
+        self.counts = NOT_FINITE in [value.name for value in outputs]
         if bundle.manifest.composes:
             got = [value.name for value in (*inputs, *outputs)]
-            if got != [FRAMES, LOOK, MASKS, VIEWS]:
+            if [name for name in got if name != NOT_FINITE] != [FRAMES, LOOK, MASKS, VIEWS]:
                 raise BundleError(
                     f"{bundle.program_path}: expected {FRAMES}, {LOOK}, {MASKS} and {VIEWS} of a program that composes, "
                     f"got {', '.join(got)}: compile the bundle again"
                 )
-        elif len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(uint8)":
+        elif len(inputs) != 1 or len(masks) != 1 or inputs[0].type != "tensor(uint8)":
             raise BundleError(
                 f"{bundle.program_path}: expected one uint8 input and one output, "
-                f"got {len(inputs)} ({inputs[0].type if inputs else 'none'}) and {len(outputs)}: this is no frame program"
+                f"got {len(inputs)} ({inputs[0].type if inputs else 'none'}) and {len(masks)}: this is no frame program"
             )
-        self._input_name, self._output_name = inputs[0].name, outputs[0].name
-        self._waiting: deque[list[NDArray[np.uint8]] | Future[list[NDArray[np.uint8]]]] = deque()
+        self._input_name = inputs[0].name
+        self._outputs = [masks[0], NOT_FINITE] if self.counts else masks[:1]
+        self._waiting: deque[dict[str, NDArray[Any]] | Future[dict[str, NDArray[Any]]]] = deque()
         self._masks_only = onnxruntime.RunOptions()
         self._masks_only.only_execute_path_to_fetches = True  # the overlay is not computed for nobody
         self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU"
@@ -71,10 +74,10 @@ class OnnxRuntimeEngine(Engine):
 
     def _submit(self, frames: NDArray[np.uint8]) -> None:
         look = {LOOK: np.zeros(len(LOOK_VALUES), np.float32)} if self.composes else {}
-        self._begin([self._output_name], frames, look, self._masks_only if self.composes else None)
+        self._begin(self._outputs, frames, look, self._masks_only if self.composes else None)
 
     def _submit_with_look(self, frames: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
-        self._begin([MASKS, VIEWS], frames, {LOOK: look}, None)
+        self._begin([*self._outputs, VIEWS], frames, {LOOK: look}, None)
 
     def _begin(
         self,
@@ -91,28 +94,21 @@ class OnnxRuntimeEngine(Engine):
 
     def _run(
         self, outputs: list[str], inputs: dict[str, NDArray[Any]], options: onnxruntime.RunOptions | None
-    ) -> list[NDArray[np.uint8]]:
+    ) -> dict[str, NDArray[Any]]:
         try:
-            results: list[NDArray[np.uint8]] = self._session.run(outputs, inputs, options)
+            results = self._session.run(outputs, inputs, options)
         except Exception as error:  # ONNX Runtime's errors have no other class in common
             raise BundleError(
                 f"{self.bundle.program_path}: ONNX Runtime {onnxruntime.__version__} cannot run it on frames "
                 f"{describe(inputs[self._input_name])} ({str(error).strip().splitlines()[0]}): "
                 "compile the bundle again for such frames"
             ) from error
-        return results
+        return dict(zip(outputs, results, strict=True))
 
-    def _oldest(self) -> list[NDArray[np.uint8]]:
-        results = self._waiting.popleft()
-        return results.result() if isinstance(results, Future) else results
-
-    def _collect(self) -> NDArray[np.uint8]:
-        (masks_nhw,) = self._oldest()
-        return masks_nhw
-
-    def _collect_with_views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        masks_nhw, views_nhwc = self._oldest()
-        return masks_nhw, views_nhwc
+    def _collect(self) -> Computed:
+        waiting = self._waiting.popleft()
+        results = waiting.result() if isinstance(waiting, Future) else waiting
+        return Computed(results[self._outputs[0]], results.get(VIEWS), results.get(NOT_FINITE))
 
     def _close(self) -> None:
         if self._pool is not None:

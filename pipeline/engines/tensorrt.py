@@ -2,7 +2,8 @@
 
     submit    frame -> page-locked memory ──upload──▶ device ──compute──▶ device ──download──▶ page-locked memory    collect -> mask
 
-A plan that composes takes a look beside the frame and gives a view beside the mask; what nobody asked for does not come down.
+A plan that composes takes a look beside the frame and gives a view beside the mask; what nobody asked for does not come down. How many
+scores of a frame are not finite comes down with its mask, where the plan counts them.
 
 Each arrow is a stream of its own with an event at its end, so that the next frame goes up and the last mask comes down while the GPU
 computes. On a Jetson both sides share one memory, and only the middle arrow is left.
@@ -20,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, VIEWS, Bundle
-from pipeline.engines.base import Engine
+from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NOT_FINITE, VIEWS, Bundle
+from pipeline.engines.base import Computed, Engine
 from pipeline.engines.cuda_device import Buffer, CudaDevice, keep_for_ever
 from pipeline.engines.runtime_cache import RuntimeCacheFile
 from pipeline.engines.tensorrt_layers import PlanFacts, facts_of, layer_times
@@ -33,6 +34,7 @@ from pipeline.plan import NAMES, read_plan, rebuild_command
 Shape = tuple[int, ...]
 
 _LOOK_BYTES = 4 * len(LOOK_VALUES)
+_COUNT_BYTES = 4
 
 
 class _Slot:
@@ -48,6 +50,7 @@ class _Slot:
             self.uploaded, self.computed, self.downloaded = device.event(), device.event(), device.event()
             stack.pop_all()
         self.masks_shape: Shape = ()
+        self.with_look = False
         self.graph: Any = None
 
     def drop_graph(self) -> None:
@@ -65,7 +68,7 @@ class TensorRTEngine(Engine):
     """Runs the plan of a bundle that fits this GPU and this TensorRT.
 
     Raises:
-        BackendUnavailableError: TensorRT, PyCUDA or the GPU is not here.
+        BackendUnavailableError: TensorRT, PyCUDA or the GPU is not here, or the GPU has too little memory.
         PlanError: the bundle has no plan for this GPU and version, or it was changed.
     """
 
@@ -100,6 +103,10 @@ class TensorRTEngine(Engine):
             stack.pop_all()
         sm = self._device.sm
         self.description = f"{NAMES[self.runtime]} {version}, {self._device.name} ({sm // 10}.{sm % 10})"
+
+    def try_out(self) -> None:
+        """Run black frames of the plan's usual size."""
+        self(np.zeros(self._entry["profile"][1], np.uint8))
 
     def inspect(self) -> PlanFacts:
         """What TensorRT tells of the plan's layers, for frames of the plan's usual size; nothing may be in flight."""
@@ -155,23 +162,36 @@ class TensorRTEngine(Engine):
         modes = {name: self._engine.get_tensor_mode(name) for name in names}
         inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
-        all_uint8 = all(self._engine.get_tensor_dtype(name) == trt.DataType.UINT8 for name in names if name != LOOK)
+        self.counts = NOT_FINITE in outputs
+        given = [name for name in outputs if name != NOT_FINITE]
+        types = {name: self._engine.get_tensor_dtype(name) for name in names}
+        all_uint8 = all(types[name] == trt.DataType.UINT8 for name in names if name not in (LOOK, NOT_FINITE))
+        self._require(
+            not self.counts or types[NOT_FINITE] == trt.DataType.INT32,
+            f"expected int32 for {NOT_FINITE}, got another type: this is no frame program",
+        )
         if self.composes:
             self._require(
-                {*inputs} == {FRAMES, LOOK} and {*outputs} == {MASKS, VIEWS} and all_uint8,
+                {*inputs} == {FRAMES, LOOK} and {*given} == {MASKS, VIEWS} and all_uint8,
                 f"expected {FRAMES}, {LOOK}, {MASKS} and {VIEWS} of a program that composes, got {', '.join(names)}",
             )
             self._input, self._output = FRAMES, MASKS
         else:
             self._require(
-                len(inputs) == len(outputs) == 1 and all_uint8,
+                len(inputs) == len(given) == 1 and all_uint8,
                 f"expected one uint8 input and one uint8 output, got {', '.join(names)}: this is no frame program",
             )
-            (self._input,), (self._output,) = inputs, outputs
+            (self._input,), (self._output,) = inputs, given
         if self.runtime == "tensorrt-rtx":
             self._context = self._engine.create_execution_context(self._runtime_config(trt))
         else:
             self._context = self._engine.create_execution_context()
+        if self._context is None and "memory" in log.last_words.lower():
+            command = rebuild_command(self.bundle, self.runtime)
+            raise BackendUnavailableError(
+                f"{self._device.name}: TensorRT cannot run the plan: {log.last_words}: end what else uses the GPU's memory, or build a "
+                f"plan for frames of one size, which takes less, with: {command} --frame HEIGHTxWIDTH"
+            )
         self._require(self._context is not None, f"TensorRT cannot run the plan: {log.last_words}")
 
     def _runtime_config(self, trt: ModuleType) -> Any:
@@ -209,7 +229,10 @@ class TensorRTEngine(Engine):
                 slot.computed.record(self._compute)
                 self._download.wait_for_event(slot.computed)
                 slot.buffers[self._output].to_host(math.prod(slot.masks_shape), self._download)
-                if look is not None:
+                if self.counts:
+                    slot.buffers[NOT_FINITE].to_host(_COUNT_BYTES * slot.masks_shape[0], self._download)
+                slot.with_look = look is not None
+                if slot.with_look:
                     slot.buffers[VIEWS].to_host(3 * math.prod(slot.masks_shape), self._download)
                 slot.downloaded.record(self._download)
             except BaseException:
@@ -217,14 +240,14 @@ class TensorRTEngine(Engine):
                 raise
             self._busy.append(slot)
 
-    def _collect(self) -> NDArray[np.uint8]:
+    def _collect(self) -> Computed:
         slot = self._landed()
-        return _copied(slot.buffers[self._output], slot.masks_shape)
-
-    def _collect_with_views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        slot = self._landed()
-        views_shape = (*slot.masks_shape, 3)
-        return _copied(slot.buffers[MASKS], slot.masks_shape), _copied(slot.buffers[VIEWS], views_shape)
+        shape, buffers = slot.masks_shape, slot.buffers
+        return Computed(
+            _copied(buffers[self._output], shape),
+            _copied(buffers[VIEWS], (*shape, 3)) if slot.with_look else None,
+            _copied(buffers[NOT_FINITE], (_COUNT_BYTES * shape[0],)).view(np.int32) if self.counts else None,
+        )
 
     def _landed(self) -> _Slot:
         """Wait for the oldest frame; its slot is free again, and keeps what came down until the next submission."""
@@ -285,6 +308,11 @@ class TensorRTEngine(Engine):
         if self.composes:
             expected, views_shape = (*expected, 3), tuple(self._context.get_tensor_shape(VIEWS))
             self._require(views_shape == expected, f"expected views of {expected} for these frames, got {views_shape}")
+        if self.counts:
+            counts_shape = tuple(self._context.get_tensor_shape(NOT_FINITE))
+            self._require(
+                counts_shape == expected[:1], f"expected counts of {expected[:1]} for these frames, got {counts_shape}"
+            )
         self._shape, self._shape_ran = shape, False
 
     def _slot_for(self, shape: Shape) -> _Slot:
@@ -294,7 +322,9 @@ class TensorRTEngine(Engine):
         sizes_bytes = {self._input: math.prod(shape), self._output: math.prod(masks_shape)}
         if self.composes:
             sizes_bytes |= {LOOK: _LOOK_BYTES, VIEWS: 3 * math.prod(masks_shape)}
-        if slot is not None and slot.buffers[self._input].host.size < sizes_bytes[self._input]:
+        if self.counts:
+            sizes_bytes[NOT_FINITE] = _COUNT_BYTES * masks_shape[0]
+        if slot is not None and any(slot.buffers[name].host.size < size for name, size in sizes_bytes.items()):
             slot.free()
             slot = None
         if slot is None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.bundle import Bundle
-from pipeline.engines.base import Engine
+from pipeline.engines.base import Computed, Engine
 from pipeline.engines.torch_tensorrt_library import (
     RUNTIME,
     load_torch_tensorrt,
@@ -80,10 +80,15 @@ class TorchTensorRTEngine(Engine):
         inputs = [
             node.meta["val"] for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs
         ]
-        outputs = exported.graph_signature.user_outputs
-        if len(inputs) != 1 or inputs[0].ndim != 4 or inputs[0].dtype != torch.uint8 or len(outputs) != 1:
+        values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+        outputs = [values.get(name) for name in exported.graph_signature.user_outputs]
+        counted = [(getattr(value, "ndim", None), getattr(value, "dtype", None)) for value in outputs[1:]]
+        self.counts = bool(counted)
+        is_program = len(inputs) == 1 and inputs[0].ndim == 4 and inputs[0].dtype == torch.uint8
+        if not is_program or not outputs or counted not in ([], [(1, torch.int32)]):
             raise self._refused(
-                f"expected frames (N, H, W, 3) uint8 and one output, got {len(inputs)} and {len(outputs)}: this is no frame program"
+                "expected frames (N, H, W, 3) uint8, and masks with counts (N,) int32 or alone, "
+                f"got {len(inputs)} and {len(outputs)}: this is no frame program"
             )
         return program
 
@@ -98,7 +103,7 @@ class TorchTensorRTEngine(Engine):
                 f"frames: expected at most {largest} at once, got {len(frames_nhwc)}: compile with a larger batch"
             )
         slot = self._free[0]
-        slot.fit(self._device, frames_nhwc.shape)
+        slot.fit(self._device, frames_nhwc.shape, self.counts)
         np.copyto(slot.host_frames.numpy(), frames_nhwc)
         device = self._device
         with torch.no_grad():
@@ -107,9 +112,10 @@ class TorchTensorRTEngine(Engine):
                 uploaded = device.mark()
             with device.stage("compute", after=uploaded), device.graphs():
                 try:
-                    slot.masks = self._program(slot.frames)
+                    given = self._program(slot.frames)
                 except Exception as error:
                     raise self._refused(f"cannot run on frames {frames_nhwc.shape} ({one_line(error)})") from error
+                slot.masks, slot.not_finite = given if self.counts else (given, slot.host_not_finite)
                 computed = device.mark()
             if slot.masks.shape != slot.host_masks.shape or slot.masks.dtype != torch.uint8:
                 raise self._refused(
@@ -117,15 +123,17 @@ class TorchTensorRTEngine(Engine):
                 )
             with device.stage("download", after=computed):
                 slot.host_masks.copy_(slot.masks, non_blocking=True)
+                if self.counts:
+                    slot.host_not_finite.copy_(slot.not_finite, non_blocking=True)
                 slot.downloaded = device.mark()
         self._busy.append(self._free.popleft())
 
-    def _collect(self) -> NDArray[np.uint8]:
+    def _collect(self) -> Computed:
         slot = self._busy.popleft()
         self._free.append(slot)
         self._device.wait(slot.downloaded)
-        masks_nhw: NDArray[np.uint8] = slot.host_masks.numpy().copy()
-        return masks_nhw
+        not_finite = slot.host_not_finite.numpy().copy() if self.counts else None
+        return Computed(slot.host_masks.numpy().copy(), not_finite=not_finite)
 
     def _close(self) -> None:
         # Memory that the GPU still writes to must not be given back.
@@ -140,12 +148,16 @@ class _Slot:
 
     def __init__(self) -> None:
         self.host_frames = self.host_masks = self.frames = torch.empty(0, dtype=torch.uint8)
-        self.masks = self.host_masks  # kept until the next submission: its download may still be running
+        self.host_not_finite = torch.empty(0, dtype=torch.int32)
+        # Kept until the next submission: their download may still be running.
+        self.masks, self.not_finite = self.host_masks, self.host_not_finite
         self.downloaded: Any = None
 
-    def fit(self, device: _Cpu | _Cuda, shape: tuple[int, ...]) -> None:
+    def fit(self, device: _Cpu | _Cuda, shape: tuple[int, ...], counts: bool) -> None:
         if tuple(self.host_frames.shape) != shape:
             self.host_frames, self.host_masks = device.host_memory(shape), device.host_memory(shape[:3])
+            if counts:
+                self.host_not_finite = device.host_memory(shape[:1], torch.int32)
             self.frames = torch.empty(shape, dtype=torch.uint8, device=device.name)
 
 
@@ -160,8 +172,8 @@ class _Cpu:
         self.version = public_version(torch.__version__)
         self.description = f"PyTorch {self.version}, CPU"
 
-    def host_memory(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.empty(shape, dtype=torch.uint8)
+    def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
 
     @contextlib.contextmanager
     def stage(self, _: str, after: Any = None) -> Iterator[None]:
@@ -204,8 +216,8 @@ class _Cuda:
             for stage in ("upload", "compute", "download")
         }
 
-    def host_memory(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     @contextlib.contextmanager
     def stage(self, stage: str, after: Any = None) -> Iterator[None]:

@@ -85,15 +85,19 @@ class Board:
 
 
 def unready(snapshots: Sequence[Snapshot], within_s: float) -> str:
-    """Which sources gave no frame within so many seconds, and where they stand; empty: all did."""
-    late = [
-        f"{snapshot.name}: "
-        + ("no frame yet" if snapshot.frame_s is None else f"no frame for {snapshot.frame_s:.1f} s")
-        + f" ({snapshot.state.value})"
-        for snapshot in snapshots
-        if snapshot.frame_s is None or snapshot.frame_s > within_s
-    ]
-    return "; ".join(late)
+    """Which sources gave no frame within so many seconds, and where they stand, or only frames with scores that are not finite.
+
+    Returns:
+        Empty if all sources gave masks that can be used.
+    """
+    problems = []
+    for snapshot in snapshots:
+        if snapshot.frame_s is None or snapshot.frame_s > within_s:
+            late = "no frame yet" if snapshot.frame_s is None else f"no frame for {snapshot.frame_s:.1f} s"
+            problems.append(f"{snapshot.name}: {late} ({snapshot.state.value})")
+        elif snapshot.not_finite_s is not None and snapshot.not_finite_s > within_s:
+            problems.append(f"{snapshot.name}: scores that are NaN or infinite for {snapshot.not_finite_s:.1f} s")
+    return "; ".join(problems)
 
 
 def _facts(snapshot: Snapshot, legend: Sequence[LegendEntry]) -> dict[str, object]:
@@ -106,6 +110,7 @@ def _facts(snapshot: Snapshot, legend: Sequence[LegendEntry]) -> dict[str, objec
         "frames_out": snapshot.frames_out,
         "dropped": dict(snapshot.dropped),
         "in_flight": snapshot.in_flight,
+        "not_finite": snapshot.not_finite,
         "rate_in_hz": round(snapshot.rate_in_hz, 2),
         "rate_out_hz": round(snapshot.rate_out_hz, 2),
         "age_ms": round(snapshot.age_ms, 1),

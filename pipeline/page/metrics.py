@@ -58,6 +58,11 @@ class _Sources(Collector):
         dropped = CounterMetricFamily(
             "edgemask_frames_dropped", "Frames read and not written, by reason.", labels=["source", "reason"]
         )
+        not_finite = CounterMetricFamily(
+            "edgemask_frames_not_finite",
+            "Frames written with scores that are NaN or infinite, whose masks are wrong.",
+            labels=["source"],
+        )
         in_flight = GaugeMetricFamily("edgemask_frames_in_flight", "Frames on their way.", labels=["source"])
         age = Metric("edgemask_frame_age_seconds", "Capture to shown, over the last frames.", "summary")
         idle = GaugeMetricFamily(
@@ -76,6 +81,7 @@ class _Sources(Collector):
             stale.add_metric([name], snapshot.frames_stale)
             for reason in dict.fromkeys((*_REASONS, *snapshot.dropped)):  # those that may come, too: rates begin at 0
                 dropped.add_metric([name, reason], snapshot.dropped.get(reason, 0))
+            not_finite.add_metric([name], snapshot.not_finite)
             in_flight.add_metric([name], snapshot.in_flight)
             if snapshot.frame_s is not None:
                 age.add_sample(age.name, {"source": name, "quantile": "0.5"}, snapshot.age_p50_ms / 1e3)
@@ -84,7 +90,7 @@ class _Sources(Collector):
             for each in State:
                 state.add_metric([name, each.value], float(each is snapshot.state))
             reconnects.add_metric([name], snapshot.reconnects)
-        yield from (received, written, stale, dropped, in_flight, age, idle, state, reconnects)
+        yield from (received, written, stale, dropped, not_finite, in_flight, age, idle, state, reconnects)
 
 
 class _Program(Collector):

@@ -72,7 +72,7 @@ class PageServer:
         access: who is let in.
         metrics: for ``/metrics``.
         healthy: says what is wrong with the data path, or nothing.
-        ready_within_s: each source must have given a frame within this time to be ready.
+        ready_within_s: each source must have given a frame within this time, and one whose scores are finite, to be ready.
         limits: on all who connect.
     """
 

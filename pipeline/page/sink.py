@@ -43,7 +43,7 @@ class PageSink(Sink):
         names: further names that the page may be called by (a Host header's).
         read_only: viewers see and cannot change anything.
         healthy: for ``/healthz``: says what is wrong with the data path, or nothing; called on the page's thread.
-        ready_within_s: for ``/readyz``: each source must have given a frame within this time.
+        ready_within_s: for ``/readyz``: each source must have given a frame within this time, and one whose scores are finite.
         timer: times per stage, for ``/metrics``.
         limits: on all who connect.
         say: told in one line where the page is; holds the token if one was made.

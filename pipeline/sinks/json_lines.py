@@ -158,7 +158,8 @@ def results_of(frame: Frame, renderer: Renderer, classes: tuple[str, ...]) -> di
     """What a frame's line says.
 
     Returns:
-        source, index, pts_s, captured (UTC, ISO 8601), age_ms, size_hw; and classes, those in the picture, each with its number,
+        source, index, pts_s, captured (UTC, ISO 8601), age_ms, size_hw; not_finite, how many of the network's scores are NaN or
+        infinite, so that the mask is wrong, only where there are some; and classes, those in the picture, each with its number,
         its name, the share of the frame that it covers (0 to 1) and the boxes of its connected parts: xywh in pixels and the
         share of the frame. With a binary network also the mean probability of the frame, of the class and of each box. And stale,
         true, where the mask is (``Frame.stale``).
@@ -175,6 +176,8 @@ def results_of(frame: Frame, renderer: Renderer, classes: tuple[str, ...]) -> di
         "age_ms": round(age_ms, 3),
         "size_hw": list(frame.size_hw),
     }
+    if frame.not_finite:
+        result["not_finite"] = frame.not_finite
     if frame.stale:
         result["stale"] = True
     mask = np.ascontiguousarray(frame.mask)

@@ -6,8 +6,10 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.__main__ import main
+from models.unet import UNet
 
 
 @pytest.fixture
@@ -52,5 +54,29 @@ def machine(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{text}\n")
         return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def spread_unet():
+    """``spread_unet(seed, bilinear, size_hw, spread)``: few weights, whose scores spread over the picture.
+
+    A mask of one grey says nothing, and noise is no mask.
+    """
+
+    def make(seed, bilinear, size_hw, spread):
+        torch.manual_seed(seed)
+        unet = UNet(3, 1, bilinear, base_width=4)
+        blobs = torch.nn.functional.interpolate(torch.randn(8, 3, 4, 4), size_hw, mode="bilinear")
+        with torch.no_grad():
+            for module in unet.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.momentum = None
+            unet.train()(blobs)
+            scores = unet.eval().logits(blobs)
+            unet.outc.conv.bias.sub_(scores.mean()).mul_(spread / scores.std())
+            unet.outc.conv.weight.mul_(spread / scores.std())
+        return unet
 
     return make

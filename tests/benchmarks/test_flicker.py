@@ -80,7 +80,6 @@ def test_what_cannot_be_measured_is_told(clip, red_bundle, class_bundle, more, m
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.network
 def test_the_default_halves_the_flicker_of_the_sample_clip_and_keeps_the_masks(u2netp_bundle):
     smoothing, raw_meter, meter, ious = Smoothing(), FlickerMeter(), FlickerMeter(), []
     with open_source(str(CLIP)) as source, open_engine(u2netp_bundle, "auto") as engine:

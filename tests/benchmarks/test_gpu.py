@@ -13,28 +13,16 @@ from benchmarks import gpu, gpu_prepare, gpu_rows, gpu_torch
 from benchmarks.gpu_rows import Rows, ratios, read_rows, table
 from benchmarks.power_sensors import Sensor
 from compile.contract import Contract
-from models.unet import UNet
 from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest
 from pipeline.command_line import OptionParser
 from pipeline.errors import BackendUnavailableError, OptionError
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tmp_path_factory, spread_unet):
     """A folder as ``benchmarks/gpu.sh prepare`` makes it, with a network of a few weights."""
     folder = tmp_path_factory.mktemp("gpu")
-    torch.manual_seed(0)
-    network = UNet(3, 1, False, base_width=4)
-    blobs = torch.nn.functional.interpolate(torch.randn(8, 3, 4, 4), (32, 32), mode="bilinear")
-    with torch.no_grad():  # scores that spread over the picture: a mask of one grey says nothing, and noise is no mask
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None
-        network.train()
-        network(blobs)
-        scores = network.eval().logits(blobs)
-        network.outc.conv.bias.sub_(scores.mean()).mul_(2 / scores.std())
-        network.outc.conv.weight.mul_(2 / scores.std())
+    network = spread_unet(0, False, (32, 32), 2)
     torch.save(network.state_dict(), folder / "tiny.pth")
     contract = Contract("stream", (32, 32)).as_dict()
     for precision in ("fp32", "fp16"):

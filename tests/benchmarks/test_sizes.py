@@ -7,25 +7,14 @@ from benchmarks import bundles
 from benchmarks.__main__ import main
 from benchmarks.points import draw_points
 from benchmarks.sizes import advice
-from models.unet import UNet
 from pipeline.command_line import SaidError
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory):
+def network(tmp_path_factory, spread_unet):
     """A U-Net of few weights, and a contract in which its own size is 48×48."""
     folder = tmp_path_factory.mktemp("network")
-    torch.manual_seed(1)
-    unet = UNet(3, 1, True, base_width=4)
-    blobs = torch.nn.functional.interpolate(torch.randn(8, 3, 4, 4), (48, 48), mode="bilinear")
-    with torch.no_grad():  # scores that spread over the picture: a mask of one grey says nothing
-        for module in unet.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None
-        unet.train()(blobs)
-        scores = unet.eval().logits(blobs)
-        unet.outc.conv.bias.sub_(scores.mean()).mul_(4 / scores.std())
-        unet.outc.conv.weight.mul_(4 / scores.std())
+    unet = spread_unet(1, True, (48, 48), 4)
     torch.save(unet.state_dict(), folder / "tiny.pth")
     (folder / "small.yaml").write_text("imgsz: 48\n")
     return folder

@@ -72,7 +72,7 @@ def test_no_name_meets_another_and_none_is_a_path(composing):
     names = [name for node in model.graph.node for name in node.output]
     assert len(names) == len(set(names))
     assert [value.name for value in model.graph.input] == ["frames", "look"]
-    assert [value.name for value in model.graph.output] == ["masks", "views"]
+    assert [value.name for value in model.graph.output] == ["masks", "not_finite", "views"]
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 
 
@@ -135,7 +135,7 @@ def test_a_bundle_that_composes(weights, tmp_path, pictures):
     frames = pictures(1, 48, 64)
     with open_engine(bundle, "onnxruntime") as engine:
         engine.submit(frames, look_values(LOOKS[1]))
-        masks, views = engine.collect_with_views()
+        masks, views, _ = engine.collect_all()
     assert_drawn(frames, masks, views, LOOKS[1])
 
 
@@ -179,7 +179,7 @@ def test_without_it_nothing_is_changed(foreign, monkeypatch):
     assert not Bundle.read(foreign / "bundle").manifest.composes
     assert "compose" not in (foreign / "bundle" / "manifest.json").read_text()
     model = onnx.load(foreign / "bundle" / PROGRAM_NAME)
-    assert (len(model.graph.input), len(model.graph.output)) == (1, 1)
+    assert (len(model.graph.input), len(model.graph.output)) == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ CONTRACT = Contract("x", (64, 64))
 def recorded(network, frames):
     recorder = RangeRecorder(network)
     with recorder.watching(), torch.inference_mode():
-        masks = FrameProgram(network, CONTRACT).eval()(torch.from_numpy(frames)).numpy()
+        masks = FrameProgram(network, CONTRACT).eval()(torch.from_numpy(frames))[0].numpy()
     return recorder.beyond_half(), masks
 
 
@@ -55,7 +55,7 @@ def test_layers_beyond_the_range_are_named_and_the_masks_stay(tiny_unet, frames,
     def compiled(keep):
         emulation = HalfEmulation(network)
         with emulation.keeping(keep), torch.inference_mode():
-            return FrameProgram(emulation.network, CONTRACT).eval()(torch.from_numpy(frames)).numpy()
+            return FrameProgram(emulation.network, CONTRACT).eval()(torch.from_numpy(frames))[0].numpy()
 
     assert np.ptp(compiled(())) == 0  # NaN, and so nothing: what would happen
     assert np.abs(compiled(beyond).astype(int) - expected).max() <= 3
@@ -68,7 +68,7 @@ def test_the_program_with_such_layers_is_typed_and_right(tiny_unet, frames):
     model = export_program(FrameProgram(network, CONTRACT, half=True, keep=beyond))
     types = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4 and tensor.dims[0] > 1}
     assert types == {1, 10}  # FLOAT and FLOAT16
-    (masks,) = open_session(model.SerializeToString(), "x").run(None, {"frames": frames})
+    (masks,) = open_session(model.SerializeToString(), "x").run(["masks"], {"frames": frames})
     assert (masks == expected).mean() > 0.999
 
 
@@ -124,14 +124,14 @@ def test_layers_that_lose_the_mask_in_rounding_are_found(tiny_unet, frames):
     network = cancelling(tiny_unet(1), frames)
     reference = FrameProgram(network, CONTRACT).eval()
     with torch.inference_mode():
-        expected = reference(torch.from_numpy(frames)).numpy()
+        expected = reference(torch.from_numpy(frames))[0].numpy()
     emulation = HalfEmulation(network)
     emulated = FrameProgram(emulation.network, CONTRACT).eval()
     runs = []
 
     def run():
         with torch.inference_mode():
-            masks = emulated(torch.from_numpy(frames)).numpy()
+            masks = emulated(torch.from_numpy(frames))[0].numpy()
         runs.append(np.mean([iou(mask, other, "binary") for mask, other in zip(masks, expected, strict=True)]))
         return float(runs[-1])
 

@@ -39,7 +39,7 @@ class Exported:
 
     def expected(self, frames):
         with torch.inference_mode():
-            return self.reference(torch.from_numpy(frames)).numpy()
+            return self.reference(torch.from_numpy(frames))[0].numpy()
 
 
 KINDS = {
@@ -96,11 +96,13 @@ def test_batches_are_as_single_frames(exported, pictures):
 
 def test_input_and_output(exported):
     graph = exported.model.graph
-    (frames,), (masks,) = graph.input, graph.output
+    (frames,), (masks, not_finite) = graph.input, graph.output
     assert (frames.name, masks.name) == ("frames", "masks")
     assert frames.type.tensor_type.elem_type == masks.type.tensor_type.elem_type == TensorProto.UINT8
     assert [axis.dim_param or axis.dim_value for axis in frames.type.tensor_type.shape.dim] == ["N", "H", "W", 3]
     assert [axis.dim_param or axis.dim_value for axis in masks.type.tensor_type.shape.dim] == ["N", "H", "W"]
+    assert (not_finite.name, not_finite.type.tensor_type.elem_type) == ("not_finite", TensorProto.INT32)
+    assert [axis.dim_param for axis in not_finite.type.tensor_type.shape.dim] == ["N"]
 
 
 def test_uint8_stands_at_the_border_alone(exported):
@@ -177,7 +179,7 @@ def test_the_same_bytes_again_and_not_a_word(tiny_unet, capfd):
     session = onnxruntime.InferenceSession(contents[0], providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["N", 45, 60, 3]
     assert session.get_outputs()[0].shape == ["N", 45, 60]
-    (masks,) = session.run(None, {"frames": np.zeros((3, 45, 60, 3), np.uint8)})
+    (masks,) = session.run(["masks"], {"frames": np.zeros((3, 45, 60, 3), np.uint8)})
     assert masks.shape == (3, 45, 60)
 
 
@@ -217,7 +219,7 @@ def test_a_network_that_cannot_be_exported_says_why_in_one_line(capfd):
     with pytest.raises(
         CompileError, match=r"cannot be exported to ONNX with torch 2.*: no such thing as a sev"
     ) as caught:
-        export_module(Broken(), (torch.zeros(2, 3),), (None,), ("x",), "y")
+        export_module(Broken(), (torch.zeros(2, 3),), (None,), ("x",), ("y",))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
@@ -269,7 +271,7 @@ def test_published_u2netp_on_photographs(published_u2netp, published, name):
     session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
     for photograph_rgb in (data.astronaut(), data.chelsea()):
         height, width = photograph_rgb.shape[:2]
-        (masks,) = session.run(None, {"frames": photograph_rgb[None, :, :, ::-1].copy()})
+        (masks,) = session.run(["masks"], {"frames": photograph_rgb[None, :, :, ::-1].copy()})
         # By hand: a photograph of more than 480 pixels is brought to 640 first, and four pixels each are averaged.
         x = photograph_rgb.astype(np.float32)
         fine = (640 if width > 480 else 320, 640 if height > 480 else 320)

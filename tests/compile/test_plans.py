@@ -16,11 +16,11 @@ from compile import plans, tensorrt_build
 from compile.__main__ import main
 from compile.contract import Contract
 from compile.errors import CompileError
-from compile.gpu import Gpu, available_bytes
 from compile.onnx_export import export_program
 from compile.program import FrameProgram
 from compile.tensorrt_build import BuildOptions, build_plan, check_options
 from pipeline.bundle import Bundle
+from pipeline.engines.gpu import Gpu, available_bytes
 from pipeline.engines.tensorrt_library import load_tensorrt_rtx
 from pipeline.errors import BackendUnavailableError
 
@@ -216,7 +216,7 @@ def test_a_bundle_gets_plans_one_for_each_gpu(bundle, capsys):
     again = Bundle.read(bundle).manifest
     assert [entry["sms"] for entry in again.engines] == [[86], [89]]
     assert again.engines[1]["profile"][-1][0] == 2
-    assert set(again.files) == {"program.onnx", *(entry["file"] for entry in again.engines)}
+    assert set(again.files) == {"program.onnx", "verification.png", *(entry["file"] for entry in again.engines)}
 
 
 def test_a_plan_for_one_size_of_frames(bundle):

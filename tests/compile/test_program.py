@@ -85,7 +85,8 @@ def to_mask(scores_chw, size_hw, contract, smooth=False):
 
 def run(module, *arrays):
     with torch.inference_mode():
-        return module.eval()(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)).numpy()
+        given = module.eval()(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+    return (given[0] if isinstance(given, tuple) else given).numpy()  # masks alone
 
 
 class Finite(TorchDispatchMode):

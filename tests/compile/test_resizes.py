@@ -100,7 +100,7 @@ def test_programs_of_a_network_compute_no_size_inside_it(tiny_u2net):
 def test_corners_that_align_are_enlarged_the_same():
     module = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
     x = torch.rand(2, 3, 5, 7)
-    model = export_module(module, (x,), ({0: torch.export.Dim("N", max=8)},), ("x",), "y")
+    model = export_module(module, (x,), ({0: torch.export.Dim("N", max=8)},), ("x",), ("y",))
     assert operators(model) == ["Resize"]
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], module(x).numpy(), atol=1e-5)

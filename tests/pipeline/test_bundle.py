@@ -1,12 +1,16 @@
 import dataclasses
 import errno
+import fcntl
+import hashlib
 import json
 import os
+import signal
+import traceback
 from pathlib import Path
 
 import pytest
 
-from pipeline import bundle as module
+from pipeline import whole_folder
 from pipeline.bundle import (
     MANIFEST_LIMIT_BYTES,
     MANIFEST_NAME,
@@ -323,22 +327,96 @@ def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(bundle, monkeypatch)
     assert os.listdir(bundle.folder.parent) == [bundle.folder.name]
 
 
+@pytest.fixture
+def no_exchange(monkeypatch):
+    """A file system on which two folders cannot change places in one step."""
+    monkeypatch.setattr(whole_folder, "_exchange", lambda *_: False)
+
+
 @pytest.mark.parametrize("failure", [OSError(errno.EIO, "broken disk"), KeyboardInterrupt()])
-def test_a_failure_between_the_two_renames_puts_the_old_bundle_back(bundle, monkeypatch, failure):
+def test_a_failure_between_the_two_renames_puts_the_old_bundle_back(bundle, no_exchange, monkeypatch, failure):
     replace, calls = os.replace, []
 
-    def second_fails(source, target):
+    def last_fails(source, target):
         calls.append((source, target))
-        if len(calls) == 2:
+        if len(calls) == 3:  # the first one finds that the place is taken
             raise failure
         replace(source, target)
 
-    monkeypatch.setattr(module.os, "replace", second_fails)
+    monkeypatch.setattr(os, "replace", last_fails)
     with pytest.raises((BundleError, KeyboardInterrupt)):
         write_again(bundle, bundle.folder)
     monkeypatch.undo()
     assert Bundle.read(bundle.folder) == bundle
     assert os.listdir(bundle.folder.parent) == [bundle.folder.name]
+
+
+def test_without_an_exchange_a_bundle_is_replaced_whole(bundle, no_exchange):
+    write_again(bundle, bundle.folder)
+    assert Bundle.read(bundle.folder).program_path.read_bytes() == b"new"
+    assert os.listdir(bundle.folder.parent) == [bundle.folder.name]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_two_write_one_place_while_a_third_reads(bundle, tmp_path, monkeypatch, exchange, there):
+    if not exchange:
+        monkeypatch.setattr(whole_folder, "_exchange", lambda *_: False)
+    place = tmp_path / "cache" / "bundle"
+    sizes = {1000, 200_000}
+
+    def write(size):
+        for _ in range(40):
+            Bundle.write(place, bundle.manifest, {PROGRAM_NAME: bytes(size)})
+
+    def read(_):
+        for _ in range(80):
+            assert Bundle.read(place).manifest.files[PROGRAM_NAME] in sums
+
+    sums = {hashlib.sha256(bytes(size)).hexdigest() for size in sizes}
+    if there:
+        write(1000)
+    started = [_forked(write, size) for size in sizes] + ([_forked(read, 0)] if there else [])
+    assert [os.waitpid(child, 0)[1] for child in started] == [0] * len(started)
+    assert Bundle.read(place).manifest.files[PROGRAM_NAME] in sums
+    assert os.listdir(place.parent) == ["bundle"]
+
+
+def _forked(work, given):
+    """The work in a process of its own, whose status is not 0 where it raised."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work(given)
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    return child
+
+
+def test_what_a_killed_process_left_goes_with_the_next_one_and_what_is_being_written_stays(bundle, tmp_path):
+    def die(number):
+        with whole_folder.whole_folder(tmp_path / "other") as scratch:
+            (scratch / "half").touch()
+            os.kill(os.getpid(), number)
+
+    os.waitpid(_forked(die, signal.SIGKILL), 0)
+    (left,) = (name for name in os.listdir(tmp_path) if name.startswith("."))
+    with whole_folder.whole_folder(tmp_path / "third") as scratch:
+        assert not (tmp_path / left).exists()
+        write_again(bundle, bundle.folder)
+        assert scratch.is_dir()
+    assert sorted(os.listdir(tmp_path)) == ["bundle", "third"]
+
+
+def test_a_file_system_without_locks_does_without(bundle, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    write_again(bundle, bundle.folder)
+    assert Bundle.read(bundle.folder).program_path.read_bytes() == b"new"
 
 
 @pytest.mark.parametrize(

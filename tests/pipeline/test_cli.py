@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -10,15 +11,16 @@ import zlib
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pipeline import job as command
 from pipeline.bundle import PROGRAM_NAME, Bundle
-from pipeline.errors import SourceError
+from pipeline.errors import BackendUnavailableError, SourceError
 from pipeline.frame import Frame, SourceInfo
-from pipeline.model_name import open_model
+from pipeline.model_name import PUBLISHED, open_model
 from pipeline.sources.base import Source
 
 ROOT = Path(__file__).parents[2]
@@ -196,9 +198,10 @@ def test_what_is_said_goes_to_standard_error_and_the_result_to_standard_output(m
     assert done.out == [str(tmp_path / "out.mp4")]
     assert done.err[0] == "source: clip.mp4, h264, 48×32, 25 FPS"
     assert done.err[1].startswith("model: red, fp32, 1×1 inside, on ONNX Runtime ")
-    assert done.err[2].endswith("out.mp4: H.264 by the CPU (x264)")
-    assert done.err[3].startswith("12 frames in ")
-    assert [line.split()[0] for line in done.err[4:]] == ["decode", "engine", "render", "write"]
+    assert done.err[2].startswith("program: it does not count ")
+    assert done.err[3].endswith("out.mp4: H.264 by the CPU (x264)")
+    assert done.err[4].startswith("12 frames in ")
+    assert [line.split()[0] for line in done.err[5:]] == ["decode", "engine", "render", "write"]
 
 
 @pytest.mark.parametrize(
@@ -494,43 +497,107 @@ def cached(red_bundle, tmp_path, monkeypatch):
     """Where a network of this name lies once it is compiled."""
     monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("pipeline.version.version", lambda: "1.2.3")
-    folder = tmp_path / "cache" / "bundles" / "1.2.3" / "u2netp"
+    folder = tmp_path / "cache" / "bundles" / "1.2.3" / "silueta"
     folder.parent.mkdir(parents=True)
     return folder
 
 
 def test_a_network_that_was_compiled_starts_at_once(main, cached, red_bundle, tmp_path):
     shutil.copytree(red_bundle.folder, cached)
-    done = main("--source", "test://?size=8x8&frames=2", "--output", tmp_path / "out", model="u2netp", quiet=False)
+    done = main("--source", "test://?size=8x8&frames=2", "--output", tmp_path / "out", model="silueta", quiet=False)
     assert done.status == 0
     assert "model: red" in done.err[1]
 
 
-@pytest.mark.parametrize("there", ["nothing", "a damaged bundle"])
-def test_a_network_is_compiled_once_by_another_process(cached, red_bundle, monkeypatch, there):
-    calls, said = [], []
+@pytest.fixture
+def compiler(red_bundle, monkeypatch):
+    """What stands in for the process that compiles: gets its arguments, and writes a bundle unless it is told to fail."""
+    calls = SimpleNamespace(arguments=[], fails=lambda _: False)
 
     def compile_it(arguments, **_):
-        calls.append(arguments)
-        shutil.rmtree(cached, ignore_errors=True)
-        shutil.copytree(red_bundle.folder, cached)
+        calls.arguments.append(arguments)
+        if calls.fails(arguments):
+            return subprocess.CompletedProcess(arguments, 2)
+        Bundle.write(arguments[arguments.index("--output") + 1], red_bundle.manifest, {"program.onnx": b"x"})
         return subprocess.CompletedProcess(arguments, 0)
 
+    monkeypatch.setattr("pipeline.build_half.subprocess.run", compile_it)
+    return calls
+
+
+@pytest.mark.parametrize("there", ["nothing", "a damaged bundle"])
+def test_a_network_is_compiled_once_by_another_process(cached, compiler, there):
+    said = []
     if there == "a damaged bundle":
         cached.mkdir()
-    monkeypatch.setattr("pipeline.build_half.subprocess.run", compile_it)
     for _ in range(2):
-        assert open_model("u2netp", said.append).folder == cached
-    assert calls == [[sys.executable, "-m", "compile", "--model", "u2netp", "--output", str(cached)]]
+        assert open_model("silueta", said.append).folder == cached
+    assert compiler.arguments == [[sys.executable, "-m", "compile", "--model", "silueta", "--output", str(cached)]]
     assert len(said) == 1
     assert ("compiling once into" if there == "nothing" else "done now") in said[0]
 
 
-def test_a_network_that_cannot_be_compiled_was_told_of_already(main, cached, tmp_path, monkeypatch):
-    done = subprocess.CompletedProcess([], 2)
-    monkeypatch.setattr("pipeline.build_half.subprocess.run", lambda *_, **__: done)
-    result = main("--source", "test://?size=8x8&frames=2", "--output", tmp_path / "out", model="nosuch")
-    assert (result.status, result.out, result.err) == (2, [], [])
+def half(arguments):
+    return "fp16" in arguments
+
+
+@pytest.mark.parametrize(
+    ("gpu", "torch", "fails", "precisions", "suffix"),
+    [
+        (True, True, None, [True], ".fp16"),
+        (True, True, half, [True, False], ""),
+        (True, False, None, [False], ""),
+        (False, True, None, [False], ""),
+    ],
+)
+def test_a_network_is_compiled_in_fp16_for_a_gpu(cached, compiler, monkeypatch, gpu, torch, fails, precisions, suffix):
+    monkeypatch.setattr("pipeline.model_name.usable_runtime", lambda: "tensorrt" if gpu else None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: torch if name == "torch" else pytest.fail(name))
+    compiler.fails = fails or compiler.fails
+    said = []
+    assert open_model("silueta", said.append, on_gpu=True).folder == cached.with_name(f"silueta{suffix}")
+    assert [half(arguments) for arguments in compiler.arguments] == precisions
+    assert open_model("silueta", said.append).folder == cached  # which a CPU runs faster
+
+
+def test_a_network_that_was_compiled_for_a_cpu_serves_where_it_cannot_be_compiled_anew(
+    cached, compiler, red_bundle, monkeypatch
+):
+    shutil.copytree(red_bundle.folder, cached)
+    monkeypatch.setattr("pipeline.model_name.usable_runtime", lambda: "tensorrt")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert open_model("silueta", pytest.fail, on_gpu=True).folder == cached
+    assert compiler.arguments == []
+
+
+def test_a_gpu_that_cannot_be_used_is_not_compiled_for(cached, compiler, monkeypatch):
+    def lacking():
+        raise BackendUnavailableError("no TensorRT")
+
+    monkeypatch.setattr("pipeline.model_name.usable_runtime", lacking)
+    said = []
+    assert open_model("silueta", said.append, on_gpu=True, quiet=True).folder == cached
+    assert [half(arguments) for arguments in compiler.arguments] == [False]
+    assert "--quiet" in compiler.arguments[0]
+    assert len(said) == 1
+
+
+def test_a_network_that_cannot_be_compiled_is_one_line(refused, cached, compiler, tmp_path):
+    compiler.fails = lambda _: True
+    line = refused("--source", "test://?size=8x8&frames=2", "--output", tmp_path / "out", model="nosuch")
+    assert re.fullmatch(r"error: python -m compile --model nosuch .*: ended with status 2", line)
+
+
+def test_why_a_network_cannot_be_compiled_comes_from_the_process_that_tried(refused, cached, tmp_path):
+    line = refused("--source", "test://?size=8x8&frames=2", "--output", tmp_path / "out", model="nosuch")
+    assert re.match(r"error: weights: expected one of u2netp, .*, got 'nosuch'", line)
+
+
+@pytest.mark.parametrize(("runtime", "name"), [("tensorrt", "u2netp-fp16"), (None, "u2netp")])
+def test_of_a_network_that_comes_with_the_package_a_gpu_takes_fp16(monkeypatch, runtime, name):
+    monkeypatch.setattr("pipeline.model_name.usable_runtime", lambda: runtime)
+    assert open_model("u2netp", pytest.fail, on_gpu=True) == Bundle.read(PUBLISHED / name)
+    assert open_model("u2netp", pytest.fail) == Bundle.read(PUBLISHED / "u2netp")
 
 
 # A process of its own

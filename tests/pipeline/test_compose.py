@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from pipeline.bundle import Bundle
 from pipeline.compose import composed_looks, look_values
 from pipeline.engines import open_engine
-from pipeline.engines.base import Engine
+from pipeline.engines.base import Computed, Engine
 from pipeline.errors import BundleError, OptionError, PlanError, ShapeError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.look import Look, soft_edge
@@ -27,8 +27,8 @@ fake_machine, add_plan = _engines.fake_machine, _engines.add_plan
 ORANGE, BLACK, WHITE = (load_palette(colour) for colour in ("#ff8000", "#000000", "#ffffff"))
 
 
-def composing_program(order=("frames", "look", "masks", "views"), more=()):
-    """masks = frames[..., 2], and views as ``compile.program.Overlay`` draws them, written by hand."""
+def composing_program(order=("frames", "look", "masks", "views")):
+    """masks = frames[..., 2], views as ``compile.program.Overlay`` draws them, and the sum of each frame's red, written by hand."""
 
     def slice_of(first, end, name):
         return helper.make_node("Slice", ["look", f"at{first}", f"at{end}"], [name])
@@ -51,11 +51,14 @@ def composing_program(order=("frames", "look", "masks", "views"), more=()):
         helper.make_node("Add", ["x", "step"], ["drawn"]),
         helper.make_node("Round", ["drawn"], ["whole"]),
         helper.make_node("Cast", ["whole"], ["views"], to=TensorProto.UINT8),
+        helper.make_node("Cast", ["reds"], ["counted"], to=TensorProto.INT32),
+        helper.make_node("ReduceSum", ["counted", "sides"], ["not_finite"], keepdims=0),
     ]
     numbers = [helper.make_tensor(f"at{at}", TensorProto.INT64, [1], [at]) for at in (0, 1, 2, 3, 6)]
     numbers += [
         helper.make_tensor("red", TensorProto.INT64, [], [2]),
         helper.make_tensor("last", TensorProto.INT64, [1], [3]),
+        helper.make_tensor("sides", TensorProto.INT64, [2], [1, 2]),
         helper.make_tensor("zero", TensorProto.FLOAT, [], [0]),
         helper.make_tensor("one", TensorProto.FLOAT, [], [1]),
     ]
@@ -63,6 +66,7 @@ def composing_program(order=("frames", "look", "masks", "views"), more=()):
         "frames": (TensorProto.UINT8, ["N", "H", "W", 3]),
         "look": (TensorProto.FLOAT, [6]),
         "masks": (TensorProto.UINT8, ["N", "H", "W"]),
+        "not_finite": (TensorProto.INT32, ["N"]),
         "views": (TensorProto.UINT8, ["N", "H", "W", 3]),
     }
     inputs, outputs = (
@@ -132,7 +136,7 @@ def engine(bundle):
 def test_every_pixel_is_within_one_of_the_hosts(engine, alpha, threshold, palette):
     look, frames = Look(alpha=alpha, threshold=threshold, palette=palette), every_pair()
     engine.submit(frames, look_values(look))
-    masks, views = engine.collect_with_views()
+    masks, views, _ = engine.collect_all()
     np.testing.assert_array_equal(masks, frames[..., 2])
     assert np.abs(views.astype(int) - host(frames, look)).max() <= 1
 
@@ -141,7 +145,7 @@ def test_every_pixel_is_within_one_of_the_hosts(engine, alpha, threshold, palett
 def test_any_size_and_number(engine, shape):
     frames = noise(*shape)
     engine.submit(frames, look_values(Look()))
-    _, views = engine.collect_with_views()
+    _, views, _ = engine.collect_all()
     assert views.shape == frames.shape
     assert views.flags.writeable
     assert np.abs(views.astype(int) - host(frames, Look())).max() <= 1
@@ -151,7 +155,7 @@ def test_an_empty_mask_leaves_the_frame(engine):
     frames = noise(1, 9, 9)
     frames[..., 2] = 0
     engine.submit(frames, look_values(Look(alpha=1)))
-    np.testing.assert_array_equal(engine.collect_with_views()[1], frames)
+    np.testing.assert_array_equal(engine.collect_all().views_nhwc, frames)
 
 
 def test_a_program_that_does_not_compose_though_its_manifest_says_so(make_bundle):
@@ -165,6 +169,25 @@ def test_a_program_that_does_not_compose_though_its_manifest_says_so(make_bundle
 def test_a_program_that_composes_though_its_manifest_does_not(make_bundle):
     with pytest.raises(BundleError, match=r"expected one uint8 input and one output, got 2"):
         open_engine(make_bundle(program=composing_program()), "onnxruntime")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt", "tensorrt-rtx"])
+def test_counts_come_with_and_without_views(fake_machine, add_plan, make_bundle, backend):
+    program = composing_program(("frames", "look", "masks", "not_finite", "views"))
+    bundle = make_bundle("counting", program, composes=True)
+    if backend != "onnxruntime":
+        fake_machine.install(backend)
+        bundle = add_plan(bundle, backend)
+    with open_engine(bundle, backend) as engine:
+        for number, look in enumerate((look_values(Look()), None) * 2):
+            frames = noise(2, 5, 7, number)
+            engine.submit(frames, look)
+            masks, views, not_finite = engine.collect_all()
+            np.testing.assert_array_equal(masks, frames[..., 2])
+            assert not_finite.tolist() == frames[..., 2].sum((1, 2)).tolist()
+            assert (views is None) is (look is None)
+            if look is not None:
+                assert np.abs(views.astype(int) - host(frames, Look())).max() <= 1
 
 
 # --- TensorRT, on a fake GPU
@@ -207,10 +230,10 @@ def test_each_frame_in_flight_has_its_own_look(fake_machine, open_fake, runtime,
     assert engine.on_gpu
     for number, (shape, look) in enumerate(GIVEN):
         if number >= engine.in_flight:
-            results.append(engine.collect_with_views())
+            results.append(engine.collect_all())
         engine.submit(noise(*shape, number), None if look is None else look_values(look))
-    results += [engine.collect_with_views() for _ in range(engine.in_flight)]
-    for number, ((shape, look), (masks, views)) in enumerate(zip(GIVEN, results, strict=True)):
+    results += [engine.collect_all() for _ in range(engine.in_flight)]
+    for number, ((shape, look), (masks, views, _)) in enumerate(zip(GIVEN, results, strict=True)):
         frames = noise(*shape, number)
         np.testing.assert_array_equal(masks, frames[..., 2])
         assert (views is None) is (look is None)
@@ -225,12 +248,12 @@ def test_a_view_comes_down_only_if_it_was_asked_for(fake_machine, open_fake):
     np.testing.assert_array_equal(engine(frames), frames[..., 2])
     assert fake_machine.gpu.done.count("download") == 1
     engine.submit(frames, look_values(Look()))
-    masks, views = engine.collect_with_views()
+    masks, views, _ = engine.collect_all()
     assert fake_machine.gpu.done.count("download") == 3
     kept = views.copy()
     views[:] = 0
     engine.submit(frames, look_values(Look()))
-    np.testing.assert_array_equal(engine.collect_with_views()[1], kept)
+    np.testing.assert_array_equal(engine.collect_all().views_nhwc, kept)
     assert not np.shares_memory(masks, views)
 
 
@@ -268,7 +291,7 @@ def test_a_look_of_another_shape_or_dtype_is_refused(engine, look):
 
 def test_without_a_look_there_are_masks_alone(engine):
     engine.submit(noise(1, 4, 4))
-    masks, views = engine.collect_with_views()
+    masks, views, _ = engine.collect_all()
     assert views is None
     np.testing.assert_array_equal(masks, noise(1, 4, 4)[..., 2])
     np.testing.assert_array_equal(engine(noise(2, 4, 5)), noise(2, 4, 5)[..., 2])
@@ -382,10 +405,7 @@ class Labelled(Engine):
         self.pending.append((frames_nhwc[..., 2].copy(), np.full_like(frames_nhwc, round(100 * float(look[2])))))
 
     def _collect(self):
-        return self.pending.pop(0)[0]
-
-    def _collect_with_views(self):
-        return self.pending.pop(0)
+        return Computed(*self.pending.pop(0))
 
     def _close(self):
         pass

@@ -841,7 +841,7 @@ def test_table(jetson, monkeypatch, capsys):
     assert "\x1b" not in out
     assert "  ok       L4T             36.4.3 (JetPack 6.2)\n" in out
     assert "  runs     tensorrt        TensorRT 10.3.0, on Orin" in out
-    assert "--backend auto takes tensorrt here for a bundle with a plan" in out
+    assert "--backend auto takes tensorrt here; a bundle without a plan" in out
     assert max(len(line) for line in out.splitlines() if "$ " not in line and "Lines after" not in line) <= 80
 
 

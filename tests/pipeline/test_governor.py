@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.engines.base import Computed
 from pipeline.errors import OptionError, ShapeError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.governor import Governor, Reuse
@@ -50,6 +51,12 @@ class Engine:
         if self.hold and self.calls > 1:
             assert self.go.acquire(timeout=WAIT_S)
         return frames_nhwc[..., 2].copy()
+
+    def submit(self, frames_nhwc):
+        self.submitted = frames_nhwc
+
+    def collect_all(self):
+        return Computed(self(self.submitted))
 
 
 def frames(images, source="a"):

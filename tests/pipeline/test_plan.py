@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.bundle import Bundle
-from pipeline.command_line import SaidError
 from pipeline.engines import open_engine
-from pipeline.errors import BackendUnavailableError, BundleError, PlanError
+from pipeline.errors import BackendUnavailableError, BuildError, BundleError, PlanError
 from pipeline.plan import read_plan, rebuild_command
 
 _spec = importlib.util.spec_from_file_location("engines_conftest", Path(__file__).with_name("engines") / "conftest.py")
@@ -346,19 +345,21 @@ def red(engine):
 def test_a_plan_that_does_not_fit_is_built_again_and_the_new_one_opened(
     red_bundle, planned, add_plan, fake_machine, spoil
 ):
-    asked, said = [], []
+    asked = []
 
-    def rebuild(bundle, runtime):
-        asked.append((bundle, runtime))
-        return add_plan(red_bundle, runtime, name="rebuilt")
+    def rebuild(*given):
+        asked.append(given)
+        return add_plan(red_bundle, "tensorrt", name="rebuilt")
 
     bundle = spoil(planned, fake_machine)
-    with open_engine(bundle, "tensorrt", rebuild=rebuild, say=said.append) as engine:
-        assert engine.bundle.folder.name == "rebuilt"
-        assert red(engine)
-    assert asked == [(bundle, "tensorrt")]
-    (line,) = said
-    assert re.fullmatch(r".*: expected .*, got .* rebuild it with: .*: done now", line)
+    for backend in ("tensorrt", "auto"):
+        with open_engine(bundle, backend, rebuild=rebuild, say=pytest.fail) as engine:
+            assert engine.bundle.folder.name == "rebuilt"
+            assert red(engine)
+        (given,) = asked
+        assert given[:2] == (bundle, "tensorrt")
+        assert re.fullmatch(r".*: expected .*, got .* rebuild it with: .*", given[2])
+        asked.clear()
 
 
 def test_a_plan_that_tensorrt_refuses_is_built_again_too(red_bundle, add_plan, fake_machine):
@@ -371,7 +372,7 @@ def test_a_plan_that_tensorrt_refuses_is_built_again_too(red_bundle, add_plan, f
 def test_a_plan_that_does_not_fit_after_it_was_built_again_is_an_error(planned):
     bundle = edit_entry(planned, version="9.0")
     with pytest.raises(PlanError, match=r"got one of 9\.0"):
-        open_engine(bundle, "tensorrt", rebuild=lambda bundle, _: bundle)
+        open_engine(bundle, "tensorrt", rebuild=lambda bundle, *_: bundle)
 
 
 def test_what_building_cannot_mend_is_not_built(planned, fake_machine):
@@ -397,18 +398,84 @@ def test_auto_goes_on_with_onnx_runtime_and_says_why(planned, fake_machine, spoi
         assert engine.description.startswith("ONNX Runtime")
         assert red(engine)
     (line,) = said
-    assert re.fullmatch(r"not tensorrt: .*: expected .*, got .*", line)
+    assert re.fullmatch(r"on the CPU: .*: expected .*, got .*", line)
     assert fake_machine.settings.deserialized == []
 
 
 def test_auto_goes_on_when_the_plan_cannot_be_built(planned):
     def rebuild(*_):
-        raise SaidError("could not be compiled (status 2)")
+        raise BuildError("no plan")
 
     said = []
     with open_engine(edit_entry(planned, version="9.0"), rebuild=rebuild, say=said.append) as engine:
         assert engine.description.startswith("ONNX Runtime")
-    assert said[1] == "not tensorrt: could not be compiled (status 2)"
+    assert said == ["on the CPU: no plan"]
+
+
+@pytest.mark.parametrize("lacking", ["refuse_context", "refuse_execute", "allocations_left"])
+def test_auto_goes_on_when_the_gpu_cannot_run_the_plan_and_gives_it_back(planned, fake_machine, lacking):
+    given = fake_machine.gpu if lacking == "allocations_left" else fake_machine.settings
+    setattr(given, lacking, 0 if lacking == "allocations_left" else True)
+    said = []
+    with open_engine(planned, rebuild=lambda *_: pytest.fail("rebuilt"), say=said.append) as engine:
+        assert engine.description.startswith("ONNX Runtime")
+        assert red(engine)
+    (line,) = said
+    assert "Fake GPU" in line or "TensorRT cannot run the plan" in line
+    assert fake_machine.held() == {}
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """A machine with signs of a GPU."""
+    monkeypatch.setattr("pipeline.engines.is_seen", lambda *_: True)
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+def test_auto_has_a_plan_built_for_the_gpu_that_is_here(red_bundle, add_plan, fake_machine, seen, runtime):
+    fake_machine.install(runtime)
+    asked = []
+
+    def rebuild(*given):
+        asked.append(given[:2])
+        return add_plan(*given[:2])
+
+    with open_engine(red_bundle, rebuild=rebuild, say=pytest.fail) as engine:
+        assert engine.bundle.manifest.engines[0]["runtime"] == runtime
+        assert red(engine)
+    assert asked == [(red_bundle, runtime)]
+
+
+def test_auto_has_a_plan_built_where_the_one_that_is_there_is_for_what_is_not_here(
+    red_bundle, add_plan, fake_machine, seen
+):
+    bundle = add_plan(red_bundle, "tensorrt-rtx")
+    with open_engine(
+        bundle, rebuild=lambda *_: add_plan(red_bundle, "tensorrt", name="new"), say=pytest.fail
+    ) as engine:
+        assert engine.description.startswith("TensorRT 10.3")
+
+
+def test_auto_builds_nothing_where_it_may_not(red_bundle, fake_machine, seen):
+    with open_engine(red_bundle, say=pytest.fail) as engine:
+        assert engine.description.startswith("ONNX Runtime")
+
+
+def test_tensorrt_rtx_is_not_asked_of_a_gpu_that_it_does_not_know(red_bundle, fake_machine, seen):
+    fake_machine.install("tensorrt-rtx")
+    fake_machine.gpu.capability = (9, 0)
+    said = []
+    with open_engine(red_bundle, rebuild=lambda *_: pytest.fail("built"), say=said.append) as engine:
+        assert engine.description.startswith("ONNX Runtime")
+    (line,) = said
+    assert "TensorRT is not here" in line
+
+
+def test_without_a_sign_of_a_gpu_nothing_is_asked_or_said(red_bundle, fake_machine, monkeypatch):
+    monkeypatch.setattr("pipeline.engines.is_seen", lambda *_: False)
+    monkeypatch.setattr("pipeline.engines.gpu.first_runtime", pytest.fail)
+    with open_engine(red_bundle, rebuild=lambda *_: pytest.fail("built"), say=pytest.fail) as engine:
+        assert engine.description.startswith("ONNX Runtime")
 
 
 def test_auto_says_nothing_of_backends_without_a_plan(red_bundle, fake_machine):

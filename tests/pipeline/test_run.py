@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.engines.base import Engine
+from pipeline.engines.base import Computed, Engine
 from pipeline.errors import ShapeError, SinkError, SourceError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.run import infer, run
@@ -58,7 +58,7 @@ class Red(Engine):
         if self.collected == self.fail_collect:
             raise ShapeError("cannot collect")
         self.collected += 1
-        return self.pending.pop(0)
+        return Computed(self.pending.pop(0))
 
     def _close(self):
         pass

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from pipeline.engines.base import Computed
 from pipeline.frame import Frame, SourceInfo
 from pipeline.run import run
 from pipeline.sinks.base import Sink
@@ -46,10 +47,10 @@ class Sleeper:
         self.begun_ns = time.monotonic_ns()
         self.masks_nhw = frames_nhwc[..., 2].copy()
 
-    def collect_with_views(self):
+    def collect_all(self):
         time.sleep(ENGINE_S)
         self.took_ns.append(time.monotonic_ns() - self.begun_ns)
-        return self.masks_nhw, None
+        return Computed(self.masks_nhw)
 
 
 class Ages(Sink):

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from pipeline.engines.base import Computed
 from pipeline.errors import SinkError, SourceError
 from pipeline.frame import Frame, SourceInfo
 from pipeline.run import grouped, infer, run
@@ -62,8 +63,8 @@ class Red:
         self.shapes.append(frames_nhwc.shape)
         self._masks = frames_nhwc[..., 2].copy()
 
-    def collect_with_views(self):
-        return self._masks, None
+    def collect_all(self):
+        return Computed(self._masks)
 
 
 class Kept(Sink):

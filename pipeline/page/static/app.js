@@ -174,6 +174,7 @@ function showFigures() {
       ["frames", each.frames_out.toLocaleString("en")],
       ["with stale masks", each.frames_stale.toLocaleString("en")],
       ["dropped", drops.join(", ") || "0"],
+      ["NaN or infinite", each.not_finite.toLocaleString("en")],
       ["reconnects", String(each.reconnects)],
     ];
     const list = cells.map(([name, value]) =>

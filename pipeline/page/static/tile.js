@@ -50,6 +50,7 @@ export class Tile {
       this.notice,
     );
     this.chip = element("span", { className: "chip" });
+    this.warning = element("span", { className: "chip warning", hidden: true });
     this.numbers = element("span", { className: "numbers" });
     const dot = element("i", { className: "dot" });
     dot.style.background = `var(${colour})`;
@@ -63,6 +64,7 @@ export class Tile {
         dot,
         element("span", { className: "name", textContent: name, title: name }),
         this.chip,
+        this.warning,
         this.numbers,
         iconButton(`Snapshot of ${name}`, CAMERA, on.snapshot),
         iconButton(`${name} in full screen`, CORNERS, on.fullscreen),
@@ -114,6 +116,8 @@ export class Tile {
     this.chip.textContent = stale ? "stale mask" : LABELS[facts.state].toLowerCase();
     this.chip.dataset.state = stale ? "stalled" : facts.state;
     this.numbers.textContent = running ? `${facts.rate_out_hz.toFixed(1)} FPS · ${facts.age_ms.toFixed(0)} ms` : "";
+    this.warning.hidden = facts.not_finite === 0;
+    this.warning.textContent = `${facts.not_finite.toLocaleString("en")} NaN or infinite`;
     const seconds = `${Math.floor(facts.state_s)} s`;
     let text = LABELS[facts.state];
     if (facts.state === "reconnecting") text += ` ${seconds}, try ${facts.reconnects}`;

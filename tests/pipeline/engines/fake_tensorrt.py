@@ -49,9 +49,11 @@ class TensorIOMode(enum.Enum):
 class DataType(enum.Enum):
     FLOAT = 0
     UINT8 = 1
+    INT32 = 2
 
 
-_DTYPES = {DataType.FLOAT: np.float32, DataType.UINT8: np.uint8}
+_DTYPES = {DataType.FLOAT: np.float32, DataType.UINT8: np.uint8, DataType.INT32: np.int32}
+_OF_ONNX = {"tensor(uint8)": DataType.UINT8, "tensor(int32)": DataType.INT32}
 
 
 class _OnDevice(Strict):
@@ -119,7 +121,7 @@ class ICudaEngine(_OnDevice):
         return TensorIOMode.INPUT if name in self._inputs else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name):
-        return DataType.UINT8 if self._values[name].type == "tensor(uint8)" else DataType.FLOAT
+        return _OF_ONNX.get(self._values[name].type, DataType.FLOAT)
 
     def create_execution_context(self):
         return self._make_context(None)
@@ -210,11 +212,10 @@ class IExecutionContext(_OnDevice):
             gpu.fault("the first run of a shape is recorded: TensorRT is not set up for it yet")
         self._executed = True
         shapes = {name: self.get_tensor_shape(name) for name in self._engine._values}
-        sources = {name: _DTYPES[self._engine.get_tensor_dtype(name)] for name in self._engine._inputs}
+        dtypes = {name: _DTYPES[self._engine.get_tensor_dtype(name)] for name in shapes}
+        sources = {name: dtypes[name] for name in self._engine._inputs}
         targets = [name for name in shapes if name not in sources]
-        sizes = {
-            name: int(np.prod(sides)) * np.dtype(sources.get(name, np.uint8)).itemsize for name, sides in shapes.items()
-        }
+        sizes = {name: int(np.prod(sides)) * np.dtype(dtypes[name]).itemsize for name, sides in shapes.items()}
         places = {name: (self._addresses[name], size) for name, size in sizes.items()}
         made_for, shape = self._shapes_set, self._shape
 
@@ -225,7 +226,7 @@ class IExecutionContext(_OnDevice):
                 name: gpu.at(*places[name]).copy().view(dtype).reshape(shapes[name]) for name, dtype in sources.items()
             }
             for name, result in zip(targets, self._engine._session.run(targets, given), strict=True):
-                gpu.at(*places[name])[:] = result.reshape(-1)
+                gpu.at(*places[name])[:] = np.ascontiguousarray(result).reshape(-1).view(np.uint8)
 
         uses = tuple(gpu.at(*place) for place in places.values())
         gpu.put(gpu.streams[stream_handle], Work("compute", run, uses=uses))

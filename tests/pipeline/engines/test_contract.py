@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 
 from compile import tensorrt_build
 from compile.errors import CompileError
-from compile.gpu import find_gpu
 from pipeline.bundle import PROGRAM_NAME, Bundle
 from pipeline.engines import ENGINES, open_engine
+from pipeline.engines.gpu import find_gpu
 from pipeline.errors import BackendUnavailableError, BundleError, OptionError, PlanError, ShapeError
 from pipeline.plan import BUILT_FROM_PROGRAM
 
@@ -136,6 +136,48 @@ def test_frames_may_be_nv12_where_the_program_takes_it(open_here, nv12_bundle, c
     masks = open_here(nv12_bundle)(np.concatenate((luma, grey), 1))
     assert masks.dtype == np.uint8
     np.testing.assert_allclose(masks, (luma.astype(float) - 16) * 255 / 219, atol=0.51)
+
+
+def with_whole_red(count, height, width, seed):
+    """Frames of which ``counting_bundle`` counts others each."""
+    given = frames(count, height, width, seed)
+    given[..., 2][np.random.default_rng(seed).random((count, height, width)) < 0.4] = 255
+    return given
+
+
+# The second pair is as many bytes, and more counts.
+@pytest.mark.parametrize("shapes", [[(1, 90, 160), (3, 5, 7), (1, 1, 1)], [(1, 8, 8), (4, 4, 4)]])
+def test_scores_that_are_not_finite_are_counted_frame_by_frame(open_here, counting_bundle, shapes):
+    engine, kept = open_here(counting_bundle), []
+    assert engine.counts
+    for number, shape in enumerate(shapes * 2):
+        given = with_whole_red(*shape, number)
+        engine.submit(given)
+        computed = engine.collect_all()
+        np.testing.assert_array_equal(computed.masks_nhw, given[..., 2])
+        assert computed.not_finite.dtype == np.int32
+        assert computed.views_nhwc is None
+        kept.append((computed.not_finite, (given[..., 2] == 255).sum((1, 2)).tolist()))
+    for counted, expected in kept:  # what came belongs to the caller
+        assert counted.tolist() == expected
+    np.testing.assert_array_equal(engine(given), given[..., 2])
+
+
+def test_each_submission_has_its_own_counts(open_here, counting_bundle):
+    engine = open_here(counting_bundle)
+    given = [with_whole_red(1, 6, 9, seed) for seed in range(engine.in_flight)]
+    for one in given:
+        engine.submit(one)
+    for one in given:
+        assert engine.collect_all().not_finite.tolist() == [(one[..., 2] == 255).sum()]
+
+
+def test_what_was_compiled_before_there_were_counts_runs(engine):
+    engine.submit(frames(1, 4, 6))
+    computed = engine.collect_all()
+    assert computed.not_finite is None
+    assert not engine.counts
+    np.testing.assert_array_equal(computed.masks_nhw, frames(1, 4, 6)[..., 2])
 
 
 def test_masks_belong_to_the_caller(engine):

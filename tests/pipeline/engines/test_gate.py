@@ -8,11 +8,11 @@ import pytest
 
 from compile import plans
 from compile.errors import CompileError
-from compile.gpu import Gpu
 from compile.tensorrt_build import BuildOptions, Plan
-from compile.verify import Sample
+from compile.verify import Proof, Sample
+from pipeline.engines.gpu import Gpu
 
-OPTIONS = SimpleNamespace(quiet=True, min_iou=0.99, verify="pictures/")
+OPTIONS = SimpleNamespace(quiet=True, min_iou=0.99, min_worst_iou=None)
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
@@ -30,10 +30,9 @@ def add(request, fake_machine, red_bundle, monkeypatch):
         frames = [random.integers(0, 256, (1, 64, 64, 3), np.uint8) for _ in range(3)]
         samples = [Sample(str(index), frame, expected(frame[..., 2])) for index, frame in enumerate(frames)]
         said = []
+        proof = Proof(samples, "binary", "frames", "the network")
         manifest = replace(red_bundle.manifest, files={})
-        result = plans.add_plan(
-            manifest, {"program.onnx": program}, built, samples, OPTIONS, said.append, "the network"
-        )
+        result = plans.add_plan(manifest, {"program.onnx": program}, built, proof, OPTIONS, said.append)
         return *result, said
 
     return put_in
@@ -46,12 +45,12 @@ def test_a_plan_that_agrees_goes_in_with_what_was_measured(add):
     assert (entry["verification"]["iou_mean"], entry["verification"]["frames"]) == (1.0, 3)
     assert "Fake GPU" in entry["verification"]["runtime"]
     assert entry["verification"]["against"] == "the network"
-    assert "it agrees with the network: IoU 1.0000" in said[-1]
+    assert "it agrees with the network on 3 frames: mean IoU 1.0000" in said[-1]
 
 
 def test_a_plan_that_gives_other_masks_does_not(add):
     with pytest.raises(
-        CompileError, match=r"^what was compiled agrees with the network to IoU 0\.\d+ on 3 frames .*Fake GPU"
+        CompileError, match=r"^what was compiled does not agree with the network on 3 frames .*Fake GPU"
     ):
         add(expected=lambda red: 255 - red)
 

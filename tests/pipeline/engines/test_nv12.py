@@ -63,11 +63,11 @@ def test_views_come_beside_masks_to_who_asks(engine):
     for size in ((1, 20, 30), (2, 16, 12)):
         nv12, bgr = frames(*size)
         engine.submit(nv12, look_values(look))
-        masks, views = engine.collect_with_views()
+        masks, views, _ = engine.collect_all()
         assert near(masks, bgr[..., 2])
         assert views.shape == bgr.shape
         engine.submit(nv12)
-        again, none = engine.collect_with_views()
+        again, none, _ = engine.collect_all()
         np.testing.assert_array_equal(again, masks)
         assert none is None
         # Drawn with the mask that came: what is left is the conversion's own difference.

@@ -357,14 +357,14 @@ def test_the_words_of_an_earlier_plan_are_not_told_again(fake_machine, red_bundl
     with pytest.raises(PlanError, match="Serialization"):
         open_engine(add_plan(red_bundle, "tensorrt", program=b"no plan", name="first"), "tensorrt")
     fake_machine.settings.refuse_context = True
-    with pytest.raises(PlanError, match=r"plan: TensorRT cannot run the plan: out of device memory: rebuild"):
+    with pytest.raises(BackendUnavailableError, match=r"GPU: TensorRT cannot run the plan: out of device memory: end "):
         open_engine(add_plan(red_bundle, "tensorrt", name="second"), "tensorrt")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_context_that_cannot_be_made_leaves_nothing_behind(fake_machine, open_fake, runtime):
     fake_machine.settings.refuse_context = True
-    with pytest.raises(PlanError, match="cannot run the plan: out of device memory") as caught:
+    with pytest.raises(BackendUnavailableError, match="cannot run the plan: out of device memory") as caught:
         open_fake(runtime)
     told(caught)
     assert fake_machine.held() == {}

@@ -51,6 +51,14 @@ class Red(nn.Module):
         return frames[..., 2].clone()
 
 
+class Counting(nn.Module):
+    """The same, and how many of them are 255."""
+
+    def forward(self, frames):
+        red = frames[..., 2]
+        return red.clone(), (red == 255).sum((1, 2), dtype=torch.int32)
+
+
 class Wrong(nn.Module):
     """Gives what no frame program gives, as it is told."""
 
@@ -92,6 +100,11 @@ def with_engine(folder, bundle, content, **entry):
 @pytest.fixture(scope="session")
 def red_bundle(red_bundle, red_content, tmp_path_factory):
     return with_engine(tmp_path_factory.mktemp("saved") / "red", red_bundle, red_content)
+
+
+@pytest.fixture(scope="session")
+def counting_bundle(red_bundle, tmp_path_factory):
+    return with_engine(tmp_path_factory.mktemp("saved") / "counting", red_bundle, saved(Counting()))
 
 
 @pytest.fixture(scope="session")

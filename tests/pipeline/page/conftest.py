@@ -70,7 +70,7 @@ class Rig:
         self.telemetries[source].came_in()
         frame.view = self.renderer(frame.image, frame.mask)
         self.sink.write(frame)
-        self.telemetries[source].went_out(frame.age_ms, frame.stale)
+        self.telemetries[source].went_out(frame.age_ms, stale=frame.stale)
         return frame
 
     def keep_writing(self, every_s=0.03, sources=None, **how):

@@ -158,7 +158,7 @@ def test_a_stale_mask_is_marked_while_the_picture_goes_on(make_rig, in_chromium)
     async def scenario(tab):
         await tab.open(rig.url)
         await tab.until(DRAWN, 2)
-        chips = "[...document.querySelectorAll('.chip')].map(c => c.textContent).join()"
+        chips = "[...document.querySelectorAll('.chip:not([hidden])')].map(c => c.textContent).join()"
         await tab.until(chips, "running,stale mask")
         assert await tab.value("document.querySelectorAll('.tile.off').length") == 0
         stale.clear()

@@ -40,7 +40,10 @@ def test_only_the_last_minutes_are_kept():
         ({"frame_s": 1.0}, ""),
         ({"frame_s": None}, "yard: no frame yet (running)"),
         ({"frame_s": 12.3}, "yard: no frame for 12.3 s (running)"),
+        ({"frame_s": 1.0, "not_finite": 9, "not_finite_s": 9.9}, ""),
+        ({"frame_s": 1.0, "not_finite": 9, "not_finite_s": 10.1}, "yard: scores that are NaN or infinite for 10.1 s"),
+        ({"frame_s": 12.3, "not_finite": 9, "not_finite_s": 10.1}, "yard: no frame for 12.3 s (running)"),
     ],
 )
-def test_ready_means_a_frame_lately(facts, problem):
+def test_ready_means_a_frame_lately_whose_mask_can_be_used(facts, problem):
     assert unready([snapshot(**facts)], 10.0) == problem

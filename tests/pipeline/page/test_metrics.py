@@ -12,7 +12,7 @@ def metrics():
     yard, gate = Telemetry("yard"), Telemetry('gate "2"\n', State.RECONNECTING)
     for age_ms in (20.0, 30.0, 40.0):
         yard.came_in()
-        yard.went_out(age_ms, stale=age_ms < 35)
+        yard.went_out(age_ms, stale=age_ms < 35, not_finite=age_ms > 20)
     yard.came_in()
     yard.drop(NEWER)
     yard.drop(CORRUPT, 0)
@@ -28,6 +28,8 @@ def test_what_is_counted(metrics):
     for line in (
         'edgemask_frames_total{source="yard"} 3.0',
         'edgemask_frames_received_total{source="yard"} 4.0',
+        'edgemask_frames_not_finite_total{source="yard"} 2.0',
+        'edgemask_frames_not_finite_total{source="gate \\"2\\"\\n"} 0.0',
         'edgemask_frames_stale_total{source="yard"} 2.0',
         'edgemask_frames_dropped_total{reason="newer",source="yard"} 1.0',
         'edgemask_frames_dropped_total{reason="stopped",source="yard"} 0.0',
