@@ -15,6 +15,7 @@ from calibration.ranges import METHODS
 from compile.compose import with_views
 from compile.contract import Contract
 from compile.cpu_int8 import quantise
+from compile.errors import CompileError
 from compile.foreign import wrap
 from compile.int8_layers import Int8Search
 from compile.onnx_export import export_program
@@ -280,10 +281,14 @@ def test_int8_for_cpus(tiny_unet, pictures):
 # --- what runs them
 
 
-def test_the_gate_takes_masks_alone(plain):
+def test_the_gate_refuses_scores_that_are_not_finite(plain):
     made = pixels()
+    assert counts(made).tolist()[0] == 0
     for program in (plain, with_views(plain, None)):
-        np.testing.assert_array_equal(program_masks(program)[0](made), run(plain, made)["masks"])
+        masks, _ = program_masks(program)
+        np.testing.assert_array_equal(masks(made[:1]), run(plain, made[:1])["masks"])
+        with pytest.raises(CompileError, match=str(counts(made).sum())):
+            masks(made)
 
 
 def test_a_bundles_engine_hands_the_counts_on(plain, red_bundle, tmp_path):

@@ -259,7 +259,7 @@ def test_what_is_timed_gets_its_frames_as_it_takes_them(compiled, tmp_path, pict
 def test_bundles_of_bgr_do_not_speak_of_it(compiled, tmp_path, monkeypatch):
     monkeypatch.setattr("compile.pixels.with_nv12", lambda *_: pytest.fail("converted"))
     assert compiled("--pixels", "bgr") == 0
-    assert "pixels" not in (tmp_path / "bundle" / "manifest.json").read_text()
+    assert "pixels" not in json.loads((tmp_path / "bundle" / "manifest.json").read_text())
 
 
 @pytest.mark.parametrize("frame", [(), ("--frame", "40x56")], ids=["any size", "one size"])
