@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
-from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,8 +144,9 @@ def _write_bundle(
         say(doubt)
     proof = Proof(samples, task, frames.origin)
     weights_sha256 = file_sha256(weights)
-    searched = partial(taken, frames.searched(), SEARCHED_FRAMES)
-    programs = Programs(candidate, searched, frames.calibration, weights_sha256, options, say)
+    programs = Programs(
+        candidate, lambda: taken(frames.searched(), SEARCHED_FRAMES), frames.calibration, weights_sha256, options, say
+    )
 
     def complete(precision: Precision) -> tuple[Manifest, dict[str, bytes]]:
         program = programs.export(precision)

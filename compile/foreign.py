@@ -192,8 +192,8 @@ class ValueRange:
             return None
         if contract.activation == "none" and not (self._low >= -_SLACK and self._high <= 1 + _SLACK):
             raise CompileError(
-                f"contract {contract.name}: activation: expected sigmoid for values {within}, got none, which is for probabilities "
-                "from 0 to 1"
+                f"contract {contract.name}: activation: expected values from 0 to 1 for none, got values {within}: "
+                "set activation: sigmoid, or divide them in the network"
             )
         if contract.activation == "sigmoid" and self._low >= 0 and self._high <= 1:
             return (

@@ -403,7 +403,7 @@ def test_values_that_contradict_the_activation(path, pictures):
     save(path, nodes, {"scores": ["n", 1, "h", "w"]}, weights, ["n", 3, "h", "w"])
     wrong = open_candidate(path, "stream", Contract("mine", SIZE_HW, activation="none"))
     wrong.reference(pictures(1, 50, 60))
-    with pytest.raises(CompileError, match=r"activation: expected sigmoid for values from .*got none"):
+    with pytest.raises(CompileError, match=r"activation: expected values from 0 to 1 .*set activation: sigmoid"):
         wrong.doubt()
     nodes = [conv("logits"), helper.make_node("Sigmoid", ["logits"], ["scores"])]
     save(path, nodes, {"scores": ["n", 1, "h", "w"]}, {"weight": weights_of(1)}, ["n", 3, "h", "w"])

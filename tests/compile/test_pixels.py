@@ -241,7 +241,7 @@ def test_a_bundle_of_nv12_that_composes(compiled, tmp_path, pictures):
 
 def test_int8_for_cpus(compiled, tmp_path, pictures):
     options = ["--target", "onnxruntime", "--precision", "int8", "--strict", "--calib", tmp_path / "pictures"]
-    assert compiled(*options, "--min-iou", "0.5") == 0
+    assert compiled(*options, "--min-iou", "0.8") == 0
     bundle = Bundle.read(tmp_path / "bundle")
     assert (bundle.manifest.pixels, bundle.manifest.precision, bundle.manifest.for_cpu) == ("nv12", "int8", True)
     with open_engine(bundle, "onnxruntime") as engine:

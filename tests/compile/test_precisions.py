@@ -11,14 +11,29 @@ from compile.timing import fastest
 from pipeline.bundle import Bundle, Manifest
 from pipeline.on_cpu import slower_on_cpu
 
-CALIB = ["--calib", "test://?size=96x64&frames=4&step=11"]
+
+
+def write_pictures(folder, pictures):
+    folder.mkdir()
+    for index, picture in enumerate(pictures):
+        cv2.imwrite(str(folder / f"{index}.png"), picture)
 
 
 @pytest.fixture
-def network(tmp_path, tiny_unet, monkeypatch):
+def calib(tmp_path, pictures):
+    """Options that calibrate on pictures of the same kind as those that judge, but others."""
+    write_pictures(tmp_path / "calib", pictures(4, 120, 160, seed=1))
+    return ["--calib", str(tmp_path / "calib")]
+
+
+@pytest.fixture
+def network(tmp_path, tiny_unet, pictures, monkeypatch):
+    """Options for a network of random weights, judged on pictures like those that spread its scores."""
     monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path / "cache"))
     torch.save(tiny_unet(1).state_dict(), tmp_path / "net.pth")
-    return ["-w", str(tmp_path / "net.pth"), "--imgsz", "64", "-o", str(tmp_path / "bundle"), "--verify-count", "2"]
+    write_pictures(tmp_path / "blobs", pictures(2, 120, 160))
+    judged = ["--verify", str(tmp_path / "blobs"), "--verify-count", "2"]
+    return ["-w", str(tmp_path / "net.pth"), "--imgsz", "64", "-o", str(tmp_path / "bundle"), *judged]
 
 
 def made(precision):
@@ -47,8 +62,8 @@ def test_the_fastest_is_taken_and_of_equals_the_more_exact(times_ms, taken, said
     assert lines[1] == f"fp16: {times_ms[1]:.2f} ms a frame, {times_ms[1] / 10:.2f} × fp32's"
 
 
-def test_auto_times_what_passes_on_this_device(network, tmp_path, capsys):
-    assert main([*network, "--precision", "auto", "--min-iou", "0.4", *CALIB]) == 0
+def test_auto_times_what_passes_on_this_device(network, calib, tmp_path, capsys):
+    assert main([*network, "--precision", "auto", "--min-iou", "0.8", *calib]) == 0
     said = capsys.readouterr().out
     for precision in ("int8", "fp16", "fp32"):
         assert f"\n{precision}: " in said
@@ -87,8 +102,8 @@ def test_auto_cannot_time_a_plan_for_a_gpu_that_is_not_here(network, capsys):
     assert "--precision auto: expected the GPU that the plan is for in this machine" in capsys.readouterr().err
 
 
-def test_the_same_search_is_not_made_twice(network, tmp_path, capsys):
-    arguments = [*network, "--precision", "int8", "--strict", "--min-iou", "0.4", *CALIB]
+def test_the_same_search_is_not_made_twice(network, calib, tmp_path, capsys):
+    arguments = [*network, "--precision", "int8", "--strict", "--min-iou", "0.8", *calib]
     assert main(arguments) == 0
     first = Bundle.read(tmp_path / "bundle")
     program = first.program_path.read_bytes()

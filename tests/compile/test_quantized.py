@@ -3,6 +3,7 @@
 import json
 import re
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -204,7 +205,7 @@ def test_weights_that_are_no_numbers_are_told(tiny_unet, frames):
         searched(network, frames)
 
 
-def test_the_command_writes_an_int8_bundle(tmp_path, tiny_unet, capsys):
+def test_the_command_writes_an_int8_bundle(tmp_path, tiny_unet, pictures, capsys):
     torch.save(tiny_unet(1).state_dict(), tmp_path / "net.pth")
     arguments = [
         "-w",
@@ -214,10 +215,15 @@ def test_the_command_writes_an_int8_bundle(tmp_path, tiny_unet, capsys):
         "--precision",
         "int8",
         "--min-iou",
-        "0.4",
+        "0.8",
         "--strict",
     ]
-    arguments += ["--calib", "test://?size=96x64&frames=6&step=11", "--calib-method", "max", "--verify-count", "3"]
+    for name, count, seed in (("calib", 6, 1), ("verify", 3, 0)):
+        (tmp_path / name).mkdir()
+        for index, picture in enumerate(pictures(count, 120, 160, seed)):
+            cv2.imwrite(str(tmp_path / name / f"{index}.png"), picture)
+    arguments += ["--calib", str(tmp_path / "calib"), "--calib-method", "max"]
+    arguments += ["--verify", str(tmp_path / "verify"), "--verify-count", "3"]
     assert main([*arguments, "-o", str(tmp_path / "bundle")]) == 0
     manifest = Bundle.read(tmp_path / "bundle").manifest
     assert manifest.precision == "int8"
@@ -227,7 +233,7 @@ def test_the_command_writes_an_int8_bundle(tmp_path, tiny_unet, capsys):
     assert len(calibration["sha256"]) == 64
     assert calibration["share_of_work"] > 0.5
     said = capsys.readouterr().out
-    assert "INT8 calibrated on 6 frames of test://" in said
+    assert f"INT8 calibrated on 6 frames of {tmp_path / 'calib'}" in said
     assert calibration["left"]["inc.double_conv.0"] == "the first layer"
     assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["calibration"] == calibration
 
