@@ -12,7 +12,6 @@ from pipeline.bundle import Bundle, Manifest
 from pipeline.on_cpu import slower_on_cpu
 
 
-
 def write_pictures(folder, pictures):
     folder.mkdir()
     for index, picture in enumerate(pictures):
