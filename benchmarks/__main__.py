@@ -6,28 +6,30 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from models.errors import ModelError
-from pipeline.command_line import OptionParser, run_command
-from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
+from pipeline.command.command_line import OptionParser, run_command
+from pipeline.errors import BackendUnavailableError, EdgemaskError, ModelError, OptionError
 
 QUESTIONS = {
     # question: (module, what it answers)
-    "accuracy": ("benchmarks.accuracy", "how good are the masks, against ground truth"),
-    "energy": ("benchmarks.energy", "how many frames does a joule give, and is the machine throttled"),
-    "flicker": ("benchmarks.flicker", "how much do masks flicker on video, and what does smoothing leave of it"),
-    "gpu": ("benchmarks.gpu", "what does an NVIDIA GPU make of the frame program"),
-    "host": ("benchmarks.host", "what does each step cost that the processor does for a frame"),
+    "accuracy": ("benchmarks.questions.accuracy", "how good are the masks, against ground truth"),
+    "energy": ("benchmarks.questions.energy", "how many frames does a joule give, and is the machine throttled"),
+    "flicker": (
+        "benchmarks.questions.flicker",
+        "how much do masks flicker on video, and what does smoothing leave of it",
+    ),
+    "gpu": ("benchmarks.questions.gpu", "what does an NVIDIA GPU make of the frame program"),
+    "host": ("benchmarks.questions.host", "what does each step cost that the processor does for a frame"),
     "latency": (
-        "benchmarks.latency",
+        "benchmarks.questions.latency",
         "what is left of an engine's rate in the pipeline, and where a frame's time goes",
     ),
-    "sizes": ("benchmarks.sizes", "which --imgsz for which frame rate, and what is left of the masks"),
-    "soak": ("benchmarks.soak", "does anything grow over many frames"),
-    "start": ("benchmarks.start", "how long from the command to the first mask"),
-    "throughput": ("benchmarks.throughput", "how do frames per second go with the number of sources"),
-    "int8": ("benchmarks.int8", "how much of the masks does INT8 keep, ours and other tools'"),
+    "sizes": ("benchmarks.questions.sizes", "which --imgsz for which frame rate, and what is left of the masks"),
+    "soak": ("benchmarks.questions.soak", "does anything grow over many frames"),
+    "start": ("benchmarks.questions.start", "how long from the command to the first mask"),
+    "throughput": ("benchmarks.questions.throughput", "how do frames per second go with the number of sources"),
+    "int8": ("benchmarks.questions.int8", "how much of the masks does INT8 keep, ours and other tools'"),
     "peers": (
-        "benchmarks.peers",
+        "benchmarks.questions.peers",
         "how many frames per second, beside rembg, supervision, loops with OpenCV and PyTorch, and trtexec",
     ),
 }

@@ -13,7 +13,7 @@ PYTHON=${PYTHON:-python3}
 
 if [ "${1:-}" = prepare ]; then
     [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
-    exec "$PYTHON" -m benchmarks.gpu_prepare .gpu
+    exec "$PYTHON" -m benchmarks.gpu.prepare .gpu
 fi
 
 start_s=$(date +%s)
@@ -80,5 +80,5 @@ ended doctor $? "$(grep -- '--backend auto' "$OUT/gpu_doctor.txt" | tail -n 1 | 
 
 echo "all files are in $OUT; $(($(date +%s) - start_s)) s"
 printf '%s' "$summary"
-[ -f "$json" ] && "$PYTHON" -m benchmarks.gpu_rows "$json"
+[ -f "$json" ] && "$PYTHON" -m benchmarks.gpu.rows "$json"
 exit "$status"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.command_line import OptionParser, run_command
+from pipeline.command.command_line import OptionParser, run_command
 from pipeline.errors import OptionError
 
 ROOT = Path(__file__).parents[1]

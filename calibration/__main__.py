@@ -15,16 +15,16 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from calibration.errors import CalibrationError
-from pipeline.command_line import OptionParser, StoppedError, run_command, uninterrupted, whole_number
-from pipeline.errors import BackendUnavailableError, OptionError, SourceError
-from pipeline.prefetch import Prefetch
-from pipeline.progress import Progress
+from pipeline.command.command_line import OptionParser, run_command, whole_number
+from pipeline.command.progress import Progress
+from pipeline.errors import BackendUnavailableError, CalibrationError, OptionError, SourceError
+from pipeline.signals import StoppedError, uninterrupted
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
+from pipeline.stages.prefetch import Prefetch
 
 if TYPE_CHECKING:
-    from calibration.frames import SetWriter
+    from calibration.sets.frames import SetWriter
 
 # Each may be kept in half as many more for a while, and compared with all of them.
 _MOST = 2048
@@ -40,8 +40,8 @@ def _run(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         source = stack.enter_context(open_source(options.source))
         try:
-            from calibration.calibration_set import SHEET_NAME, is_set
-            from calibration.frames import SetWriter
+            from calibration.sets.calibration_set import SHEET_NAME, is_set
+            from calibration.sets.frames import SetWriter
         except ImportError as error:
             raise BackendUnavailableError(
                 f"pictures cannot be written here ({error}): install what it needs with: pip install '.[cpu]'"
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _watch(source: Source, writer: SetWriter, options: argparse.Namespace) -> None:
-    from calibration.frames import within_limits
+    from calibration.sets.frames import within_limits
 
     frames = Prefetch(within_limits(source, options.max_frames), 2, drop_oldest=source.info.live, name="decode")
     with Progress(source.info, options.max_frames, quiet=options.quiet) as progress, frames, ExitStack() as ending:

@@ -14,11 +14,9 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compile.errors import CompileError
+from compile.networks.zoo import ZOO, fetch
 from compile.options import PLAN_TARGETS, parse_options
-from models.errors import ModelError
-from models.zoo import ZOO, fetch
-from pipeline.bundle import (
+from pipeline.bundles.bundle import (
     PROGRAM_NAME,
     WORST_NAME,
     Bundle,
@@ -29,15 +27,15 @@ from pipeline.bundle import (
     check_destination,
     file_sha256,
 )
-from pipeline.command_line import run_command
-from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
-from pipeline.on_cpu import slower_on_cpu
+from pipeline.command.command_line import run_command
+from pipeline.engines.on_cpu import slower_on_cpu
+from pipeline.errors import BackendUnavailableError, CompileError, EdgemaskError, ModelError, OptionError
 
 if TYPE_CHECKING:
-    from calibration.truth import Truths
-    from compile.verification_frames import VerificationFrames
-    from pipeline.frame import Frame
-    from pipeline.pixels import Pixels
+    from calibration.metrics.truth import Truths
+    from compile.proof.frames import VerificationFrames
+    from pipeline.frames.frame import Frame
+    from pipeline.frames.pixels import Pixels
 
 # At what size the published networks without a fixed one were trained.
 _TRAINED_AT = {"unet-carvana": (1280, 1920), "unet-carvana-half": (640, 960)}
@@ -57,11 +55,11 @@ def _compile(options: argparse.Namespace) -> None:
     output = Path(options.bundle or options.output)
     check_destination(output)
     _import_build_half(options)
-    from compile.verification_frames import VerificationFrames
+    from compile.proof.frames import VerificationFrames
 
     with VerificationFrames(options.verify, options.calib, options.calib_size, say) as frames:
         if options.bundle is not None:
-            from compile.plans import extend_bundle
+            from compile.plans.plans import extend_bundle
 
             size_bytes = extend_bundle(output, frames, options, say)
         else:
@@ -71,7 +69,7 @@ def _compile(options: argparse.Namespace) -> None:
 
 def _import_build_half(options: argparse.Namespace) -> None:
     # Not at the top, so that a wrong option is told at once, and missing packages with the command that installs them.
-    module, extra = ("plans", "tensorrt") if options.bundle is not None else ("networks", "compile")
+    module, extra = ("plans.plans", "tensorrt") if options.bundle is not None else ("program.candidate", "compile")
     try:
         import_module(f"compile.{module}")
     except (ImportError, OSError) as error:  # a broken native library raises OSError
@@ -83,16 +81,16 @@ def _import_build_half(options: argparse.Namespace) -> None:
 def _write_bundle(
     options: argparse.Namespace, output: Path, frames: VerificationFrames, say: Callable[[str], None]
 ) -> int:
-    from calibration.truth import read_truths
-    from compile.compose import with_views
-    from compile.networks import contract_of, open_candidate
-    from compile.pixels import with_nv12
-    from compile.plans import add_plan, add_torch_program, build_options
-    from compile.programs import Programs, single_precision
+    from calibration.metrics.truth import read_truths
+    from compile.plans.plans import add_plan, add_torch_program, build_options
+    from compile.program.candidate import contract_of, open_candidate
+    from compile.program.compose import with_views
+    from compile.program.nv12 import with_nv12
+    from compile.program.programs import Programs, single_precision
+    from compile.proof.frames import SEARCHED_FRAMES
+    from compile.proof.verify import Proof, Sample, problem_with, program_masks, take_samples
+    from compile.proof.worst_frames import draw_worst
     from compile.timing import fastest
-    from compile.verification_frames import SEARCHED_FRAMES
-    from compile.verify import Proof, Sample, problem_with, program_masks, take_samples
-    from compile.worst_frames import draw_worst
 
     built = None
     if options.target in PLAN_TARGETS:
@@ -231,7 +229,7 @@ def _timed(options: argparse.Namespace) -> bool:
 
 def _frames_to_check(giga_macs: float | None) -> int:
     """As many frames as a small network takes half a minute for, and for a large one fewer, but never a handful."""
-    from compile.verify import FEWEST_FRAMES, MOST_FRAMES
+    from compile.proof.verify import FEWEST_FRAMES, MOST_FRAMES
 
     affordable = MOST_FRAMES if giga_macs is None else int(_VERIFY_GIGA_MACS / max(giga_macs, 1e-9))
     return min(max(affordable, FEWEST_FRAMES), MOST_FRAMES)

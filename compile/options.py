@@ -7,17 +7,17 @@ import math
 import re
 from collections.abc import Sequence
 
-from models.zoo import ZOO
-from pipeline.command_line import OptionParser, share, whole_number
+from compile.networks.zoo import ZOO
+from pipeline.command.command_line import OptionParser, share, whole_number
 from pipeline.errors import OptionError
 
 TARGETS = ("onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
 PLAN_TARGETS = ("tensorrt", "tensorrt-rtx")
 
-# As calibration.ranges.METHODS, which takes PyTorch to import.
+# As calibration.int8.ranges.METHODS, which takes PyTorch to import.
 METHODS = ("max", "mse", "entropy", "percentile")
 
-# As compile.onnx_export.MAX_SIDE, which a wrong option shall not wait for.
+# As compile.program.onnx_export.MAX_SIDE, which a wrong option shall not wait for.
 _MAX_SIDE = 16384
 # What only some targets know: option, targets.
 _OF_TARGETS = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compile.__main__ import main as compile_bundle
-from pipeline.model_name import PUBLISHED
+from pipeline.builds.model_name import PUBLISHED
 
 BUNDLES = {"u2netp": "fp32", "u2netp-fp16": "fp16"}
 """Name of each bundle, and its precision; the network is that of the name's first part."""

@@ -11,8 +11,8 @@ from statistics import median
 
 import numpy as np
 
-from compile.verify import Sample, as_taken
-from pipeline.bundle import Bundle, Manifest
+from compile.proof.verify import Sample, as_taken
+from pipeline.bundles.bundle import Bundle, Manifest
 from pipeline.engines import open_engine
 
 _WARM_UP, _ROUNDS = 2, 7

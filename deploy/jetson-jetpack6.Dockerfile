@@ -21,7 +21,6 @@ RUN pip wheel --no-deps --wheel-dir /wheels "pycuda>=2025.1.2"
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY pipeline pipeline
-COPY models models
 COPY calibration calibration
 COPY compile compile
 RUN pip wheel --no-deps --wheel-dir /wheels .

@@ -1,6 +1,6 @@
 """The run half: frames in, masks over them out. Imports no heavy package until a source, engine or sink needs it."""
 
-from pipeline.bundle import Bundle, Manifest
+from pipeline.bundles.bundle import Bundle, Manifest
 from pipeline.engines import ENGINES, open_engine
 from pipeline.errors import (
     BackendUnavailableError,
@@ -11,8 +11,8 @@ from pipeline.errors import (
     SinkError,
     SourceError,
 )
-from pipeline.frame import Frame, SourceInfo
-from pipeline.run import run
+from pipeline.flow.run import run
+from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sinks import open_sink
 from pipeline.sources import open_source
 

@@ -15,8 +15,8 @@ os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "2")
 import argparse
 from collections.abc import Sequence
 
-from pipeline.command_line import run_command
-from pipeline.options import parse_options
+from pipeline.command.command_line import run_command
+from pipeline.command.options import parse_options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,10 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from pipeline.freed_memory import keep_freed_memory  # only now: --help and a wrong option need none of it
+    from pipeline.command.freed_memory import keep_freed_memory  # only now: --help and a wrong option need none of it
 
     keep_freed_memory()
-    from pipeline.job import run_job
+    from pipeline.command.job import run_job
 
     run_job(options)
 

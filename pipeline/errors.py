@@ -1,4 +1,4 @@
-"""The errors of the run half: one sentence each, saying what, expected, got and do.
+"""The errors of the whole project: one sentence each, saying what, expected, got and do.
 
 EdgemaskError
 ├── BundleError               missing, damaged, or made for another version or device
@@ -8,13 +8,22 @@ EdgemaskError
 ├── ShapeError                an array does not fit what the model was compiled for
 ├── SourceError               frames cannot be read
 ├── SinkError                 frames cannot be written
-└── OptionError               an option has no such value
+├── OptionError               an option has no such value
+├── CalibrationError          a calibration set cannot be collected, written or trusted
+├── CompileError              a network cannot be compiled, or what came out does not agree with it
+└── ModelError                a trained network cannot be had
+    ├── CheckpointError           its file of weights cannot be used
+    │   └── NotOurNetworkError    the file is whole, but holds another network than U-Net or U²-Net
+    └── WeightsUnavailableError   published weights cannot be had here
 
-A room above adds its own leaf: ``compile.errors.CompileError``, ``calibration.errors.CalibrationError``. The commands print the
+The commands print the
 sentence of an ``EdgemaskError`` and leave with status 2; any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
+
+ERRORS_VARIABLE = "EDGEMASK_ERRORS_FD"
+"""A file descriptor that gets a command's error in place of the user: of the process that started it and tells it itself."""
 
 
 class EdgemaskError(Exception):
@@ -59,3 +68,27 @@ class SinkError(EdgemaskError):
 
 class OptionError(EdgemaskError, ValueError):
     """An option was given a value that it does not take."""
+
+
+class CalibrationError(EdgemaskError):
+    """A calibration set cannot be collected, written or trusted."""
+
+
+class CompileError(EdgemaskError):
+    """A network cannot be compiled, or what came out does not agree with it."""
+
+
+class ModelError(EdgemaskError):
+    """A trained network cannot be had: its weights, its file or its name."""
+
+
+class CheckpointError(ModelError):
+    """A file of weights cannot be used: missing, damaged, unsafe, or made for another network."""
+
+
+class NotOurNetworkError(CheckpointError):
+    """The file is whole, but its network is neither U-Net nor U²-Net; a caller may take it as a foreign network."""
+
+
+class WeightsUnavailableError(ModelError):
+    """Published weights cannot be downloaded, or are not the ones that were published."""

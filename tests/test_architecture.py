@@ -70,7 +70,8 @@ def test_module_names_say_their_subject(room):
 
 
 @pytest.mark.parametrize(
-    "package", ["pipeline", "models", "calibration", "compile", "pipeline.engines", "pipeline.page", "models.zoo"]
+    "package",
+    ["pipeline", "models", "calibration", "compile", "pipeline.engines", "pipeline.page", "compile.networks.zoo"],
 )
 def test_importing_a_room_loads_no_heavy_package(package):
     code = (

@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import energy
+from benchmarks.questions import energy
 from compile.options import _parser as compile_parser
 from compile.options import parse_options as parse_compile_options
-from pipeline.command_line import OptionParser
+from pipeline.command.command_line import OptionParser
+from pipeline.command.options import _parser as pipeline_parser
+from pipeline.command.options import parse_options
 from pipeline.errors import OptionError
-from pipeline.frame import Frame
-from pipeline.look import Look
-from pipeline.options import _parser as pipeline_parser
-from pipeline.options import parse_options
-from pipeline.overlay import Renderer
+from pipeline.frames.frame import Frame
+from pipeline.render.look import Look
+from pipeline.render.overlay import Renderer
 from pipeline.sinks import sink_kind
 from pipeline.sinks.json_lines import results_of
 from pipeline.sources import source_kind
 from pipeline.sources.live import LiveOptions
-from pipeline.telemetry import State, Telemetry
+from pipeline.stages.telemetry import State, Telemetry
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -306,9 +306,9 @@ def test_hadolint_has_nothing_to_say(path):
 def page():
     """``page(healthy, token)``: the page's address for the health check."""
     pytest.importorskip("aiohttp")
-    from pipeline.annotations import Annotations
-    from pipeline.bundle import Manifest
+    from pipeline.bundles.bundle import Manifest
     from pipeline.page.sink import PageSink
+    from pipeline.render.annotations import Annotations
 
     sinks = []
 
@@ -445,7 +445,7 @@ def test_the_line_of_results_is_of_the_form_that_is_written():
 def test_all_metrics_are_told_and_no_other():
     pytest.importorskip("prometheus_client")
     from pipeline.page.metrics import Metrics
-    from pipeline.stage_timer import StageTimer
+    from pipeline.stages.stage_timer import StageTimer
 
     telemetry, timer = Telemetry("door"), StageTimer()
     telemetry.came_in()
@@ -485,7 +485,7 @@ def test_links_lead_to_files_and_headings(document):
 
 
 def test_the_jetsons_are_those_that_the_doctor_knows():
-    from pipeline.doctor.machine import _JETPACKS
+    from pipeline.machine.machine import _JETPACKS
 
     rows = re.findall(r"^\| (\d\.\d) \| [\w, ]+ \| ([\d.]+) \|", read(JETSON), re.MULTILINE)
     assert [jetpack for jetpack, _ in rows] == ["6.2", "7.2"]

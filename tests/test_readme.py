@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 import benchmarks.__main__ as benchmarks_command
-from benchmarks import accuracy, readme
+from benchmarks import readme
+from benchmarks.questions import accuracy
 from benchmarks.readme import with_figures
-from pipeline.command_line import OptionParser
+from pipeline.command.command_line import OptionParser
+from pipeline.command.options import parse_options
 from pipeline.errors import OptionError
-from pipeline.options import parse_options
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,7 +97,7 @@ def test_figures_are_written_between_their_marks(tmp_path):
 
 
 def test_every_render_mode_is_told():
-    from pipeline.look import RENDER_MODES
+    from pipeline.render.look import RENDER_MODES
 
     for mode in RENDER_MODES:
         assert f"`{mode}`" in README

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compile.inspect.table import field
-from pipeline.command_line import OptionParser, run_command
+from pipeline.command.command_line import OptionParser, run_command
 from pipeline.errors import BackendUnavailableError
 
 if TYPE_CHECKING:

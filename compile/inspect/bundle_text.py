@@ -7,7 +7,7 @@ from typing import Any
 
 from compile.inspect.report import FileReport, Report
 from compile.inspect.table import LISTED, clean, field, listed, number_text, plural, size_text, table
-from pipeline.bundle import MANIFEST_NAME
+from pipeline.bundles.bundle import MANIFEST_NAME
 
 _SUM_DIGITS = 12
 
@@ -49,7 +49,7 @@ def _precision(precision: str, layers: Mapping[str, str], limit: int | None) -> 
 
 
 def agreement_text(verification: Mapping[str, Any]) -> str:
-    """How far masks agree with the reference's, as ``compile.verify`` found."""
+    """How far masks agree with the reference's, as ``compile.proof.verify`` found."""
     if not verification:
         return "not checked"
     get = verification.get

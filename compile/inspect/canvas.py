@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from compile.inspect.table import shorten
-from pipeline.frame import Image
+from pipeline.frames.frame import Image
 
 Color = tuple[int, int, int]
 """Blue, green, red."""

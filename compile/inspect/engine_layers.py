@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compile.errors import CompileError
+from pipeline.errors import CompileError
 
 # TensorRT's words for types, in any version, and those of this project.
 _PRECISIONS = {

@@ -11,9 +11,9 @@ from typing import Any
 from compile.inspect.canvas import INK, SMALL, TEXT, Axis, Color, Page, fitted, plain, png_bytes, text_width
 from compile.inspect.int8_search import Int8Layer, Int8Search, Int8Step, read_share
 from compile.inspect.table import plural
-from pipeline.bundle import Manifest
+from pipeline.bundles.bundle import Manifest
 from pipeline.errors import OptionError
-from pipeline.frame import Image
+from pipeline.frames.frame import Image
 
 _Box = tuple[float, float, float, float]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.bundle import Manifest
+from pipeline.bundles.bundle import Manifest
 
 # JSON has numbers of any size, and others that are none.
 _MOST_NOISE = 1e6

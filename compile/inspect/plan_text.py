@@ -10,8 +10,8 @@ from compile.inspect.engine_layers import EngineLayer
 from compile.inspect.program import Program
 from compile.inspect.report import EngineReport, FileReport, PlanReport
 from compile.inspect.table import LISTED, SHOWN, clean, field, listed, percent, plural, shorten, size_text, table
-from pipeline.pixels import frames_nhw
-from pipeline.plan import NAMES
+from pipeline.bundles.plan import NAMES
+from pipeline.frames.pixels import frames_nhw
 
 _TACTIC_WIDTH = 24
 

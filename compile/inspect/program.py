@@ -11,8 +11,8 @@ from typing import Any
 
 import onnx
 
-from compile.errors import CompileError
 from compile.inspect.graph import Scope, Shape, Weight, drop_data, inner_graphs, is_number, precision_name, shape_of
+from pipeline.errors import CompileError
 
 # Inputs that hold what was trained, by operation: from the first of these on.
 _WEIGHTS_FROM = {

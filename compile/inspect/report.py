@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
-from compile.errors import CompileError
 from compile.inspect.engine_layers import EngineLayer, read_layers, with_times
 from compile.inspect.int8_search import Int8Search, read_search
 from compile.inspect.program import Program, read_program
-from pipeline.bundle import MANIFEST_LIMIT_BYTES, MANIFEST_NAME, PLANS, Bundle, Manifest
+from pipeline.bundles.bundle import MANIFEST_LIMIT_BYTES, MANIFEST_NAME, PLANS, Bundle, Manifest
+from pipeline.bundles.plan import BUILT_FROM_PROGRAM, NAMES, open_without_waiting
 from pipeline.engines import open_engine
-from pipeline.errors import BundleError, EdgemaskError
-from pipeline.plan import BUILT_FROM_PROGRAM, NAMES, open_without_waiting
+from pipeline.errors import BundleError, CompileError, EdgemaskError
 
 State = Literal["fits", "damaged", "missing", "unreadable", "outside", "unlisted"]
 

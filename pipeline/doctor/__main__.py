@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.command_line import OptionParser, run_command
+from pipeline.command.command_line import OptionParser, run_command
 from pipeline.doctor.report import Report, examine, gather
 from pipeline.errors import BackendUnavailableError
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.doctor.packages import rtx_loads, rtx_unfit
-from pipeline.doctor.probe import Facts, Finding
+from pipeline.machine.probe import Facts, Finding
 
 Ability = Literal["run", "build", "none"]
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.doctor.machine import read_board
-from pipeline.doctor.probe import Facts, Finding, Question, read_text
+from pipeline.machine.machine import read_board
+from pipeline.machine.probe import Facts, Finding, Question, read_text
 
 Ioctl = Callable[[int, int, bytearray], object]
 """``fcntl.ioctl``: descriptor, request, structure that is read and changed."""

@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.doctor.gpu import gpus
-from pipeline.doctor.machine import jetpack_command, read_board
-from pipeline.doctor.probe import Facts, Finding, Question
+from pipeline.machine.gpu import gpus
+from pipeline.machine.machine import jetpack_command, read_board
+from pipeline.machine.probe import Facts, Finding, Question
 
 _QUESTIONS = {
     "cv2": """
@@ -33,7 +33,7 @@ if "h264_nvenc" in found["codecs"]:
         found["nvenc"] = False
 """,
     "display": """
-from pipeline.display import display_problem
+from pipeline.sinks.display import display_problem
 found["problem"] = display_problem()
 """,
 }

@@ -7,13 +7,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.doctor.gpu import driver_cuda, gpus, pycuda_command
-from pipeline.doctor.machine import driver_command, jetpack_command, read_board
-from pipeline.doctor.probe import Answer, Facts, Finding, Question, State
-from pipeline.engines.tensorrt_library import LIBRARIES_VARIABLE, OLDEST
-
-RTX_COMPUTE_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
-"""The GPUs that TensorRT-RTX 1.7 runs on: GeForce RTX and their kin; no Jetson, no H100."""
+from pipeline.engines.tensorrt_library import LIBRARIES_VARIABLE, OLDEST, RTX_COMPUTE_CAPABILITIES
+from pipeline.machine.gpu import driver_cuda, gpus, pycuda_command
+from pipeline.machine.machine import driver_command, jetpack_command, read_board
+from pipeline.machine.probe import Answer, Facts, Finding, Question, State
 
 DISTRIBUTIONS = (
     *("edgemask", "av", "opencv-python", "opencv-python-headless"),

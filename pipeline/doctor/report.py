@@ -11,10 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.doctor import cameras, gpu, machine, media, packages
+from pipeline.doctor import cameras, media, packages
 from pipeline.doctor.backends import BACKENDS, Backend, automatic, judge
-from pipeline.doctor.probe import Facts, Finding, Question, ask
 from pipeline.engines import ENGINES
+from pipeline.machine import gpu, machine
+from pipeline.machine.probe import Facts, Finding, Question, ask
 
 _SUBJECTS: tuple[tuple[str, str, Callable[[Facts], list[Finding]]], ...] = (
     # key and title of the row if the subject fails, what makes its rows

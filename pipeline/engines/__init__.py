@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.bundle import Bundle
+from pipeline.bundles.bundle import Bundle
+from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.errors import BackendUnavailableError, BuildError, EdgemaskError, OptionError, PlanError
-from pipeline.gpu_sign import is_seen
-from pipeline.plan import BUILT_FROM_PROGRAM
+from pipeline.machine.gpu_sign import is_seen
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
@@ -47,7 +47,7 @@ def open_engine(
             that is built for the GPU of this machine, else ONNX Runtime.
         overlap: on a CPU, two frames at once on half of the cores each: more of them a second, and each takes longer. A GPU has
             several in flight in any case.
-        rebuild: makes a plan where none is there or it does not fit this machine, such as ``pipeline.build_half.rebuild_plan``;
+        rebuild: makes a plan where none is there or it does not fit this machine, such as ``pipeline.builds.build_half.rebuild_plan``;
             None to refuse.
         say: gets one line where "auto" cannot use a GPU that is here or that the bundle was built for.
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import LOOK_VALUES, Bundle
+from pipeline.bundles.bundle import LOOK_VALUES, Bundle
 from pipeline.errors import ShapeError
-from pipeline.frame import describe
-from pipeline.pixels import EXPECTED, Pixels, frames_nhw
+from pipeline.frames.frame import describe
+from pipeline.frames.pixels import EXPECTED, Pixels, frames_nhw
 
 
 class Computed(NamedTuple):
@@ -98,7 +98,8 @@ class Engine(ABC):
 
         Args:
             frames: as for a call, unchanged until they are collected.
-            look: (6,) float32, see ``pipeline.bundle.LOOK_VALUES``, for views in this look, if the engine composes; None: masks alone.
+            look: (6,) float32, see ``pipeline.bundles.bundle.LOOK_VALUES``, for views in this look, if the engine composes;
+                None: masks alone.
 
         Raises:
             ShapeError: the frames do not fit what was compiled.

@@ -6,12 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.doctor.gpu import pycuda_command
-from pipeline.doctor.packages import RTX_COMPUTE_CAPABILITIES
-from pipeline.doctor.probe import Facts
-from pipeline.engines.tensorrt_library import load_tensorrt
+from pipeline.bundles.plan import BUILT_FROM_PROGRAM
+from pipeline.engines.tensorrt_library import RTX_COMPUTE_CAPABILITIES, load_tensorrt
 from pipeline.errors import BackendUnavailableError
-from pipeline.plan import BUILT_FROM_PROGRAM
+from pipeline.machine.gpu import pycuda_command
+from pipeline.machine.probe import Facts
 
 
 @dataclass(frozen=True, slots=True)

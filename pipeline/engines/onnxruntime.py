@@ -11,11 +11,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NOT_FINITE, VIEWS, Bundle
+from pipeline.bundles.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NOT_FINITE, VIEWS, Bundle
 from pipeline.engines.base import Computed, Engine
+from pipeline.engines.on_cpu import slower_on_cpu
 from pipeline.errors import BundleError
-from pipeline.frame import describe
-from pipeline.on_cpu import slower_on_cpu
+from pipeline.frames.frame import describe
 
 
 class OnnxRuntimeEngine(Engine):

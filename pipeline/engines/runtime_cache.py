@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import open_without_waiting
+from pipeline.bundles.plan import open_without_waiting
 
 
 class RuntimeCacheFile:

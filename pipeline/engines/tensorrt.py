@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NOT_FINITE, VIEWS, Bundle
+from pipeline.bundles.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NOT_FINITE, VIEWS, Bundle
+from pipeline.bundles.plan import NAMES, read_plan, rebuild_command
 from pipeline.engines.base import Computed, Engine
 from pipeline.engines.cuda_device import Buffer, CudaDevice, keep_for_ever
 from pipeline.engines.runtime_cache import RuntimeCacheFile
 from pipeline.engines.tensorrt_layers import PlanFacts, facts_of, layer_times
 from pipeline.engines.tensorrt_library import load_tensorrt, log_of
 from pipeline.errors import BackendUnavailableError, PlanError, ShapeError
-from pipeline.pixels import frames_nhw
-from pipeline.plan import NAMES, read_plan, rebuild_command
+from pipeline.frames.pixels import frames_nhw
 
 Shape = tuple[int, ...]
 

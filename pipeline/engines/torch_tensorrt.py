@@ -3,7 +3,7 @@
     submit    frame -> page-locked memory ──upload──▶ device ──compute──▶ device ──download──▶ page-locked memory    collect -> mask
 
 Loading a saved program runs what its author put into it: it holds Python pickles. So the bytes are checked against the manifest first
-(``pipeline.plan``), and a bundle of unknown origin is not for this backend.
+(``pipeline.bundles.plan``), and a bundle of unknown origin is not for this backend.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.bundle import Bundle
+from pipeline.bundles.bundle import Bundle
+from pipeline.bundles.plan import NAMES, read_plan, rebuild_command
 from pipeline.engines.base import Computed, Engine
 from pipeline.engines.torch_tensorrt_library import (
     RUNTIME,
@@ -31,7 +32,6 @@ from pipeline.engines.torch_tensorrt_library import (
     tensorrt_version,
 )
 from pipeline.errors import BackendUnavailableError, PlanError, ShapeError
-from pipeline.plan import NAMES, read_plan, rebuild_command
 
 CPU_SM = 0
 """Stands for the CPU in a manifest's compute capabilities."""

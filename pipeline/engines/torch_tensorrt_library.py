@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from types import ModuleType
 
+from pipeline.bundles.plan import NAMES
 from pipeline.errors import BackendUnavailableError
-from pipeline.plan import NAMES
 
 RUNTIME = "torch-tensorrt"
 _OLDEST = (2, 11)

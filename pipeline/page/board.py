@@ -6,11 +6,11 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 
-from pipeline.controls import Controls
-from pipeline.hud import LegendEntry
-from pipeline.look import RENDER_MODES
 from pipeline.page.history import History
-from pipeline.telemetry import Snapshot, Telemetry
+from pipeline.render.controls import Controls
+from pipeline.render.hud import LegendEntry
+from pipeline.render.look import RENDER_MODES
+from pipeline.stages.telemetry import Snapshot, Telemetry
 
 _SAMPLE_EVERY_S = 1.0
 

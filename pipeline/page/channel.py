@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.frame import Frame, Image
+from pipeline.frames.frame import Frame, Image
 
 LONGEST_SIDE = 1280
 """Larger pictures are reduced to this width or height: more is not seen on a page and costs the network."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from pipeline.telemetry import Snapshot
+from pipeline.stages.telemetry import Snapshot
 
 LENGTH = 300
 """Samples that are kept."""

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipeline.stage_timer import StageTimer
-from pipeline.telemetry import CORRUPT, NEWER, STOPPED, Snapshot, State
+from pipeline.stages.stage_timer import StageTimer
+from pipeline.stages.telemetry import CORRUPT, NEWER, STOPPED, Snapshot, State
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

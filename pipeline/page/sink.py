@@ -8,21 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pipeline.annotations import Annotations
-from pipeline.controls import Controls
 from pipeline.errors import SinkError
-from pipeline.frame import Frame
-from pipeline.hud import area_percent, legend_entries
-from pipeline.overlay import Renderer
+from pipeline.frames.frame import Frame
 from pipeline.page.access import Access, new_token
 from pipeline.page.address import is_loopback, listen, url_of
 from pipeline.page.board import Board
 from pipeline.page.channel import Channel
 from pipeline.page.metrics import Metrics
 from pipeline.page.server import Limits, PageServer
+from pipeline.render.annotations import Annotations
+from pipeline.render.controls import Controls
+from pipeline.render.hud import area_percent, legend_entries
+from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink
-from pipeline.stage_timer import StageTimer
-from pipeline.telemetry import Telemetry
+from pipeline.stages.stage_timer import StageTimer
+from pipeline.stages.telemetry import Telemetry
 
 _LEGEND_EVERY_S = 0.5
 _START_S = 10.0

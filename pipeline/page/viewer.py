@@ -8,10 +8,10 @@ import struct
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from pipeline.controls import Command
 from pipeline.errors import OptionError
 from pipeline.page.board import Board
 from pipeline.page.channel import Channel
+from pipeline.render.controls import Command
 
 WINDOW = 3
 """Pictures of a source that may be on their way to a viewer; it says "shown" for each, and then gets the newest. What lies in

@@ -12,8 +12,8 @@ from pipeline.sinks.naming import path_for_source, shown
 from pipeline.sinks.options import DEFAULTS, SinkOptions
 
 if TYPE_CHECKING:
-    from pipeline.frame import SourceInfo
-    from pipeline.overlay import Renderer
+    from pipeline.frames.frame import SourceInfo
+    from pipeline.render.overlay import Renderer
     from pipeline.sinks.base import Sink
 
 __all__ = [

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from pipeline.errors import SinkError
-from pipeline.frame import Frame
+from pipeline.frames.frame import Frame
 
 
 class Sink(ABC):

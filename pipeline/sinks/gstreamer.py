@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 
 from pipeline.errors import SinkError
-from pipeline.frame import Frame, Image, SourceInfo
-from pipeline.overlay import Renderer
+from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.render.overlay import Renderer
 from pipeline.sinks.naming import shown
 from pipeline.sinks.options import DEFAULTS, SinkOptions
 from pipeline.sinks.stream import BrokenLinkError, Link, StreamSink

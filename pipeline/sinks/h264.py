@@ -17,7 +17,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from pipeline.errors import SinkError
-from pipeline.frame import Image, SourceInfo
+from pipeline.frames.frame import Image, SourceInfo
 
 _BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer function alike
 # FFmpeg's bilinear with exact rounding and chroma of every pixel: its default darkens a picture by two levels of 255. PyAV names

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SinkError
-from pipeline.frame import Frame, Image, SourceInfo
-from pipeline.look import subject_level
-from pipeline.overlay import Renderer
+from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.redaction import redact
+from pipeline.render.look import subject_level
+from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink, make_room, scratch_path
 from pipeline.sinks.disk import FreeSpace
 from pipeline.sinks.options import DEFAULTS, SinkOptions

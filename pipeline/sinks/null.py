@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.frame import Frame, SourceInfo
-from pipeline.overlay import Renderer
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink
 from pipeline.sinks.options import DEFAULTS, SinkOptions
 

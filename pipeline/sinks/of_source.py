@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.frame import Frame
+from pipeline.frames.frame import Frame
 from pipeline.sinks.base import Sink
 
 

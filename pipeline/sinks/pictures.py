@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SinkError
-from pipeline.frame import Frame, SourceInfo
-from pipeline.overlay import Renderer, cutout_bgra
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.render.overlay import Renderer, cutout_bgra
 from pipeline.sinks.base import Sink, scratch_path
 from pipeline.sinks.options import DEFAULTS, SinkOptions
 

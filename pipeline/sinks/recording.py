@@ -13,10 +13,10 @@ from pathlib import Path
 
 import av
 
-from pipeline.command_line import uninterrupted
 from pipeline.errors import SinkError
-from pipeline.frame import Frame, Image, SourceInfo
-from pipeline.overlay import Renderer
+from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.render.overlay import Renderer
+from pipeline.signals import uninterrupted
 from pipeline.sinks.base import Sink, make_room
 from pipeline.sinks.disk import FreeSpace
 from pipeline.sinks.h264 import Error, H264Muxer, even, reason

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from pipeline.frame import Frame, SourceInfo
-from pipeline.overlay import Renderer
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.render.overlay import Renderer
 from pipeline.sinks.h264 import Error, H264Muxer, reason
 from pipeline.sinks.naming import shown
 from pipeline.sinks.options import DEFAULTS, SinkOptions

@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from pipeline.errors import SinkError
-from pipeline.frame import Frame, SourceInfo
-from pipeline.prefetch import Prefetch
+from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sinks.base import Sink
 from pipeline.sinks.options import SinkOptions
 from pipeline.sinks.outbox import Outbox
+from pipeline.stages.prefetch import Prefetch
 
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from pipeline.errors import SinkError
-from pipeline.frame import Frame, SourceInfo
-from pipeline.overlay import Renderer
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink, make_room, scratch_path
 from pipeline.sinks.h264 import Error, H264Muxer, reason
 from pipeline.sinks.options import DEFAULTS, SinkOptions

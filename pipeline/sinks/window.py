@@ -14,19 +14,19 @@ from typing import cast
 
 import cv2
 
-from pipeline.annotations import Annotations
-from pipeline.controls import Command, Controls
 from pipeline.errors import SinkError
-from pipeline.frame import Frame, Image, SourceInfo
-from pipeline.hud import draw_help
-from pipeline.look import Look
-from pipeline.overlay import Renderer
-from pipeline.progress import write_line
+from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.render.annotations import Annotations
+from pipeline.render.controls import Command, Controls
+from pipeline.render.hud import draw_help
+from pipeline.render.look import Look
+from pipeline.render.overlay import Renderer
 from pipeline.sinks import open_sink
 from pipeline.sinks.base import Sink
 from pipeline.sinks.options import DEFAULTS, SinkOptions
 from pipeline.sinks.pictures import write_picture
-from pipeline.telemetry import State, Telemetry
+from pipeline.stages.telemetry import State, Telemetry
+from pipeline.terminal import write_line
 
 # At start the window is no larger than a small screen, and large enough to be found and to hold the help.
 _MIN_WINDOW_WH = 320, 180

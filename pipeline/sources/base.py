@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 
-from pipeline.frame import Frame, SourceInfo
-from pipeline.pixels import Pixels
-from pipeline.telemetry import Telemetry
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.frames.pixels import Pixels
+from pipeline.stages.telemetry import Telemetry
 
 
 class Source(ABC):
@@ -18,7 +18,7 @@ class Source(ABC):
         info: what is known before the first frame.
         telemetry: what is known while it runs. The data path counts its frames; a live source tells its state and the frames
             that it drops itself.
-        pixels: what the engine takes; ``pipeline.run`` sets it before the first frame. Sources that decode then give frames of
+        pixels: what the engine takes; ``pipeline.flow.run`` sets it before the first frame. Sources that decode then give frames of
             it where they can, which saves a conversion; every frame converts itself where they do not.
     """
 

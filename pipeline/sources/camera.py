@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.frame import Image, SourceInfo
+from pipeline.frames.frame import Image, SourceInfo
 from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture
 
 # A read that fails sooner than a time-out says that the camera is gone. OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT sets that time-out, in

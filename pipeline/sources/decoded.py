@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from pipeline.frame import Image
-from pipeline.pixels import Pixels
+from pipeline.frames.frame import Image
+from pipeline.frames.pixels import Pixels
 
 MAX_PIXELS = 1 << 27
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED

@@ -20,8 +20,8 @@ from typing import NoReturn
 from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.errors import BackendUnavailableError, SourceError
-from pipeline.frame import SourceInfo
-from pipeline.pixels import Pixels
+from pipeline.frames.frame import SourceInfo
+from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact, secrets_of
 from pipeline.sources.address import Address
 from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from pipeline.errors import OptionError, SourceError
-from pipeline.frame import Frame, Image, SourceInfo
-from pipeline.prefetch import Prefetch
+from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.redaction import redact
 from pipeline.sources.base import Source
-from pipeline.telemetry import CORRUPT, State, Telemetry
+from pipeline.stages.prefetch import Prefetch
+from pipeline.stages.telemetry import CORRUPT, State, Telemetry
 
 # A reader that hangs in a library ends by the library's own time-out. Until then no more than so many are left behind.
 MAX_ABANDONED = 2

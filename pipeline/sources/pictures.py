@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.frame import Frame, Image, SourceInfo
+from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.sources import PICTURE_SUFFIXES
 from pipeline.sources.base import Source
 

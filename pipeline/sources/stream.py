@@ -11,8 +11,8 @@ import av.error
 from av.codec.context import Flags2
 
 from pipeline.errors import SourceError
-from pipeline.frame import SourceInfo
-from pipeline.pixels import Pixels
+from pipeline.frames.frame import SourceInfo
+from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact
 from pipeline.sources.address import Address
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason

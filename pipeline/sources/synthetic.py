@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.frame import Frame, Image, SourceInfo
+from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.sources.base import Source
 
 _DEFAULTS = {"size": "1280x720", "fps": "30", "frames": "300", "step": "1"}

@@ -12,7 +12,7 @@ import av
 import av.error
 
 from pipeline.errors import SourceError
-from pipeline.frame import Frame, SourceInfo
+from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
 

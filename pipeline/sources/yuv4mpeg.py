@@ -7,8 +7,8 @@ import re
 import av
 import numpy as np
 
-from pipeline.frame import Image
-from pipeline.pixels import Pixels
+from pipeline.frames.frame import Image
+from pipeline.frames.pixels import Pixels
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels
 
 _LINE_BYTES = 256  # no header is longer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from models.unet import UNet
+from compile.networks.unet import UNet
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.bars import draw_bars
-from benchmarks.stand_in import Sleeper, disc_mask
+from benchmarks.shared.bars import draw_bars
+from benchmarks.shared.stand_in import Sleeper, disc_mask
 
 
 def test_latency(asked, clip, red_bundle, monkeypatch):
-    monkeypatch.setattr("benchmarks.latency.SIZE_1080P_WH", (96, 64))
+    monkeypatch.setattr("benchmarks.questions.latency.SIZE_1080P_WH", (96, 64))
     entries, printed = asked("latency", "--clip", clip, "--model", red_bundle.folder, "--frames", 4, "--rounds", 3)
     assert set(entries["ratios"]) == {"pipeline_over_engine", "pipeline_over_engine_sleep10"}
     network, stand_in = entries["table"]

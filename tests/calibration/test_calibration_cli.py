@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from calibration import __main__ as command
-from calibration.calibration_set import read_set
+from calibration.sets.calibration_set import read_set
 from pipeline.errors import SourceError
-from pipeline.frame import Frame, SourceInfo
+from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
 
 ROOT = Path(__file__).parents[2]

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from compile.__main__ import main
-from compile.contract import Contract
-from compile.errors import CompileError
-from compile.networks import Candidate
-from compile.verify import Expected
-from pipeline.bundle import MANIFEST_NAME, PROGRAM_NAME, WORST_NAME, Bundle, file_sha256
+from compile.networks.contract import Contract
+from compile.program.candidate import Candidate
+from compile.proof.verify import Expected
+from pipeline.bundles.bundle import MANIFEST_NAME, PROGRAM_NAME, WORST_NAME, Bundle, file_sha256
+from pipeline.errors import CompileError
 
 ONLY_BUNDLE = {MANIFEST_NAME, PROGRAM_NAME, WORST_NAME}
 
@@ -77,7 +77,7 @@ def red_candidate(monkeypatch, red_bundle):
         contract = Contract("stream", (1, 1))
         expected = lambda frames: Expected(reference(frames))  # noqa: E731
         found = Candidate("unet", "unet", contract, 1, expected, lambda *_: model)
-        monkeypatch.setattr("compile.networks.open_candidate", lambda *_, **__: found)
+        monkeypatch.setattr("compile.program.candidate.open_candidate", lambda *_, **__: found)
         return found
 
     candidate()
@@ -182,7 +182,9 @@ def test_quiet_says_nothing(run, red_candidate, weights, place):
 )
 def test_forms_of_a_size(run, red_candidate, monkeypatch, weights, place, text, size_hw):
     seen, found = {}, red_candidate()
-    monkeypatch.setattr("compile.networks.open_candidate", lambda *_, **options: (seen.update(options), found)[1])
+    monkeypatch.setattr(
+        "compile.program.candidate.open_candidate", lambda *_, **options: (seen.update(options), found)[1]
+    )
     assert run("-w", weights / "unet.pth", "-o", place / "bundle", "--imgsz", text)[0] == 0
     assert seen["imgsz"] == size_hw
 
@@ -345,7 +347,7 @@ def test_what_was_there_stays_when_the_new_one_fails(refused, run, red_candidate
 
 @pytest.mark.parametrize("kind", ["file", "folder with other files", "below a file"])
 def test_destinations_that_are_refused_before_any_work(refused, monkeypatch, weights, tmp_path, kind):
-    monkeypatch.setattr("compile.networks.open_candidate", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("compile.program.candidate.open_candidate", lambda *_, **__: pytest.fail("work was done"))
     output = tmp_path / "place" if kind != "below a file" else tmp_path / "file" / "bundle"
     if kind == "folder with other files":
         output.mkdir()
@@ -373,7 +375,7 @@ def test_an_export_that_fails(refused, red_candidate, monkeypatch, weights, plac
         raise CompileError("the network cannot be exported to ONNX")
 
     found = replace(red_candidate(), export=export)
-    monkeypatch.setattr("compile.networks.open_candidate", lambda *_, **__: found)
+    monkeypatch.setattr("compile.program.candidate.open_candidate", lambda *_, **__: found)
     refused("cannot be exported", "-w", weights / "unet.pth", "-o", place / "bundle", "-q")
 
 
@@ -391,7 +393,7 @@ def test_a_bug_is_not_taken_for_a_mistake(run, monkeypatch, weights, place):
     def bug(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("compile.networks.open_candidate", bug)
+    monkeypatch.setattr("compile.program.candidate.open_candidate", bug)
     with pytest.raises(ZeroDivisionError):
         run("-w", weights / "unet.pth", "-o", place / "bundle")
 

@@ -8,8 +8,8 @@ import torch
 from compile import timing
 from compile.__main__ import main
 from compile.timing import fastest
-from pipeline.bundle import Bundle, Manifest
-from pipeline.on_cpu import slower_on_cpu
+from pipeline.bundles.bundle import Bundle, Manifest
+from pipeline.engines.on_cpu import slower_on_cpu
 
 
 def write_pictures(folder, pictures):

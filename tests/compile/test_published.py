@@ -7,9 +7,9 @@ import pytest
 
 from compile import published
 from compile.__main__ import main
-from pipeline.bundle import MANIFEST_NAME, Bundle
+from pipeline.builds.model_name import PUBLISHED, open_model
+from pipeline.bundles.bundle import MANIFEST_NAME, Bundle
 from pipeline.engines import open_engine
-from pipeline.model_name import PUBLISHED, open_model
 from pipeline.sources import open_source
 
 # What shapes the program's bytes.
@@ -64,7 +64,7 @@ def test_their_licence_is_beside_them():
 
 def test_a_name_takes_it_without_compiling(monkeypatch, tmp_path):
     monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pipeline.model_name.compile_in_process", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr("pipeline.builds.model_name.compile_in_process", lambda *_, **__: pytest.fail("compiled"))
     lines = []
     assert open_model("u2netp", lines.append).folder == PUBLISHED / "u2netp"
     assert not lines

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.bundle import PROGRAM_NAME, Bundle
-from pipeline.frame import Frame, SourceInfo
-from pipeline.look import Look
-from pipeline.overlay import Renderer
+from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.render.look import Look
+from pipeline.render.overlay import Renderer
 
 _SYSTEM_PYTHON = "/usr/bin/python3"  # GStreamer's bindings come with the system
 _WAIT_S = 20  # only a broken test waits so long

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from pipeline.bundle import PROGRAM_NAME, Bundle
+from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.engines import tensorrt_library
 
 VERSIONS = {"tensorrt": "10.3.0.30", "tensorrt-rtx": "1.7.1.116"}
@@ -92,8 +92,8 @@ def add_plan(tmp_path, fake_machine):
 def nv12_bundle(red_bundle, tmp_path_factory):
     """A bundle of NV12 that composes: the real conversion, before a program whose mask is the red channel."""
     pytest.importorskip("torch")
-    from compile.compose import with_views
-    from compile.pixels import with_nv12
+    from compile.program.compose import with_views
+    from compile.program.nv12 import with_nv12
 
     program = with_nv12(with_views(red_bundle.program_path.read_bytes(), None), None)
     manifest = dataclasses.replace(red_bundle.manifest, pixels="nv12", composes=True)

@@ -14,13 +14,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compile import tensorrt_build
-from compile.errors import CompileError
-from pipeline.bundle import PROGRAM_NAME, Bundle
+from compile.plans import tensorrt_build
+from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
+from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.engines import ENGINES, open_engine
 from pipeline.engines.gpu import find_gpu
-from pipeline.errors import BackendUnavailableError, BundleError, OptionError, PlanError, ShapeError
-from pipeline.plan import BUILT_FROM_PROGRAM
+from pipeline.errors import BackendUnavailableError, BundleError, CompileError, OptionError, PlanError, ShapeError
 
 # What TensorRT-RTX 1.7 says on a GPU that it is not made for.
 UNSUPPORTED = re.compile(
@@ -345,7 +344,7 @@ def test_a_missing_program_is_the_bundles_fault(open_program, make_bundle):
         open_program(bundle)
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "ONNXRUNTIME", "../evil", "pipeline.run"])
+@pytest.mark.parametrize("name", ["gpu", "", "ONNXRUNTIME", "../evil", "pipeline.flow.run"])
 def test_an_unknown_backend_names_those_there_are(red_bundle, name):
     with pytest.raises(OptionError, match=rf"^--backend: expected auto or one of {', '.join(ENGINES)}, got '{name}'$"):
         open_engine(red_bundle, name)

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from compile import plans
-from compile.errors import CompileError
-from compile.tensorrt_build import BuildOptions, Plan
-from compile.verify import Proof, Sample
+from compile.plans import plans
+from compile.plans.tensorrt_build import BuildOptions, Plan
+from compile.proof.verify import Proof, Sample
 from pipeline.engines.gpu import Gpu
+from pipeline.errors import CompileError
 
 OPTIONS = SimpleNamespace(quiet=True, min_iou=0.99, min_worst_iou=None)
 

@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.bundle import PROGRAM_NAME, Bundle
-from pipeline.compose import look_values
+from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.engines import open_engine
 from pipeline.errors import BundleError, ShapeError
-from pipeline.look import Look
-from pipeline.nv12 import to_bgr, to_nv12
-from pipeline.overlay import Renderer
+from pipeline.frames.nv12 import to_bgr, to_nv12
+from pipeline.render.compose import look_values
+from pipeline.render.look import Look
+from pipeline.render.overlay import Renderer
 
 
 @pytest.fixture(params=["onnxruntime", "tensorrt", "tensorrt-rtx", "tensorrt on a fake Jetson"])

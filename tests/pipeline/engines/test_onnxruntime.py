@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.engines import open_engine
 from pipeline.errors import BundleError
-from pipeline.frame import Frame, SourceInfo
-from pipeline.run import run
+from pipeline.flow.run import run
+from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sinks.base import Sink
 from pipeline.sources.base import Source
 

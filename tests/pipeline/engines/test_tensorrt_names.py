@@ -52,7 +52,7 @@ TENSORRT_FILES = {
         "inspector": "EngineInspector",
     },
     "pipeline/engines/runtime_cache.py": {"cache": "IRuntimeCache"},
-    "compile/tensorrt_build.py": BUILDING,
+    "compile/plans/tensorrt_build.py": BUILDING,
 }
 # Functions that need TensorRT-RTX and are called where no branch says so.
 RTX_ALONE = {"_capability"}  # for each of the compute capabilities asked for, which only TensorRT-RTX is

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.bundle import PROGRAM_NAME, Bundle
+from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.engines import torch_tensorrt, torch_tensorrt_library
 from pipeline.engines.torch_tensorrt import CPU_SM, TorchTensorRTEngine
 from pipeline.engines.torch_tensorrt_library import load_torch_tensorrt, public_version

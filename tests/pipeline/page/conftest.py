@@ -15,13 +15,13 @@ import aiohttp
 import numpy as np
 import pytest
 
-from pipeline.annotations import Annotations
-from pipeline.bundle import Manifest
-from pipeline.frame import Frame
-from pipeline.look import Look
-from pipeline.overlay import Renderer
+from pipeline.bundles.bundle import Manifest
+from pipeline.frames.frame import Frame
 from pipeline.page.sink import PageSink
-from pipeline.telemetry import Telemetry
+from pipeline.render.annotations import Annotations
+from pipeline.render.look import Look
+from pipeline.render.overlay import Renderer
+from pipeline.stages.telemetry import Telemetry
 
 TOKEN = "correct-horse-battery"
 PATIENCE_S = 20.0

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.frame import Frame
+from pipeline.frames.frame import Frame
 from pipeline.page import channel as channel_module
 from pipeline.page.channel import LONGEST_SIDE, Channel, encode
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.look import RENDER_MODES
-from pipeline.telemetry import State
+from pipeline.render.look import RENDER_MODES
+from pipeline.stages.telemetry import State
 
 pytestmark = pytest.mark.needs_program("chromium")
 

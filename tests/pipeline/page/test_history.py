@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.page.board import unready
 from pipeline.page.history import LENGTH, History
-from pipeline.telemetry import Telemetry
+from pipeline.stages.telemetry import Telemetry
 
 
 def snapshot(**facts):

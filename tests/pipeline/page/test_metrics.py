@@ -3,8 +3,8 @@ import subprocess
 import pytest
 
 from pipeline.page.metrics import Metrics
-from pipeline.stage_timer import StageTimer
-from pipeline.telemetry import CORRUPT, NEWER, State, Telemetry
+from pipeline.stages.stage_timer import StageTimer
+from pipeline.stages.telemetry import CORRUPT, NEWER, State, Telemetry
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import OptionError, SinkError
 from pipeline.page.server import Limits
-from pipeline.telemetry import State
+from pipeline.stages.telemetry import State
 
 TOKEN = "correct-horse-battery"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

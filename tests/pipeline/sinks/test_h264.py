@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SinkError
-from pipeline.frame import SourceInfo
+from pipeline.frames.frame import SourceInfo
 from pipeline.sinks import h264
 from pipeline.sinks.h264 import H264Muxer, choose_encoder, reason
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SinkError
-from pipeline.frame import Frame
-from pipeline.look import Look
-from pipeline.overlay import Renderer
-from pipeline.palette import load_palette
+from pipeline.frames.frame import Frame
+from pipeline.render.look import Look
+from pipeline.render.overlay import Renderer
+from pipeline.render.palette import load_palette
 from pipeline.sinks.json_lines import MAX_BOXES, JsonLinesSink, results_of
 from pipeline.sinks.options import SinkOptions
 

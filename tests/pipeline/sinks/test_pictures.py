@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SinkError
-from pipeline.look import Look
-from pipeline.overlay import Renderer
+from pipeline.render.look import Look
+from pipeline.render.overlay import Renderer
 from pipeline.sinks import open_sink, pictures
 from pipeline.sinks.pictures import FolderSink, OnePictureSink, write_picture
 

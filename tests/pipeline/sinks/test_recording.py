@@ -26,9 +26,9 @@ RECORDER = """
 import sys, time
 import numpy as np
 from fractions import Fraction
-from pipeline.frame import Frame, SourceInfo
-from pipeline.look import Look
-from pipeline.overlay import Renderer
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.render.look import Look
+from pipeline.render.overlay import Renderer
 from pipeline.sinks import recording
 from pipeline.sinks.options import SinkOptions
 path, fps, libavformat = sys.argv[1], float(sys.argv[2]), sys.argv[3]

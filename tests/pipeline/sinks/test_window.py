@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.annotations import Annotations
-from pipeline.bundle import Manifest
+from pipeline.bundles.bundle import Manifest
 from pipeline.errors import SinkError
-from pipeline.frame import Frame, SourceInfo
-from pipeline.look import Look
-from pipeline.overlay import Renderer
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.render.annotations import Annotations
+from pipeline.render.look import Look
+from pipeline.render.overlay import Renderer
 from pipeline.sinks.window import WindowSink
-from pipeline.stage_timer import StageTimer
+from pipeline.stages.stage_timer import StageTimer
 
 UTC = r"\d{8}T\d{6}\.\d{3}Z"
 

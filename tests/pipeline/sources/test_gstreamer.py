@@ -16,7 +16,7 @@ from pipeline.sources import gstreamer, open_source
 from pipeline.sources.address import Address
 from pipeline.sources.live import LiveOptions
 from pipeline.sources.yuv4mpeg import Yuv4mpegReader
-from pipeline.telemetry import State
+from pipeline.stages.telemetry import State
 
 ROOT = Path(__file__).parents[3]
 WAIT_S = 20  # only a broken test waits so long

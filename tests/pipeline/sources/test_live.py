@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import OptionError, SourceError
-from pipeline.frame import SourceInfo
+from pipeline.frames.frame import SourceInfo
 from pipeline.sources import live
 from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture, StreamClock
-from pipeline.telemetry import CORRUPT, State
+from pipeline.stages.telemetry import CORRUPT, State
 
 WAIT_S = 10  # only a broken test waits so long
 

@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.sources import open_source, stream
 from pipeline.sources.live import LiveOptions
-from pipeline.telemetry import CORRUPT, State
+from pipeline.stages.telemetry import CORRUPT, State
 
 WAIT_S = 20  # only a broken test waits so long
 QUICK = {"stall_s": 1.0, "reconnect_s": 6.0, "connect_s": 8.0, "backoff_s": 0.1, "backoff_max_s": 0.2}

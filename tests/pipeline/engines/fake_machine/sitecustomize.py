@@ -90,7 +90,7 @@ def with_a_builder(module):
 
 
 MADE = {"pycuda": lambda: ModuleType("pycuda"), "pycuda.driver": pycuda_driver, "tensorrt": tensorrt}
-CHANGED = {"pipeline.gpu_sign": with_a_gpu, "compile.tensorrt_build": with_a_builder}
+CHANGED = {"pipeline.machine.gpu_sign": with_a_gpu, "compile.plans.tensorrt_build": with_a_builder}
 LACKING = {"no TensorRT": ("tensorrt",), "no PyCUDA": ("pycuda",)}
 HIDDEN = ("tensorrt_rtx_bindings", "tensorrt_rtx", "cuda", *LACKING.get(STATE, ()))
 

@@ -1,0 +1,1 @@
+"""What is measured on an NVIDIA GPU, in parts that may fail alone."""

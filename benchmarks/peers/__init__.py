@@ -1,0 +1,1 @@
+"""Other tools and how they are measured, one file for each way of running them."""

@@ -1,0 +1,1 @@
+"""The questions of `python -m benchmarks QUESTION`, one file each."""

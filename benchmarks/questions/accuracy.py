@@ -1,0 +1,89 @@
+"""How good are the masks? A bundle on a data set with ground truth: F-measure, S-measure, absolute error, IoU, boundary IoU."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from benchmarks.shared.bundles import read_or_compile
+from benchmarks.shared.environment import write_result
+from calibration.metrics.saliency import SaliencyMetrics
+from pipeline.command.command_line import OptionParser
+from pipeline.engines import open_engine
+from pipeline.sources import open_source
+from pipeline.sources.pictures import read_picture
+
+COLUMNS = {  # entry of a result: what the table calls it
+    "max_f": "max F-measure",
+    "max_mean_f": "max of mean F-measure",
+    "s_measure": "S-measure",
+    "mae": "MAE",
+    "iou": "IoU at 0.5",
+    "boundary_iou": "boundary IoU at 0.5",
+}
+
+
+def add_options(parser: OptionParser) -> None:
+    """Add what ``python -m benchmarks accuracy`` takes."""
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="a folder with images/ and masks/ of the same names"
+    )
+    parser.add_argument(
+        "--model", default="u2netp", metavar="NAME|DIR", help="a bundle or a published network (default: %(default)s)"
+    )
+    parser.add_argument("--contract", default="official", help="for a published network (default: %(default)s)")
+    parser.add_argument("--precision", default="fp32", help="for a published network (default: %(default)s)")
+    parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Run the benchmark and print its table.
+
+    Raises:
+        EdgemaskError: the data set has no pictures, or a picture has no mask of its size.
+    """
+    data = Path(options.data)
+    bundle = read_or_compile(options.model, options.contract, options.precision)
+    metrics = SaliencyMetrics()
+    with open_source(str(data / "images")) as source, open_engine(bundle, options.backend) as engine:
+        for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
+            mask_hw = engine(frame.as_pixels(engine.pixels)[None])[0]
+            metrics.add(mask_hw, read_truth(data / "masks" / f"{frame.name}.png"))
+        backend = engine.description
+    result = metrics.result()
+    manifest = bundle.manifest
+    contract = manifest.contract["name"]
+    print(
+        f"{manifest.model}, {manifest.precision}, contract {contract}, {backend}, {result['pictures']} pictures of {data.name}"
+    )
+    print("| " + " | ".join(COLUMNS.values()) + " |\n" + "|---" * len(COLUMNS) + "|")
+    print("| " + " | ".join(f"{result[name]:.4f}" for name in COLUMNS) + " |")
+    if options.json:
+        write_result(
+            Path(options.json),
+            "accuracy",
+            {
+                "data": data.name,
+                "model": manifest.model,
+                "precision": manifest.precision,
+                "contract": contract,
+                "network_size_hw": manifest.network_size_hw,
+                "backend": backend,
+                "table": [result],
+                "ratios": {},
+            },
+        )
+
+
+def read_truth(path: Path) -> NDArray[np.bool_]:
+    """Read a ground-truth mask: (H, W) bool, True where the picture is above 127.
+
+    Raises:
+        SourceError: it is missing or no picture.
+    """
+    truth: NDArray[np.bool_] = read_picture(path)[:, :, 0] > 127
+    return truth

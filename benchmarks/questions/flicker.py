@@ -1,0 +1,249 @@
+"""How much do masks flicker where the picture stands still, and what does smoothing leave of it?
+
+A clip is measured as it is, and once more with a camera's noise added. Areas are compared with the masks of the clip as it is, not
+smoothed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from benchmarks.shared.bars import write_plot
+from benchmarks.shared.bundles import read_or_compile
+from benchmarks.shared.environment import write_result
+from calibration.metrics.agreement import iou
+from calibration.metrics.flicker import FlickerMeter
+from pipeline.command.command_line import OptionParser
+from pipeline.engines import open_engine
+from pipeline.errors import OptionError
+from pipeline.frames.frame import Image
+from pipeline.masks.edges import refine_edges
+from pipeline.masks.steady import TIME_CONSTANTS_S
+from pipeline.masks.temporal import DEFAULT_TIME_CONSTANT_S, Smoothing
+from pipeline.sources import open_source
+
+Steady = Callable[[Image, Image, float], Image]
+
+SETTINGS = {  # key of a row: (what the table calls it, time constant in s or None, with edges)
+    "off": ("off", None, False),
+    "default": (f"{DEFAULT_TIME_CONSTANT_S:g} s (default)", DEFAULT_TIME_CONSTANT_S, False),
+    "stronger": (f"{TIME_CONSTANTS_S['strong']:g} s", TIME_CONSTANTS_S["strong"], False),
+    "edges": ("edges alone", None, True),
+    "default_edges": (f"edges, then {DEFAULT_TIME_CONSTANT_S:g} s", DEFAULT_TIME_CONSTANT_S, True),
+}
+COLUMNS = {  # entry of a row: (what the table calls it, how it is written)
+    "flicker": ("flicker × 1000", "{:.3f}"),
+    "of_off": ("of that without", "{:.1%}"),
+    "iou_mean": ("IoU with the FP32 mask", "{:.4f}"),
+    "iou_worst": ("worst", "{:.4f}"),
+    "cuts": ("cuts", "{}"),
+    "ms_1080p": ("ms at 1080p", "{:.1f}"),
+}
+
+_SIZE_1080P_WH = (1920, 1080)
+_TIMED_CALLS = 30
+_COLOURS_BGR = {"off": (60, 60, 200), "default": (180, 90, 20)}
+
+
+def add_options(parser: OptionParser) -> None:
+    """Add what ``python -m benchmarks flicker`` takes."""
+    parser.add_argument("--clip", default="samples/clip.mp4", metavar="SOURCE", help="a video (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="u2netp", metavar="NAME|DIR", help="a bundle or a published network (default: %(default)s)"
+    )
+    parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=6.0,
+        metavar="LEVELS",
+        help="standard deviation of the noise that is added, of 255 (default: %(default)s)",
+    )
+    parser.add_argument("--max-frames", type=int, metavar="N", help="measure on the first N frames (default: all)")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the flicker of every frame, without and by default")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Run the benchmark and print its table.
+
+    Raises:
+        EdgemaskError: the clip cannot be read or has no two frames, or the bundle is none for binary masks.
+    """
+    if not 0 < options.noise <= 255:
+        raise OptionError(f"--noise: expected a standard deviation above 0, at most 255, got {options.noise}")
+    bundle = read_or_compile(options.model, "stream")
+    if bundle.manifest.task != "binary":
+        raise OptionError(
+            f"--model {options.model}: expected a bundle of binary masks, got one of {bundle.manifest.task}"
+        )
+    random = np.random.default_rng(0)
+    tracks = [_Track(noise, key) for noise in (0.0, options.noise) for key in SETTINGS]
+    last: tuple[Image, Image] | None = None
+    frames = 0
+    with open_source(options.clip) as source, open_engine(bundle, options.backend) as engine:
+        for frame in tqdm(source, total=source.info.frame_count, unit=" frames"):
+            reference_hw = engine(frame.image[None])[0]
+            noisy = _with_noise(frame.image, options.noise, random)
+            noisy_mask_hw = engine(noisy[None])[0]
+            for track in tracks:
+                given = (noisy, noisy_mask_hw) if track.noise else (frame.image, reference_hw)
+                track.add(*given, frame.pts_s, reference_hw)
+            frames += 1
+            if frames == options.max_frames:
+                break
+            last = frame.image, reference_hw
+        backend = engine.description
+    if last is None or not all(track.meter.pairs for track in tracks):
+        raise OptionError(
+            f"--clip {options.clip}: expected a video of two frames of one scene or more, got {frames} frames"
+        )
+    ms_1080p = {key: _best_ms(key, *last) for key in SETTINGS}
+    rows = [track.row(tracks, ms_1080p[track.key]) for track in tracks]
+    manifest = bundle.manifest
+    contract = manifest.contract["name"]
+    print(
+        f"{manifest.model}, {manifest.precision}, contract {contract}, {backend}, {frames} frames of {Path(options.clip).name}"
+    )
+    print("\n".join(_table(rows)))
+    if options.plot:
+        write_plot(options.plot, _plot(tracks))
+    if options.json:
+        write_result(
+            Path(options.json),
+            "flicker",
+            {
+                "clip": Path(options.clip).name,
+                "frames": frames,
+                "model": manifest.model,
+                "precision": manifest.precision,
+                "contract": contract,
+                "network_size_hw": manifest.network_size_hw,
+                "backend": backend,
+                "table": rows,
+                "ratios": {
+                    f"{row['setting']}_over_off{'_noise' if row['noise'] else ''}": row["of_off"]
+                    for row in rows
+                    if row["setting"] != "off"
+                },
+            },
+        )
+
+
+@dataclass
+class _Track:
+    """A row of the table: one setting, on the clip as it is or with noise."""
+
+    noise: float
+    key: str
+    meter: FlickerMeter = field(default_factory=FlickerMeter)
+    ious: list[float] = field(default_factory=list)
+    flickers: list[float | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._smoothing, self._steady = _steady(self.key)
+
+    def add(self, image: Image, mask_hw: Image, pts_s: float, reference_hw: Image) -> None:
+        steady_hw = self._steady(image, mask_hw, pts_s)
+        self.flickers.append(self.meter.add(image, steady_hw))
+        self.ious.append(iou(steady_hw, reference_hw))
+
+    def row(self, tracks: Sequence[_Track], ms_1080p: float) -> dict[str, Any]:
+        (off,) = (track for track in tracks if track.key == "off" and track.noise == self.noise)
+        return {
+            "noise": self.noise,
+            "setting": self.key,
+            "flicker": round(1000 * self.meter.flicker, 4),
+            "of_off": round(self.meter.flicker / off.meter.flicker, 4) if off.meter.flicker else None,
+            "iou_mean": round(float(np.mean(self.ious)), 5),
+            "iou_worst": round(min(self.ious), 5),
+            "worst_frame": int(np.argmin(self.ious)),
+            "cuts": self._smoothing.cuts if self._smoothing else None,
+            "ms_1080p": round(ms_1080p, 2),
+        }
+
+
+def _steady(key: str) -> tuple[Smoothing | None, Steady]:
+    """What makes the masks of a setting."""
+    _, time_constant_s, edges = SETTINGS[key]
+    smoothing = None if time_constant_s is None else Smoothing(time_constant_s=time_constant_s)
+
+    def steady(image: Image, mask_hw: Image, pts_s: float) -> Image:
+        if edges:
+            mask_hw = refine_edges(image, mask_hw)
+        return mask_hw if smoothing is None else smoothing(image, mask_hw, pts_s)
+
+    return smoothing, steady
+
+
+def _with_noise(image: Image, deviation: float, random: np.random.Generator) -> Image:
+    noise = random.standard_normal(image.shape, dtype=np.float32) * np.float32(deviation)
+    noisy: Image = np.rint(np.clip(image + noise, 0, 255)).astype(np.uint8)
+    return noisy
+
+
+def _best_ms(key: str, image: Image, mask_hw: Image) -> float:
+    """Least time of a call at 1080p; the picture moves by a pixel a frame."""
+    image, mask_hw = (np.asarray(cv2.resize(array, _SIZE_1080P_WH), np.uint8) for array in (image, mask_hw))
+    moved = np.roll(image, 1, axis=1), np.roll(mask_hw, 1, axis=1)
+    _, steady = _steady(key)
+    times_ns = []
+    for index in range(_TIMED_CALLS):
+        given = moved if index % 2 else (image, mask_hw)
+        start_ns = time.perf_counter_ns()
+        steady(*given, index / 30)
+        times_ns.append(time.perf_counter_ns() - start_ns)
+    return min(times_ns[1:]) / 1e6  # the first one only begins
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "| noise | smoothing | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"
+    yield "|---" * (len(COLUMNS) + 2) + "|"
+    for row in rows:
+        cells = {name: "–" if row[name] is None else text.format(row[name]) for name, (_, text) in COLUMNS.items()}
+        cells["iou_worst"] += f" ({row['worst_frame']})"
+        yield f"| {row['noise']:g} | {SETTINGS[row['setting']][0]} | " + " | ".join(cells.values()) + " |"
+
+
+def _plot(tracks: Sequence[_Track]) -> NDArray[np.uint8]:
+    """Flicker over the frames, above the clip as it is and below with noise; (H, W, 3) uint8 BGR."""
+    parts = []
+    for noise in sorted({track.noise for track in tracks}):
+        lines = {track.key: track.flickers for track in tracks if track.noise == noise and track.key in _COLOURS_BGR}
+        parts.append(_panel(f"flicker x 1000, noise {noise:g}", lines))
+    return np.vstack(parts)
+
+
+def _panel(title: str, lines: Mapping[str, Sequence[float | None]]) -> NDArray[np.uint8]:
+    height, width, margin = 300, 900, 60
+    image = np.full((height, width, 3), 255, np.uint8)
+    font, grey = cv2.FONT_HERSHEY_SIMPLEX, (120, 120, 120)
+    highest = 1000 * max((value for line in lines.values() for value in line if value is not None), default=0.0) or 1.0
+    for share in (0, 0.5, 1):
+        y = round(height - margin - share * (height - 2 * margin))
+        cv2.line(image, (margin, y), (width - margin, y), (225, 225, 225), 1)
+        cv2.putText(image, f"{share * highest:.2f}", (8, y + 5), font, 0.5, grey, 1, cv2.LINE_AA)
+    cv2.putText(image, title, (margin, margin - 20), font, 0.5, grey, 1, cv2.LINE_AA)
+    cv2.putText(image, "frames", (width // 2, height - 20), font, 0.5, grey, 1, cv2.LINE_AA)
+    for row, (key, line) in enumerate(lines.items()):
+        points = [
+            (
+                round(margin + index / max(1, len(line) - 1) * (width - 2 * margin)),
+                round(height - margin - 1000 * value / highest * (height - 2 * margin)),
+            )
+            for index, value in enumerate(line)
+            if value is not None
+        ]
+        cv2.polylines(image, [np.array(points, np.int32)], False, _COLOURS_BGR[key], 1, cv2.LINE_AA)
+        at = (width - 250, margin - 30 + 20 * row)
+        cv2.putText(image, SETTINGS[key][0], at, font, 0.5, _COLOURS_BGR[key], 1, cv2.LINE_AA)
+    return image

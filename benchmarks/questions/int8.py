@@ -1,0 +1,338 @@
+"""How much of the trained network's masks does INT8 keep? Ours, and what other tools make of the same network by default.
+
+The other tools get the network alone, as ONNX or as a PyTorch module, and what the frame program gives it for the same calibration
+pictures. What they make goes back into the same frame program, and all run on ONNX Runtime as the file says, on the same pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import glob
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from benchmarks.peers.int8_tools import PEERS, Inputs, int8_share
+from benchmarks.questions.accuracy import read_truth
+from benchmarks.shared.bundles import compile_anew
+from benchmarks.shared.environment import write_result
+from calibration.inference_form import Scores
+from calibration.metrics.agreement import boundary_iou, iou, mean_absolute_error
+from calibration.metrics.saliency import SaliencyMetrics
+from calibration.sets.frames import HashedFrames, open_calibration
+from compile.networks.zoo import fetch
+from compile.program.candidate import Candidate, open_candidate
+from compile.program.foreign import wrap
+from compile.program.onnx_export import export_module
+from compile.proof.verify import Masks, program_masks
+from pipeline.bundles.bundle import Bundle, cache_folder, file_sha256
+from pipeline.command.command_line import OptionParser
+from pipeline.errors import OptionError
+from pipeline.sources import open_source
+
+COLUMNS = {  # entry of a row: (what the table calls it, how it is written)
+    "share_of_work": ("convolutions' work in INT8", "{:.1%}"),
+    "iou_mean": ("IoU against FP32", "{:.4f}"),
+    "iou_worst": ("worst", "{:.4f}"),
+    "mae": ("MAE", "{:.4f}"),
+    "boundary_iou": ("boundary IoU", "{:.4f}"),
+    "max_f": ("max F-measure", "{:.4f}"),
+    "max_f_difference": ("less FP32's", "{:+.4f}"),
+}
+
+# In a smaller subject a few pixels decide the IoU.
+_SMALLEST_SUBJECT = 0.01
+_COLOURS_BGR = ((180, 90, 20), (60, 60, 200), (40, 150, 230), (120, 160, 60), (170, 60, 150))
+_INSTALL = "pip install '.[peers]'"
+
+
+def add_options(parser: OptionParser) -> None:
+    """Add what ``python -m benchmarks int8`` takes."""
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="a folder with images/ and masks/ of the same names"
+    )
+    parser.add_argument("--model", default="u2netp", metavar="NAME", help="a published network (default: %(default)s)")
+    parser.add_argument("--weights", metavar="FILE", help="a checkpoint in its place")
+    parser.add_argument("--bundle", metavar="DIR", help="ours, compiled before (default: compile it now, in minutes)")
+    parser.add_argument("--contract", default="stream", help="of the network (default: %(default)s)")
+    parser.add_argument(
+        "--calib", metavar="SOURCE", help="pictures to calibrate on (default: those of DIR/images whose names end in 0)"
+    )
+    parser.add_argument(
+        "--calib-size", type=int, default=64, metavar="N", help="at most so many (default: %(default)s)"
+    )
+    parser.add_argument("--verify", metavar="SOURCE", help="pictures to measure on (default: the others)")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the IoU of every picture, sorted, one line a tool")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Run the benchmark and print its table.
+
+    Raises:
+        EdgemaskError: the data set has no pictures, a picture has no mask, or the bundle is not of the same network in INT8.
+    """
+    data = Path(options.data)
+    calib, verify = _sources(data, options.calib, options.verify)
+    weights = Path(options.weights) if options.weights else fetch(options.model, cache_folder() / "weights")
+    bundle = _int8_bundle(Bundle.read(options.bundle)) if options.bundle else _compile(options, calib)
+    candidate = _candidate(weights, options.contract, bundle)
+    inputs, sha256 = _network_inputs(candidate, calib, options.calib_size)
+    same_pictures = sha256 == bundle.manifest.calibration.get("sha256")
+    tools = [
+        _Tool(
+            "fp32",
+            "the trained network, FP32",
+            share_of_work=0.0,
+            masks=lambda frames: candidate.reference(frames).masks_nhw,
+        ),
+        _Tool(
+            "ours",
+            "edgemask",
+            share_of_work=bundle.manifest.calibration.get("share_of_work"),
+            masks=program_masks(bundle.program_path.read_bytes())[0],
+        ),
+        *_quantised(candidate, inputs),
+    ]
+    with open_source(verify) as source:
+        for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
+            truth_hw = read_truth(data / "masks" / f"{frame.name}.png")
+            reference_hw = candidate.reference(frame.image[None]).masks_nhw[0]
+            for tool in tools:
+                tool.add(frame.image, frame.name, reference_hw, truth_hw)
+    rows = [tool.row(tools[0]) for tool in tools]
+    print(
+        f"{bundle.manifest.model}, contract {candidate.contract.name}, calibrated on {len(inputs)} pictures, "
+        f"measured on {len(tools[0].ious)} others of {data.name}"
+    )
+    print("\n".join(_table(rows)))
+    if not same_pictures:
+        print(f"note: the bundle was calibrated on other pictures ({bundle.manifest.calibration.get('source')})")
+    if options.plot:
+        lines = {tool.label: sorted(value for value, _, _ in tool.ious) for tool in tools[1:] if tool.ious}
+        path = Path(options.plot)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", _plot(lines))[1].tobytes())
+    if options.json:
+        write_result(
+            Path(options.json),
+            "int8",
+            {
+                "data": data.name,
+                "model": bundle.manifest.model,
+                "contract": candidate.contract.name,
+                "network_size_hw": candidate.contract.imgsz,
+                "pictures": {"calibration": len(inputs), "measured": len(tools[0].ious)},
+                "bundle_has_the_same_calibration_pictures": same_pictures,
+                "table": rows,
+                "ratios": _ratios(rows),
+            },
+        )
+
+
+@dataclass
+class _Tool:
+    """A row of the table: what makes its masks, and what they were like so far; or what it needs to be there."""
+
+    key: str
+    label: str
+    version: str = ""
+    share_of_work: float | None = None
+    masks: Masks | None = None
+    missing: str = ""
+    ious: list[tuple[float, str, bool]] = field(default_factory=list)  # of a picture: IoU, name, has a subject
+    maes: list[float] = field(default_factory=list)
+    boundary_ious: list[float] = field(default_factory=list)
+    metrics: SaliencyMetrics = field(default_factory=SaliencyMetrics)
+
+    def add(
+        self, image: NDArray[np.uint8], name: str, reference_hw: NDArray[np.uint8], truth_hw: NDArray[np.bool_]
+    ) -> None:
+        if self.masks is None:
+            return
+        mask_hw = reference_hw if self.key == "fp32" else self.masks(image[None])[0]
+        has_subject = float((reference_hw >= 127.5).mean()) >= _SMALLEST_SUBJECT
+        self.ious.append((iou(mask_hw, reference_hw), name, has_subject))
+        self.maes.append(mean_absolute_error(mask_hw, reference_hw))
+        self.boundary_ious.append(boundary_iou(mask_hw, reference_hw))
+        self.metrics.add(mask_hw, truth_hw)
+
+    def row(self, reference: _Tool) -> dict[str, Any]:
+        named = {"tool": self.key, "label": self.label, "version": self.version}
+        if self.masks is None:
+            return {**named, "missing": self.missing}
+        max_f = self.metrics.result()["max_f"]
+        worst, picture = min(
+            ((value, name) for value, name, has_subject in self.ious if has_subject), default=(None, "")
+        )
+        return {
+            **named,
+            "share_of_work": None if self.share_of_work is None else round(self.share_of_work, 5),
+            "iou_mean": round(float(np.mean([value for value, _, _ in self.ious])), 5),
+            "iou_worst": None if worst is None else round(worst, 5),
+            "worst_picture": picture,
+            "mae": round(float(np.mean(self.maes)), 5),
+            "boundary_iou": round(float(np.mean(self.boundary_ious)), 5),
+            "max_f": max_f,
+            "max_f_difference": round(max_f - reference.metrics.result()["max_f"], 5),
+        }
+
+
+def _quantised(candidate: Candidate, inputs: Inputs) -> Iterator[_Tool]:
+    """What each of the other tools makes of the network, in the frame program."""
+    assert candidate.module is not None
+    network = Scores(candidate.module("fp32", ()).network).eval()
+    with tempfile.TemporaryDirectory(prefix="edgemask.") as folder:
+        exported = Path(folder) / "network.onnx"
+        example = torch.zeros(1, *inputs.shape[1:])
+        onnx.save(export_module(network, (example,), (None,), ("input",), ("scores",)), str(exported))
+        for key, peer in PEERS.items():
+            quantised = Path(folder) / f"{key}.onnx"
+            try:
+                with _to_stderr(peer.label):
+                    peer.quantise(copy.deepcopy(network), exported, inputs, quantised)
+            except ImportError as error:
+                reason = f"needs packages that are not here ({error}): {_INSTALL}"
+                yield _Tool(key, peer.label, missing=reason)
+                continue
+            model = onnx.load(str(quantised))
+            masks, _ = program_masks(wrap(model, candidate.contract, None).SerializeToString())
+            yield _Tool(key, peer.label, metadata.version(peer.package), int8_share(model), masks)
+
+
+@contextmanager
+def _to_stderr(label: str) -> Iterator[None]:
+    # The table goes to standard output; the tools talk.
+    print(f"quantising: {label}", file=sys.stderr)
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _sources(data: Path, calib: str | None, verify: str | None) -> tuple[str, str]:
+    """Where the pictures to calibrate and to measure on are."""
+    for folder in (data / "images", data / "masks"):
+        if not folder.is_dir():
+            raise OptionError(f"--data {data}: expected a folder with images/ and masks/, got none in {folder}")
+    images = glob.escape(str(data / "images"))
+    calib, verify = calib or f"{images}/*0.*", verify or f"{images}/*[!0].*"
+    with open_calibration(calib, 1) as first, open_source(verify) as second:
+        both = set(first.info.paths) & set(second.info.paths)
+    if both:
+        raise OptionError(f"--verify: expected other pictures than --calib, got {len(both)} in both ({min(both)})")
+    return calib, verify
+
+
+def _compile(options: argparse.Namespace, calib: str) -> Bundle:
+    """Compile ours; what it searches on are calibration pictures too, so that it sees none of those that are measured."""
+    name = Path(options.weights).stem if options.weights else options.model
+    network = ["--weights", options.weights] if options.weights else ["--model", options.model]
+    arguments = ["--contract", options.contract, "--precision", "int8", "--strict", "--min-iou", "0"]
+    arguments += ["--calib", calib, "--calib-size", str(options.calib_size), "--verify", calib]
+    return compile_anew(f"{name}-int8-{Path(options.contract).stem}", [*network, *arguments])
+
+
+def _int8_bundle(bundle: Bundle) -> Bundle:
+    if bundle.manifest.precision != "int8":
+        raise OptionError(
+            f"--bundle {bundle.folder}: expected a bundle in INT8, got {bundle.manifest.precision}: "
+            "compile one with --precision int8 --strict"
+        )
+    return bundle
+
+
+def _candidate(weights: Path, contract: str, bundle: Bundle) -> Candidate:
+    """The trained network that a bundle was made of.
+
+    Raises:
+        OptionError: the bundle is of another network or contract, or the network is not for masks with one class.
+    """
+    manifest = bundle.manifest
+    if file_sha256(weights) != manifest.weights.get("sha256"):
+        raise OptionError(
+            f"--bundle {bundle.folder}: expected one of {weights.name}, got one of {manifest.weights.get('file')}: "
+            "name its network with --model or --weights"
+        )
+    candidate = open_candidate(weights, contract, imgsz=manifest.network_size_hw)
+    if json.loads(json.dumps(candidate.contract.as_dict())) != manifest.contract:
+        raise OptionError(
+            f"--bundle {bundle.folder}: expected contract {candidate.contract.name}, got {manifest.contract.get('name')}: "
+            "name the bundle's with --contract"
+        )
+    if candidate.class_count != 1:
+        raise OptionError(f"{weights.name}: expected a network of one class, got {candidate.class_count}")
+    return candidate
+
+
+def _network_inputs(candidate: Candidate, calib: str, count: int) -> tuple[Inputs, str]:
+    """What the frame program gives the network for the calibration pictures, and the pictures' sha256."""
+    assert candidate.module is not None
+    before = candidate.module("fp32", ()).before.eval()
+    with open_calibration(calib, count) as source, torch.inference_mode():
+        frames = HashedFrames(source)
+        inputs = [before(torch.from_numpy(np.ascontiguousarray(frame.image[None]))).numpy() for frame in frames]
+    return np.concatenate(inputs), frames.sha256
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "| | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"
+    yield "|---" * (len(COLUMNS) + 1) + "|"
+    for row in rows:
+        if "missing" in row:
+            yield f"| {row['label']} | {row['missing']} |" + " |" * (len(COLUMNS) - 1)
+            continue
+        cells = {
+            name: "–" if row[name] is None else pattern.format(row[name]) for name, (_, pattern) in COLUMNS.items()
+        }
+        if row["worst_picture"]:
+            cells["iou_worst"] += f" ({row['worst_picture']})"
+        yield f"| {' '.join((row['label'], row['version'])).strip()} | " + " | ".join(cells.values()) + " |"
+
+
+def _ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Our IoU by that of each tool, and what each tool loses of the masks by what we lose; none where it would be by nothing."""
+    ious = {row["tool"]: row["iou_mean"] for row in rows if "missing" not in row}
+    ours = ious["ours"]
+    peers = {key: value for key, value in ious.items() if key in PEERS}
+    by_iou = {f"ours_iou_over_{key}": round(ours / value, 4) for key, value in peers.items() if value >= 0.01}
+    by_loss = {f"{key}_loss_over_ours": round((1 - value) / (1 - ours), 4) for key, value in peers.items() if ours < 1}
+    return by_iou | by_loss
+
+
+def _plot(lines: Mapping[str, Sequence[float]]) -> NDArray[np.uint8]:
+    """Sorted IoU of each tool's pictures over their share; (H, W, 3) uint8 BGR."""
+    height, width, margin = 540, 900, 60
+    image = np.full((height, width, 3), 255, np.uint8)
+    font, grey = cv2.FONT_HERSHEY_SIMPLEX, (120, 120, 120)
+
+    def point(share: float, value: float) -> tuple[int, int]:
+        return (
+            round(margin + share * (width - 2 * margin)),
+            round(height - margin - value * (height - 2 * margin)),
+        )
+
+    for value in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        cv2.line(image, point(0, value), point(1, value), (225, 225, 225), 1)
+        x, y = point(0, value)
+        cv2.putText(image, f"{value:.1f}", (x - 40, y + 5), font, 0.5, grey, 1, cv2.LINE_AA)
+    cv2.putText(image, "IoU with the FP32 mask", (margin, margin - 20), font, 0.5, grey, 1, cv2.LINE_AA)
+    cv2.putText(image, "pictures, the worst first", (margin, height - 20), font, 0.5, grey, 1, cv2.LINE_AA)
+    for row, ((label, values), colour) in enumerate(zip(lines.items(), _COLOURS_BGR, strict=False)):
+        points = [point(index / max(1, len(values) - 1), value) for index, value in enumerate(values)]
+        cv2.polylines(image, [np.array(points, np.int32)], False, colour, 2, cv2.LINE_AA)
+        cv2.putText(image, label, (width - 330, height - margin - 20 - 22 * row), font, 0.5, colour, 1, cv2.LINE_AA)
+    return image

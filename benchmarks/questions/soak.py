@@ -1,0 +1,161 @@
+"""Does anything grow over many frames: memory, threads, open files, the age of frames?
+
+A camera that is faster than the engine, the whole data path to outputs that keep nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.shared.bars import draw_bars, write_plot
+from benchmarks.shared.environment import write_result
+from benchmarks.shared.stand_in import Sleeper
+from pipeline.command.command_line import OptionParser
+from pipeline.command.freed_memory import keep_freed_memory
+from pipeline.errors import OptionError
+from pipeline.flow.run import run
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.masks.steady import Steady
+from pipeline.render.look import RENDER_MODES, Look
+from pipeline.render.overlay import Renderer
+from pipeline.sinks.base import Sink
+from pipeline.sinks.null import NullSink
+from pipeline.sources.base import Source
+
+WARM_UP = 1000
+_EVERY = 100
+
+
+def add_options(parser: OptionParser) -> None:
+    """Add what ``python -m benchmarks soak`` takes."""
+    parser.add_argument("--frames", type=int, default=20_000, metavar="N", help="written frames (default: %(default)s)")
+    parser.add_argument("--size", default="640x360", metavar="WxH", help="of the frames (default: %(default)s)")
+    parser.add_argument(
+        "--engine-ms",
+        type=float,
+        default=1.0,
+        metavar="MS",
+        help="what the stand-in engine takes (default: %(default)s)",
+    )
+    parser.add_argument("--render", default="overlay", choices=RENDER_MODES, help="(default: %(default)s)")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the memory over the frames")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Run the benchmark and print its table.
+
+    Raises:
+        OptionError: a number is none.
+    """
+    try:
+        width, height = (int(part) for part in options.size.split("x"))
+    except ValueError as error:
+        raise OptionError(f"--size: expected WxH, got {options.size}") from error
+    if options.frames < 2 * _EVERY:
+        raise OptionError(f"--frames: expected {2 * _EVERY} or more, got {options.frames}")
+    keep_freed_memory()  # as the command does
+    source = _Camera((height, width), options.frames)
+    samples = _Samples(source, options.frames)
+    renderer = Renderer(Look(mode=options.render), "binary")
+    start_s = time.perf_counter()
+    with Sleeper(options.engine_ms) as engine:
+        run(
+            source,
+            engine,
+            renderer,
+            [NullSink("null", source.info, renderer), samples],
+            refine=Steady("on", False, "binary", renderer, [source]),
+        )
+    elapsed_s = time.perf_counter() - start_s
+    snapshot = source.telemetry.snapshot()
+    rows = samples.rows
+    warm = next((row for row in rows if row["frames"] >= min(WARM_UP, options.frames // 2)), rows[0])
+    growth_mb = max(row["resident_mb"] for row in rows if row["frames"] >= warm["frames"]) - warm["resident_mb"]
+    print("| frames | resident MB | threads | open files | age p99 ms |\n|---|---|---|---|---|")
+    for row in rows[:: max(1, len(rows) // 10)]:
+        print(
+            f"| {row['frames']} | {row['resident_mb']:.2f} | {row['threads']} | {row['open_files']} | {row['age_p99_ms']:.1f} |"
+        )
+    print(
+        f"{options.frames} frames in {elapsed_s:.0f} s; {snapshot.frames_in} in = {snapshot.frames_out} out + "
+        f"{sum(snapshot.dropped.values())} dropped"
+    )
+    print(f"soak_growth_mb: {growth_mb:.3f}")
+    if options.plot:
+        chosen = rows[:: max(1, len(rows) // 20)]
+        write_plot(
+            options.plot,
+            draw_bars("resident MB, by frames", [(str(row["frames"]), row["resident_mb"]) for row in chosen]),
+        )
+    if options.json:
+        write_result(
+            Path(options.json),
+            "soak",
+            {
+                "size_wh": [width, height],
+                "frames": options.frames,
+                "seconds": round(elapsed_s, 1),
+                "dropped": dict(snapshot.dropped),
+                "table": rows,
+                "ratios": {"soak_growth_mb": round(growth_mb, 3)},
+            },
+        )
+
+
+class _Camera(Source):
+    """New frames without end until so many were written; faster than the engine, so that frames are dropped all the time."""
+
+    def __init__(self, size_hw: tuple[int, int], count: int) -> None:
+        self.info = SourceInfo("camera", "made up", size_hw, live=True)
+        self._texture = np.random.default_rng(0).integers(0, 255, (*size_hw, 3), np.uint8)
+        self._count = count
+        self.done = threading.Event()
+
+    def __iter__(self) -> Iterator[Frame]:
+        index = 0
+        while not self.done.is_set():
+            # New memory for each, as from a decoder.
+            yield Frame(np.roll(self._texture, index, axis=1), index, index / 60, "camera", f"{index:06d}")
+            index += 1
+            time.sleep(0.0005)
+
+    def close(self) -> None:
+        self.done.set()
+
+
+class _Samples(Sink):
+    """Takes stock every 100 frames."""
+
+    def __init__(self, source: _Camera, count: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._source, self._count, self._frames = source, count, 0
+
+    def write(self, frame: Frame) -> None:
+        self._frames += 1
+        self.stopped = self._frames >= self._count
+        if self._frames % _EVERY == 0:
+            gc.collect()
+            self.rows.append(
+                {
+                    "frames": self._frames,
+                    "resident_mb": round(resident_bytes() / 1e6, 3),
+                    "threads": threading.active_count(),
+                    "open_files": len(os.listdir("/proc/self/fd")),
+                    "age_p99_ms": round(self._source.telemetry.snapshot().age_p99_ms, 2),
+                }
+            )
+
+
+def resident_bytes() -> int:
+    """Memory of this process that lies in the machine's."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,103 @@
+"""How do frames per second go with the number of sources that share one engine, and with frames that it takes at once?
+
+Sources are the clip, several times; a GPU's plan takes as many frames at once as it was compiled for (``--batch``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.shared.bars import draw_bars, write_plot
+from benchmarks.shared.environment import write_result
+from pipeline.builds.model_name import open_model
+from pipeline.command.command_line import OptionParser
+from pipeline.command.freed_memory import keep_freed_memory
+from pipeline.engines import open_engine
+from pipeline.engines.base import Engine
+from pipeline.errors import OptionError
+from pipeline.flow.cores import leave_cores_to
+from pipeline.flow.run import run
+from pipeline.render.look import Look
+from pipeline.render.overlay import Renderer
+from pipeline.sinks.null import NullSink
+from pipeline.sources import open_sources
+
+
+def add_options(parser: OptionParser) -> None:
+    """Add what ``python -m benchmarks throughput`` takes."""
+    parser.add_argument("--clip", default="samples/clip.mp4", metavar="VIDEO", help="a video (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="u2netp", metavar="NAME|DIR", help="a bundle or a published network (default: %(default)s)"
+    )
+    parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
+    parser.add_argument("--sources", default="1,2,4", metavar="N,…", help="how many at once (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=48, metavar="N", help="frames in all (default: %(default)s)")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the rates")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Run the benchmark and print its table.
+
+    Raises:
+        EdgemaskError: the clip or the bundle cannot be read.
+    """
+    try:
+        counts = [int(text) for text in options.sources.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1 or options.frames < max(counts):
+        raise OptionError(
+            f"--sources: expected numbers from 1, at most --frames, got {options.sources} and {options.frames}"
+        )
+    keep_freed_memory()  # as the command does
+    bundle = open_model(options.model, print)
+    rows: list[dict[str, Any]] = []
+    with open_engine(bundle, options.backend, overlap=True) as engine:
+        leave_cores_to(engine)  # as the command does
+        _rate(engine, options.clip, 1, 3)  # warm
+        for count in counts:
+            rows.append(_rate(engine, options.clip, count, options.frames // count))
+        description = engine.description
+    print(f"{bundle.manifest.model}, {bundle.manifest.precision}, {description}, {engine.batch} frames at once")
+    print("| sources | FPS in all | FPS of the slowest | of one source's |\n|---|---|---|---|")
+    for row in rows:
+        row["over_first"] = round(row["fps"] / rows[0]["fps"], 4)
+        print(f"| {row['sources']} | {row['fps']:.2f} | {row['least_fps']:.2f} | {row['over_first']:.2f} |")
+    if options.plot:
+        write_plot(
+            options.plot, draw_bars("FPS in all, by sources", [(str(row["sources"]), row["fps"]) for row in rows])
+        )
+    if options.json:
+        write_result(
+            Path(options.json),
+            "throughput",
+            {
+                "model": bundle.manifest.model,
+                "precision": bundle.manifest.precision,
+                "backend": description,
+                "batch": engine.batch,
+                "table": rows,
+                "ratios": {f"fps_{row['sources']}_over_{counts[0]}": row["over_first"] for row in rows},
+            },
+        )
+
+
+def _rate(engine: Engine, clip: str, count: int, frames_each: int) -> dict[str, Any]:
+    renderer = Renderer(Look(), engine.bundle.manifest.task)
+    sources = open_sources([clip] * count)
+    try:
+        start_s = time.perf_counter()
+        result = run(sources, engine, renderer, [NullSink("null", sources[0].info, renderer)], max_frames=frames_each)
+        elapsed_s = time.perf_counter() - start_s
+        least = min(source.telemetry.snapshot().frames_out for source in sources)
+    finally:
+        for source in sources:
+            source.close()
+    return {
+        "sources": count,
+        "fps": round(result.frames / elapsed_s, 3),
+        "least_fps": round(least / elapsed_s, 3),
+    }

@@ -1,0 +1,1 @@
+"""What several questions need: bundles, passes over frames, plots, power meters, the environment."""

@@ -1,0 +1,43 @@
+"""Bundles for a benchmark: those of a folder, and networks that are compiled for it into the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from compile.__main__ import main as compile_main
+from pipeline.bundles.bundle import Bundle, cache_folder
+from pipeline.command.command_line import SaidError
+
+
+def read_or_compile(model: str, contract: str, precision: str = "fp32") -> Bundle:
+    """A bundle's folder as it is, or a published network, compiled in a contract that the benchmark chooses.
+
+    Args:
+        model: a folder, or a name such as "u2netp".
+        contract: for a name: one that ``python -m compile`` knows, or a file.
+        precision: for a name.
+
+    Raises:
+        EdgemaskError: there is no such bundle, or it cannot be made.
+    """
+    if Path(model).exists():
+        return Bundle.read(model)
+    arguments = ["--model", model, "--contract", contract, "--precision", precision]
+    return compile_anew(f"{model}-{precision}-{Path(contract).stem}", arguments)
+
+
+def compile_anew(name: str, arguments: Sequence[str]) -> Bundle:
+    """Compile into the cache, in place of what was there, so that what is measured is what this program makes now.
+
+    Args:
+        name: of the bundle's folder.
+        arguments: of ``python -m compile``, without ``--output``.
+
+    Raises:
+        SaidError: it failed, and the user was told.
+    """
+    folder = cache_folder() / "benchmarks" / name
+    if compile_main([*arguments, "--output", str(folder)]) != 0:
+        raise SaidError(name)
+    return Bundle.read(folder)

@@ -1,0 +1,1 @@
+"""How masks are judged: agreement, saliency against ground truth, flicker."""

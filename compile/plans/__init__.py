@@ -1,0 +1,1 @@
+"""Plans: what TensorRT, TensorRT-RTX and Torch-TensorRT make of a program."""

@@ -1,0 +1,227 @@
+"""The frame program: everything that happens to a frame between camera and mask, as one PyTorch module.
+
+    frames (N, H, W, 3) uint8 BGR  ->  FrameToInput  ->  network  ->  ScoresToMask  ->  masks (N, H, W) uint8, not_finite (N,) int32
+
+A NaN cannot be seen in a mask of 8 bits, so ``not_finite`` says how many of a frame's scores are NaN or infinite.
+With ``--compose device`` one more output follows, ``Overlay``: views (N, H, W, 3) uint8 BGR (``compile.program.compose``). With
+``--pixels nv12`` frames come as decoders give them, and what makes them BGR goes before it (``compile.program.nv12``).
+
+This is the only definition of pre- and post-processing: it is exported and compiled as a whole, and calibration, verification,
+benchmarks and the pipeline all run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calibration.inference_form import fold_norms
+from compile.networks.contract import Contract
+from pipeline.errors import CompileError
+
+# ITU-R BT.601 luma, as OpenCV and Pillow make grey pictures, for BGR.
+_LUMA_BGR = (0.114, 0.587, 0.299)
+
+
+class FrameToInput(nn.Module):
+    """Frames to the network's input: resize, channel order, scale, mean and standard deviation.
+
+    With the filter "area" large frames are averaged, not sampled: a bilinear resize from 1080p to 320 pixels looks at a tenth of the
+    picture, and what it misses flickers. So the frame is resized to the nearest whole multiple of the network's size, and blocks of
+    that many pixels are averaged. For frames of less than 1.5 times the network's size this is the plain bilinear resize, which the
+    filter "bilinear" is for all.
+    """
+
+    mean: Tensor
+    std: Tensor
+    luma_bgr: Tensor
+
+    def __init__(self, contract: Contract) -> None:
+        super().__init__()
+        self.size_hw = contract.imgsz
+        self.channels = contract.channels
+        self.divide_by = contract.divide_by
+        self.layout = contract.layout
+        self.filter = contract.filter
+        self.register_buffer("mean", torch.tensor(contract.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(contract.std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("luma_bgr", torch.tensor(_LUMA_BGR).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, frames_nhwc: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 BGR to (N, C, h, w) float32, or (N, h, w, C) if the contract says so."""
+        height, width = self.size_hw
+        # Cast first: TensorRT takes uint8 only at the border of a network.
+        x = frames_nhwc.float().permute(0, 3, 1, 2)
+        if self.filter == "bilinear":
+            x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+        else:
+            rows, columns = _blocks(frames_nhwc.shape[1], height), _blocks(frames_nhwc.shape[2], width)
+            x = F.interpolate(x, (height * rows, width * columns), mode="bilinear", align_corners=False)
+            x = x.reshape(x.shape[0], 3, height, rows, width, columns).mean((3, 5))
+        if self.channels == "rgb":
+            x = x.flip(1)
+        elif self.channels == "grey":
+            x = (x * self.luma_bgr).sum(1, keepdim=True)
+        if self.divide_by == "max":
+            x = x / x.amax((1, 2, 3), keepdim=True).clamp(min=1.0)  # a black frame stays black
+        else:
+            x = x / self.divide_by
+        x = (x - self.mean) / self.std
+        return x.permute(0, 2, 3, 1) if self.layout == "nhwc" else x
+
+
+class ScoresToMask(nn.Module):
+    """The network's output to masks of the frames' size.
+
+    One class: probability × 255. More classes: the index of the largest score, at the network's size and enlarged by nearest
+    neighbour, or with ``smooth`` after the scores were enlarged. Where scores are NaN the mask is wrong, and often 0: so they are
+    counted.
+    """
+
+    def __init__(self, contract: Contract, *, smooth: bool = False) -> None:
+        super().__init__()
+        self.activation = contract.activation
+        self.stretch = contract.stretch
+        self.layout = contract.output_layout or contract.layout
+        self.smooth = smooth
+
+    def forward(self, scores: Tensor, frames_nhwc: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, h, w) scores, and the frames for their size, to masks (N, H, W) uint8 and ``not_finite`` (N,) int32."""
+        scores = scores.float()
+        return self._masks(scores, (frames_nhwc.shape[1], frames_nhwc.shape[2])), _count_not_finite(scores)
+
+    def _masks(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        if self.layout == "nhwc":
+            scores = scores.permute(0, 3, 1, 2)
+        if scores.shape[1] > 1:
+            return self._class_index(scores, size_hw)
+        x = torch.sigmoid(scores) if self.activation == "sigmoid" else scores
+        if self.stretch:
+            low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+            # A flat map has nothing to stretch: it stays dark, where a division by zero would be NaN.
+            x = (x - low) / (high - low).clamp(min=1e-6)
+            # The authors cut the stretched mask to 8 bits before they enlarge it.
+            x = (x * 255.0).floor() / 255.0
+        x = F.interpolate(x, size_hw, mode="bilinear", align_corners=False)
+        # Cast last: TensorRT gives uint8 only at the border of a network.
+        return (x * 255.0).round().clamp(0.0, 255.0)[:, 0].to(torch.uint8)
+
+    def _class_index(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        if self.smooth:
+            scores = F.interpolate(scores, size_hw, mode="bilinear", align_corners=False)
+            return scores.argmax(1).to(torch.uint8)
+        index = scores.argmax(1, keepdim=True).float()
+        return F.interpolate(index, size_hw, mode="nearest")[:, 0].to(torch.uint8)
+
+
+class Overlay(nn.Module):
+    """A colour over the subject, as ``pipeline.render.overlay`` draws it in mode "overlay": a frame leaves the GPU as it is shown.
+
+    The look is an input, so that it can change from frame to frame: ``pipeline.render.compose.look_values`` makes it. A soft edge is a
+    clipped straight line, so two numbers hold it, and all operations are pointwise. A table of 256 weights would hold any edge, but
+    looking masks up in it takes an index of 4 bytes for each pixel. Nothing is rounded before the end: the result is within 1 of
+    255 of what the host draws.
+    """
+
+    def forward(self, frames_nhwc: Tensor, masks_nhw: Tensor, look: Tensor) -> Tensor:
+        """Draw.
+
+        Args:
+            frames_nhwc: (N, H, W, 3) uint8 BGR.
+            masks_nhw: (N, H, W) float32, 0 to 255, whole numbers: TensorRT hands no uint8 on.
+            look: (6,) float32: slope and intercept of the soft edge over a mask's values, alpha, and the colour's b, g, r.
+
+        Returns:
+            (N, H, W, 3) uint8 BGR.
+        """
+        weights = (masks_nhw * look[0:1] + look[1:2]).clamp(0.0, 1.0) * look[2:3]
+        x = frames_nhwc.float()
+        return (x + (look[3:6] - x) * weights.unsqueeze(3)).round().to(torch.uint8)
+
+
+class FrameProgram(nn.Module):
+    """The frame program around a network of ours.
+
+    Args:
+        network: gives (N, classes, h, w) scores by its ``logits`` method.
+        contract: as the network was trained.
+        half: run the network in FP16, changed in place; what is before and after it stays FP32.
+        keep: names of the network's layers that stay FP32 all the same.
+        smooth: see ``ScoresToMask``.
+
+    Raises:
+        CompileError: a weight does not fit FP16.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        contract: Contract,
+        *,
+        half: bool = False,
+        keep: Collection[str] = (),
+        smooth: bool = False,
+    ) -> None:
+        super().__init__()
+        self.before = FrameToInput(contract)
+        self.network = _halve(network, keep) if half else network
+        self.after = ScoresToMask(contract, smooth=smooth)
+        self.half_network = half
+
+    def forward(self, frames_nhwc: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H, W, 3) uint8 BGR to masks (N, H, W) uint8, and how many of each frame's scores are not finite, (N,) int32."""
+        x = self.before(frames_nhwc)
+        scores = self.network.logits(x.half() if self.half_network else x)  # type: ignore[operator]
+        masks, not_finite = self.after(scores, frames_nhwc)
+        return masks, not_finite
+
+
+class _Typed(nn.Module):
+    """A layer with weights, in a type of its own; layers without weights take what comes."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.to(self.dtype))
+        return y
+
+
+def _halve(network: nn.Module, keep: Collection[str]) -> nn.Module:
+    # In FP32: running variances leave FP16's range at both ends where the folded weights do not.
+    fold_norms(network)
+    for name, weight in network.named_parameters():
+        if (
+            name.rpartition(".")[0] not in keep
+            and (largest := float(weight.detach().abs().max())) > torch.finfo(torch.float16).max
+        ):
+            raise CompileError(
+                f"--precision: expected fp32, for FP16 ends at 65504, got fp16 and {largest:.3g} in {name}: take fp32"
+            )
+    if not keep and not any(getattr(layer, "typed", False) for layer in network.modules()):
+        return network.half()
+    layers = [(name, layer) for name, layer in network.named_modules() if layer._parameters]
+    for name, layer in layers:
+        network.set_submodule(name, _Typed(layer, torch.float32 if name in keep else torch.float16))
+    return network
+
+
+def _count_not_finite(scores: Tensor) -> Tensor:
+    """(N, a, b, c) float32 to (N,) int32: how many values are NaN or infinite.
+
+    As one comparison that is false for both. TensorRT reads the operator IsNaN as "not x == x", and an optimiser may take that for
+    false, or turn a negated comparison round. Rows are summed in FP32, twice as fast on a CPU, and their sums as whole numbers, for
+    FP32 counts to 2²⁴ alone.
+    """
+    return (1.0 - (scores.abs() < torch.inf).float()).sum(3).int().sum((1, 2), dtype=torch.int32)
+
+
+def _blocks(side: int, network_side: int) -> int:
+    # The nearest whole number, halves up, of network sides in a frame's side; with integers only, so that it can be exported.
+    blocks: int = torch.sym_max(1, (2 * side + network_side) // (2 * network_side))  # type: ignore[no-untyped-call]
+    return blocks

@@ -1,0 +1,335 @@
+"""The seam between the two halves: a folder with a frame program and a manifest that says what it is.
+
+    manifest.json     what the program expects and gives, where it comes from, how far it agrees with the trained network
+    program.onnx      the frame program: (N, H, W, 3) uint8 BGR, or NV12 as ``pipeline.frames.pixels`` says, -> masks (N, H, W) uint8,
+                      and how many of each frame's scores are not finite, (N,) int32; one that composes also takes how masks are shown,
+                      (6,) float32, and gives views (N, H, W, 3) uint8 BGR
+    engines/          plans built from it, one file for each runtime, as the runtime wrote them
+
+The build half writes a bundle, the run half checks and reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pipeline.bundles.file_lock import locked
+from pipeline.bundles.whole_folder import whole_folder
+from pipeline.errors import BundleError
+from pipeline.frames.pixels import Pixels
+
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+PROGRAM_NAME = "program.onnx"
+WORST_NAME = "verification.png"
+"""The frames that agreed least when the bundle was verified, as a picture."""
+PLANS = "engines/"
+MANIFEST_LIMIT_BYTES = 1 << 20
+
+FRAMES, LOOK, MASKS, NOT_FINITE, VIEWS = "frames", "look", "masks", "not_finite", "views"
+"""Names of a program's inputs and outputs; only one that composes has ``LOOK`` and ``VIEWS``, and old ones lack ``NOT_FINITE``."""
+
+LOOK_VALUES = ("slope", "intercept", "alpha", "blue", "green", "red")
+"""What it is told of a look, float32. A mask's value counts as clip(value × slope + intercept, 0, 1) × alpha."""
+
+Task = Literal["binary", "classes"]
+Precision = Literal["fp32", "fp16", "int8"]
+CPU_GRAPH = "cpu"
+"""Under "graph" of a manifest's calibration: INT8 as CPUs take it, of which no TensorRT can build a plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle says of itself.
+
+    Attributes:
+        model: name under which it was compiled ("u2netp", or the weights' file name).
+        task: "binary" (mask = probability × 255) or "classes" (mask = class index).
+        classes: names; for "binary" the one foreground class, for "classes" index 0 is the background.
+        frame_size_hw: (height, width) of the frames, or None for any size.
+        network_size_hw: (height, width) inside the network.
+        precision: of the network's weights and activations.
+        layers: layers of another precision, and which.
+        contract: how a frame becomes the network's input and its output a mask, as ``compile.networks.contract`` writes it.
+        weights: file name, sha256 and checkpoint family that the network was read from.
+        calibration: of INT8: frames, method, what was repaired or left out, as ``compile`` writes it.
+        verification: agreement with the trained network, as ``compile.proof.verify`` writes it.
+        engines: for each plan its file, runtime, version, compute capabilities and frame profile, as ``compile`` writes it.
+        files: sha256 of every other file in the bundle, by name.
+        composes: the program draws the overlay too, and gives views beside the masks; not in the file if it does not.
+        pixels: how the frames lie in memory that the program takes; not in the file if it is "bgr".
+        tools: versions of what made it.
+        created: date and time in UTC, ISO 8601.
+        schema: version of this list.
+    """
+
+    model: str
+    task: Task
+    classes: tuple[str, ...]
+    network_size_hw: tuple[int, int]
+    precision: Precision
+    contract: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    tools: Mapping[str, str]
+    created: str
+    frame_size_hw: tuple[int, int] | None = None
+    layers: Mapping[str, str] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    verification: Mapping[str, Any] = field(default_factory=dict)
+    engines: tuple[Mapping[str, Any], ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    composes: bool = False
+    pixels: Pixels = "bgr"
+    schema: int = SCHEMA
+
+    @property
+    def for_cpu(self) -> bool:
+        """Whether the program is INT8 as CPUs take it."""
+        return self.calibration.get("graph") == CPU_GRAPH
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Read a manifest and check it.
+
+        Raises:
+            BundleError: not JSON, of another schema, or with a field missing, unknown or of a wrong type.
+        """
+        try:
+            entries = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{where}: expected JSON, got other text ({error}): compile the bundle again") from error
+        if not isinstance(entries, dict) or entries.get("schema") != SCHEMA:
+            got = entries.get("schema") if isinstance(entries, dict) else type(entries).__name__
+            raise BundleError(
+                f"{where}: expected schema {SCHEMA}, got {got}: compile the bundle again with this version"
+            )
+        fields = cls.__dataclass_fields__
+        required = [name for name, entry in fields.items() if entry.default is entry.default_factory is MISSING]
+        if wrong := [name for name in required if name not in entries] + [
+            name for name in entries if name not in fields
+        ]:
+            raise BundleError(f"{where}: missing or unknown field {wrong[0]!r}: compile the bundle again")
+        try:
+            manifest = cls(
+                **{
+                    **entries,
+                    "classes": _names(entries["classes"]),
+                    "network_size_hw": _size_hw(entries["network_size_hw"]),
+                    "frame_size_hw": None
+                    if entries.get("frame_size_hw") is None
+                    else _size_hw(entries["frame_size_hw"]),
+                    "engines": _objects(entries.get("engines", [])),
+                }
+            )
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BundleError(f"{where}: a field has a wrong type ({error}): compile the bundle again") from error
+        if not isinstance(manifest.model, str) or not isinstance(manifest.created, str):
+            raise BundleError(f"{where}: expected text for model and created: compile the bundle again")
+        if manifest.task not in get_args(Task) or manifest.precision not in get_args(Precision) or not manifest.classes:
+            raise BundleError(f"{where}: unknown task, precision or no classes: compile the bundle again")
+        if not isinstance(manifest.composes, bool):
+            raise BundleError(f"{where}: expected true or false for composes: compile the bundle again")
+        if manifest.pixels not in get_args(Pixels):
+            raise BundleError(f"{where}: expected {' or '.join(get_args(Pixels))} for pixels: compile the bundle again")
+        if manifest.pixels == "nv12" and any(side % 2 for side in manifest.frame_size_hw or ()):
+            raise BundleError(f"{where}: expected an even frame_size_hw for nv12: compile the bundle again")
+        maps = ("contract", "weights", "tools", "layers", "calibration", "verification", "files")
+        if not all(isinstance(getattr(manifest, name), dict) for name in maps):
+            raise BundleError(f"{where}: expected an object for {', '.join(maps)}: compile the bundle again")
+        return manifest
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON, fields in their order here."""
+        entries = asdict(self)
+        if not self.composes:
+            del entries["composes"]
+        if self.pixels == "bgr":
+            del entries["pixels"]
+        return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A folder that was checked against its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def program_path(self) -> Path:
+        """Where the portable frame program lies."""
+        return self.folder / PROGRAM_NAME
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Bundle:
+        """Open a bundle and check every file against its sha256, but plans: ``pipeline.bundles.plan`` does when one is loaded.
+
+        Raises:
+            BundleError: no bundle, damaged, or with a changed byte.
+        """
+        folder = Path(folder)
+        while True:
+            before = _identity(folder)
+            try:
+                return cls._read(folder)
+            except BundleError:
+                with locked(folder.parent, shared=True):  # one who replaces it just now has done so then
+                    if _identity(folder) == before:
+                        raise
+
+    @classmethod
+    def _read(cls, folder: Path) -> Bundle:
+        path = folder / MANIFEST_NAME
+        if not os.path.isdir(folder):
+            got = "a file" if os.path.exists(folder) else "nothing"
+            raise BundleError(
+                f"{folder}: expected a bundle folder, got {got}: make it with python -m compile --output {folder}"
+            )
+        try:
+            with path.open("rb") as file:
+                text = file.read(MANIFEST_LIMIT_BYTES + 1)
+        except OSError as error:
+            raise BundleError(
+                f"{folder}: expected a bundle with {MANIFEST_NAME}, cannot read it ({error.strerror}): make it with python -m compile"
+            ) from error
+        if len(text) > MANIFEST_LIMIT_BYTES:
+            raise BundleError(f"{path}: expected at most {MANIFEST_LIMIT_BYTES} bytes, got more: this is no manifest")
+        manifest = Manifest.from_json(text.decode("utf-8", errors="replace"), str(path))
+        if PROGRAM_NAME not in manifest.files:
+            raise BundleError(f"{path}: expected a sha256 for {PROGRAM_NAME}, got none: compile the bundle again")
+        for name, expected in manifest.files.items():
+            _check_name(folder, name)
+            if not name.startswith(PLANS):
+                _check_file(folder, name, expected)
+        return cls(folder, manifest)
+
+    @classmethod
+    def write(cls, folder: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+        """Write a bundle all at once: the folder appears complete or not at all, also where two processes write it.
+
+        Args:
+            folder: where; a bundle that is there already is replaced, any other content is refused.
+            manifest: its ``files`` are filled in here.
+            files: content by name.
+
+        Raises:
+            BundleError: the folder holds something else, or cannot be written.
+        """
+        folder = Path(folder)
+        check_destination(folder)
+        place = Path(os.path.realpath(folder))  # a link stays, and what it points to is replaced
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        complete = Manifest(**{**{key: getattr(manifest, key) for key in Manifest.__dataclass_fields__}, "files": sums})
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with whole_folder(place) as scratch:
+                for name, content in files.items():
+                    (scratch / name).parent.mkdir(exist_ok=True)
+                    (scratch / name).write_bytes(content)
+                (scratch / MANIFEST_NAME).write_text(complete.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise BundleError(f"{folder}: cannot be written ({error.strerror}): choose another --output") from error
+        return cls(folder, complete)
+
+
+def check_destination(folder: Path) -> None:
+    """Refuse a place where a bundle cannot go, before any work is done.
+
+    Raises:
+        BundleError: it is a file, or a folder that holds something other than a bundle, or cannot be written.
+    """
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise BundleError(f"{folder}: expected a folder for the bundle, got a file: choose another --output")
+    if _holds_other_files(folder):
+        raise BundleError(
+            f"{folder}: expected a new folder or a bundle to replace, got a folder with other files: choose another --output"
+        )
+    nearest = next(parent for parent in Path(os.path.realpath(folder)).parents if os.path.exists(parent))
+    if not nearest.is_dir():
+        raise BundleError(f"{folder}: cannot be written ({nearest} is a file): choose another --output")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise BundleError(f"{folder}: cannot be written (no permission to write in {nearest}): choose another --output")
+
+
+def cache_folder() -> Path:
+    """Where compiled zoo networks and downloaded weights are kept: ``EDGEMASK_CACHE``, else ``~/.cache/edgemask``."""
+    given = os.environ.get("EDGEMASK_CACHE")
+    if given:
+        return Path(given).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "edgemask"
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _holds_other_files(folder: Path) -> bool:
+    # By one look into one folder: two might be at the one that was there and the one that has just replaced it.
+    before = _identity(folder)
+    try:
+        names = os.listdir(folder)
+    except OSError:  # of a folder that cannot be looked into nobody knows
+        return os.path.isdir(folder)
+    return bool(names) and MANIFEST_NAME not in names and _identity(folder) == before
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """What tells a folder from another one that was put in its place; empty where there is none."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
+def _check_name(folder: Path, name: str) -> None:
+    encodes = name.encode("utf-8", "ignore").decode("utf-8") == name
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name or not encodes:
+        raise BundleError(f"{folder}: expected file names inside the bundle, got {name!r}: do not use this bundle")
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    path = folder / name
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a device or a pipe may never end
+        raise BundleError(f"{path}: expected a file, got something else: do not use this bundle")
+    try:
+        got = file_sha256(path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}): compile the bundle again") from error
+    if got != expected:
+        raise BundleError(
+            f"{path}: expected sha256 {str(expected)[:12]}…, got {got[:12]}…: the file was changed or damaged, compile the bundle again"
+        )
+
+
+def _objects(value: Any) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise TypeError("engines that are no list of objects")
+    return tuple(value)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError("classes that are no list of names")
+    return tuple(value)
+
+
+def _size_hw(value: Any) -> tuple[int, int]:
+    if not isinstance(value, list):
+        raise TypeError("a size that is no list")
+    height, width = (int(side) for side in value)
+    if height < 1 or width < 1:
+        raise ValueError(f"a size of {height}×{width}")
+    return height, width

@@ -1,0 +1,104 @@
+"""What all commands share: options that fail in one line, and the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+from pipeline.errors import ERRORS_VARIABLE, EdgemaskError, OptionError
+from pipeline.signals import StoppedError, first_signal
+
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
+
+class OptionParser(argparse.ArgumentParser):
+    """argparse, with a wrong option as an ``OptionError`` of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's message.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError(f"{message} (see {self.prog} --help)")
+
+
+def share(text: str) -> float:
+    """An option's value as a number from 0 to 1, for argparse.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """What reads an option's value as a whole number in these bounds, for argparse.
+
+    Args:
+        least: the smallest that is taken.
+        most: the largest; None: there is none.
+    """
+
+    def read(text: str) -> int:
+        # Not all that int() reads: neither other scripts' digits nor underscores, nor numbers that fill a screen.
+        value = int(text) if re.fullmatch(r"[+-]?\d{1,12}", text, re.ASCII) else least - 1
+        if value < least or (most is not None and value > most):
+            to = "" if most is None else f" to {most}"
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least}{to}, got {text}")
+        return value
+
+    return read
+
+
+class SaidError(EdgemaskError):
+    """A mistake that another process has told the user of already."""
+
+
+def run_command(command: Callable[[], None], mistakes: tuple[type[Exception], ...] = (EdgemaskError,)) -> int:
+    """Run a command's body.
+
+    SIGINT and SIGTERM end it cleanly, through ``StoppedError`` in the main thread; a second one ends the process at once.
+
+    Args:
+        command: the body.
+        mistakes: exceptions that are the user's to mend: their sentence is printed, and the status is 2. Any other is a bug.
+
+    Returns:
+        The exit status: 0, 2, 130 or 143.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, first_signal)
+    try:
+        command()
+    except SaidError:
+        return 2
+    except mistakes as error:
+        # A file's name may hold line ends and a terminal's commands; the message is one line in any case.
+        _tell(_CONTROL_CHARACTERS.sub(" ", str(error)))
+        return 2
+    except StoppedError as stopped:
+        return stopped.status
+    return 0
+
+
+def _tell(sentence: str) -> None:
+    handle = os.environ.get(ERRORS_VARIABLE, "")
+    if handle.isdecimal():
+        with suppress(OSError):
+            os.write(int(handle), sentence.encode(errors="replace"))
+            return
+    print(f"error: {sentence}", file=sys.stderr)

@@ -1,0 +1,110 @@
+"""What systemd is told: ready, alive, stopping; and when the data path counts as alive."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+
+from pipeline.stages.telemetry import Snapshot, State, Telemetry
+
+# A frame that was read and is not written for so long hangs in the engine or in an output.
+STUCK_S = 20.0
+# A source that claims to run gives a frame or changes its state before this; its own deadlines are shorter.
+SILENT_S = 60.0
+
+
+class Health:
+    """Says whether frames move, or wait for a reason that they may have.
+
+    Args:
+        telemetries: of the sources.
+    """
+
+    def __init__(self, telemetries: Sequence[Telemetry]) -> None:
+        self._telemetries = telemetries
+        self._start_s = time.monotonic()
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def problem(self) -> str:
+        """What is wrong with the data path; empty if nothing is. Any thread may ask."""
+        now_s = time.monotonic()
+        for telemetry in self._telemetries:
+            snapshot = telemetry.snapshot()
+            since_s = now_s - self._moved_s(snapshot, now_s)
+            if snapshot.in_flight > 0 and since_s > STUCK_S:
+                return f"{snapshot.name}: frames are read and none was written for {since_s:.0f} s"
+            if snapshot.state is State.RUNNING and snapshot.frames_in > 0 and since_s > SILENT_S:
+                return f"{snapshot.name}: runs, and gave no frame for {since_s:.0f} s"
+        return ""
+
+    def _moved_s(self, snapshot: Snapshot, now_s: float) -> float:
+        """When a frame was last written or dropped, as far as was seen."""
+        done = snapshot.frames_out + sum(snapshot.dropped.values())
+        before = self._seen.get(snapshot.name)
+        if before is None or before[0] != done or (snapshot.in_flight == 0 and snapshot.state is not State.RUNNING):
+            self._seen[snapshot.name] = done, now_s
+        return self._seen[snapshot.name][1]
+
+
+class Service:
+    """Tells systemd of a unit with ``Type=notify``; without one (no NOTIFY_SOCKET) it does nothing.
+
+    The watchdog is fed by whoever calls ``pulse``, which is the loop that writes frames: a timer of its own would go on when that
+    loop hangs.
+
+    Args:
+        health: the watchdog is not fed while it knows of a problem.
+        environment: of the process.
+    """
+
+    def __init__(self, health: Health, environment: Mapping[str, str] = os.environ) -> None:
+        self._health = health
+        self._socket: socket.socket | None = None
+        self._due_s = 0.0
+        self._every_s = _watchdog_s(environment) / 3
+        address = environment.get("NOTIFY_SOCKET", "")
+        if address:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket.setblocking(False)  # a busy manager must not hold up the picture
+            self._address = "\0" + address[1:] if address.startswith("@") else address
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tell("STOPPING=1")
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def ready(self, status: str) -> None:
+        """The pipeline runs; ``status`` is one line for ``systemctl status``."""
+        self.tell(f"READY=1\nSTATUS={' '.join(status.split())}")
+
+    def pulse(self) -> None:
+        """The loop has come round; cheap enough for every frame."""
+        now_s = time.monotonic()
+        if self._socket is None or now_s < self._due_s:
+            return
+        self._due_s = now_s + self._every_s
+        problem = self._health.problem()
+        self.tell(f"STATUS={problem}" if problem else "WATCHDOG=1")
+
+    def tell(self, text: str) -> None:
+        """Send one datagram; one that cannot be sent is lost, for the next one says it again."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.sendto(text.encode(), self._address)
+
+
+def _watchdog_s(environment: Mapping[str, str]) -> float:
+    """Within what time systemd wants to hear, in seconds; 30 where there is no watchdog, to keep the status fresh."""
+    try:
+        if int(environment.get("WATCHDOG_PID", os.getpid())) == os.getpid():
+            return max(0.1, int(environment["WATCHDOG_USEC"]) / 1e6)
+    except (KeyError, ValueError):
+        pass
+    return 30.0

@@ -1,0 +1,151 @@
+"""The one record that travels: a frame, and after the engine its mask and its rendered view."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ShapeError
+from pipeline.frames.pixels import Pixels, frames_nhw
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(slots=True, repr=False)
+class Frame:
+    """One picture of a source, on its way to the outputs.
+
+    Attributes:
+        pixels: the picture as it was decoded: (H, W, 3) uint8, BGR, or (H·3/2, W) uint8, NV12 (``pipeline.frames.pixels``). Owned by
+            the frame: a source never writes to it again, nor does any stage.
+        index: position in the source, from 0; frames dropped on the way leave gaps.
+        pts_s: presentation time in seconds from the start of the source.
+        source: the source's name, for titles and messages.
+        name: what a picture written from this frame is called, without suffix; may hold folders ("a/b").
+        captured_ns: ``time.monotonic_ns()`` when the frame was complete.
+        mask: (H, W) uint8 from the engine: probability × 255, or class index. None before the engine.
+        view: (h, w, 3) uint8, BGR, what outputs show. None before rendering.
+        not_finite: how many of the network's scores, of which the mask was made, are NaN or infinite; 0 where nobody counts them.
+        stale: the mask is of an earlier picture, and this one has changed since.
+    """
+
+    pixels: Image
+    index: int
+    pts_s: float
+    source: str
+    name: str
+    captured_ns: int = field(default_factory=time.monotonic_ns)
+    mask: Image | None = None
+    view: Image | None = None
+    not_finite: int = 0
+    stale: bool = False
+    _bgr: Image | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        pixels = self.pixels
+        if frames_nhw(self._kind, (1, *pixels.shape)) is None or pixels.dtype != np.uint8 or pixels.size == 0:
+            raise ShapeError(f"frame {self.index} of {self.source}: expected (H, W, 3) uint8, got {describe(pixels)}")
+
+    def __repr__(self) -> str:
+        parts = [f"{self.source}#{self.index}", f"pts_s={self.pts_s:.3f}", f"pixels={describe(self.pixels)}"]
+        parts += [f"{key}={describe(value)}" for key in ("mask", "view") if (value := getattr(self, key)) is not None]
+        return f"Frame({', '.join(parts)})"
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the image in pixels."""
+        nhw = frames_nhw(self._kind, (1, *self.pixels.shape))
+        assert nhw is not None  # it was checked
+        return nhw[1:]
+
+    @property
+    def image(self) -> Image:
+        """(H, W, 3) uint8, BGR: ``pixels``, or converted when first asked for. Not to be written to."""
+        if self._kind == "bgr":
+            return self.pixels
+        if self._bgr is None:
+            from pipeline.frames.nv12 import to_bgr  # FFmpeg, which not every run needs
+
+            self._bgr = to_bgr(self.pixels)
+        return self._bgr
+
+    def as_pixels(self, kind: Pixels) -> Image:
+        """The picture as an engine takes it, without a conversion where it is so already.
+
+        Raises:
+            ShapeError: NV12, and a side is odd.
+        """
+        if kind == self._kind:
+            return self.pixels
+        if kind == "bgr":
+            return self.image
+        height, width = self.size_hw
+        if height % 2 or width % 2:
+            raise ShapeError(
+                f"frame {self.index} of {self.source}: expected even sides, as NV12 has, got {height}×{width}: "
+                "compile the bundle with --pixels bgr"
+            )
+        from pipeline.frames.nv12 import to_nv12
+
+        return to_nv12(self.pixels)
+
+    @property
+    def _kind(self) -> Pixels:
+        return "nv12" if self.pixels.ndim == 2 else "bgr"
+
+    @property
+    def age_ms(self) -> float:
+        """Milliseconds since the frame was captured or decoded."""
+        return (time.monotonic_ns() - self.captured_ns) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """What is known of a source before its first frame.
+
+    Attributes:
+        name: short name for titles and messages.
+        description: one line for the user: format, size, rate.
+        size_hw: (height, width) in pixels of the first frames; None when only the frames tell.
+        fps: mean frame rate in Hz; None when there is none (pictures).
+        time_base: the unit in which time stamps count, in seconds.
+        frame_count: how many frames to expect; None when unknown or endless.
+        live: frames come at their own time and cannot wait.
+        paths: the local files that are read, so that no output overwrites them.
+    """
+
+    name: str
+    description: str
+    size_hw: tuple[int, int] | None = None
+    fps: Fraction | None = None
+    time_base: Fraction = Fraction(1, 90_000)
+    frame_count: int | None = None
+    live: bool = False
+    paths: tuple[str, ...] = ()
+
+
+def check_mask(what: str, image_hwc: Image, mask_hw: Image) -> None:
+    """Refuse a frame and a mask that do not belong together.
+
+    Args:
+        what: who asks, for the message.
+        image_hwc: expected (H, W, 3) uint8.
+        mask_hw: expected (H, W) uint8.
+
+    Raises:
+        ShapeError: the two are not of one size, empty, or not uint8.
+    """
+    same_type = image_hwc.dtype == mask_hw.dtype == np.uint8
+    if not same_type or image_hwc.shape != (*mask_hw.shape, 3) or mask_hw.size == 0:
+        raise ShapeError(
+            f"{what}: expected (H, W, 3) and (H, W) uint8 of one size, got {describe(image_hwc)} and {describe(mask_hw)}"
+        )
+
+
+def describe(array: NDArray[np.generic]) -> str:
+    """Shape and dtype of an array in the form used by all messages, such as ``(720, 1280, 3) uint8``."""
+    return f"{tuple(array.shape)} {array.dtype}"

@@ -1,0 +1,1 @@
+"""What this machine is: board, driver, GPU, and the facts that are asked of it. Engines and the doctor call it."""

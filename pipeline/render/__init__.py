@@ -1,0 +1,1 @@
+"""Views: overlay, blending, colours, HUD and annotations. Sinks, page and flow call it."""

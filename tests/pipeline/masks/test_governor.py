@@ -1,0 +1,344 @@
+"""A slow engine's masks, moved with the picture in between."""
+
+import itertools
+import json
+import re
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.engines.base import Computed
+from pipeline.errors import OptionError, ShapeError
+from pipeline.flow.run import run
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.masks.governor import Governor, Reuse
+from pipeline.sinks.base import Sink
+from pipeline.sources.base import Source
+from pipeline.stages.stage_timer import StageTimer
+
+WAIT_S = 20  # only a broken test waits so long
+SIZE_HW = (144, 256)
+
+
+def scene(x, seed=0, size_hw=SIZE_HW):
+    """A red disc at x over a texture that stands still; its mask is its red channel."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(40, 120, (18, 32, 3), dtype=np.uint8)
+    coarse[..., 2] = 0
+    image = cv2.resize(coarse, size_hw[::-1], interpolation=cv2.INTER_LINEAR)
+    return cv2.circle(image, (x, size_hw[0] // 2), 30, (40, 40, 255), -1, cv2.LINE_AA)
+
+
+def iou(mask, other):
+    one, two = mask >= 128, other >= 128
+    return (one & two).sum() / (one | two).sum()
+
+
+class Engine:
+    """The red channel as the mask; waits for ``go`` before each but the first."""
+
+    pixels = "bgr"
+
+    def __init__(self, hold=False):
+        self.hold, self.go, self.calls, self.threads = hold, threading.Semaphore(0), 0, set()
+
+    def __call__(self, frames_nhwc):
+        self.calls += 1
+        self.threads.add(threading.current_thread().name)
+        if self.hold and self.calls > 1:
+            assert self.go.acquire(timeout=WAIT_S)
+        return frames_nhwc[..., 2].copy()
+
+    def submit(self, frames_nhwc):
+        self.submitted = frames_nhwc
+
+    def collect_all(self):
+        return Computed(self(self.submitted))
+
+
+def frames(images, source="a"):
+    return [Frame(image, index, index / 25, source, str(index)) for index, image in enumerate(images)]
+
+
+def test_a_mask_moves_with_its_subject_while_the_engine_works():
+    engine, governor = Engine(hold=True), Governor(1000, "binary")
+    masked = governor.masked(frames([scene(60 + 3 * index) for index in range(12)]), engine, StageTimer())
+    for index in range(12):
+        frame = next(masked)
+        truth = frame.image[..., 2]
+        assert frame.mask.shape == SIZE_HW
+        assert iou(frame.mask, truth) > 0.93, index
+        if index > 6:
+            assert iou(scene(60)[..., 2], truth) < 0.7  # as it was, it would be wrong by far
+    assert engine.calls == 2
+    engine.go.release(20)
+    assert list(masked) == []
+    assert (governor.reuse.computed, governor.reuse.moved, governor.reuse.unchanged) == (1, 11, 0)
+
+
+def test_what_stands_still_is_computed_once():
+    engine, governor = Engine(), Governor(1000, "binary")
+    done = list(governor.masked(frames([scene(90)] * 10), engine, StageTimer()))
+    assert engine.calls == 1
+    assert governor.reuse.unchanged == 9
+    for frame in done:
+        np.testing.assert_array_equal(frame.mask, frame.image[..., 2])
+    assert len({id(frame.mask) for frame in done}) == 10  # each owns its own
+
+
+def test_another_scene_or_size_waits_for_its_own_mask():
+    engine, governor = Engine(), Governor(1000, "binary")
+    dark, light = np.zeros((*SIZE_HW, 3), np.uint8), np.full((*SIZE_HW, 3), 200, np.uint8)
+    small = np.full((10, 20, 3), 200, np.uint8)
+    done = list(governor.masked(frames([dark, light, small, dark]), engine, StageTimer()))
+    assert engine.calls == governor.reuse.computed == 4
+    for frame in done:
+        np.testing.assert_array_equal(frame.mask, frame.image[..., 2])
+
+
+def test_the_cost_is_measured_on_the_frame_that_was_computed():
+    engine, governor = Engine(), Governor(1000, "binary")
+    images = [scene(40 + 2 * index) for index in range(60)]
+    masked = governor.masked(frames(images), engine, StageTimer())
+    for _ in masked:
+        time.sleep(0.002)
+    reuse = governor.reuse
+    assert reuse.computed >= 3
+    assert len(reuse.agreements) == reuse.computed - 1
+    assert 0.9 < np.mean(reuse.agreements) < 1
+    assert re.fullmatch(
+        r"\d+ masks computed, moved for \d+ frames, kept for 0, stale for 0; moved masks agree with computed ones: IoU 0\.9\d{3}",
+        reuse.line(),
+    )
+
+
+def test_nothing_is_said_of_a_cost_that_was_not_measured():
+    assert Reuse(1, 0, 9).line() == "1 masks computed, moved for 0 frames, kept for 9, stale for 0"
+
+
+# Masks that cannot be moved
+
+CALM = [60 + 2 * step for step in range(12)]
+JUMPING = [40, 210, 60, 190, 40, 220, 70, 200, 40, 180, 60, 215]
+
+
+class Recorder(Engine):
+    """Keeps what it has computed."""
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.masks = []
+
+    def __call__(self, frames_nhwc):
+        self.masks.append(super().__call__(frames_nhwc))
+        return self.masks[-1]
+
+
+def computed_in_step(governor, **paths):
+    """Frames of each source at the first place of its path until that was computed for all of them, then at the next."""
+    count = itertools.count()
+    for step, places in enumerate(zip(*paths.values(), strict=True), 1):
+        while governor.reuse.computed < step * len(paths):
+            for source, x in zip(paths, places, strict=True):
+                index = next(count)
+                yield Frame(scene(x), index, index / 25, source, str(index))
+
+
+def test_calm_motion_is_never_stale():
+    said = []
+    engine, governor = Engine(), Governor(1000, "binary", say=said.append)
+    assert not any(frame.stale for frame in governor.masked(computed_in_step(governor, a=CALM), engine, StageTimer()))
+    assert np.mean(governor.reuse.agreements) > 0.95
+    assert (governor.reuse.stale, said) == (0, [])
+
+
+def test_masks_that_cannot_follow_stand_as_they_were_computed_and_say_so():
+    said = []
+    engine, governor = Recorder(), Governor(1000, "binary", say=said.append)
+    stale = 0
+    for frame in governor.masked(computed_in_step(governor, door=JUMPING), engine, StageTimer()):
+        if frame.stale:
+            stale += 1
+            np.testing.assert_array_equal(frame.mask, engine.masks[governor.reuse.computed - 1][0])
+        elif governor.reuse.computed > 1:
+            assert iou(frame.mask, frame.image[..., 2]) == 1  # of this picture, which did not change since
+    reuse = governor.reuse
+    assert reuse.stale == stale > 5
+    assert len(reuse.agreements) == len(JUMPING) - 1  # it goes on being measured
+    assert np.mean(reuse.agreements) < 0.9
+    assert len(said) == 1
+    assert re.match(rf"door: .* IoU {reuse.agreements[0]:.2f},.*--imgsz", said[0])
+    assert f"stale for {stale}" in reuse.line()
+
+
+def test_masks_are_compared_as_old_as_they_get():
+    # From one computed frame to the next the flow follows the disc, and from there to the next but one it does not.
+    engine, governor = Engine(), Governor(1000, "binary")
+    path = list(range(40, 220, 28))
+    done = list(governor.masked(computed_in_step(governor, a=path), engine, StageTimer()))
+    assert governor.reuse.agreements[0] > 0.93
+    assert max(list(governor.reuse.agreements)[1:]) < 0.6
+    assert any(frame.stale for frame in done)
+
+
+def test_masks_move_again_when_they_can_follow():
+    said = []
+    engine, governor = Engine(), Governor(1000, "binary", say=said.append)
+    stale, computed = [], []
+    for frame in governor.masked(computed_in_step(governor, a=JUMPING[:6] + CALM + CALM[-2::-1]), engine, StageTimer()):
+        stale.append(frame.stale)
+        computed.append(governor.reuse.computed)
+    back = computed[len(stale) - stale[::-1].index(True)]
+    assert 6 + 5 <= back <= 6 + 10  # the jumps, and then some comparisons that agree
+    assert governor.reuse.moved > 10
+    assert len(said) == 1
+
+
+def test_of_two_sources_only_the_one_that_moves_fast_is_stale():
+    said = []
+    engine, governor = Engine(), Governor(1000, "binary", say=said.append)
+    paths = {"calm": CALM, "fast": JUMPING}
+    done = [
+        (frame.source, frame.stale)
+        for frame in governor.masked(computed_in_step(governor, **paths), engine, StageTimer())
+    ]
+    assert done.count(("fast", True)) > 5
+    assert ("calm", True) not in done
+    assert [line.split(":")[0] for line in said] == ["fast"]
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_live_mask_that_is_old_is_stale(live):
+    said = []
+    engine, governor = Recorder(hold=True), Governor(1000, "binary", live=["a"] if live else [], say=said.append)
+    seconds = [0.0, 1.0, 2.0, 2.5, 4.0]
+
+    def captured():
+        for index, second in enumerate(seconds):
+            yield Frame(scene(60 + 2 * index), index, second, "a", "", captured_ns=int(second * 1e9))
+        engine.go.release()
+        while governor.reuse.computed < 2:  # the frame of 1.0 s
+            yield Frame(scene(68), 5, 4.0, "a", "", captured_ns=4_000_000_000)
+        for second in (2.5, 3.5):
+            yield Frame(scene(70), 6, second, "a", "", captured_ns=int(second * 1e9))
+        engine.go.release(20)
+
+    done = list(governor.masked(captured(), engine, StageTimer()))
+    assert [frame.stale for frame in done[:5]] == [False, False, False, live, live]
+    assert [frame.stale for frame in done[-2:]] == [False, live]
+    assert len(said) == live
+    if live:
+        for frame in done[3:5]:
+            np.testing.assert_array_equal(frame.mask, engine.masks[0][0])
+
+
+def test_stale_masks_are_counted_and_written_with_the_results(renderer, tmp_path):
+    from pipeline.sinks import open_sink
+
+    class Jumping(Source):
+        info = SourceInfo("door", "")
+
+        def __iter__(self):
+            yield from computed_in_step(governor, door=JUMPING)
+
+    source, governor = Jumping(), Governor(1000, "binary")
+    sink = open_sink(str(tmp_path / "out.jsonl"), source.info, renderer)
+    result = run(source, Engine(), renderer, [sink], masks=governor.masked)
+    sink.close()
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == result.frames
+    snapshot = source.telemetry.snapshot()
+    assert sum(line.get("stale", False) for line in lines) == snapshot.frames_stale == governor.reuse.stale > 0
+    assert snapshot.stale == lines[-1].get("stale", False)
+
+
+def test_the_rate_is_kept():
+    governor = Governor(50, "binary")
+    start_s = time.monotonic()
+    assert len(list(governor.masked(frames([scene(90)] * 11), Engine(), StageTimer()))) == 11
+    assert time.monotonic() - start_s >= 9 / 50
+
+
+def test_classes_are_not_mixed():
+    class Classes(Engine):
+        def __call__(self, frames_nhwc):
+            mask = super().__call__(frames_nhwc)
+            return np.where(mask >= 128, 7, 3).astype(np.uint8)
+
+    engine, governor = Classes(hold=True), Governor(1000, "classes")
+    masked = governor.masked(frames([scene(60 + 4 * index) for index in range(6)]), engine, StageTimer())
+    for _ in range(6):
+        assert set(np.unique(next(masked).mask)) == {3, 7}
+    engine.go.release(20)
+    assert list(masked) == []
+
+
+def test_sources_take_turns_at_the_engine():
+    engine, governor = Engine(), Governor(1000, "binary")
+    images = [scene(40 + 3 * index) for index in range(40)]
+    both = [frame for pair in zip(frames(images, "a"), frames(images, "b"), strict=True) for frame in pair]
+    asked = []
+    for frame in governor.masked(both, engine, StageTimer()):
+        if governor._asked is not None and (not asked or asked[-1] != governor._asked[0]):
+            asked.append(governor._asked[0])
+        time.sleep(0.001)
+        assert iou(frame.mask, frame.image[..., 2]) > 0.9
+    assert {"a", "b"} <= set(asked)
+    assert len(asked) >= 4  # it changed from one to the other, again and again
+
+
+def test_an_engine_that_fails_is_told():
+    class Broken(Engine):
+        def __call__(self, frames_nhwc):
+            if self.calls == 1:
+                raise ShapeError("broken")
+            return super().__call__(frames_nhwc)
+
+    masked = Governor(1000, "binary").masked(
+        frames([scene(40 + 5 * index) for index in range(200)]), Broken(), StageTimer()
+    )
+    with pytest.raises(ShapeError, match="broken"):
+        list(masked)
+    assert not [thread for thread in threading.enumerate() if thread.name == "governed"]
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), 1001])
+def test_rates_that_are_none(rate):
+    with pytest.raises(OptionError, match="--fps: expected a rate above 0, at most 1000, got"):
+        Governor(rate, "binary")
+
+
+def test_in_the_data_path():
+    class Clip(Source):
+        info = SourceInfo("clip", "")
+
+        def __iter__(self):
+            yield from frames([scene(40 + 2 * index) for index in range(30)], "clip")
+
+    class Kept(Sink):
+        def __init__(self):
+            self.frames = []
+
+        def write(self, frame):
+            self.frames.append(frame)
+
+    engine, governor, sink = Engine(), Governor(500, "binary"), Kept()
+    result = run(Clip(), engine, lambda image, mask: image, [sink], masks=governor.masked)
+    assert result.frames == 30
+    assert [frame.index for frame in sink.frames] == list(range(30))
+    assert engine.threads == {"governed"}
+    assert {stage.name for stage in result.stages} >= {"engine", "reuse"}
+    assert not [thread for thread in threading.enumerate() if thread.name in ("governed", "engine", "decode")]
+
+
+def test_the_command_says_what_was_reused(main, tmp_path, write_video):
+    path = write_video(tmp_path / "clip.mp4", [scene(40 + 2 * index) for index in range(25)])
+    done = main("--source", path, "--output", tmp_path / "out.mp4", "--fps", "200", quiet=False)
+    assert done.status == 0
+    assert re.match(r"\d+ masks computed, moved for \d+ frames, kept for \d+", done.err[-1])
+    assert main("--source", path, "--output", "null", "--fps", "0").err == [
+        "error: --fps: expected a rate above 0, at most 1000, got 0"
+    ]
