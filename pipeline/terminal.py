@@ -1,16 +1,66 @@
-"""Lines for the user, above a progress bar where there is one."""
+"""What a command shows its user: one line at a time, above a progress bar where there is one, and the log as such lines.
+
+Everything in this project logs below the logger "edgemask": INFO is what a command says as it goes on, WARNING what it says even
+with ``--quiet``. A program that imports the project gets the same records, and shows them or not.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+LOGGER = "edgemask"
 
 
-def write_line(line: str) -> None:
-    """Tell the user one line, above the bar if there is one."""
+def logger_of(module: str) -> logging.Logger:
+    """The logger of a module: ``log = logger_of(__name__)``."""
+    return logging.getLogger(f"{LOGGER}.{module}")
+
+
+def write_line(line: str, file: TextIO | None = None) -> None:
+    """Tell the user one line, above the bar if there is one.
+
+    Args:
+        line: without its end.
+        file: where to; None: standard error.
+    """
     if sys.stderr.isatty():
         from tqdm import tqdm  # a tenth of the time to the first mask, which only a terminal needs
 
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(line, file=file or sys.stderr)
     else:
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
+        file = file or sys.stderr
+        file.write(f"{line}\n")
+        file.flush()
+
+
+@contextmanager
+def shown_log(*, quiet: bool = False, to_stdout: bool = False) -> Iterator[None]:
+    """Show the log of this project as plain lines while the body runs.
+
+    Args:
+        quiet: warnings alone.
+        to_stdout: on standard output, where the log is what a command was asked for.
+    """
+    handler = _Lines(to_stdout)
+    logger = logging.getLogger(LOGGER)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Lines(logging.Handler):
+    def __init__(self, to_stdout: bool) -> None:
+        super().__init__()
+        self._to_stdout = to_stdout
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write_line(record.getMessage(), sys.stdout if self._to_stdout else sys.stderr)

@@ -81,8 +81,8 @@ def run(
         engine: frames to masks; runs on a thread of its own.
         render: (image, mask) to the view.
         sinks: every one gets every frame; the run ends when one says that it was stopped.
-        composed: asked for the look of each submission (``pipeline.render.compose``), whose views the engine draws; where it gives None,
-            or is None, and where ``refine`` gives a frame another mask, ``render`` draws.
+        composed: asked for the look of each submission (``pipeline.render.compose``), whose views the engine draws; where it gives
+            None, or is None, and where ``refine`` gives a frame another mask, ``render`` draws.
         masks: adds its mask to each frame in place of ``infer``, such as ``Governor.masked``.
         refine: gives a frame another mask before it is rendered; never writes to the one that is there.
         decorate: draws onto the finished view.
