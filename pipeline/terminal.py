@@ -16,7 +16,7 @@ LOGGER = "edgemask"
 
 
 def logger_of(module: str) -> logging.Logger:
-    """The logger of a module: ``log = logger_of(__name__)``."""
+    """Where a module logs; ``module`` is its ``__name__``."""
     return logging.getLogger(f"{LOGGER}.{module}")
 
 
