@@ -40,10 +40,12 @@ if TYPE_CHECKING:
     from pipeline.sinks import SinkOptions as SinkOptions
     from pipeline.sinks import open_sink as open_sink
     from pipeline.sources import open_source as open_source
+    from pipeline.sources import open_sources as open_sources
 
 _HOMES = {
     "Model": "pipeline.model",
     "open_source": "pipeline.sources",
+    "open_sources": "pipeline.sources",
     "open_sink": "pipeline.sinks",
     "SinkOptions": "pipeline.sinks",
     "Look": "pipeline.render.look",

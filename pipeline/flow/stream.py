@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 
 from pipeline.engines.base import Engine
+from pipeline.errors import OptionError
 from pipeline.flow.run import DEPTH, counted, infer
 from pipeline.flow.take_turns import TakeTurns
 from pipeline.frames.frame import Frame
@@ -31,8 +32,12 @@ def masked_frames(
         drop_oldest: give the engine the newest frame and drop older ones; None: for live sources.
 
     Raises:
+        OptionError: two sources have the same name, so that their frames could not be told apart.
         EdgemaskError: from the last source that was left or the engine, after the frames before it.
     """
+    names = [source.info.name for source in sources]
+    if len(set(names)) < len(names):
+        raise OptionError(f"sources: expected names that differ, got {', '.join(names)}: open them with open_sources")
     drops = [source.info.live if drop_oldest is None else drop_oldest for source in sources]
     changed = threading.Condition()
     queues: list[Prefetch[Frame]] = []
