@@ -1,7 +1,7 @@
 """The one form of every network: a graph whose layers with weights are modules, and whose other steps are functions.
 
-FP16 emulation, the search for INT8 and the exporter work on layers by name: they look for ``nn.Conv2d``, ``nn.ConvTranspose2d`` and ``nn.Linear``,
-change their weights or put others in their place. A graph of that form can come from anywhere.
+FP16 emulation, the search for INT8 and the exporter work on layers by name: they look for ``nn.Conv2d``, ``nn.ConvTranspose2d`` and
+``nn.Linear``, change their weights or put others in their place. A graph of that form can come from anywhere.
 
 Values carry their shape while the graph is built: what depends on the picture is a tensor on PyTorch's "meta" device, which has a shape
 and a type and no data. So no operator guesses, and what does not depend on the picture is computed at once, if it is not too large.
@@ -149,7 +149,9 @@ class GraphBuilder:
         self._root.add_submodule(name, module.eval())
         weight = module.weight
         # Each weight of a convolution is used once for each place of the output, of a transposed one of the input.
-        sides = {nn.Conv2d: shaped.shape[2:], nn.ConvTranspose2d: x.shape[2:], nn.Linear: shaped.shape[:-1]}[type(module)]
+        sides = {nn.Conv2d: shaped.shape[2:], nn.ConvTranspose2d: x.shape[2:], nn.Linear: shaped.shape[:-1]}[
+            type(module)
+        ]
         self.layers.append(Layer(name, weight.numel() * prod(sides), tuple(weight.shape)))
         return Value(shaped, self._graph.call_module(name, (self._node(x),)))
 
@@ -198,10 +200,32 @@ class GraphBuilder:
 
 def layered(root: nn.Module, graph: fx.Graph) -> LayeredNetwork:
     """A network of modules and a graph, in evaluation mode, without steps and modules that nothing needs."""
-    graph.eliminate_dead_code()
     network = LayeredNetwork(root, graph)  # takes what the graph names, and nothing else
+    network.graph.eliminate_dead_code()
+    network.delete_all_unused_submodules()
+    network.recompile()
     network.eval().requires_grad_(False)
     return network
+
+
+def take_into(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, factor: Tensor, offset: Tensor) -> None:
+    """Multiply what a layer gives by a factor and add an offset, in its weights.
+
+    Args:
+        layer: changed.
+        factor: (K,) by output channel.
+        offset: (K,) by output channel.
+    """
+    weight = layer.weight.detach().double()
+    if isinstance(layer, nn.ConvTranspose2d):
+        # (in, out of a group, kernel); the groups are parts of the first axis.
+        grouped = weight.view(layer.groups, -1, *weight.shape[1:])
+        weight = (grouped * factor.view(layer.groups, 1, -1, 1, 1)).view_as(weight)
+    else:
+        weight = weight * factor.view(-1, *[1] * (weight.ndim - 1))
+    if layer.bias is not None:
+        offset = offset + layer.bias.detach().double() * factor
+    layer.weight, layer.bias = nn.Parameter(weight.float()), nn.Parameter(offset.float())
 
 
 def check_elements(shape: Sequence[int]) -> None:

@@ -1,7 +1,8 @@
 """A stranger's ONNX file as one whole graph in FP32: read without trust, its nodes in order, one output, its input's size fixed.
 
-A file may lie: about the size of a tensor, about where its weights are, about what its nodes do. Here nothing of it is computed, and
-nothing is opened but the file and what it names in its own folder. What is computed, ``onnx_runtime`` computes in a process with limits.
+A file may lie: about the size of a tensor, about where its weights are, about what its nodes do. Here nothing of it is computed,
+and nothing is opened but the file and what it names in its own folder. What is computed, ``onnx_runtime`` computes in a process
+with limits.
 """
 
 from __future__ import annotations
@@ -60,7 +61,12 @@ class OnnxFile:
 
 
 def read_onnx(
-    path: Path, imgsz: tuple[int, int], *, layout: Layout = "nchw", channels: int | None = None, output: str | None = None
+    path: Path,
+    imgsz: tuple[int, int],
+    *,
+    layout: Layout = "nchw",
+    channels: int | None = None,
+    output: str | None = None,
 ) -> OnnxFile:
     """Read a segmentation network with one picture input.
 
@@ -168,12 +174,16 @@ def _parse(path: Path) -> onnx.ModelProto:
             raise CompileError(f"{path}: expected a file below 2 GiB, got {size / 2**30:.1f} GiB")
         model = onnx.load_model(str(path), load_external_data=False)
     except OSError as error:
-        raise CompileError(f"{path}: expected an ONNX network, got {error.strerror or error}: check the path") from error
+        raise CompileError(
+            f"{path}: expected an ONNX network, got {error.strerror or error}: check the path"
+        ) from error
     except CompileError:
         raise
     except Exception as error:  # protobuf's own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CompileError(f"{path}: expected an ONNX network, got a file that is damaged or none ({reason})") from error
+        raise CompileError(
+            f"{path}: expected an ONNX network, got a file that is damaged or none ({reason})"
+        ) from error
     if not model.graph.node:
         raise CompileError(f"{path}: expected an ONNX network, got a file without a graph")
     sparse = [tensor.values.name for graph in _graphs(model.graph) for tensor in graph.sparse_initializer]
@@ -234,7 +244,8 @@ def _is_nibble(tensor: TensorProto) -> bool:
 
 
 def _itemsize(tensor: TensorProto) -> int:
-    return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
+    dtype: np.dtype[np.generic] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return int(dtype.itemsize)
 
 
 def _check_size(tensor: TensorProto, path: Path) -> None:
@@ -280,8 +291,8 @@ def _keep_output(graph: onnx.GraphProto, output: str | None, path: Path) -> None
         (graph.output, [kept]),
         (graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed]),
     ):
-        del field[:]  # type: ignore[arg-type]
-        field.extend(items)  # type: ignore[arg-type]
+        del field[:]
+        field.extend(items)
     del graph.value_info[:]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,10 +20,10 @@ from torch import Tensor, fx
 
 from calibration.sets.photographs import PhotographSource
 from compile.networks.layered import GraphBuilder, Layer, LayeredNetwork, Norm, Value, layered
-from compile.networks.onnx_file import Layout, OnnxFile, opset_of, read_onnx
+from compile.networks.onnx_file import Layout, opset_of, read_onnx
 from compile.networks.onnx_operators import OPERATORS, Step, attributes_of, permute, tensor_of
 from compile.networks.onnx_runtime import SECONDS, compute
-from pipeline.errors import CompileError, NotConvertibleError
+from pipeline.errors import NotConvertibleError
 
 for _table in ("onnx_layers", "onnx_resize"):  # they add themselves to the operators
     importlib.import_module(f"compile.networks.{_table}")
@@ -38,7 +37,12 @@ _MOST_HALF_DIFFERENCE = 0.03
 _MOST_OTHER_CLASSES = 1e-3
 _SAME_IN_BATCH = 1e-4
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ACTIVATIONS = {torch.sigmoid: "sigmoid", torch.softmax: "softmax", torch.log_softmax: "log_softmax", torch.argmax: "argmax"}
+_ACTIVATIONS = {
+    torch.sigmoid: "sigmoid",
+    torch.softmax: "softmax",
+    torch.log_softmax: "log_softmax",
+    torch.argmax: "argmax",
+}
 
 ActivationKind = Literal["sigmoid", "softmax", "log_softmax", "argmax"]
 
@@ -131,8 +135,8 @@ def network_of(
         layout: axis order of the file's input.
         output_layout: of its output; None for that of the input.
         output: its name; None takes the first.
-        inputs: (1, C, h, w) pictures as the network takes them, to prove it on; None takes noise and photographs of the package, scaled as
-            most networks take them.
+        inputs: (1, C, h, w) pictures as the network takes them, to prove it on; None takes noise and photographs of the
+            package, scaled as most networks take them.
         seconds: that ONNX Runtime may take for them.
 
     Raises:
@@ -145,100 +149,122 @@ def network_of(
     pictures = list(_pictures(shape, file.dtype) if inputs is None else inputs)
     given = [x if layout == "nchw" else np.ascontiguousarray(x.transpose(0, 2, 3, 1)) for x in pictures]
     computed = compute(file.original, file.single, given, str(path), seconds=seconds)
-    builder = GraphBuilder()
-    counts: Counter[str] = Counter()
     last_layout = output_layout or layout
-    module, output_shape = _convert(computed.folded, builder, shape, (layout, last_layout), counts, path)
-    results = [_run(module, x, path) for x in pictures]
+    made = convert(computed.folded, shape, layout, last_layout, str(path))
+    results = [_run(made.module, x, path) for x in pictures]
     expected = [_channels_first(y, last_layout) for y in computed.outputs]
     if file.is_half:
         _compare(path, results, expected, _MOST_HALF_DIFFERENCE)
         expected = [_channels_first(y, last_layout) for y in computed.single]
     difference = _compare(path, results, expected, MOST_DIFFERENCE)
-    return _described(module, builder, file, shape, output_shape, _takes_batch(module, pictures, results), difference, counts)
+    return GraphNetwork(
+        made.module,
+        (1, int(shape[1]), int(shape[2]), int(shape[3])),
+        made.output_shape,
+        file.original.graph.output[0].name,
+        file.outputs,
+        file.opset,
+        made.layers,
+        first_layers(made.module),
+        last_layers(made.module),
+        made.norms,
+        final_activation(made.module),
+        _takes_batch(made.module, pictures, results),
+        difference,
+        made.operators,
+    )
 
 
-def _convert(
-    model: onnx.ModelProto,
-    builder: GraphBuilder,
-    shape: Sequence[int],
-    layouts: tuple[Layout, Layout],
-    counts: Counter[str],
-    path: Path,
-) -> tuple[LayeredNetwork, tuple[int, ...]]:
-    """Walk through the nodes; what each gives is by its name in ``values``."""
-    graph, opset = model.graph, opset_of(model)
+@dataclass(frozen=True)
+class Converted:
+    """A graph in the one form, not yet proven.
+
+    Attributes:
+        module: as in ``GraphNetwork``.
+        output_shape: for one picture.
+        layers: as in ``GraphNetwork``.
+        norms: as in ``GraphNetwork``.
+        operators: as in ``GraphNetwork``.
+    """
+
+    module: LayeredNetwork
+    output_shape: tuple[int, ...]
+    layers: tuple[Layer, ...]
+    norms: tuple[Norm, ...]
+    operators: dict[str, int]
+
+
+def convert(
+    model: onnx.ModelProto, input_shape: Sequence[int], layout: Layout, output_layout: Layout, what: str
+) -> Converted:
+    """Walk through the nodes of a graph; what each gives is kept by its name while somebody reads it.
+
+    Args:
+        model: of one input and one output, its nodes in order.
+        input_shape: (1, C, h, w).
+        layout: axis order of the file's input.
+        output_layout: of its output.
+        what: the file's name in messages.
+
+    Raises:
+        NotConvertibleError: an operator, or a variant of one, is missing.
+    """
+    graph, builder, opset = model.graph, GraphBuilder(), opset_of(model)
+    counts: Counter[str] = Counter()
     values = {tensor.name: Value(tensor_of(numpy_helper.to_array(tensor))) for tensor in graph.initializer}
-    x = builder.picture(shape)
+    x = builder.picture(input_shape)
     for entry in graph.input:
         if entry.name not in values:
-            values[entry.name] = permute(builder, x, [0, 2, 3, 1]) if layouts[0] == "nhwc" else x
+            values[entry.name] = permute(builder, x, [0, 2, 3, 1]) if layout == "nhwc" else x
     readers = Counter(name for node in graph.node for name in node.input)
     readers.update(value.name for value in graph.output)
     left = readers.copy()
     for node in graph.node:
-        what = f"{path}: {node.op_type} {node.name!r}"
-        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
-            operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}:{node.op_type}"
-            raise NotConvertibleError(f"{path}: {node.name!r}: operator {operator}: expected one that is known, got another")
         counts[node.op_type] += 1
-        try:
-            step = Step(
-                node.op_type,
-                node.name,
-                opset,
-                attributes_of(node),
-                tuple(values[name] if name else None for name in node.input),
-                tuple(readers[name] == 1 for name in node.input),
-                sum(1 for name in node.output if name and readers[name]),
-            )
-            made = OPERATORS[node.op_type](builder, step)
-        except NotConvertibleError as error:
-            raise NotConvertibleError(f"{what}: {error}") from error
-        except Exception as error:  # whatever PyTorch's functions say of what a stranger's file asks of them
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise NotConvertibleError(f"{what}: expected a variant that is known, got another ({reason})") from error
-        values.update(zip(node.output, made if isinstance(made, list) else [made], strict=False))
+        made = _step(builder, node, opset, values, readers, what)
+        values.update(zip(node.output, made, strict=False))
         for name in node.input:  # what nobody reads any more needs no memory
             left[name] -= 1
             if not left[name]:
                 values.pop(name, None)
     last = values[graph.output[0].name]
     if last.is_constant:
-        raise NotConvertibleError(f"{path}: expected an output that depends on the picture, got a constant")
-    if layouts[1] == "nhwc" and len(last.shape) == 4:
+        raise NotConvertibleError(f"{what}: expected an output that depends on the picture, got a constant")
+    if output_layout == "nhwc" and len(last.shape) == 4:
         last = permute(builder, last, [0, 3, 1, 2])
-    return builder.finish(last), last.shape
-
-
-def _described(
-    module: LayeredNetwork,
-    builder: GraphBuilder,
-    file: OnnxFile,
-    shape: Sequence[int],
-    output_shape: tuple[int, ...],
-    takes_batch: bool,
-    difference: float,
-    counts: Counter[str],
-) -> GraphNetwork:
-    # Many parameters: all of them are what was found on the way.
+    module = builder.finish(last)
     used = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
-    return GraphNetwork(
-        module,
-        (1, int(shape[1]), int(shape[2]), int(shape[3])),
-        output_shape,
-        file.original.graph.output[0].name,
-        file.outputs,
-        file.opset,
-        tuple(layer for layer in builder.layers if layer.name in used),
-        first_layers(module),
-        last_layers(module),
-        tuple(builder.norms),
-        final_activation(module, len(output_shape)),
-        takes_batch,
-        difference,
-        dict(counts),
-    )
+    layers = tuple(layer for layer in builder.layers if layer.name in used)
+    return Converted(module, last.shape, layers, tuple(builder.norms), dict(counts))
+
+
+def _step(
+    builder: GraphBuilder,
+    node: onnx.NodeProto,
+    opset: int,
+    values: Mapping[str, Value],
+    readers: Mapping[str, int],
+    what: str,
+) -> list[Value]:
+    """What one node gives."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+        name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}:{node.op_type}"
+        raise NotConvertibleError(f"{what}: {node.name!r}: expected operators that are known, got {name}")
+    try:
+        step = Step(
+            node.op_type,
+            node.name,
+            opset,
+            attributes_of(node),
+            tuple(values[name] if name else None for name in node.input),
+            tuple(readers[name] == 1 for name in node.input),
+            sum(1 for name in node.output if name and readers[name]),
+        )
+        made = OPERATORS[node.op_type](builder, step)
+    except Exception as error:  # whatever PyTorch's functions say of what a stranger's file asks of them
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NotConvertibleError(f"{what}: {node.op_type} {node.name!r}: {reason}") from error
+    return made if isinstance(made, list) else [made]
 
 
 def last_layers(network: fx.GraphModule) -> tuple[str, ...]:
@@ -251,7 +277,9 @@ def first_layers(network: fx.GraphModule) -> tuple[str, ...]:
     return _nearest(network, [node for node in network.graph.nodes if node.op == "placeholder"], "users")
 
 
-def _nearest(network: fx.GraphModule, start: list[fx.Node], direction: Literal["all_input_nodes", "users"]) -> tuple[str, ...]:
+def _nearest(
+    network: fx.GraphModule, start: list[fx.Node], direction: Literal["all_input_nodes", "users"]
+) -> tuple[str, ...]:
     seen: set[fx.Node] = set()
     while start:
         node = start.pop()
@@ -262,13 +290,8 @@ def _nearest(network: fx.GraphModule, start: list[fx.Node], direction: Literal["
     return tuple(str(node.target) for node in network.graph.nodes if node in seen and node.op == "call_module")
 
 
-def final_activation(network: fx.GraphModule, rank: int) -> Activation | None:
-    """What a network makes of its scores in the end, if nothing but the order and number of axes changes behind it.
-
-    Args:
-        network: in the one form.
-        rank: axes of its output.
-    """
+def final_activation(network: fx.GraphModule) -> Activation | None:
+    """What a network makes of its scores in the end, if nothing but the order and number of axes changes behind it."""
     (end,) = [node for node in network.graph.nodes if node.op == "output"]
     node: Any = end.args[0]
     while node.op == "call_function" and node.target in _MOVES:
@@ -322,7 +345,9 @@ def _pictures(shape: Sequence[int], dtype: np.dtype[np.generic]) -> list[NDArray
                 x = x.round()
             else:
                 x = (x / 255 - torch.tensor(_MEAN).view(1, 3, 1, 1)) / torch.tensor(_STD).view(1, 3, 1, 1)
-            pictures.append(np.ascontiguousarray(np.resize(x.numpy(), shape) if channels > 3 else x[:, :channels].numpy()))
+            pictures.append(
+                np.ascontiguousarray(np.resize(x.numpy(), shape) if channels > 3 else x[:, :channels].numpy())
+            )
     return pictures
 
 
@@ -331,7 +356,9 @@ def _run(module: LayeredNetwork, x: NDArray[np.float32], path: Path) -> Tensor:
         with torch.inference_mode():
             y: Tensor = module(torch.from_numpy(x))
     except Exception as error:
-        raise NotConvertibleError(f"{path}: what came of it does not run: {str(error).strip().splitlines()[0]}") from error
+        raise NotConvertibleError(
+            f"{path}: what came of it does not run: {str(error).strip().splitlines()[0]}"
+        ) from error
     return y
 
 
@@ -360,7 +387,8 @@ def _compare(path: Path, got: Sequence[Tensor], expected: Sequence[NDArray[Any]]
             limit = most
         if not share <= limit:
             raise NotConvertibleError(
-                f"{path}: expected what ONNX Runtime gives, within {limit:g} of the range of its values, got a difference of {share:.3g}"
+                f"{path}: expected what ONNX Runtime gives, within {limit:g} of the range of its values, "
+                f"got a difference of {share:.3g}"
             )
         largest = max(largest, share)
     return largest
@@ -381,5 +409,3 @@ def _takes_batch(module: LayeredNetwork, pictures: Sequence[NDArray[np.float32]]
         return float((together - singles).abs().max()) <= _SAME_IN_BATCH * span
     except (RuntimeError, IndexError, ValueError):  # its shapes hold for one picture alone
         return False
-
-

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compile.networks.layered import GraphBuilder, Norm, Value
+from compile.networks.layered import GraphBuilder, Norm, Value, take_into
 from compile.networks.onnx_operators import Step, operator_for, pad, permute, reshape
 from pipeline.errors import NotConvertibleError
 
@@ -38,7 +38,16 @@ def _conv_of(graph: GraphBuilder, step: Step, x: Value, weight: Value, bias: Val
     groups = step.attributes.get("group", 1)
     if not weight.is_constant or (bias is not None and not bias.is_constant):
         return graph.call(F.conv2d, x, weight, bias, stride, before, dilation, groups)
-    sizes = (weight.shape[1] * groups, weight.shape[0], kernel, stride, tuple(before), dilation, groups, bias is not None)
+    sizes = (
+        weight.shape[1] * groups,
+        weight.shape[0],
+        kernel,
+        stride,
+        tuple(before),
+        dilation,
+        groups,
+        bias is not None,
+    )
     return graph.layer(step.name, _filled(nn.Conv2d(*sizes, device="meta"), weight, bias), x)  # type: ignore[arg-type]
 
 
@@ -50,12 +59,24 @@ def _conv_transpose(graph: GraphBuilder, step: Step) -> Value:
         raise NotConvertibleError("expected weights that do not depend on the picture, got others")
     kernel, sides = weight.shape[2:], x.shape[2:]
     stride, dilation, extra = _pair(step, "strides", 1), _pair(step, "dilations", 1), _pair(step, "output_padding", 0)
-    full = [s * (n - 1) + e + (k - 1) * d + 1 for s, n, e, k, d in zip(stride, sides, extra, kernel, dilation, strict=True)]
+    full = [
+        s * (n - 1) + e + (k - 1) * d + 1 for s, n, e, k, d in zip(stride, sides, extra, kernel, dilation, strict=True)
+    ]
     before, after = _transposed_pads(step, full, sides, stride)
     groups = step.attributes.get("group", 1)
     # What is not cut off equally is cut off behind the layer.
     padding = tuple(before) if before == after else (0, 0)
-    sizes = (weight.shape[0], weight.shape[1] * groups, kernel, stride, padding, extra, groups, bias is not None, dilation)
+    sizes = (
+        weight.shape[0],
+        weight.shape[1] * groups,
+        kernel,
+        stride,
+        padding,
+        extra,
+        groups,
+        bias is not None,
+        dilation,
+    )
     layer = _filled(nn.ConvTranspose2d(*sizes, device="meta"), weight, bias)  # type: ignore[arg-type]
     y = graph.layer(step.name, layer, x)
     if before == after:
@@ -113,7 +134,9 @@ def _filled(layer: _Layer, weight: Value, bias: Value | None) -> _Layer:
 @operator_for("BatchNormalization")
 def _batch_norm(graph: GraphBuilder, step: Step) -> Value:
     if step.attributes.get("training_mode", 0) or step.outputs > 1:
-        raise NotConvertibleError("expected batch normalisation as it infers, got it as it trains: export in evaluation mode")
+        raise NotConvertibleError(
+            "expected batch normalisation as it infers, got it as it trains: export in evaluation mode"
+        )
     parts = [step.input(index) for index in range(1, 5)]
     for part in parts:
         part.numbers("statistics")
@@ -122,26 +145,12 @@ def _batch_norm(graph: GraphBuilder, step: Step) -> Value:
     offset = bias - mean * factor
     layer = graph.module_of(step.x) if step.read_once[0] else None
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) or (isinstance(layer, nn.Linear) and len(step.x.shape) == 2):
-        _take_in(layer, factor, offset)
+        take_into(layer, factor, offset)
         return step.x
     graph.norms.append(Norm(step.name, graph.layer_name(step.x)))
     shape = [1, -1, *[1] * (len(step.x.shape) - 2)]
     scaled = graph.call(operator.mul, step.x, Value(factor.float().view(shape)))
     return graph.call(operator.add, scaled, Value(offset.float().view(shape)))
-
-
-def _take_in(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, factor: Tensor, offset: Tensor) -> None:
-    """Multiply a layer's output channels by a factor and add an offset, in its weights."""
-    weight = layer.weight.detach().double()
-    if isinstance(layer, nn.ConvTranspose2d):
-        # (in, out of a group, kernel); the groups are parts of the first axis.
-        grouped = weight.view(layer.groups, -1, *weight.shape[1:])
-        weight = (grouped * factor.view(layer.groups, 1, -1, 1, 1)).view_as(weight)
-    else:
-        weight = weight * factor.view(-1, *[1] * (weight.ndim - 1))
-    if layer.bias is not None:
-        offset = offset + layer.bias.detach().double() * factor
-    layer.weight, layer.bias = nn.Parameter(weight.float()), nn.Parameter(offset.float())
 
 
 @operator_for("InstanceNormalization")

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from compile.networks.layered import GraphBuilder, Value, check_elements
 from pipeline.errors import NotConvertibleError
@@ -127,6 +127,11 @@ def permute(graph: GraphBuilder, x: Value, order: Sequence[int]) -> Value:
     order = [axis % len(order) for axis in order]
     if order == list(range(len(order))):
         return x
+    before = x.node
+    if before is not None and before.target is torch.permute:
+        source, first = before.args
+        if isinstance(source, fx.Node) and isinstance(first, list) and [first[axis] for axis in order] == sorted(order):
+            return Value(torch.permute(x.tensor, order), source)
     return graph.call(torch.permute, x, order)
 
 
@@ -165,7 +170,7 @@ def _on_one(function: Callable[..., Any], *arguments: Any) -> Operator:
     return lambda graph, step: graph.call(function, step.x, *arguments)
 
 
-for _name, _function in {
+_ON_ONE: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
@@ -187,8 +192,8 @@ for _name, _function in {
     "Softsign": F.softsign,
     "Sqrt": torch.sqrt,
     "Tanh": torch.tanh,
-}.items():
-    OPERATORS[_name] = _on_one(_function)
+}
+OPERATORS.update({name: _on_one(function) for name, function in _ON_ONE.items()})
 
 
 @operator_for("Identity", "Dropout")
@@ -251,9 +256,14 @@ def _thresholded_relu(graph: GraphBuilder, step: Step) -> Value:
 def _prelu(graph: GraphBuilder, step: Step) -> Value:
     slope = step.input(1)
     channels = step.x.shape[1] if len(step.x.shape) > 1 else 1
-    if slope.is_constant and slope.shape[-len(step.x.shape) + 1 :][:1] in ((channels,), (1,)) and prod(slope.shape) in (
-        1,
-        channels,
+    if (
+        slope.is_constant
+        and slope.shape[-len(step.x.shape) + 1 :][:1] in ((channels,), (1,))
+        and prod(slope.shape)
+        in (
+            1,
+            channels,
+        )
     ):
         return graph.call(F.prelu, step.x, graph.call(torch.reshape, slope, [-1]))
     negative = graph.call(operator.mul, step.x, slope)
@@ -302,11 +312,11 @@ def _into_bias(graph: GraphBuilder, step: Step, a: Value, b: Value) -> bool:
     """Take what is added to a linear layer without bias into the layer."""
     x, added, position = (a, b, 0) if b.is_constant else (b, a, 1)
     module = graph.module_of(x) if step.read_once[position] else None
-    if not isinstance(module, torch.nn.Linear) or module.bias is not None or not added.is_constant:
+    if not isinstance(module, nn.Linear) or not added.is_constant or "bias" in module.state_dict():
         return False
     if added.shape != (module.out_features,):
         return False
-    module.bias = torch.nn.Parameter(added.tensor.clone())
+    module.bias = nn.Parameter(added.tensor.clone())
     return True
 
 
@@ -468,7 +478,7 @@ def _transpose(graph: GraphBuilder, step: Step) -> Value:
 @operator_for("Expand")
 def _expand(graph: GraphBuilder, step: Step) -> Value:
     wanted = [int(side) for side in step.input(1).numbers("a shape")]
-    shape = torch.broadcast_shapes(step.x.shape, wanted)
+    shape = np.broadcast_shapes(step.x.shape, tuple(wanted))
     if tuple(shape) == step.x.shape:
         return step.x
     check_elements(shape)
@@ -570,9 +580,7 @@ def _depth_to_space(graph: GraphBuilder, step: Step) -> Value:
         return graph.call(F.pixel_shuffle, step.x, size)
     _, channels, height, width = step.x.shape
     x = reshape(graph, step.x, [1, size, size, channels // size**2, height, width])
-    return reshape(
-        graph, permute(graph, x, [0, 3, 4, 1, 5, 2]), [1, channels // size**2, height * size, width * size]
-    )
+    return reshape(graph, permute(graph, x, [0, 3, 4, 1, 5, 2]), [1, channels // size**2, height * size, width * size])
 
 
 @operator_for("SpaceToDepth")
@@ -580,9 +588,7 @@ def _space_to_depth(graph: GraphBuilder, step: Step) -> Value:
     size = step.attributes["blocksize"]
     _, channels, height, width = step.x.shape
     x = reshape(graph, step.x, [1, channels, height // size, size, width // size, size])
-    return reshape(
-        graph, permute(graph, x, [0, 3, 5, 1, 2, 4]), [1, channels * size**2, height // size, width // size]
-    )
+    return reshape(graph, permute(graph, x, [0, 3, 5, 1, 2, 4]), [1, channels * size**2, height // size, width // size])
 
 
 @operator_for("Softmax", "LogSoftmax")
@@ -605,7 +611,9 @@ def _arg_max(graph: GraphBuilder, step: Step) -> Value:
     return graph.call(function, step.x, step.axis(0), bool(step.attributes.get("keepdims", 1)))
 
 
-@operator_for("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp")
+@operator_for(
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"
+)
 def _reduce(graph: GraphBuilder, step: Step) -> Value:
     axes = step.ints(1, "axes")
     if not axes:
@@ -618,7 +626,7 @@ def _reduce(graph: GraphBuilder, step: Step) -> Value:
     if step.op_type in ("ReduceL1", "ReduceL2"):
         order = 1 if step.op_type == "ReduceL1" else 2
         return graph.call(torch.linalg.vector_norm, step.x, order, axes, keepdim=keep)
-    function = {
+    function: Callable[..., Any] = {
         "ReduceMean": torch.mean,
         "ReduceSum": torch.sum,
         "ReduceMax": torch.amax,

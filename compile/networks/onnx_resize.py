@@ -1,7 +1,8 @@
 """ONNX's resizes, of all versions, in the table of ``onnx_operators``.
 
-What PyTorch's ``F.interpolate`` computes in the same way it does; it becomes one operator again when it is exported. All other kinds are separable
-and linear, so they are a matrix of weights for each axis, written by ONNX's definition, or where each output is one input, indices.
+What PyTorch's ``F.interpolate`` computes in the same way it does; it becomes one operator again when it is exported. All other kinds
+are separable and linear, so they are a matrix of weights for each axis, written by ONNX's definition, or where each output is one
+input, indices.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class Resize:
 
 
 @operator_for("Upsample")
+def _upsample_any(graph: GraphBuilder, step: Step) -> Value:
+    return _upsample(graph, step)
+
+
 def _upsample(graph: GraphBuilder, step: Step) -> Value:
     if "scales" in step.attributes:  # opset 7
         scales = [float(scale) for scale in step.attributes["scales"]]
@@ -192,7 +197,7 @@ def _weights(places: NDArray[np.float64], side: int, scale: float, kind: Resize)
         distance = np.abs(columns - place) / stretch
         values = np.clip(1 - distance, 0, None) if kind.mode == "linear" else _cubic(distance, kind.cubic_a)
         inside = (columns >= 0) & (columns < side)
-        if kind.exclude_outside or kind.antialias:
+        if kind.exclude_outside:
             values = np.where(inside, values, 0)
         np.add.at(matrix[row], np.clip(columns, 0, side - 1), values / values.sum())
     return matrix

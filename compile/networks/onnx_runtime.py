@@ -1,8 +1,8 @@
 """ONNX Runtime on a stranger's graph, in a process of its own with limits.
 
-A graph is a program: a loop may never end, and a few bytes may ask for all of the memory. So what ONNX Runtime computes of it happens in a
-child process that may use only so much memory and time. There its BASIC level folds what is constant (shapes, weights, batch
-normalisations after convolutions), and the original graph says what the network gives for some inputs.
+A graph is a program: a loop may never end, and a few bytes may ask for all of the memory. So what ONNX Runtime computes of it
+happens in a child process that may use only so much memory and time. There its BASIC level folds what is constant (shapes, weights,
+batch normalisations after convolutions), and the original graph says what the network gives for some inputs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def _memory() -> int:
     return _LEAST_MEMORY
 
 
-def _run(model: Path, inputs: Sequence[NDArray[np.float32]], folded: Path | None) -> Mapping[str, NDArray[Any]]:
+def _run(model: Path, inputs: Sequence[NDArray[np.float32]], folded: Path | None) -> list[NDArray[Any]]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its errors come as exceptions
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -117,8 +117,7 @@ def _run(model: Path, inputs: Sequence[NDArray[np.float32]], folded: Path | None
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(entry.type, np.float32)
-    results = [session.run(None, {entry.name: x.astype(dtype)})[0] for x in inputs]
-    return {f"{number:03}": np.asarray(result) for number, result in enumerate(results)}
+    return [np.asarray(session.run(None, {entry.name: x.astype(dtype)})[0]) for x in inputs]
 
 
 def _child(folder: Path) -> None:
@@ -126,10 +125,10 @@ def _child(folder: Path) -> None:
         inputs = [file[name] for name in file.files]
     original, single = folder / "original.onnx", folder / "single.onnx"
     if single.exists():
-        np.savez(folder / "outputs.npz", **_run(original, inputs, None))
-        np.savez(folder / "single.npz", **_run(single, inputs, folder / "folded.onnx"))
+        np.savez(folder / "outputs.npz", *_run(original, inputs, None))
+        np.savez(folder / "single.npz", *_run(single, inputs, folder / "folded.onnx"))
     else:
-        np.savez(folder / "outputs.npz", **_run(original, inputs, folder / "folded.onnx"))
+        np.savez(folder / "outputs.npz", *_run(original, inputs, folder / "folded.onnx"))
     if (folder / "folded.onnx").stat().st_size > _MOST_OPTIMISED:
         raise ValueError("what it makes of the constants is larger than 2 GiB")
 
