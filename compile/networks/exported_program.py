@@ -1,8 +1,8 @@
 """A network that ``torch.export.save`` wrote (``.pt2``) in the one form of networks.
 
-``torch.export.load`` is not safe for a stranger's file: it unpickles what the file says is pickled, loads compiled code that lies in it,
-evaluates texts as expressions, and looks up the names of functions anywhere below ``torch``. So the file is read here first, once, and what
-is handed on is a new archive in memory, with what was looked at and nothing else.
+``torch.export.load`` is not safe for a stranger's file: it unpickles what the file says is pickled, loads compiled code that lies in
+it, evaluates texts as expressions, and looks up the names of functions anywhere below ``torch``. So the file is read here first, once,
+and what is handed on is a new archive in memory, with what was looked at and nothing else.
 """
 
 from __future__ import annotations
