@@ -24,6 +24,9 @@ from pipeline.errors import CompileError, NotConvertibleError
 MOST_BYTES = 2**31 - 1
 """Of a file with all its weights: what protobuf, and so ONNX Runtime, takes as one piece."""
 
+MOST_ELEMENTS = 2**28
+"""Of what a node makes from a few numbers."""
+
 OLDEST_OPSET = 7
 
 Layout = Literal["nchw", "nhwc"]
@@ -84,10 +87,19 @@ def read_onnx(
     opset = opset_of(model)
     if opset < OLDEST_OPSET:
         raise CompileError(f"{path}: expected ONNX opset {OLDEST_OPSET} or newer, got {opset}: export it again")
-    for tensor in tensors_of(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            _take_in(tensor, path)
+    tensors = list(tensors_of(model))
+    for tensor in tensors:
+        if any(side < 0 for side in tensor.dims):
+            raise CompileError(f"{path}: weights {tensor.name!r}: expected sides of 0 or more, got {list(tensor.dims)}")
+    elsewhere = [tensor for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL]
+    size = sum(_bytes_of(tensor) for tensor in elsewhere)  # many may name the same place of a file
+    if size > MOST_BYTES:
+        raise CompileError(f"{path}: expected less than 2 GiB of weights, got {size / 2**30:.1f} GiB in other files")
+    for tensor in elsewhere:
+        _take_in(tensor, path)
+    for tensor in tensors:
         _check_size(tensor, path)
+    _check_made_sizes(model, path)
     if model.ByteSize() > MOST_BYTES:
         raise CompileError(f"{path}: expected less than 2 GiB of weights, got {model.ByteSize() / 2**30:.1f} GiB")
     sort_nodes(model.graph, path)
@@ -199,12 +211,12 @@ def _take_in(tensor: TensorProto, path: Path) -> None:
     where = f"{path}: weights {tensor.name!r}"
     if not location or os.path.isabs(location) or "\\" in location or ".." in Path(location).parts or "\0" in location:
         raise CompileError(f"{where}: expected a file beside it, got {location!r}, which is not opened")
-    data = (folder / location).resolve()
-    if not data.is_relative_to(folder):
-        raise CompileError(
-            f"{where}: expected a file in {folder}, got {location!r}, a link to another folder: copy the file to it"
-        )
     try:
+        data = (folder / location).resolve()
+        if not data.is_relative_to(folder):
+            raise CompileError(
+                f"{where}: expected a file in {folder}, got {location!r}, a link to another folder: copy the file to it"
+            )
         start, length = int(place.get("offset", "0")), int(place.get("length", "-1"))
         # Not a link any more; and a pipe must not make us wait.
         with open(os.open(data, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
@@ -220,9 +232,10 @@ def _take_in(tensor: TensorProto, path: Path) -> None:
                 raise CompileError(f"{where}: expected {_bytes_of(tensor)} bytes for its shape, got {length}")
             file.seek(start)
             tensor.raw_data = file.read(length)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a link to itself is the second on older Pythons
+        reason = getattr(error, "strerror", None) or error
         raise CompileError(
-            f"{where}: expected them in {location!r} beside it, got {error.strerror}: copy both files to one folder"
+            f"{where}: expected them in {location!r} beside it, got {reason}: copy both files to one folder"
         ) from error
     except ValueError as error:
         raise CompileError(f"{where}: expected numbers for offset and length, got {error}") from error
@@ -236,7 +249,7 @@ def _bytes_of(tensor: TensorProto) -> int:
         bits = 4 if _is_nibble(tensor) else 8 * _itemsize(tensor)
     except (KeyError, TypeError, ValueError) as error:
         raise CompileError(f"weights {tensor.name!r}: expected numbers, got type {tensor.data_type}") from error
-    return (prod(tensor.dims) * bits + 7) // 8
+    return (int(prod(tensor.dims)) * bits + 7) // 8
 
 
 def _is_nibble(tensor: TensorProto) -> bool:
@@ -244,16 +257,14 @@ def _is_nibble(tensor: TensorProto) -> bool:
 
 
 def _itemsize(tensor: TensorProto) -> int:
-    dtype: np.dtype[np.generic] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    return int(dtype.itemsize)
+    size: int = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    return size
 
 
 def _check_size(tensor: TensorProto, path: Path) -> None:
     """Refuse a tensor whose shape asks for other data than there is: a few bytes may claim to be terabytes."""
     if tensor.data_type == TensorProto.UNDEFINED and not tensor.dims:
         return  # the empty field of an attribute
-    if any(side < 0 for side in tensor.dims):
-        raise CompileError(f"{path}: weights {tensor.name!r}: expected sides of 0 or more, got {list(tensor.dims)}")
     count = prod(tensor.dims)
     if tensor.data_type == TensorProto.STRING:
         fits = len(tensor.string_data) == count
@@ -267,6 +278,27 @@ def _check_size(tensor: TensorProto, path: Path) -> None:
         raise CompileError(
             f"{path}: weights {tensor.name!r}: expected data for a shape of {list(tensor.dims)}, got other: the file is damaged"
         )
+
+
+def _check_made_sizes(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse what is made from a few numbers and is larger than any weight: nobody shall compute it to find out."""
+    shapes = {tensor.name: tensor for graph in _graphs(model.graph) for tensor in graph.initializer}
+    shapes |= {
+        node.output[0]: attribute.t
+        for node in _nodes(model)
+        if node.op_type == "Constant" and node.output
+        for attribute in node.attribute
+        if attribute.HasField("t")
+    }
+    for node in _nodes(model):
+        place = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
+        name = node.input[place] if place is not None and len(node.input) > place else ""
+        if name in shapes and shapes[name].data_type == TensorProto.INT64:
+            shape = [int(side) for side in numpy_helper.to_array(shapes[name]).reshape(-1)]
+            if prod(max(1, side) for side in shape) > MOST_ELEMENTS:
+                raise CompileError(
+                    f"{path}: {node.op_type} {node.name!r}: expected at most {MOST_ELEMENTS} elements, got a shape of {shape}"
+                )
 
 
 def _keep_output(graph: onnx.GraphProto, output: str | None, path: Path) -> None:

@@ -626,14 +626,14 @@ def _reduce(graph: GraphBuilder, step: Step) -> Value:
     if step.op_type in ("ReduceL1", "ReduceL2"):
         order = 1 if step.op_type == "ReduceL1" else 2
         return graph.call(torch.linalg.vector_norm, step.x, order, axes, keepdim=keep)
-    function: Callable[..., Any] = {
+    functions: dict[str, Any] = {
         "ReduceMean": torch.mean,
         "ReduceSum": torch.sum,
         "ReduceMax": torch.amax,
         "ReduceMin": torch.amin,
         "ReduceLogSumExp": torch.logsumexp,
-    }[step.op_type]
-    return graph.call(function, step.x, axes, keepdim=keep)
+    }
+    return graph.call(functions[step.op_type], step.x, axes, keepdim=keep)
 
 
 @operator_for("CumSum")
