@@ -151,7 +151,8 @@ class GstreamerConnection(Connection):
                     pictures_now = reader.received(count)
                 except ValueError as error:
                     raise LostError(f"expected pictures of {LAUNCH}, got {error}") from error
-                yield from map(Picture, pictures_now)
+                for pixels, kind in pictures_now:
+                    yield Picture(pixels, format=kind)
 
     def _listen(self, errors: int) -> bool:
         text = os.read(errors, 1 << 14)

@@ -19,6 +19,7 @@ from functools import cached_property
 
 from pipeline.errors import OptionError, SourceError
 from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact
 from pipeline.sources.base import Source
 from pipeline.stages.prefetch import Prefetch
@@ -81,16 +82,17 @@ class Picture:
     """What a connection gives.
 
     Attributes:
-        pixels: (H, W, 3) uint8, BGR, or (H·3/2, W) uint8, NV12; owned by the receiver. None when nothing can be seen: a sign
-            of life, or all damaged.
+        pixels: uint8, as ``Frame.pixels``; owned by the receiver. None when nothing can be seen: a sign of life, or all damaged.
         pts_s: the peer's time stamp in seconds, from any start; None when it has none that can be trusted.
         corrupt: it was damaged on the way.
+        format: of ``pixels``: "bgr" or "nv12".
         captured_ns: ``time.monotonic_ns()`` when it was complete.
     """
 
     pixels: Image | None
     pts_s: float | None = None
     corrupt: bool = False
+    format: Pixels = "bgr"
     captured_ns: int = field(default_factory=time.monotonic_ns)
 
 
@@ -227,9 +229,8 @@ class LiveSource(Source):
             self.telemetry.drop(CORRUPT)
             return None
         pts_s = self._clock(picture.captured_ns, picture.pts_s)
-        return Frame(
-            picture.pixels, index, pts_s, self.info.name, f"{self._stem}_{index:06d}", captured_ns=picture.captured_ns
-        )
+        name = f"{self._stem}_{index:06d}"
+        return Frame(picture.pixels, index, pts_s, self.info.name, name, picture.format, picture.captured_ns)
 
     def _back_off(self, problem: str) -> None:
         """Wait before the next attempt, a random time so that a hundred boxes do not come back in step."""

@@ -133,7 +133,8 @@ class StreamConnection(Connection):
                 pts_s = None
                 if timed and decoded.pts is not None and decoded.time_base is not None:
                     pts_s = float(decoded.pts * decoded.time_base)
-                yield Picture(to_pixels(decoded), pts_s, decoded.is_corrupt)
+                pixels, kind = to_pixels(decoded)
+                yield Picture(pixels, pts_s, decoded.is_corrupt, kind)
             if life.due() and not pictures:
                 yield Picture(None)
 

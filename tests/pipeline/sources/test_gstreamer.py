@@ -330,7 +330,7 @@ def test_pictures_in_pieces_of_any_length(filled, piece):
         count = min(piece, len(space), len(content))
         space[:count] = content[:count]
         content = content[count:]
-        images += reader.received(count)
+        images += [decoded.pixels for decoded in reader.received(count)]
     assert [image.shape[:2] for image in images] == [*sizes, (4, 8)]
     for number, image in enumerate(images[:-1]):
         np.testing.assert_allclose(image, round((24 + 10 * number) * 255 / 219), atol=2)
@@ -361,7 +361,7 @@ def test_pictures_have_memory_of_their_own():
     for value in (50, 200):
         content = b"YUV4MPEG2 W8 H2\nFRAME\n" + bytes([value] * 16 + [128] * 8)
         reader.space()[: len(content)] = content
-        images += reader.received(len(content))
+        images += [decoded.pixels for decoded in reader.received(len(content))]
     assert images[0][0, 0, 0] < images[1][0, 0, 0]
 
 
