@@ -11,7 +11,9 @@ from pipeline.errors import (
     SinkError,
     SourceError,
 )
+from pipeline.flow.events import Events
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sinks import open_sink
 from pipeline.sources import open_source
@@ -22,6 +24,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "EdgemaskError",
+    "Events",
     "Frame",
     "Manifest",
     "OptionError",
@@ -29,6 +32,7 @@ __all__ = [
     "SinkError",
     "SourceError",
     "SourceInfo",
+    "Views",
     "open_engine",
     "open_sink",
     "open_source",

@@ -14,9 +14,12 @@ from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.errors import BackendUnavailableError, BuildError, EdgemaskError, OptionError, PlanError
 from pipeline.machine.gpu_sign import is_seen
+from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
+
+log = logger_of(__name__)
 
 ENGINES = {
     # backend: (module, class, extra that installs what it imports); the fastest first
@@ -37,7 +40,6 @@ def open_engine(
     *,
     overlap: bool = False,
     rebuild: Rebuild | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """Make the engine that runs a bundle's frame program.
 
@@ -49,7 +51,8 @@ def open_engine(
             several in flight in any case.
         rebuild: makes a plan where none is there or it does not fit this machine, such as ``pipeline.builds.build_half.rebuild_plan``;
             None to refuse.
-        say: gets one line where "auto" cannot use a GPU that is here or that the bundle was built for.
+
+    Where "auto" cannot use a GPU that is here or that the bundle was built for, the log says why.
 
     Raises:
         OptionError: there is no such backend.
@@ -67,7 +70,7 @@ def open_engine(
     if problems:
         # What could not be built says more than what is not installed.
         told = next((error for error in problems if not isinstance(error, BackendUnavailableError)), problems[-1])
-        say(f"on the CPU: {told}")
+        log.info(f"on the CPU: {told}")
     return _open(bundle, _ANYWHERE, overlap, rebuild)
 
 

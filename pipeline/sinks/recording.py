@@ -21,6 +21,9 @@ from pipeline.sinks.base import Sink, make_room
 from pipeline.sinks.disk import FreeSpace
 from pipeline.sinks.h264 import Error, H264Muxer, even, reason
 from pipeline.sinks.options import DEFAULTS, SinkOptions
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 # What a kill may cost: pictures reach the file in pieces of this length.
 _FRAGMENT_MS = 250
@@ -92,7 +95,7 @@ class RecordingSink(Sink):
             raise self._end(reason(error)) from error
         if not self._is_told:
             self._is_told = True
-            self._options.say(f"recording: {segment.path}, {segment.description}")
+            log.info(f"recording: {segment.path}, {segment.description}")
 
     def close(self) -> None:
         """Finish the last file."""
@@ -140,7 +143,7 @@ class RecordingSink(Sink):
                 path.open("xb").close()
                 break
         if is_first and os.path.lexists(self._path):
-            self._options.say(f"{self._path} exists already and is left as it is")
+            log.info(f"{self._path} exists already and is left as it is")
         self._number = number
         return path
 

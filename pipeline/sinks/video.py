@@ -12,6 +12,9 @@ from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink, make_room, scratch_path
 from pipeline.sinks.h264 import Error, H264Muxer, reason
 from pipeline.sinks.options import DEFAULTS, SinkOptions
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 
 class VideoSink(Sink):
@@ -29,7 +32,6 @@ class VideoSink(Sink):
         options: SinkOptions = DEFAULTS,
     ) -> None:
         self._path = Path(spec)
-        self._say = options.say
         self._has_frames = False
         self.written = spec
         make_room(self._path)
@@ -65,7 +67,7 @@ class VideoSink(Sink):
             raise SinkError(f"{self._path}: cannot be written ({reason(error)})") from error
         if not self._has_frames:
             self._has_frames = True
-            self._say(f"{self._path}: {self._muxer.description}")
+            log.info(f"{self._path}: {self._muxer.description}")
 
     def close(self) -> None:
         """Finish the file and give it its name; with no frame written there is none."""

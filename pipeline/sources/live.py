@@ -24,6 +24,9 @@ from pipeline.redaction import redact
 from pipeline.sources.base import Source
 from pipeline.stages.prefetch import Prefetch
 from pipeline.stages.telemetry import CORRUPT, State, Telemetry
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 # A reader that hangs in a library ends by the library's own time-out. Until then no more than so many are left behind.
 MAX_ABANDONED = 2
@@ -44,7 +47,6 @@ class LiveOptions:
         backoff_max_s: where the doubling ends.
         steady_s: frames for so long, and the count of attempts starts again.
         on_corrupt: "drop" damaged frames or "pass" them on.
-        say: told one line at each change of state.
     """
 
     stall_s: float = 3.0
@@ -55,7 +57,6 @@ class LiveOptions:
     backoff_max_s: float = 30.0
     steady_s: float = 10.0
     on_corrupt: str = "drop"
-    say: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
         for name in ("stall_s", "reconnect_s", "connect_s", "backoff_s", "backoff_max_s", "steady_s"):
@@ -253,7 +254,7 @@ class LiveSource(Source):
         if state is State.RECONNECTING and before is not State.RECONNECTING:
             self._lost_s = time.monotonic()
         again = f" again after {time.monotonic() - self._lost_s:.1f} s" if before is State.RECONNECTING else ""
-        self._options.say(f"{self.info.name}: {state.value}{again}{f': {problem}' if problem else ''}")
+        log.info(f"{self.info.name}: {state.value}{again}{f': {problem}' if problem else ''}")
 
     def _leave(self, opened: tuple[Connection, Prefetch[Picture]] | None) -> None:
         if opened is None:
