@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SinkError, SourceError
 from pipeline.flow.events import Events
-from pipeline.flow.take_turns import TakeTurns
+from pipeline.flow.reading import Reading
 from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame
 from pipeline.sources.base import Source
 from pipeline.stages.prefetch import Prefetch
-from pipeline.stages.stage_timer import StageTime, StageTimer
-from pipeline.stages.telemetry import NEWER, State, Telemetry
+from pipeline.stages.stage_timer import StageTime
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
     from pipeline.sinks.base import Sink
 
-# Frames that may wait between two stages: enough to even out their jitter, few enough to keep memory and age small.
-DEPTH = 2
 # How often outputs and the watchdog are looked after while no frame comes.
 IDLE_S = 0.1
 
@@ -78,15 +73,11 @@ def run(
         EdgemaskError: from the source, the engine or a sink, after the frames before it were written.
     """
     sources = [source] if isinstance(source, Source) else list(source)
-    for one in sources:
-        one.pixels = engine.pixels
     events = events or Events()
     losses = _Losses(events)
-    reading = _Reading(sources, drop_oldest)
+    reading = Reading(sources, engine.pixels, drop_oldest)
     with ExitStack() as ending:
-        for one in sources:
-            ending.callback(one.telemetry.stop)
-        ending.callback(reading.stop)
+        ending.enter_context(reading)
         turns = reading.start(max_frames, events.timer, losses)
         masked = Prefetch(
             views.masked(turns, engine, events.timer, reading.more), reading.depth, name="engine", join_s=None
@@ -116,52 +107,6 @@ class _Losses:
     def __call__(self, error: SinkError | SourceError) -> None:
         self.errors.append(error)
         self._events.lost(error)
-
-
-class _Reading:
-    """The sources, each with a thread and a queue."""
-
-    def __init__(self, sources: Sequence[Source], drop_oldest: bool | None) -> None:
-        self._sources = sources
-        self._drops = [one.info.live if drop_oldest is None else drop_oldest for one in sources]
-        self._telemetries = {one.info.name: one.telemetry for one in sources}
-        self._queues: list[Prefetch[Frame]] = []
-        self._turns: TakeTurns | None = None
-        self.depth = 1 if any(self._drops) else DEPTH
-
-    def start(self, max_frames: int | None, timer: StageTimer, lost: Callable[[SourceError], None]) -> TakeTurns:
-        """Begin to read; gives the frames of all, in turn."""
-        changed = threading.Condition()
-        for one, drop in zip(self._sources, self._drops, strict=True):
-            items = timed(counted(islice(one, max_frames), one.telemetry, one.info.live), timer, "decode")
-            depth = 1 if drop else DEPTH  # one: the newest
-            tell = _dropper(one.telemetry)
-            self._queues.append(Prefetch(items, depth, drop_oldest=drop, dropped=tell, changed=changed, name="decode"))
-        self._turns = TakeTurns(self._queues, lost)
-        return self._turns
-
-    def more(self) -> bool:
-        """Whether the next frame is there; of one file it always is, as good as."""
-        if not any(self._drops) and len(self._sources) == 1:
-            return True
-        return self._turns is not None and self._turns.ready()
-
-    @property
-    def dropped(self) -> int:
-        """Frames that a newer one replaced."""
-        return sum(one.dropped for one in self._queues)
-
-    def telemetry(self, frame: Frame) -> Telemetry:
-        """Of the source that a frame is from."""
-        return self._telemetries.get(frame.source, self._sources[0].telemetry)
-
-    def stop(self) -> None:
-        """End all threads; safe to call twice."""
-        for one in self._sources:
-            if one.info.live:  # may hang in a read, which this ends
-                one.close()
-        for waiting in self._queues:
-            waiting.close()
 
 
 class _Writing:
@@ -200,27 +145,3 @@ class _Writing:
                 self._lost(error)
                 with contextlib.suppress(SinkError):
                     sink.close()
-
-
-def timed(frames: Iterable[Frame], timer: StageTimer, stage: str) -> Iterator[Frame]:
-    """Pass frames on and time how long each took to come."""
-    iterator = iter(frames)
-    while True:
-        with timer(stage):
-            frame = next(iterator, None)
-        if frame is None:
-            return
-        yield frame
-
-
-def counted(frames: Iterable[Frame], telemetry: Telemetry, live: bool) -> Iterator[Frame]:
-    """Pass frames on and count them; a source that is not live has ended with its last one."""
-    for frame in frames:
-        telemetry.came_in()
-        yield frame
-    if not live:
-        telemetry.enter(State.ENDED)
-
-
-def _dropper(telemetry: Telemetry) -> Callable[[], None]:
-    return lambda: telemetry.drop(NEWER)
