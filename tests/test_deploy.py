@@ -27,7 +27,7 @@ from pipeline.render.overlay import Renderer
 from pipeline.sinks import sink_kind
 from pipeline.sinks.json_lines import results_of
 from pipeline.sources import source_kind
-from pipeline.sources.live import LiveOptions
+from pipeline.sources.options import LiveOptions
 from pipeline.stages.telemetry import State, Telemetry
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from pipeline.page.options import ADDRESS, Limits, PageOptions
 from pipeline.render.look import RENDER_MODES
 from pipeline.sinks.options import ENCODERS, SinkOptions, byte_count, duration_s
 from pipeline.sources import FORMS
-from pipeline.sources.live import LiveOptions
+from pipeline.sources.options import LiveOptions
 
 _DEFAULT = RunOptions(())
 _DROP = {"auto": None, "latest": True, "never": False}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pipeline.page.options import PageOptions
 from pipeline.sinks.options import SinkOptions
-from pipeline.sources.live import LiveOptions
+from pipeline.sources.options import LiveOptions
 
 
 @dataclass(frozen=True, slots=True)

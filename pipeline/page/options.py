@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from pipeline.stages.stage_timer import StageTimer
-from pipeline.stages.telemetry import Telemetry
+if TYPE_CHECKING:
+    from pipeline.stages.stage_timer import StageTimer
+    from pipeline.stages.telemetry import Telemetry
 
 ADDRESS = "127.0.0.1:8080"
 

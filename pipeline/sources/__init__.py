@@ -14,7 +14,7 @@ from pipeline.redaction import redact
 
 if TYPE_CHECKING:
     from pipeline.sources.base import Source
-    from pipeline.sources.live import LiveOptions
+    from pipeline.sources.options import LiveOptions
 
 SOURCES = {
     # kind: (module, class)

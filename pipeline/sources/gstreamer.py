@@ -24,7 +24,8 @@ from pipeline.frames.frame import SourceInfo
 from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact, secrets_of
 from pipeline.sources.address import Address
-from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture
+from pipeline.sources.live import Connection, LiveSource, LostError, Picture
+from pipeline.sources.options import LiveOptions
 from pipeline.sources.yuv4mpeg import Yuv4mpegReader
 
 LAUNCH = "gst-launch-1.0"

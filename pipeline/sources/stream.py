@@ -17,7 +17,8 @@ from pipeline.redaction import redact
 from pipeline.sources.address import Address
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
 from pipeline.sources.gstreamer import GstreamerConnection, has_jetson_decoder, jetson_rtsp
-from pipeline.sources.live import Connection, LifeSigns, LiveOptions, LiveSource, LostError, Picture
+from pipeline.sources.live import Connection, LifeSigns, LiveSource, LostError, Picture
+from pipeline.sources.options import LiveOptions
 
 # What FFmpeg may open on behalf of an address. A playlist (HLS, DASH, concat, SDP) could name local files and other hosts.
 _RTSP_PROTOCOLS = "rtsp,rtsps,rtp,srtp,tcp,udp,tls"

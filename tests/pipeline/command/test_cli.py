@@ -21,6 +21,7 @@ from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.command import job as command
 from pipeline.errors import BackendUnavailableError, SourceError
 from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.own_process import module_command
 from pipeline.sources.base import Source
 
 ROOT = Path(__file__).parents[3]
@@ -418,7 +419,7 @@ def test_a_video_does_not_fit_into_a_picture(refused, clip, tmp_path):
         (("--model", "./nowhere"), "nowhere: expected a bundle folder, got nothing"),
         (("--config", "nowhere.yaml"), "--config nowhere.yaml: cannot be read"),
         (("--frobnicate",), "unrecognized arguments: --frobnicate"),
-        ((), "expected --source"),
+        ((), "expected a source: "),
     ],
 )
 def test_options_that_are_wrong(refused, tmp_path, arguments, message):
@@ -531,7 +532,7 @@ def test_a_network_is_compiled_once_by_another_process(cached, compiler, there, 
         cached.mkdir()
     for _ in range(2):
         assert open_model("silueta").folder == cached
-    assert compiler.arguments == [[sys.executable, "-m", "compile", "--model", "silueta", "--output", str(cached)]]
+    assert compiler.arguments == [[*module_command("compile"), "--model", "silueta", "--output", str(cached)]]
     assert len(said) == 1
     assert ("compiling once into" if there == "nothing" else "done now") in said[0]
 

@@ -7,7 +7,7 @@ from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions,
 from pipeline.errors import OptionError
 from pipeline.page.options import Limits, PageOptions
 from pipeline.sinks.options import SinkOptions
-from pipeline.sources.live import LiveOptions
+from pipeline.sources.options import LiveOptions
 from pipeline.yaml_file import LIMIT_BYTES
 
 

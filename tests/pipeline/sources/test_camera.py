@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.sources import camera
 from pipeline.sources.camera import CameraSource
-from pipeline.sources.live import LiveOptions
+from pipeline.sources.options import LiveOptions
 
 
 class Camera:

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import BackendUnavailableError, SourceError
 from pipeline.sources import gstreamer, open_source
 from pipeline.sources.address import Address
-from pipeline.sources.live import LiveOptions
+from pipeline.sources.options import LiveOptions
 from pipeline.sources.yuv4mpeg import Yuv4mpegReader
 from pipeline.stages.telemetry import State
 

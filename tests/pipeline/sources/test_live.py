@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipeline.errors import OptionError, SourceError
 from pipeline.frames.frame import SourceInfo
 from pipeline.sources import live
-from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture, StreamClock
+from pipeline.sources.live import Connection, LiveSource, LostError, Picture, StreamClock
+from pipeline.sources.options import LiveOptions
 from pipeline.stages.telemetry import CORRUPT, State
 
 WAIT_S = 10  # only a broken test waits so long

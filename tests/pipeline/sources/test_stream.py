@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.sources import open_source, stream
-from pipeline.sources.live import LiveOptions
+from pipeline.sources.options import LiveOptions
 from pipeline.stages.telemetry import CORRUPT, State
 
 WAIT_S = 20  # only a broken test waits so long
