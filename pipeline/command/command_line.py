@@ -60,7 +60,8 @@ class OptionParser(argparse.ArgumentParser):
 
 def nearest(wrong: str, there: Iterable[str]) -> str:
     """What to say of a name that does not exist: ": did you mean 'NAME'?", or nothing where none is near."""
-    near = difflib.get_close_matches(wrong, list(there), 1)
+    names = list(there)
+    near = difflib.get_close_matches(wrong, names, 1) or [name for name in names if wrong and name.startswith(wrong)]
     return f": did you mean {near[0]!r}?" if near else ""
 
 

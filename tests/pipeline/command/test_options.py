@@ -119,6 +119,7 @@ def test_help_names_every_option_and_its_default(capsys):
         (["--source", "0", "--render", "glow"], "invalid choice: 'glow'"),
         (["--source", "0", "--backend", "gpu"], "invalid choice: 'gpu' (choose from auto, "),
         (["--source", "0", "--drop", "all"], "invalid choice: 'all'"),
+        (["0", "--backend", "onnx"], "did you mean 'onnxruntime'?"),
         (["0", "--render", "mesk"], "invalid choice: 'mesk': did you mean 'mask'?"),
     ],
 )
