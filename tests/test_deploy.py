@@ -22,6 +22,7 @@ from pipeline.command.options import _parser as pipeline_parser
 from pipeline.command.options import parse_options
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Frame
+from pipeline.page.options import Limits
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks import sink_kind
@@ -418,14 +419,14 @@ def test_options_exist_and_take_the_values_that_are_told(document):
 def test_defaults_are_those_of_the_code():
     text = " ".join(read(LIVE).split())
     live, options = LiveOptions(), parse_options(["--source", "0"])
-    assert (options.stall, options.reconnect) == (live.stall_s, live.reconnect_s)
+    assert options.live == live
     assert f"`--stall {live.stall_s:g}`" in text
     assert f"`--reconnect {live.reconnect_s:g}`" in text
     assert f"may be silent for {live.connect_s:g} s" in text
     assert f"up to {live.backoff_s:g} s, doubled with each to {live.backoff_max_s:g} s" in text
     assert f"anew after {live.steady_s:g} s of frames" in text
-    assert f"`--serve-viewers {options.serve_viewers}`" in text
-    assert options.min_free == 200_000_000
+    assert f"`--serve-viewers {Limits().viewers}`" in text
+    assert options.recording.min_free_bytes == 200_000_000
     assert "`--min-free 200M`" in text
     assert all(state.value in text for state in (State.CONNECTING, State.RUNNING, State.STALLED, State.RECONNECTING))
 

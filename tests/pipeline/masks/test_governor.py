@@ -242,7 +242,7 @@ def test_stale_masks_are_counted_and_written_with_the_results(renderer, tmp_path
 
     source, governor = Jumping(), Governor(1000, "binary")
     sink = open_sink(str(tmp_path / "out.jsonl"), source.info, renderer)
-    result = run(source, Engine(), renderer, [sink], masks=governor.masked)
+    result = run(source, Engine(), Views(renderer, governor=governor), [sink])
     sink.close()
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(lines) == result.frames
