@@ -22,7 +22,7 @@ from pipeline.command.options import _parser as pipeline_parser
 from pipeline.command.options import parse_options
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Frame
-from pipeline.page.options import Limits
+from pipeline.page.options import Limits, PageOptions, Watched
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks import sink_kind
@@ -73,7 +73,7 @@ def test_units_call_the_command_with_options_that_it_has(unit):
     program, *arguments = shlex.split(command)
     script = re.search(r'^edgemask = "([\w.]+):', PROJECT, re.MULTILINE)
     assert Path(program).name == "edgemask"
-    assert script[1] == "pipeline.__main__"
+    assert script[1] == "edgemask.__main__"
     known = {option for action in pipeline_parser()._actions for option in action.option_strings}
     assert arguments[0] == "--config"
     assert all(argument in known for argument in arguments if argument.startswith("-"))
@@ -157,10 +157,10 @@ def test_systemd_takes_the_units_and_rates_them_as_the_document_says(tmp_path):
 
 def test_the_example_configuration_is_taken():
     options = parse_options(["--config", str(DEPLOY / "edgemask.yaml")])
-    assert options.serve == "127.0.0.1:8080"
-    assert options.rebuild == "auto"  # in the cache, for the service may not write to the bundle
-    assert [sink_kind(output) for output in options.output] == ["video", "results"]
-    assert source_kind(options.source[0]) == "stream"
+    assert options.page.address == "127.0.0.1:8080"
+    assert options.model.may_build  # in the cache, for the service may not write to the bundle
+    assert [sink_kind(output) for output in options.outputs.names] == ["video", "results"]
+    assert source_kind(options.sources[0]) == "stream"
 
 
 def test_every_choice_in_the_example_configuration_is_one(tmp_path):
@@ -169,9 +169,9 @@ def test_every_choice_in_the_example_configuration_is_one(tmp_path):
     for choice in choices:
         (tmp_path / "c.yaml").write_text(f"{choice}\n" + ("" if choice.startswith("source:") else "source: '0'\n"))
         options = parse_options(["--config", str(tmp_path / "c.yaml")])
-        for source in options.source:
+        for source in options.sources:
             source_kind(source)
-        for output in options.output or []:
+        for output in options.outputs.names:
             sink_kind(output)
 
 
@@ -317,18 +317,8 @@ def page():
         renderer = Renderer(Look(), "binary")
         manifest = Manifest("red", "binary", ("subject",), (1, 1), "fp32", {}, {}, {}, "")
         annotations = Annotations(manifest, "none", renderer, hud=False, legend=False)
-        sinks.append(
-            PageSink(
-                "127.0.0.1:0",
-                {"door": Telemetry("door")},
-                renderer,
-                annotations,
-                classes=("subject",),
-                about={},
-                token=token,
-                healthy=lambda: problem,
-            )
-        )
+        watched = Watched({"door": Telemetry("door")}, ("subject",), healthy=lambda: problem)
+        sinks.append(PageSink(PageOptions("127.0.0.1:0", token), watched, renderer, annotations))
         return f"{sinks[-1].url}healthz"
 
     yield start
@@ -390,9 +380,9 @@ def test_commands_parse(document):
         if "--config" in arguments:
             arguments = ["--config", str(DEPLOY / Path(arguments[1]).name)]
         options = parse_options(arguments)
-        for source in options.source:
+        for source in options.sources:
             source_kind(source)
-        for output in options.output or []:
+        for output in options.outputs.names:
             sink_kind(output)
     for arguments in commands(document, "compile"):
         parse_compile_options(arguments)
