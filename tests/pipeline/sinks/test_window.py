@@ -376,7 +376,8 @@ def test_recording(screen, tmp_path, said):
     rig.write()
     (path,) = tmp_path.iterdir()
     assert re.fullmatch(rf"my_clip_{UTC}\.mp4", path.name)
-    assert said == [f"recording: {path.name}", f"recorded: {path.name}"]
+    # The first line is the output's own, of its encoder.
+    assert said[1:] == [f"recording: {path.name}", f"recorded: {path.name}"]
     video = read_video(str(path))
     assert [time_s for time_s, _ in video] == pytest.approx([0, 0.04, 0.08, 0.12])
     for (_, picture), frame in zip(video, frames, strict=True):
@@ -429,7 +430,7 @@ def test_recording_that_cannot_be_written_ends_alone(screen, tmp_path, monkeypat
 
     monkeypatch.setattr(rig.sink._recording, "write", full)
     rig.write(2)
-    assert said[1:] == ["recording stopped: out.mp4: cannot be written (no space left on device)"]
+    assert said[-1:] == ["recording stopped: out.mp4: cannot be written (no space left on device)"]
     assert not rig.sink.stopped
     assert list(tmp_path.iterdir()) == []
 
@@ -439,11 +440,11 @@ def test_recording_of_a_camera_grows_in_place(screen, tmp_path, said):
     screen.keys = ["r"]
     rig.write(14)
     (path,) = tmp_path.iterdir()
-    assert said == [f"recording: {path.name}"]
+    assert said[-1:] == [f"recording: {path.name}"]
     with av.open(str(path)) as container:  # what a kill would leave
         assert len(list(container.decode(video=0))) >= 5
     rig.sink.close()
-    assert said[1:] == [f"recorded: {path.name}"]
+    assert said[-1:] == [f"recorded: {path.name}"]
 
 
 def test_recording_that_cannot_be_opened_is_said(screen, monkeypatch, said):
