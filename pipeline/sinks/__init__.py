@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["SINKS", "SinkKind", "SinkOptions", "forms", "open_sink", "path_for_source", "sink_kind"]
 
 
-def open_sink(spec: str, info: SourceInfo, renderer: Renderer, options: SinkOptions = DEFAULTS) -> Sink:
+def open_sink(spec: str, info: SourceInfo, renderer: Renderer | None = None, options: SinkOptions = DEFAULTS) -> Sink:
     """Open an output by its string.
 
     Args:
         spec: "null", a video (out.mp4), a picture (out.png, for a source of one picture), a folder, results (out.jsonl,
             "jsonl:-"), "rtsp://host/name", "gst:PIPELINE", or what a row of another package takes.
         info: the source that will be written; a video of a live one is a recording.
-        renderer: tells how masks are shown; a folder of masks holds the masks themselves.
+        renderer: tells how masks are shown; a folder of masks holds the masks themselves. None: an overlay of one class.
         options: what else an output may need.
 
     Raises:
@@ -35,6 +35,11 @@ def open_sink(spec: str, info: SourceInfo, renderer: Renderer, options: SinkOpti
     make = SINKS.load(kind_of(spec, live=info.live), f"{shown(spec)}: cannot be written here")
     if any(os.path.exists(spec) and os.path.samefile(spec, path) for path in info.paths if os.path.exists(path)):
         raise SinkError(f"{spec}: expected an output of its own, got the source itself: choose another --output")
+    if renderer is None:
+        from pipeline.render.look import Look  # not at the top: OpenCV, which nobody needs who only asks for a kind
+        from pipeline.render.overlay import Renderer
+
+        renderer = Renderer(Look(), "binary")
     sink: Sink = make(spec, info, renderer, options)
     return sink
 

@@ -14,6 +14,8 @@ from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sinks.options import DEFAULTS, SinkOptions
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from pipeline.render.overlay import Renderer
 
 
@@ -46,6 +48,16 @@ class Sink(ABC):
 
     def _open(self) -> None:  # noqa: B027 - an output that keeps nothing has nothing to open
         """Make what is written to; raises ``SinkError`` when it cannot be."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Ctrl-C ends a recording as its user meant it to end; a mistake leaves no half result.
+        if kind is not None and issubclass(kind, Exception):
+            self.discard()
+        else:
+            self.close()
 
     @abstractmethod
     def write(self, frame: Frame) -> None:
