@@ -17,17 +17,13 @@ import functools
 import importlib
 import importlib.util
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pipeline.errors import BackendUnavailableError
 from pipeline.terminal import logger_of
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoints
 
 log = logger_of(__name__)
 
@@ -61,40 +57,43 @@ class Row:
 
     def cells(self) -> dict[str, str]:
         """Its cells of the table that the documentation shows, by column."""
-        return {"Name": f"`{self.name}`", "What it is": self.help, "Installed by": f"`{self.install_command}`"}
+        installed = f"`{self.install_command}`" if self.install_command else ""
+        return {"Name": f"`{self.name}`", "What it is": self.help, "Installed by": installed}
 
 
 R = TypeVar("R", bound=Row)
 
 
 class Registry(Mapping[str, R], Generic[R]):
-    """The rows of a room by name, in order. Iterating gives ours, and those of others once they were looked up.
+    """The rows of one kind by name, in order. Iterating gives ours, and those of others once they were looked up.
 
     Args:
-        room: the package whose files are rows; it has been imported.
+        row: the class of the declarations.
         group: of the entry points by which other packages add rows.
-        row: the class of its declarations.
+        rooms: the packages in whose folders ours are.
     """
 
-    def __init__(self, room: str, group: str, row: type[R]) -> None:
-        self._room = room
-        self._group = group
+    def __init__(self, row: type[R], group: str, *rooms: str) -> None:
         self._row = row
+        self._group = group
+        self._rooms = rooms
 
     @functools.cached_property
     def own(self) -> dict[str, R]:
-        """Those of this project: every declaration in the room's folder."""
+        """Those of this project: every declaration in the rooms' folders."""
         rows: list[R] = []
-        for folder in sys.modules[self._room].__path__:
-            for path in sorted(Path(folder).glob("*.py")):
-                rows += _declared(path.read_text(encoding="utf-8"), self._row, f"{self._room}.{path.stem}")
+        for room in self._rooms:
+            spec = importlib.util.find_spec(room)
+            for folder in (spec and spec.submodule_search_locations) or ():
+                for path in Path(folder).glob("*.py"):
+                    rows += _declared(path.read_text(encoding="utf-8"), self._row, f"{room}.{path.stem}")
         return _in_order(rows)
 
     @functools.cached_property
     def others(self) -> dict[str, R]:
         """Those of other packages, without what cannot be read, which is told in a line of the log."""
         rows: dict[str, R] = {}
-        for point in _entry_points(self._group):
+        for point in _entry_points().select(group=self._group):
             try:
                 for row in _declared(_source_of(point.module), self._row, point.module):
                     if row.name in self.own:
@@ -175,10 +174,11 @@ def table(rows: Registry[Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _entry_points(group: str) -> EntryPoints:
-    from importlib.metadata import entry_points  # 40 ms that few runs need
+@functools.cache
+def _entry_points() -> Any:  # before Python 3.12 of another class, which has ``select`` as well
+    from importlib.metadata import entry_points  # 25 ms that few runs need
 
-    return entry_points(group=group)
+    return entry_points()
 
 
 def _source_of(module: str) -> str:

@@ -35,4 +35,4 @@ class EngineKind(Row):
         return {"Name": f"`{self.name}`", "GPU": "yes" if self.gpu else "no", **super().cells()}
 
 
-ENGINES = Registry("pipeline.engines", "edgemask.engines", EngineKind)
+ENGINES = Registry(EngineKind, "edgemask.engines", "pipeline.engines")

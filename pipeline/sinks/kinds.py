@@ -42,7 +42,7 @@ class SinkKind(Row):
         return {"Name": f"`{self.name}`", "Strings": strings, **super().cells()}
 
 
-SINKS = Registry("pipeline.sinks", "edgemask.sinks", SinkKind)
+SINKS = Registry(SinkKind, "edgemask.sinks", "pipeline.sinks", "pipeline.page")
 
 
 def forms() -> str:

@@ -42,7 +42,7 @@ class SourceKind(Row):
         return {"Name": f"`{self.name}`", "Strings": strings, "Live": "yes" if self.live else "no", **super().cells()}
 
 
-SOURCES = Registry("pipeline.sources", "edgemask.sources", SourceKind)
+SOURCES = Registry(SourceKind, "edgemask.sources", "pipeline.sources")
 
 
 def forms() -> str:

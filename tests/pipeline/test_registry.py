@@ -247,7 +247,7 @@ def test_no_address_of_any_row_shows_its_password():
 
 
 def test_a_registry_is_a_mapping_in_order():
-    rows = Registry("pipeline.sources", "edgemask.no_such_group", SourceKind)
+    rows = Registry(SourceKind, "edgemask.no_such_group", "pipeline.sources")
     assert list(rows) == [row.name for row in sorted(rows.values(), key=lambda row: row.order)]
     assert ("camera" in rows, "no" in rows, len(rows), rows.others) == (True, False, len(rows.own), {})
     with pytest.raises(KeyError):

@@ -39,4 +39,4 @@ class RenderMode(Row):
         return {"Name": f"`{self.name}`", "What it shows": self.help}
 
 
-MODES = Registry("pipeline.render.modes", "edgemask.render_modes", RenderMode)
+MODES = Registry(RenderMode, "edgemask.render_modes", "pipeline.render.modes")
