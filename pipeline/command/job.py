@@ -25,7 +25,7 @@ from pipeline.flow.run import run
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.signals import StoppedError, uninterrupted
 from pipeline.sinks.base import Sink
-from pipeline.sinks.naming import shown
+from pipeline.sinks.kinds import shown
 from pipeline.sources import open_sources
 from pipeline.stages.stage_timer import StageTimer
 from pipeline.terminal import logger_of

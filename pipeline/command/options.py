@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.command.command_line import OptionParser, nearest, share, whole_number
 from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OutputOptions, RunOptions
 from pipeline.engines import ENGINES
 from pipeline.errors import OptionError
 from pipeline.page.options import ADDRESS, Limits, PageOptions
-from pipeline.render.look import RENDER_MODES
+from pipeline.registry import Choices
+from pipeline.render.modes import MODES
+from pipeline.sinks import SINKS
+from pipeline.sinks import forms as output_forms
 from pipeline.sinks.options import ENCODERS, SinkOptions, byte_count, duration_s
-from pipeline.sources import FORMS
+from pipeline.sources import SOURCES
+from pipeline.sources import forms as source_forms
 from pipeline.sources.options import LiveOptions
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _DEFAULT = RunOptions(())
 _DROP = {"auto": None, "latest": True, "never": False}
@@ -48,7 +55,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> RunOptions:
     values |= given
     sources = sources or values["source"] or []
     if not sources:
-        parser.error(f"expected a source: {FORMS}")
+        parser.error(f"expected a source: {source_forms()}")
     return _run_options(tuple(sources), values)
 
 
@@ -97,8 +104,15 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
     )
 
 
+class _Parser(OptionParser):
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        for rows in (SOURCES, SINKS, ENGINES, MODES):
+            rows.others  # noqa: B018 - looked up, so that a new parser names them
+        OptionParser.print_help(_parser(), file)
+
+
 def _parser() -> OptionParser:
-    parser = OptionParser(
+    parser = _Parser(
         prog="python -m pipeline",
         description="Masks over pictures, videos and cameras.",
         epilog="Exit status: 0 done, 2 a mistake in the input (one line says which), 1 a bug, 130 interrupted, 143 terminated.",
@@ -121,8 +135,7 @@ def _add_input(parser: OptionParser) -> None:
         "-s",
         "--source",
         action="append",
-        help="0 or /dev/video0, a video, a picture, a folder, a glob ('pics/**/*.jpg'), rtsp://…, http://…, csi://0, gst:PIPELINE, "
-        "test://; several share the engine",
+        help=f"{source_forms()}; several share the engine",
     )
     parser.add_argument(
         "-m",
@@ -134,7 +147,7 @@ def _add_input(parser: OptionParser) -> None:
     parser.add_argument(
         "--backend",
         default=_DEFAULT.model.backend,
-        choices=("auto", *ENGINES),
+        choices=Choices(ENGINES, "auto"),
         help="what runs the network: auto = a GPU where there is one, else the CPU (default: %(default)s)",
     )
     parser.add_argument(
@@ -159,8 +172,7 @@ def _add_outputs(parser: OptionParser) -> None:
         "--output",
         action="append",
         metavar="OUT",
-        help="out.mp4, out.png, a folder, out.jsonl or "
-        "jsonl:-, rtsp://host/name, gst:PIPELINE, or null; may be repeated; {source} in it is the source's name",
+        help=f"{output_forms()}; may be repeated; {{source}} in it is the source's name",
     )
     parser.add_argument(
         "--save",
@@ -177,7 +189,10 @@ def _add_outputs(parser: OptionParser) -> None:
 
 def _add_look(parser: OptionParser) -> None:
     parser.add_argument(
-        "--render", default=_DEFAULT.look.mode, choices=RENDER_MODES, help="how masks are shown (default: %(default)s)"
+        "--render",
+        default=_DEFAULT.look.mode,
+        choices=Choices(MODES),
+        help="how masks are shown (default: %(default)s)",
     )
     parser.add_argument(
         "--alpha",
