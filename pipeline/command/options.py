@@ -130,12 +130,12 @@ def _parser() -> OptionParser:
 
 
 def _add_input(parser: OptionParser) -> None:
-    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="as --source")
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{source_forms()}; several share the engine")
     parser.add_argument(
         "-s",
         "--source",
         action="append",
-        help=f"{source_forms()}; several share the engine",
+        help="the same, as an option; may be repeated",
     )
     parser.add_argument(
         "-m",

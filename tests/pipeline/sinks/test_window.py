@@ -15,6 +15,7 @@ from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks.window import WindowSink
 from pipeline.stages.stage_timer import StageTimer
+from pipeline.terminal import shown_log
 
 UTC = r"\d{8}T\d{6}\.\d{3}Z"
 
@@ -501,11 +502,12 @@ def test_window_that_cannot_be_shown(screen, monkeypatch):
     assert screen.destroyed == []
 
 
-def test_says_to_stderr_by_default(screen, capsys):
+def test_a_command_shows_it_on_stderr(screen, capsys):
     rig = Rig()
     sink = WindowSink(SourceInfo("clip", ""), rig.renderer, rig.annotations)
     screen.keys = ["s"]
-    sink.write(rig.frame())
+    with shown_log():
+        sink.write(rig.frame())
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(rf"snapshot: clip_{UTC}\.json\n", err)
