@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.on_gpu import require_driver, require_plan
-from benchmarks.peers.runs import Job, in_its_own_process
+from benchmarks.peers.runs import Job
 from benchmarks.shared.passes import Repeated, alone_hz, pipeline_hz, read_images
+from benchmarks.shared.process import in_its_own_process
 from pipeline.bundles.bundle import FRAMES, Bundle
 from pipeline.bundles.plan import read_plan
 from pipeline.engines import open_engine

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shared.bars import draw_bars, write_plot
 from benchmarks.shared.environment import write_result
 from benchmarks.shared.passes import Repeated, alone_hz, pipeline_hz, read_images
 from benchmarks.shared.power_meter import Meter, Reading
@@ -29,6 +28,38 @@ from pipeline.errors import BackendUnavailableError
 
 PASSES = {"engine": "engine alone", "pipeline": "pipeline"}
 COLUMNS = ("sensor", "", "idle, W", "load, W", "FPS", "frames per joule", "net of idle", "°C at most", "throttled by")
+
+
+EXPLAINED = """
+idle and load: mean power before the passes and during them. Frames per joule: higher is better; net of idle leaves out what the
+machine draws at rest. A sensor with a dash is a part of the one above it. The ratio: the pipeline's frames per joule / the engine's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks energy`` is asked.
+
+    Attributes:
+        clip: a video.
+        model: a bundle's folder or a published network's name.
+        backend: what runs the network.
+        seconds: how long a pass takes, s.
+        rounds: pairs of passes.
+        idle: at rest before them, s.
+        watts: what a meter at the socket shows under load.
+        plot: a PNG file for the plot; None: no plot.
+        json: a file for the result; None: no file.
+    """
+
+    clip: str
+    model: str
+    backend: str
+    seconds: float
+    rounds: int
+    idle: float
+    watts: float | None
+    plot: str | None
+    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
@@ -53,7 +84,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", help="draw the frames per joule")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -88,6 +119,7 @@ def measure(options: argparse.Namespace) -> None:
     manifest = bundle.manifest
     print(f"{manifest.model}, {manifest.precision}, {description}, {options.rounds} rounds of {options.seconds:g} s")
     print("\n".join(_table(rows)))
+    print(EXPLAINED)
     for sensor in sought:
         if sensor.missing:
             print(f"not here: {sensor.name}: {sensor.missing}")
@@ -98,12 +130,15 @@ def measure(options: argparse.Namespace) -> None:
     for name, value in found.items():
         print(f"{name}: {value:.4f}")
     if options.plot:
-        bars = [
-            (f"{row['sensor'][:27]}: {PASSES[row['what']]}", row["frames_per_joule"])
+        from benchmarks.shared.plots import bars, write_plot
+
+        named = [
+            (f"{row['sensor']}: {PASSES[row['what']]}", row["frames_per_joule"])
             for row in rows
             if row["frames_per_joule"] is not None
         ]
-        write_plot(options.plot, draw_bars("frames per joule", bars))
+        title = f"Energy: {manifest.model}, {manifest.precision}, {description}"
+        write_plot(options.plot, bars(title, "frames per joule", named))
     if options.json:
         write_result(
             Path(options.json),
@@ -132,9 +167,7 @@ class _Total:
     readings: list[list[Reading]] = field(default_factory=list)  # of each pass, one for each sensor
 
 
-def _in_turn(
-    engine: Engine, sensors: Sequence[Sensor], images: Sequence[Any], options: argparse.Namespace
-) -> dict[str, _Total]:
+def _in_turn(engine: Engine, sensors: Sequence[Sensor], images: Sequence[Any], options: Options) -> dict[str, _Total]:
     alone_hz(engine, images, 3)  # warm
     run: dict[str, Callable[[int], float]] = {
         "engine": lambda count: alone_hz(engine, images, count),
