@@ -91,16 +91,7 @@ def measure(options: Options) -> None:
         BackendUnavailableError: there is no sensor.
         EdgemaskError: the clip or the bundle cannot be read.
     """
-    sought = find_sensors()
-    sensors = [sensor for sensor in sought if not sensor.missing]
-    if options.watts is not None:
-        sensors.append(constant_sensor(options.watts))
-    if not sensors:
-        why = "; ".join(f"{sensor.name}: {sensor.missing}" for sensor in sought)
-        raise BackendUnavailableError(
-            f"energy: expected a sensor of energy or power, got none ({why}): give what a meter at the socket shows under load "
-            "with --watts"
-        )
+    sought, sensors = _sensors(options.watts)
     keep_freed_memory()  # as the command does
     bundle = open_model(options.model, print)
     # At rest, before an engine is here: a GPU with a context of CUDA draws more.
@@ -118,8 +109,7 @@ def measure(options: Options) -> None:
     found = {} if main is None else _ratios(totals, sensors.index(main))
     manifest = bundle.manifest
     print(f"{manifest.model}, {manifest.precision}, {description}, {options.rounds} rounds of {options.seconds:g} s")
-    print("\n".join(_table(rows)))
-    print(EXPLAINED)
+    print("\n".join([*_table(rows), EXPLAINED]))
     for sensor in sought:
         if sensor.missing:
             print(f"not here: {sensor.name}: {sensor.missing}")
@@ -132,11 +122,8 @@ def measure(options: Options) -> None:
     if options.plot:
         from benchmarks.shared.plots import bars, write_plot
 
-        named = [
-            (f"{row['sensor']}: {PASSES[row['what']]}", row["frames_per_joule"])
-            for row in rows
-            if row["frames_per_joule"] is not None
-        ]
+        known = [row for row in rows if row["frames_per_joule"] is not None]
+        named = [(f"{row['sensor']}: {PASSES[row['what']]}", row["frames_per_joule"]) for row in known]
         title = f"Energy: {manifest.model}, {manifest.precision}, {description}"
         write_plot(options.plot, bars(title, "frames per joule", named))
     if options.json:
@@ -156,6 +143,21 @@ def measure(options: Options) -> None:
                 "ratios": found,
             },
         )
+
+
+def _sensors(watts: float | None) -> tuple[Sequence[Sensor], list[Sensor]]:
+    """All sensors that were looked for, and those that are here."""
+    sought = find_sensors()
+    sensors = [sensor for sensor in sought if not sensor.missing]
+    if watts is not None:
+        sensors.append(constant_sensor(watts))
+    if not sensors:
+        why = "; ".join(f"{sensor.name}: {sensor.missing}" for sensor in sought)
+        raise BackendUnavailableError(
+            f"energy: expected a sensor of energy or power, got none ({why}): give what a meter at the socket shows under load "
+            "with --watts"
+        )
+    return sought, sensors
 
 
 @dataclass

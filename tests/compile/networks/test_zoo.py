@@ -4,6 +4,7 @@ import io
 import os
 import random
 import socket
+import sys
 import threading
 import zipfile
 from dataclasses import replace
@@ -350,6 +351,16 @@ def test_unknown_host(tiny, tmp_path, monkeypatch):
     tiny(url="https://weights.invalid/tiny.onnx")
     with pytest.raises(WeightsUnavailableError, match=r"weights\.invalid \(host name not found\)"):
         get(tmp_path)
+
+
+def test_without_pooch_one_line_says_what_to_install_and_how_to_bring_the_file(tiny, tmp_path, monkeypatch):
+    for name in ("sources", "download"):
+        monkeypatch.delitem(sys.modules, f"compile.networks.{name}")
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(WeightsUnavailableError, match=r"pip install '\.\[compile\]', or put the file tiny\.onnx"):
+        get(tmp_path)
+    (tmp_path / "tiny.onnx").write_bytes(CONTENT)
+    assert get(tmp_path) == tmp_path / "tiny.onnx"
 
 
 # The mirror, and where redirects may lead
