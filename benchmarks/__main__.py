@@ -59,7 +59,7 @@ def _measure(arguments: list[str]) -> None:
         raise BackendUnavailableError(
             f"{question or 'benchmarks'}: needs packages that are not here ({error}): install them with: pip install '.[compile]'"
         ) from error
-    questions = "\n".join(f"  {name}  {answer}" for name, (_, answer) in QUESTIONS.items())
+    questions = "\n".join(f"  {name:<12}{answer}" for name, (_, answer) in QUESTIONS.items())
     parser = OptionParser(
         prog=f"python -m benchmarks {question}".rstrip(),
         description=module.__doc__,

@@ -355,7 +355,7 @@ def test_unknown_host(tiny, tmp_path, monkeypatch):
 
 def test_without_pooch_one_line_says_what_to_install_and_how_to_bring_the_file(tiny, tmp_path, monkeypatch):
     for name in ("sources", "download"):
-        monkeypatch.delitem(sys.modules, f"compile.networks.{name}")
+        monkeypatch.delitem(sys.modules, f"compile.networks.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(WeightsUnavailableError, match=r"pip install '\.\[compile\]', or put the file tiny\.onnx"):
         get(tmp_path)
