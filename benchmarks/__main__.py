@@ -5,8 +5,14 @@ Each prints a table, writes JSON with --json, and most draw a plot with --plot.
 
 from __future__ import annotations
 
-import importlib
+import os
 import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    # python -m puts the current folder first, which may hold packages that are called like ours.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import importlib
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
