@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from benchmarks.gpu.rows import Rows, Setup
 from benchmarks.gpu.samples import QUICK_SIZES_HW, SIZES_HW, sample_frames
 from benchmarks.gpu.tensorrt_rtx import write_planned
-from benchmarks.shared.passes import alone_hz
+from benchmarks.shared.passes import alone_hz, pipeline_pass
 from benchmarks.shared.power_meter import Meter
 from benchmarks.shared.power_sensors import nvidia_sensors
 from compile.plans.tensorrt_build import BuildOptions
@@ -20,11 +19,7 @@ from pipeline.bundles.bundle import Bundle
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.engines.gpu import find_gpu
-from pipeline.flow.run import run
 from pipeline.frames.frame import Frame, Image, SourceInfo
-from pipeline.render.look import Look
-from pipeline.render.overlay import Renderer
-from pipeline.sinks import open_sink
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
 
@@ -74,7 +69,9 @@ def measure_around(setup: Setup, rows: Rows, engine_name: str, make: Callable[[]
                 size_hw = source.info.size_hw
                 row["size"] = None if size_hw is None else f"{size_hw[0]}x{size_hw[1]}"
                 with _energy(row):
-                    _measure_pipeline(engine, source, output, row)
+                    done = pipeline_pass(engine, source, output=output)
+                    row["frames"], row["pipeline_fps"] = done.frames, round(done.hz, 2)
+                row["stages_p50_ms"] = {stage.name: round(stage.p50_ms, 3) for stage in done.stages}
                 if "engine_fps" in alone:
                     row["engine_fps"] = alone["engine_fps"]
                     row["ratio"] = round(row["pipeline_fps"] / alone["engine_fps"], 4)
@@ -94,19 +91,3 @@ def _energy(row: dict[str, Any]) -> Iterator[None]:
     row["frames_per_joule"] = float(f"{row['frames'] / (reading.energy_j or 1):.4g}")
     row["peak_c"] = reading.peak_c
     row["throttled_by"] = list(reading.throttled_by)
-
-
-def _measure_pipeline(engine: Engine, source: Source, output: str, row: dict[str, object]) -> None:
-    renderer = Renderer(Look(), engine.bundle.manifest.task)
-    sink = open_sink(output, source.info, renderer)
-    start_s = time.perf_counter()
-    try:
-        result = run(source, engine, renderer, [sink])
-        sink.close()
-    except BaseException:
-        sink.discard()
-        raise
-    elapsed_s = time.perf_counter() - start_s
-    row["frames"] = result.frames
-    row["pipeline_fps"] = round(result.frames / elapsed_s, 2)
-    row["stages_p50_ms"] = {stage.name: round(stage.p50_ms, 3) for stage in result.stages}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shared.environment import write_result
-from benchmarks.shared.passes import Repeated, alone_hz, pipeline_hz, read_images
+from benchmarks.shared.passes import Repeated, alone_hz, pipeline_pass, read_images
 from benchmarks.shared.power_meter import Meter, Reading
 from benchmarks.shared.power_sensors import Sensor, constant_sensor, find_sensors
 from pipeline.builds.model_name import open_model
@@ -173,7 +173,7 @@ def _in_turn(engine: Engine, sensors: Sequence[Sensor], images: Sequence[Any], o
     alone_hz(engine, images, 3)  # warm
     run: dict[str, Callable[[int], float]] = {
         "engine": lambda count: alone_hz(engine, images, count),
-        "pipeline": lambda count: pipeline_hz(engine, Repeated(options.clip, count))[0],
+        "pipeline": lambda count: pipeline_pass(engine, Repeated(options.clip, count)).hz,
     }
     # As many frames as fill the time, by a first try that is as long as the rate asks for.
     tried = max(3, round(alone_hz(engine, images, 3) * min(1.0, options.seconds)))

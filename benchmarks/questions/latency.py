@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from benchmarks.shared.environment import write_result
-from benchmarks.shared.passes import MOST_IN_MEMORY, alone_hz, pipeline_hz, read_images
+from benchmarks.shared.passes import MOST_IN_MEMORY, alone_hz, pipeline_pass, read_images
 from benchmarks.shared.stand_in import Sleeper
 from pipeline.builds.model_name import open_model
 from pipeline.command.command_line import OptionParser
@@ -135,7 +135,7 @@ def _case(key: str, engine: Engine, clip: str, count: int, rounds: int) -> dict[
                 alone.append(alone_hz(engine, images, count))
             else:
                 with open_source(clip) as source:
-                    rate_hz, stages = pipeline_hz(engine, source, count)
+                    rate_hz, stages, _ = pipeline_pass(engine, source, count)
                 pipeline.append(rate_hz)
     pairs = [whole / engine_only for whole, engine_only in zip(pipeline, alone, strict=True)]
     nhw = frames_nhw(engine.pixels, (1, *images[0].shape))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from benchmarks.questions.accuracy import read_truth
 from benchmarks.shared.bundles import compile_anew
 from benchmarks.shared.environment import write_result
-from benchmarks.shared.passes import Repeated, pipeline_hz, read_images
+from benchmarks.shared.passes import Repeated, pipeline_pass, read_images
 from calibration.metrics.agreement import iou
 from calibration.metrics.saliency import SaliencyMetrics
 from calibration.sets.photographs import FOLDER
@@ -258,7 +258,7 @@ def _time(cases: Sequence[_Case], options: Options) -> None:
                 if call:
                     case.times_ms.append(1000 * (time.perf_counter() - start_s))
         for case, count in zip(cases, counts, strict=True):
-            case.rates_hz.append(pipeline_hz(case.engine, Repeated(options.clip, count))[0])
+            case.rates_hz.append(pipeline_pass(case.engine, Repeated(options.clip, count)).hz)
 
 
 def _compare(cases: Sequence[_Case], options: Options) -> None:
