@@ -140,7 +140,8 @@ def test_each_part_has_a_process_of_its_own_and_a_failure_is_a_row(data, tmp_pat
     assert "FAILED torch, all of it: ended with status -6: bad" in out
 
 
-CHILD = "from benchmarks import gpu; from pipeline.command.command_line import OptionParser; p = OptionParser(); " + (
+CHILD = (
+    "from benchmarks.questions import gpu; from pipeline.command.command_line import OptionParser; p = OptionParser(); "
     "p.add_argument('--json'); gpu.add_options(p); gpu.measure(gpu.Options(**vars(p.parse_args(sys.argv[2:]))))"
 )
 
