@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -258,16 +259,22 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def _bundles_of(name: str, say: Callable[[str], None]) -> Iterator[Bundle]:
     """A published network's bundles: FP32, and what else the package holds of it; FP16 compiled where it does not."""
-    yield open_model(name, say)
+    yield open_model(name, _tell)
     known = sorted(PUBLISHED.glob(f"{name}-*/"))
     yield from (Bundle.read(folder) for folder in known)
     if not any(folder.name == f"{name}-fp16" for folder in known):
         from benchmarks.shared.bundles import compiled_once  # the build half, which a published network does not need
 
         try:
-            yield compiled_once(f"{name}-fp16", ["--model", name, "--precision", "fp16"])
+            _tell(f"{name}: compiling FP16, once for this version")
+            yield compiled_once(f"{name}-fp16", ["--model", name, "--precision", "fp16", "--quiet"])
         except EdgemaskError:
             say(f"FP16 of {name} could not be compiled: what is above on standard error says why")
+
+
+def _tell(line: str) -> None:
+    """Say at once what takes long, beside the table."""
+    print(line, file=sys.stderr)
 
 
 def _sibling(bundle: Bundle) -> Bundle | None:
@@ -308,7 +315,7 @@ def measure_case(case: Case, source: str | None, masks_path: Path | None) -> Row
     keep_freed_memory()  # as the command does
 
     def rebuild(bundle: Bundle, backend: str, reason: str) -> Bundle:
-        return rebuild_plan(bundle, backend, reason, print, quiet=True)
+        return rebuild_plan(bundle, backend, reason, _tell, quiet=True)
 
     with open_engine(case.bundle, case.backend, rebuild=rebuild) as engine:
         bundle, description = engine.bundle, engine.description

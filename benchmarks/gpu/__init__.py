@@ -1,1 +1,1 @@
-"""All that is measured on an NVIDIA GPU: parts of ``python -m benchmarks gpu`` that may fail alone, and the GPU's rows of ``peers``."""
+"""What is measured on an NVIDIA GPU, in parts that may fail alone, and the samples and figures that they share."""

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu import trtexec as peers_trtexec
-from benchmarks.gpu.on_gpu import ALL_OURS, ON_GPU, TORCH_COMPILE, TORCH_TENSORRT
+from benchmarks.peers import trtexec as peers_trtexec
 from benchmarks.peers.commands import rembg_command, rembg_loop
 from benchmarks.peers.loops import opencv_dnn, opencv_onnxruntime, openvino, supervision
+from benchmarks.peers.on_gpu import ALL_OURS, ON_GPU, TORCH_COMPILE, TORCH_TENSORRT
 from benchmarks.peers.runs import Job, Run, Runner
 from benchmarks.shared.bundles import read_or_compile
 from benchmarks.shared.environment import write_result

@@ -1,5 +1,6 @@
 """latency, throughput, soak and start: that they measure what they say, on a tiny network and a few frames."""
 
+import re
 import time
 
 import numpy as np
@@ -40,9 +41,7 @@ def test_soak(asked):
     assert all(row["resident_mb"] > 10 for row in entries["table"])
     assert entries["ratios"]["soak_growth_mb"] >= 0
     assert entries["dropped"]["newer"] > 0
-    came_in, out, dropped = (
-        int(word) for word in printed.split("; ")[-1].replace("=", "").replace("+", "").split()[:6] if word.isdigit()
-    )
+    came_in, out, dropped = map(int, re.search(r"(\d+) in = (\d+) out \+ (\d+) dropped", printed).groups())
     assert came_in == out + dropped
 
 

@@ -13,10 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.__main__ import main
-from benchmarks.gpu import on_gpu as peers_gpu
-from benchmarks.gpu.trtexec import TOOLS
 from benchmarks.peers import commands as peers_commands
+from benchmarks.peers import on_gpu as peers_gpu
 from benchmarks.peers.runs import Clock, Run, read_masks
+from benchmarks.peers.trtexec import TOOLS
 from benchmarks.questions.peers import PEERS, ratios
 from benchmarks.shared.plots import WIDTH_PX
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.on_gpu import require_driver, require_plan
+from benchmarks.peers.on_gpu import require_driver, require_plan
 from benchmarks.peers.runs import Job
 from benchmarks.shared.passes import Repeated, alone_hz, pipeline_pass, read_images
 from benchmarks.shared.process import in_its_own_process

@@ -15,13 +15,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.__main__ import main
-from benchmarks.gpu import on_gpu as peers_gpu
-from benchmarks.gpu import torch_loops as peers_torch
-from benchmarks.gpu import trtexec as peers_trtexec
-from benchmarks.gpu.on_gpu import open_gpu_engine, require_plan
-from benchmarks.gpu.trtexec import Rates, command, find_program, measured_by
+from benchmarks.peers import on_gpu as peers_gpu
+from benchmarks.peers import torch_loops as peers_torch
+from benchmarks.peers import trtexec as peers_trtexec
 from benchmarks.peers.commands import run_with
+from benchmarks.peers.on_gpu import open_gpu_engine, require_plan
 from benchmarks.peers.runs import Job
+from benchmarks.peers.trtexec import Rates, command, find_program, measured_by
 from benchmarks.shared.process import in_its_own_process
 from compile.networks.unet import UNet
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle

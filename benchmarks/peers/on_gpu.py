@@ -39,7 +39,7 @@ def our_gpu_run(job: Job, folder: Path) -> Run:
 
 
 def torch_run(job: Job, folder: Path, compiler: str) -> Run:
-    """``benchmarks.gpu.torch_loops.torch_loop``, where there is a GPU for it."""
+    """``benchmarks.peers.torch_loops.torch_loop``, where there is a GPU for it."""
     require_driver()
     return in_its_own_process(_torch_run, job, folder, compiler)
 
@@ -82,7 +82,7 @@ def _our_gpu_run(job: Job, folder: Path) -> Run:
 
 def _torch_run(job: Job, folder: Path, compiler: str) -> Run:
     try:
-        loops = importlib.import_module("benchmarks.gpu.torch_loops")
+        loops = importlib.import_module("benchmarks.peers.torch_loops")
     except (ImportError, OSError) as error:  # a broken native library raises OSError
         raise BackendUnavailableError(
             f"not here: PyTorch cannot be loaded ({error}): pip install '.[compile]'"
