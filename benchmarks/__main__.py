@@ -20,6 +20,7 @@ from pathlib import Path
 from pipeline.builds.model_name import PUBLISHED
 from pipeline.command.command_line import OptionParser, run_command
 from pipeline.errors import BackendUnavailableError, EdgemaskError, ModelError, OptionError
+from pipeline.terminal import shown_log
 
 QUESTIONS = {
     # question: (module, what it answers)
@@ -79,7 +80,8 @@ def _measure(arguments: list[str]) -> None:
     options = module.Options(**vars(parser.parse_args(arguments)))
     if getattr(options, "plot", None):
         require_plots()
-    module.measure(options)
+    with shown_log(to_stdout=True):
+        module.measure(options)
 
 
 def _require_model(arguments: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -39,6 +38,9 @@ from pipeline.errors import EdgemaskError
 from pipeline.frames.frame import Frame, Image
 from pipeline.frames.pixels import Pixels
 from pipeline.machine.gpu_sign import is_seen
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 KEEPS_IOU = 0.99
 """Masks with this IoU or more with those of FP32 count as kept."""
@@ -197,16 +199,19 @@ def find_cases(model: str, say: Callable[[str], None] = print) -> tuple[list[Cas
     )
     if reference is None:
         say(f"no FP32 program of {bundles[0].manifest.model} is here to compare masks with")
-    backends = [name for name in ENGINES if name == "onnxruntime" or is_seen(Path("/"), os.environ)]
-    if len(backends) == 1:
+    seen = is_seen(Path("/"), os.environ)
+    if not seen:
         say("no NVIDIA GPU is seen here: TensorRT is not measured")
     cases = [
-        Case(bundle, backend)
+        Case(bundle, name)
         for bundle in bundles
-        for backend in backends
-        if backend in BUILT_FROM_PROGRAM
-        or backend == "onnxruntime"
-        or any(entry.get("runtime") == backend for entry in bundle.manifest.engines)
+        for name, kind in ENGINES.items()
+        if (seen or not kind.gpu)
+        and (
+            not kind.plans
+            or name in BUILT_FROM_PROGRAM
+            or any(entry.get("runtime") == name for entry in bundle.manifest.engines)
+        )
     ]
     return cases, reference
 
@@ -259,22 +264,17 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def _bundles_of(name: str, say: Callable[[str], None]) -> Iterator[Bundle]:
     """A published network's bundles: FP32, and what else the package holds of it; FP16 compiled where it does not."""
-    yield open_model(name, _tell)
+    yield open_model(name)
     known = sorted(PUBLISHED.glob(f"{name}-*/"))
     yield from (Bundle.read(folder) for folder in known)
     if not any(folder.name == f"{name}-fp16" for folder in known):
         from benchmarks.shared.bundles import compiled_once  # the build half, which a published network does not need
 
         try:
-            _tell(f"{name}: compiling FP16, once for this version")
+            log.info(f"{name}: compiling FP16, once for this version")
             yield compiled_once(f"{name}-fp16", ["--model", name, "--precision", "fp16", "--quiet"])
         except EdgemaskError:
             say(f"FP16 of {name} could not be compiled: what is above on standard error says why")
-
-
-def _tell(line: str) -> None:
-    """Say at once what takes long, beside the table."""
-    print(line, file=sys.stderr)
 
 
 def _sibling(bundle: Bundle) -> Bundle | None:
@@ -315,7 +315,7 @@ def measure_case(case: Case, source: str | None, masks_path: Path | None) -> Row
     keep_freed_memory()  # as the command does
 
     def rebuild(bundle: Bundle, backend: str, reason: str) -> Bundle:
-        return rebuild_plan(bundle, backend, reason, _tell, quiet=True)
+        return rebuild_plan(bundle, backend, reason, quiet=True)
 
     with open_engine(case.bundle, case.backend, rebuild=rebuild) as engine:
         bundle, description = engine.bundle, engine.description

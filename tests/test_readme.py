@@ -97,9 +97,9 @@ def test_figures_are_written_between_their_marks(tmp_path):
 
 
 def test_every_render_mode_is_told():
-    from pipeline.render.look import RENDER_MODES
+    from pipeline.render.modes import MODES
 
-    for mode in RENDER_MODES:
+    for mode in MODES:
         assert f"`{mode}`" in README
 
 

@@ -22,9 +22,12 @@ from pipeline.command.command_line import OptionParser
 from pipeline.command.freed_memory import keep_freed_memory
 from pipeline.errors import OptionError
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.masks.steady import Steady
-from pipeline.render.look import RENDER_MODES, Look
+from pipeline.registry import Choices
+from pipeline.render.look import Look
+from pipeline.render.modes import MODES
 from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink
 from pipeline.sinks.null import NullSink
@@ -71,7 +74,7 @@ def add_options(parser: OptionParser) -> None:
         metavar="MS",
         help="what the stand-in engine takes (default: %(default)s)",
     )
-    parser.add_argument("--render", default="overlay", choices=RENDER_MODES, help="(default: %(default)s)")
+    parser.add_argument("--render", default="overlay", choices=Choices(MODES), help="(default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the memory over the frames")
 
 
@@ -93,13 +96,8 @@ def measure(options: Options) -> None:
     renderer = Renderer(Look(mode=options.render), "binary")
     start_s = time.perf_counter()
     with Sleeper(options.engine_ms) as engine:
-        run(
-            source,
-            engine,
-            renderer,
-            [NullSink("null", source.info, renderer), samples],
-            refine=Steady("on", False, "binary", renderer, [source]),
-        )
+        views = Views(renderer, refine=Steady("on", False, "binary", renderer, [source]))
+        run(source, engine, views, [NullSink("null", source.info, renderer), samples])
     elapsed_s = time.perf_counter() - start_s
     snapshot = source.telemetry.snapshot()
     rows = samples.rows

@@ -77,7 +77,7 @@ def measure(options: Options) -> None:
     """
     if options.rounds < 1:
         raise OptionError(f"--rounds: expected 1 or more, got {options.rounds}")
-    bundle = open_model(options.model, print)
+    bundle = open_model(options.model)
     with open_source(options.clip) as source, TemporaryDirectory(prefix="edgemask.") as folder:
         frame = next(iter(source))
         picture = Path(folder) / "frame.png"

