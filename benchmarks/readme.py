@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -21,7 +20,7 @@ _BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n)(?:(?!<!-- ).*\n)*(<!-- end -->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    return run_command(lambda: _run(_options(arguments)))
+    return run_command(lambda: _write_figures(check=_checks(arguments)))
 
 
 def with_figures(text: str, results: Path) -> str:
@@ -120,20 +119,20 @@ def _read(results: Path, name: str) -> dict[str, Any]:
     return entries
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _checks(arguments: Sequence[str] | None) -> bool:
     parser = OptionParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; status 2 where figures are others")
-    return parser.parse_args(arguments)
+    return bool(parser.parse_args(arguments).check)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _write_figures(*, check: bool) -> None:
     for name in DOCUMENTS:
         path = ROOT / name
         text = path.read_text(encoding="utf-8")
         made = with_figures(text, ROOT / "benchmarks" / "results")
         if made == text:
             continue
-        if options.check:
+        if check:
             raise OptionError(f"{name}: expected the figures of benchmarks/results/, got others: make readme")
         path.write_text(made, encoding="utf-8")
 

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.peers.commands import OURS, run_with
-from benchmarks.peers.runs import Job, Run, Runner, in_its_own_process
+from benchmarks.peers.runs import Job, Run, Runner
+from benchmarks.shared.process import in_its_own_process
 from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.plan import NAMES, rebuild_command
 from pipeline.engines import open_engine

@@ -38,13 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _inspect(options: argparse.Namespace) -> None:
     try:
         from compile.inspect.report import inspect_bundle
-
-        if options.plot is not None:
-            from compile.inspect.int8_plot import write_plot
     except ImportError as error:
         raise BackendUnavailableError(
             f"inspecting needs packages that are not here ({error}): install them with: pip install '.[compile]'"
         ) from error
+    if options.plot is not None:
+        try:
+            from compile.inspect.int8_plot import write_plot
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"--plot: expected matplotlib, which draws it, got none ({error}): install it with: pip install '.[plots]'"
+            ) from error
     report = inspect_bundle(options.bundle, options.times)
     if options.plot is not None:
         write_plot(options.plot, report.manifest, report.int8)

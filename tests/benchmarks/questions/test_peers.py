@@ -18,6 +18,7 @@ from benchmarks.peers import on_gpu as peers_gpu
 from benchmarks.peers.runs import Clock, Run, read_masks
 from benchmarks.peers.trtexec import TOOLS
 from benchmarks.questions.peers import PEERS, ratios
+from benchmarks.shared.plots import WIDTH_PX
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.errors import BackendUnavailableError, OptionError
 
@@ -105,7 +106,7 @@ def test_loops_are_compared_and_tools_that_are_not_here_are_told(place, tmp_path
         assert rows[key]["written_bytes"] > 0
     assert rows["edgemask_video"]["written_bytes"] > 0
     assert rows["edgemask_masks"]["written_bytes"] > 0
-    assert cv2.imread(str(plot)).shape[1:] == (900, 3)
+    assert cv2.imread(str(plot)).shape[1] == WIDTH_PX
 
 
 @pytest.mark.needs_program("ffmpeg")
