@@ -1,0 +1,170 @@
+"""What mkdocs adds to docs/: the command line, from the commands' own parsers, and files elsewhere that pages link to."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import importlib
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+ROOT = Path(__file__).parents[2]
+# Where a page wants all commands.
+_COMMANDS = "<!-- commands -->"
+# Pages that stand at the root of the repository, where readers of the repository look for them.
+PAGES_OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md")
+# A link out of docs/; the site keeps the file under the same path.
+_OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]#|])")
+_OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of the page.
+
+    Attributes:
+        title: as it is called once installed.
+        module: the same without an installation, ``python -m module``.
+        arguments: what stands before its options.
+    """
+
+    title: str
+    module: str
+    arguments: tuple[str, ...] = ()
+
+
+def commands() -> list[Command]:
+    """Every command of the project, one a question of the benchmarks."""
+    from benchmarks.__main__ import QUESTIONS
+
+    return [
+        Command("edgemask run", "pipeline"),
+        Command("edgemask compile", "compile"),
+        Command("edgemask calibrate", "calibration"),
+        Command("edgemask inspect", "compile.inspect"),
+        Command("edgemask doctor", "pipeline.doctor"),
+        *(Command(f"edgemask benchmark {question}", "benchmarks", (question,)) for question in QUESTIONS),
+    ]
+
+
+class _ParserFound(BaseException):
+    """Carries the parser out of a command, past whatever the command catches."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+def parser_of(command: Command) -> argparse.ArgumentParser:
+    """The parser that a command reads its options with; the command is started and stopped where it would read them."""
+
+    def found(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        raise _ParserFound(parser)
+
+    main = importlib.import_module(f"{command.module}.__main__").main
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", found):
+        try:
+            main(list(command.arguments))
+        except _ParserFound as carried:
+            return carried.parser
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    raise RuntimeError(f"{command.title}: expected it to read options with argparse, got a command that does not")
+
+
+def command_lines() -> str:
+    """All commands with all their options, as Markdown."""
+    lines: list[str] = []
+    in_benchmarks = False
+    for command in commands():
+        nested = command.module == "benchmarks"
+        if nested and not in_benchmarks:
+            lines += ["## edgemask benchmark", "", *_benchmarks_overview(), ""]
+            in_benchmarks = True
+        lines += _command_lines(command, level=3 if nested else 2)
+    return "\n".join(lines) + "\n"
+
+
+def _benchmarks_overview() -> Iterator[str]:
+    yield "Measures one thing, prints a table, and writes it as JSON with `--json`. In a clone: `python -m benchmarks QUESTION`."
+
+
+def _command_lines(command: Command, level: int) -> Iterator[str]:
+    parser = parser_of(command)
+    yield f"{'#' * level} {command.title}"
+    yield ""
+    if parser.description:
+        yield _text(re.sub(r"^python -m [\w. ]+?: ", "", " ".join(parser.description.split())))
+        yield ""
+    positional = " ".join(_values(action) for action in parser._get_positional_actions())
+    words = " ".join(filter(None, ("python -m", command.module, *command.arguments, positional, "[options]")))
+    yield f"    {command.title}{' ' + positional if positional else ''} [options]"
+    yield f"    {words}"
+    yield ""
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if action.help is not argparse.SUPPRESS]
+        if not actions:
+            continue
+        if group.title not in ("options", "optional arguments", "positional arguments"):
+            yield f"**{_text(str(group.title)[:1].upper() + str(group.title)[1:])}**"
+            yield ""
+        for action in actions:
+            yield from _option_lines(parser, action)
+    if parser.epilog:
+        yield _text(" ".join(parser.epilog.split()))
+        yield ""
+
+
+def _option_lines(parser: argparse.ArgumentParser, action: argparse.Action) -> Iterator[str]:
+    names = ", ".join(action.option_strings) or _values(action)
+    values = _values(action) if action.option_strings and action.nargs != 0 else ""
+    told = parser._get_formatter()._expand_help(action) if action.help else ""
+    yield f"`{' '.join(filter(None, (names, values)))}`"
+    # A definition must not be empty.
+    yield f":   {_text(told) or '&nbsp;'}"
+    yield ""
+
+
+def _values(action: argparse.Action) -> str:
+    name = action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
+    return f"[{name}]" if action.nargs == "?" else str(name)
+
+
+def _text(text: str) -> str:
+    """Plain text as Markdown that reads the same, its options as code."""
+    parts = _OPTION.split(text)
+    return "".join(
+        f"`{part}`" if index % 2 else _MARKDOWN.sub(r"\\\1", html.escape(part, quote=False))
+        for index, part in enumerate(parts)
+    )
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add what pages link to outside of docs/."""
+    from mkdocs.structure.files import File
+
+    outside = set(PAGES_OUTSIDE)
+    for path in sorted(Path(config.docs_dir).glob("*.md")):
+        outside |= set(_OUTSIDE.findall(path.read_text(encoding="utf-8")))
+    for name in sorted(outside):
+        # A name that is not there stays out, and the strict build names the link.
+        if (ROOT / name).is_file() and files.get_file_from_path(name) is None:
+            files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fill in the commands, and make links of the repository those of the site."""
+    if _COMMANDS in markdown:
+        markdown = markdown.replace(_COMMANDS, command_lines())
+    if page.file.src_uri in PAGES_OUTSIDE:
+        return markdown.replace("](docs/", "](")
+    return _OUTSIDE.sub(r"](\1", markdown)
