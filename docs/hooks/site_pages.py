@@ -110,7 +110,9 @@ def _command_lines(command: Command, level: int) -> Iterator[str]:
     yield f"    {words}"
     yield ""
     for group in parser._action_groups:
-        actions = [action for action in group._group_actions if action.help is not argparse.SUPPRESS]
+        actions = [
+            action for action in group._group_actions if action.help is not argparse.SUPPRESS and action.dest != "help"
+        ]
         if not actions:
             continue
         if group.title not in ("options", "optional arguments", "positional arguments"):
