@@ -99,6 +99,13 @@ def test_every_command_has_a_heading():
     assert {f"edgemask benchmark {question}" for question in QUESTIONS} <= set(headings)
 
 
+def test_every_public_name_is_told():
+    import edgemask
+
+    told = re.findall(r"^::: [\w.]+\.(\w+)$", site_pages().reference_lines(), re.MULTILINE)
+    assert sorted(told) == sorted(name for name in edgemask.__all__ if not name.startswith("_"))
+
+
 def test_help_reads_the_same_on_the_page():
     assert site_pages()._text("a|b *c* {source} <d> --fps 25") == r"a\|b \*c\* \{source\} &lt;d&gt; `--fps` 25"
 
@@ -118,7 +125,7 @@ def test_links_lead_to_files_and_headings(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_named_are_there(page):
     for name in re.findall(
-        r"`((?:pipeline|compile|calibration|benchmarks|tests|edgemask|samples)/[\w./-]+)`", WRITTEN[page]
+        r"`((?:pipeline|compile|calibration|benchmarks|tests|edgemask|examples|samples)/[\w./-]+)`", WRITTEN[page]
     ):
         assert (ROOT / name).exists(), name
 

@@ -16,6 +16,14 @@ from unittest import mock
 ROOT = Path(__file__).parents[2]
 # Where a page wants all commands.
 _COMMANDS = "<!-- commands -->"
+# Where a page wants the public names of the package edgemask, and their order; names that are not listed come after these.
+_REFERENCE = "<!-- reference -->"
+_CHAPTERS = {
+    "Models": ("Model", "build", "BuildOptions", "Bundle"),
+    "Sources and frames": ("open_source", "open_sources", "SourceInfo", "Frame"),
+    "Drawing": ("Look",),
+    "Sinks": ("open_sink", "SinkOptions"),
+}
 # Pages that stand at the root of the repository, where readers of the repository look for them.
 PAGES_OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md")
 # A link out of docs/; the site keeps the file under the same path.
@@ -149,6 +157,26 @@ def _text(text: str) -> str:
     )
 
 
+def reference_lines() -> str:
+    """A chapter for each kind of public name, as Markdown that mkdocstrings fills in."""
+    import edgemask
+
+    names = [name for name in edgemask.__all__ if not name.startswith("_")]
+    listed = {name for chapter in _CHAPTERS.values() for name in chapter}
+    errors = sorted(
+        (name for name in names if name.endswith("Error")), key=lambda name: (name != "EdgemaskError", name)
+    )
+    others = tuple(name for name in names if name not in listed and name not in errors)
+    lines = []
+    for title, chapter in {**_CHAPTERS, "More": others, "Errors": errors}.items():
+        lines += [f"## {title}", ""] if set(chapter) & set(names) else []
+        for name in chapter:
+            if name in names:
+                home = getattr(edgemask, name).__module__
+                lines += [f"::: {home}.{name}", ""]
+    return "\n".join(lines)
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add what pages link to outside of docs/."""
     from mkdocs.structure.files import File
@@ -164,9 +192,11 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in the commands, and make links of the repository those of the site."""
+    """Fill in commands and reference, and make links of the repository those of the site."""
     if _COMMANDS in markdown:
         markdown = markdown.replace(_COMMANDS, command_lines())
+    if _REFERENCE in markdown:
+        markdown = markdown.replace(_REFERENCE, reference_lines())
     if page.file.src_uri in PAGES_OUTSIDE:
         return markdown.replace("](docs/", "](")
     return _OUTSIDE.sub(r"](\1", markdown)
