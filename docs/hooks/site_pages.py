@@ -198,5 +198,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if _REFERENCE in markdown:
         markdown = markdown.replace(_REFERENCE, reference_lines())
     if page.file.src_uri in PAGES_OUTSIDE:
+        page.meta["search"] = {"exclude": True}  # whoever searches wants to know how things are
         return markdown.replace("](docs/", "](")
     return _OUTSIDE.sub(r"](\1", markdown)
