@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import html
+from html import escape
 import importlib
 import re
 import signal
@@ -29,6 +29,8 @@ PAGES_OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md")
 # A link out of docs/; the site keeps the file under the same path.
 _OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|])")
+# An option in code, which no line shall break behind its dashes.
+_SHORT_CODE = re.compile(r"<code>(-[^<]{1,40})</code>")
 _OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)")
 
 
@@ -152,7 +154,7 @@ def _text(text: str) -> str:
     """Plain text as Markdown that reads the same, its options as code."""
     parts = _OPTION.split(text)
     return "".join(
-        f"`{part}`" if index % 2 else _MARKDOWN.sub(r"\\\1", html.escape(part, quote=False))
+        f"`{part}`" if index % 2 else _MARKDOWN.sub(r"\\\1", escape(part, quote=False))
         for index, part in enumerate(parts)
     )
 
@@ -201,3 +203,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         page.meta["search"] = {"exclude": True}  # whoever searches wants to know how things are
         return markdown.replace("](docs/", "](")
     return _OUTSIDE.sub(r"](\1", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep options on one line."""
+    return _SHORT_CODE.sub(r'<code class="option">\1</code>', html)
