@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from html import escape
 import importlib
 import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 from unittest import mock
