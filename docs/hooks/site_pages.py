@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,7 +32,7 @@ _OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|])")
 # An option in code, which no line shall break behind its dashes.
 _SHORT_CODE = re.compile(r"<code>(-[^<]{1,40})</code>")
-_OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)")
+_CODE = re.compile(r"``([^`]+)``|(?<![\w-])(--[a-z][a-z-]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def commands() -> list[Command]:
         Command("edgemask calibrate", "calibration"),
         Command("edgemask inspect", "compile.inspect"),
         Command("edgemask doctor", "pipeline.doctor"),
+        Command("edgemask benchmark", "benchmarks"),
         *(Command(f"edgemask benchmark {question}", "benchmarks", (question,)) for question in QUESTIONS),
     ]
 
@@ -93,27 +95,16 @@ def parser_of(command: Command) -> argparse.ArgumentParser:
 def command_lines() -> str:
     """All commands with all their options, as Markdown."""
     lines: list[str] = []
-    in_benchmarks = False
     for command in commands():
-        nested = command.module == "benchmarks"
-        if nested and not in_benchmarks:
-            lines += ["## edgemask benchmark", "", *_benchmarks_overview(), ""]
-            in_benchmarks = True
-        lines += _command_lines(command, level=3 if nested else 2)
+        lines += _command_lines(command, level=3 if command.arguments else 2)
     return "\n".join(lines) + "\n"
-
-
-def _benchmarks_overview() -> Iterator[str]:
-    yield "Measures one thing, prints a table, and writes it as JSON with `--json`. In a clone: `python -m benchmarks QUESTION`."
 
 
 def _command_lines(command: Command, level: int) -> Iterator[str]:
     parser = parser_of(command)
     yield f"{'#' * level} {command.title}"
     yield ""
-    if parser.description:
-        yield _text(re.sub(r"^python -m [\w. ]+?: ", "", " ".join(parser.description.split())))
-        yield ""
+    yield from _paragraphs(re.sub(r"^python -m [^:\n]+: ", "", parser.description or ""))
     positional = " ".join(_values(action) for action in parser._get_positional_actions())
     words = " ".join(filter(None, ("python -m", command.module, *command.arguments, positional, "[options]")))
     yield f"    {command.title}{' ' + positional if positional else ''} [options]"
@@ -130,9 +121,18 @@ def _command_lines(command: Command, level: int) -> Iterator[str]:
             yield ""
         for action in actions:
             yield from _option_lines(parser, action)
-    if parser.epilog:
-        yield _text(" ".join(parser.epilog.split()))
-        yield ""
+    yield from _paragraphs(parser.epilog or "")
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Plain text as Markdown: paragraphs, and indented lines as they are."""
+    for paragraph in text.strip().split("\n\n"):
+        for is_list, lines in groupby(paragraph.splitlines(), lambda line: line.startswith("  ")):
+            if is_list:
+                yield from (f"    {line.strip()}" for line in lines)
+            else:
+                yield _text(" ".join(lines))
+            yield ""
 
 
 def _option_lines(parser: argparse.ArgumentParser, action: argparse.Action) -> Iterator[str]:
@@ -152,11 +152,11 @@ def _values(action: argparse.Action) -> str:
 
 def _text(text: str) -> str:
     """Plain text as Markdown that reads the same, its options as code."""
-    parts = _OPTION.split(text)
-    return "".join(
-        f"`{part}`" if index % 2 else _MARKDOWN.sub(r"\\\1", escape(part, quote=False))
-        for index, part in enumerate(parts)
-    )
+    told, end = "", 0
+    for code in _CODE.finditer(text):
+        told += _MARKDOWN.sub(r"\\\1", escape(text[end : code.start()], quote=False)) + f"`{code[1] or code[2]}`"
+        end = code.end()
+    return told + _MARKDOWN.sub(r"\\\1", escape(text[end:], quote=False))
 
 
 def reference_lines() -> str:
