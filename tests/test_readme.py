@@ -104,9 +104,9 @@ def test_the_picture_moves_and_is_small():
 
 
 def test_every_render_mode_is_told():
-    from pipeline.render.look import RENDER_MODES
+    from pipeline.render.modes import MODES
 
-    for mode in RENDER_MODES:
+    for mode in MODES:
         assert f"`{mode}`" in README
 
 

@@ -37,7 +37,8 @@ from pipeline.masks.edges import refine_edges
 from pipeline.masks.temporal import Smoothing
 from pipeline.page.channel import Channel
 from pipeline.render.annotations import Annotations
-from pipeline.render.look import RENDER_MODES, Look, soft_edge
+from pipeline.render.look import Look, soft_edge
+from pipeline.render.modes import MODES
 from pipeline.render.overlay import Renderer
 from pipeline.render.palette import load_palette
 from pipeline.sinks.json_lines import JsonLinesSink
@@ -52,7 +53,7 @@ STEPS = {  # key of a row: what the table calls it
     "overlay": "overlay",
     "numpy": "overlay, numpy and floats",
     "supervision": "overlay, supervision",
-    **{mode: mode for mode in RENDER_MODES if mode != "overlay"},
+    **{mode: mode for mode in MODES if mode != "overlay"},
     "smoothing": "smoothing over time",
     "edges": "drawing masks to edges",
     "annotations": "HUD and legend",
@@ -249,7 +250,7 @@ def _medians_us(steps: Mapping[str, Step], frames: Sequence[Frame], rounds: int)
 
 
 def _other_steps(frames: Sequence[Frame], ending: ExitStack) -> dict[str, Step]:
-    steps = {mode: _drawing(mode) for mode in RENDER_MODES if mode != "overlay"}
+    steps = {mode: _drawing(mode) for mode in MODES if mode != "overlay"}
     steps["smoothing"] = _smoothing()
     steps["edges"] = lambda frame: refine_edges(*_arrays(frame))
     renderer = Renderer(Look("overlay"), "binary")

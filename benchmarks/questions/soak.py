@@ -25,7 +25,9 @@ from pipeline.errors import OptionError
 from pipeline.flow.run import run
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.masks.steady import Steady
-from pipeline.render.look import RENDER_MODES, Look
+from pipeline.registry import Choices
+from pipeline.render.look import Look
+from pipeline.render.modes import MODES
 from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink
 from pipeline.sinks.null import NullSink
@@ -46,7 +48,7 @@ def add_options(parser: OptionParser) -> None:
         metavar="MS",
         help="what the stand-in engine takes (default: %(default)s)",
     )
-    parser.add_argument("--render", default="overlay", choices=RENDER_MODES, help="(default: %(default)s)")
+    parser.add_argument("--render", default="overlay", choices=Choices(MODES), help="(default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the memory over the frames")
 
 

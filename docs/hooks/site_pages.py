@@ -97,7 +97,24 @@ def command_lines() -> str:
     lines: list[str] = []
     for command in commands():
         lines += _command_lines(command, level=3 if command.arguments else 2)
+        if command.module == "pipeline":
+            lines += _tables()
     return "\n".join(lines) + "\n"
+
+
+def _tables() -> Iterator[str]:
+    """What the strings of sources and outputs can be, and the render modes and backends, as these say it themselves."""
+    from pipeline.engines import ENGINES
+    from pipeline.registry import table
+    from pipeline.render.modes import MODES
+    from pipeline.sinks import SINKS
+    from pipeline.sources import SOURCES
+
+    for title, rows in (("Sources", SOURCES), ("Outputs", SINKS), ("Render modes", MODES), ("Backends", ENGINES)):
+        yield f"### {title}"
+        yield ""
+        yield table(rows)
+        yield ""
 
 
 def _command_lines(command: Command, level: int) -> Iterator[str]:

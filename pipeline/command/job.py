@@ -33,7 +33,7 @@ from pipeline.render.palette import load_palette
 from pipeline.signals import StoppedError, uninterrupted
 from pipeline.sinks import sink_kind
 from pipeline.sinks.base import Sink
-from pipeline.sinks.naming import shown
+from pipeline.sinks.kinds import shown
 from pipeline.sources import open_sources
 from pipeline.stages.stage_timer import StageTimer
 from pipeline.stages.telemetry import NEWER, Snapshot

@@ -6,13 +6,21 @@ import argparse
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.command.command_line import OptionParser, share, whole_number
 from pipeline.engines import ENGINES
 from pipeline.errors import OptionError
-from pipeline.render.look import RENDER_MODES
+from pipeline.registry import Choices
+from pipeline.render.modes import MODES
+from pipeline.sinks import SINKS
+from pipeline.sinks import forms as output_forms
 from pipeline.sinks.options import ENCODERS, byte_count, duration_s
-from pipeline.sources import FORMS
+from pipeline.sources import SOURCES
+from pipeline.sources import forms as source_forms
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,12 +44,19 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             raise OptionError(f"--config {path}: {error}") from error
     options |= given
     if not options["source"]:
-        parser.error(f"expected --source: {FORMS}")
+        parser.error(f"expected --source: {source_forms()}")
     return argparse.Namespace(**options)
 
 
+class _Parser(OptionParser):
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        for rows in (SOURCES, SINKS, ENGINES, MODES):
+            rows.others  # noqa: B018 - looked up, so that a new parser names them
+        OptionParser.print_help(_parser(), file)
+
+
 def _parser() -> OptionParser:
-    parser = OptionParser(
+    parser = _Parser(
         prog="python -m pipeline",
         description="Masks over pictures, videos and cameras.",
         epilog="Exit status: 0 done, 2 a mistake in the input (one line says which), 1 a bug, 130 interrupted, 143 terminated.",
@@ -50,8 +65,7 @@ def _parser() -> OptionParser:
         "-s",
         "--source",
         action="append",
-        help="0 or /dev/video0, a video, a picture, a folder, a glob ('pics/**/*.jpg'), rtsp://…, http://…, csi://0, gst:PIPELINE, "
-        "test://; several share the engine",
+        help=f"{source_forms()}; several share the engine",
     )
     parser.add_argument(
         "-m",
@@ -65,8 +79,7 @@ def _parser() -> OptionParser:
         "--output",
         action="append",
         metavar="OUT",
-        help="out.mp4, out.png, a folder, out.jsonl or "
-        "jsonl:-, rtsp://host/name, gst:PIPELINE, or null; may be repeated; {source} in it is the source's name",
+        help=f"{output_forms()}; may be repeated; {{source}} in it is the source's name",
     )
     parser.add_argument(
         "--save",
@@ -82,11 +95,11 @@ def _parser() -> OptionParser:
     parser.add_argument(
         "--backend",
         default="auto",
-        choices=("auto", *ENGINES),
+        choices=Choices(ENGINES, "auto"),
         help="what runs the network: auto = a GPU where there is one, else the CPU (default: %(default)s)",
     )
     parser.add_argument(
-        "--render", default="overlay", choices=RENDER_MODES, help="how masks are shown (default: %(default)s)"
+        "--render", default="overlay", choices=Choices(MODES), help="how masks are shown (default: %(default)s)"
     )
     parser.add_argument(
         "--alpha", type=share, default=0.5, metavar="0..1", help="strength of the colour (default: %(default)s)"

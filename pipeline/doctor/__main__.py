@@ -18,8 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.command.command_line import OptionParser, run_command
 from pipeline.doctor.report import Report, examine, gather
+from pipeline.engines.kinds import ENGINES
 from pipeline.errors import BackendUnavailableError
 
 _STATES = {"ok": "ok", "missing": "MISSING", "note": "note"}
@@ -77,9 +79,9 @@ def _automatic(report: Report) -> str:
     runs = {backend.name for backend in report.backends if backend.can == "run"}
     if report.auto is None:
         return "--backend auto finds nothing that can run here."
-    if report.auto == "onnxruntime":
-        return "--backend auto takes onnxruntime here."
-    if report.auto == "torch-tensorrt":
+    if not ENGINES[report.auto].plans:
+        return f"--backend auto takes {report.auto} here."
+    if report.auto not in BUILT_FROM_PROGRAM:
         other = "onnxruntime for one without" if "onnxruntime" in runs else "one without needs ONNX Runtime"
         plan = f"a bundle with a plan for it (python -m compile --target {report.auto})"
         return f"--backend auto takes {report.auto} here for {plan}, {other}."

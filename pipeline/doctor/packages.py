@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.engines.tensorrt_library import LIBRARIES_VARIABLE, OLDEST, RTX_COMPUTE_CAPABILITIES
+from pipeline.engines.kinds import ENGINES, EngineKind
+from pipeline.engines.tensorrt_library import LIBRARIES_VARIABLE, OLDEST
 from pipeline.machine.gpu import driver_cuda, gpus, pycuda_command
 from pipeline.machine.machine import driver_command, jetpack_command, read_board
 from pipeline.machine.probe import Answer, Facts, Finding, Question, State
@@ -30,6 +31,7 @@ _QUESTIONS = {
     "onnxruntime": "import onnxruntime; found['version'] = onnxruntime.__version__",
     "tensorrt": "import tensorrt; found['version'] = tensorrt.__version__",
     "tensorrt_rtx": """
+from pipeline.engines.kinds import ENGINES, EngineKind
 from pipeline.engines.tensorrt_library import load_tensorrt_rtx
 found["version"] = load_tensorrt_rtx().__version__
 """,
@@ -103,7 +105,7 @@ def tensorrt_rtx_findings(facts: Facts) -> list[Finding]:
     title = ("tensorrt_rtx", "TensorRT-RTX")
     answer = facts.answers.get("tensorrt_rtx")
     devices = gpus(facts)
-    unfit = rtx_unfit(facts)
+    unfit = unfit_gpu(ENGINES["tensorrt-rtx"], facts)
     if read_board(facts.root).jetson:
         return [Finding(*title, "note", "not for a Jetson: TensorRT runs the network here")]
     if answer is None:
@@ -194,18 +196,34 @@ def build_half_findings(facts: Facts) -> list[Finding]:
     return [Finding(*title, "ok", ", ".join(f"{name} {facts.versions[name]}" for name in _BUILD_HALF))]
 
 
-def rtx_loads(facts: Facts) -> bool:
-    """Whether TensorRT-RTX can be loaded here, which is all that building plans takes."""
-    answer = facts.answers.get("tensorrt_rtx")
+def import_question(package: str) -> dict[str, Question]:
+    """What is asked of a package that a backend names among what it needs and that is installed."""
+    code = f"import importlib; found['version'] = getattr(importlib.import_module({package!r}), '__version__', '')"
+    return {package: Question(code)} if importlib.util.find_spec(package) else {}
+
+
+def import_finding(package: str, kind: EngineKind, facts: Facts) -> Finding:
+    """Likewise, as a row."""
+    answer, command = facts.answers.get(package), kind.install_command or None
+    if answer is None:
+        return Finding(package, package, "note", f"not installed; backend {kind.name} needs it", command)
+    if answer.problem:
+        return Finding(package, package, "note", f"installed, but cannot be loaded: {answer.problem}", command)
+    return Finding(package, package, "ok", str(answer.found["version"]) or "here")
+
+
+def loads(package: str, facts: Facts) -> bool:
+    """Whether a package can be loaded here, which is all that building plans takes."""
+    answer = facts.answers.get(package)
     return answer is not None and not answer.problem
 
 
-def rtx_unfit(facts: Facts) -> str | None:
-    """Why TensorRT-RTX cannot run on the first GPU, in a phrase; None if it can, or if there is none."""
+def unfit_gpu(kind: EngineKind, facts: Facts) -> str | None:
+    """Why a backend cannot run on the first GPU, in a phrase; None if it can, or if there is none."""
     devices = gpus(facts)
-    if not devices or devices[0].compute_capability in RTX_COMPUTE_CAPABILITIES:
+    if not devices or not kind.capabilities or devices[0].compute_capability in kind.capabilities:
         return None
-    supported = ", ".join(f"{major}.{minor}" for major, minor in RTX_COMPUTE_CAPABILITIES)
+    supported = ", ".join(f"{major}.{minor}" for major, minor in kind.capabilities)
     return f"it does not run on {devices[0]}, only on {supported}"
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 from pipeline.errors import BackendUnavailableError
 
-RTX_COMPUTE_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
-"""The GPUs that TensorRT-RTX 1.7 runs on: GeForce RTX and their kin; no Jetson, no H100."""
 LIBRARIES_VARIABLE = "EDGEMASK_TENSORRT_RTX_LIBS"
 """A folder with libtensorrt_rtx, libtensorrt_onnxparser_rtx and libcudart, in place of the ones that pip installed."""
 

@@ -21,8 +21,18 @@ from pipeline.render.controls import Controls
 from pipeline.render.hud import area_percent, legend_entries
 from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink
+from pipeline.sinks.kinds import SinkKind
 from pipeline.stages.stage_timer import StageTimer
 from pipeline.stages.telemetry import Telemetry
+
+PAGE = SinkKind(
+    name="page",
+    opens="PageSink",
+    help="a page with the live picture, its settings and numbers",
+    order=100,
+    extra="page",
+    option="--serve",
+)
 
 _LEGEND_EVERY_S = 0.5
 _START_S = 10.0

@@ -16,13 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SinkError
-from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.frames.frame import Frame, Image
 from pipeline.redaction import redact
 from pipeline.render.look import subject_level
 from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink, make_room, scratch_path
 from pipeline.sinks.disk import FreeSpace
-from pipeline.sinks.options import DEFAULTS, SinkOptions
+from pipeline.sinks.kinds import SinkKind
+
+RESULTS = SinkKind(
+    name="results",
+    opens="JsonLinesSink",
+    help="classes, areas and boxes of each frame as a line of JSON, into a file or to standard output",
+    order=50,
+    extra="cpu",
+    forms=("results (out.jsonl or jsonl:-)",),
+    words=("jsonl:-",),
+    suffixes=(".jsonl", ".ndjson"),
+)
 
 MAX_BOXES = 20
 """A frame's line names at most this many boxes of a class, the largest first."""
@@ -43,14 +54,8 @@ class JsonLinesSink(Sink):
     A reader of standard output that has gone ends the run; one that is slow makes a file wait, and misses lines of a live source.
     """
 
-    def __init__(
-        self,
-        spec: str,
-        info: SourceInfo,
-        renderer: Renderer,
-        options: SinkOptions = DEFAULTS,
-    ) -> None:
-        self._renderer = renderer
+    def _open(self) -> None:
+        spec, info, options = self._spec, self._info, self._options
         self._classes = options.classes
         self._live = info.live
         self._path: Path | None = None

@@ -23,10 +23,15 @@ from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks import open_sink
 from pipeline.sinks.base import Sink
+from pipeline.sinks.kinds import SinkKind
 from pipeline.sinks.options import DEFAULTS, SinkOptions
 from pipeline.sinks.pictures import write_picture
 from pipeline.stages.telemetry import State, Telemetry
 from pipeline.terminal import write_line
+
+WINDOW = SinkKind(
+    name="window", opens="WindowSink", help="a window, and its keys", order=90, extra="cpu", option="--show"
+)
 
 # At start the window is no larger than a small screen, and large enough to be found and to hold the help.
 _MIN_WINDOW_WH = 320, 180
@@ -180,7 +185,7 @@ class WindowSink(Sink):
         view = _shrunk(frame.view)
         try:
             if self._window_wh is None:
-                self._open(view)
+                self._open_window(view)
             assert self._window_wh is not None
             cv2.imshow(self._name, _padded(self._marked(view), self._window_wh))
             self._update_title()
@@ -189,7 +194,7 @@ class WindowSink(Sink):
         if self._telling is None:
             self._telling = next((known for known in _OPEN_FROM if self._property(known[0]) >= known[1]), None)
 
-    def _open(self, view: Image) -> None:
+    def _open_window(self, view: Image) -> None:
         cv2.namedWindow(self._name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         scale = min(1.0, _MAX_WINDOW_WH[0] / view.shape[1], _MAX_WINDOW_WH[1] / view.shape[0])
         self._window_wh = (

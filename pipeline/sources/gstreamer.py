@@ -24,8 +24,20 @@ from pipeline.frames.frame import SourceInfo
 from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact, secrets_of
 from pipeline.sources.address import Address
+from pipeline.sources.kinds import SourceKind
 from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture
 from pipeline.sources.yuv4mpeg import Yuv4mpegReader
+
+GSTREAMER = SourceKind(
+    name="gstreamer",
+    opens="GstreamerSource",
+    help="a CSI camera of a Jetson, or any pipeline of GStreamer that ends in raw pictures",
+    order=50,
+    install="sudo apt install gstreamer1.0-tools",
+    forms=("csi://0", "gst:PIPELINE"),
+    live=True,
+    prefixes=("csi:", "gst:"),
+)
 
 LAUNCH = "gst-launch-1.0"
 INSPECT = "gst-inspect-1.0"

@@ -14,8 +14,24 @@ import numpy as np
 
 from pipeline.errors import SourceError
 from pipeline.frames.frame import Frame, Image, SourceInfo
-from pipeline.sources import PICTURE_SUFFIXES
 from pipeline.sources.base import Source
+from pipeline.sources.kinds import SourceKind
+
+# fmt: off
+PICTURES = SourceKind(
+    name="pictures",
+    opens="PictureSource",
+    help="a picture, those of a folder, or those that a pattern such as 'pics/**/*.jpg' matches",
+    order=30,
+    extra="cpu",
+    forms=("a picture", "a folder", "a glob"),
+    suffixes=(
+        ".avif", ".bmp", ".dib", ".exr", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pic", ".png",
+        ".pnm", ".ppm", ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp",
+    ),
+    folders=True,
+)
+# fmt: on
 
 
 class PictureSource(Source):
@@ -97,9 +113,9 @@ def _find(spec: str) -> list[Path]:
         kind, found = "pattern", [Path(entry) for entry in glob.iglob(spec, recursive=True)]
     else:
         raise SourceError(f"{spec}: no such file")
-    pictures = {entry for entry in found if entry.suffix.lower() in PICTURE_SUFFIXES and os.path.isfile(entry)}
+    pictures = {entry for entry in found if entry.suffix.lower() in PICTURES.suffixes and os.path.isfile(entry)}
     if not pictures:
-        suffixes = " ".join(sorted(PICTURE_SUFFIXES))
+        suffixes = " ".join(sorted(PICTURES.suffixes))
         raise SourceError(f"{spec}: expected pictures ({suffixes}), got a {kind} with none")
     return sorted(pictures, key=_natural_order)
 

@@ -13,6 +13,17 @@ import numpy as np
 from pipeline.errors import SourceError
 from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.sources.base import Source
+from pipeline.sources.kinds import SourceKind
+
+SYNTHETIC = SourceKind(
+    name="test",
+    opens="SyntheticSource",
+    help="a disc that wanders over a gradient, for trying things: test://?size=1280x720&fps=30&frames=300",
+    order=60,
+    extra="cpu",
+    forms=("test://",),
+    prefixes=("test:",),
+)
 
 _DEFAULTS = {"size": "1280x720", "fps": "30", "frames": "300", "step": "1"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.doctor import __main__ as command
-from pipeline.doctor import backends, cameras, packages, report
+from pipeline.doctor import cameras, report
 from pipeline.engines import ENGINES
 from pipeline.machine import gpu, machine
 from pipeline.machine.probe import Answer, Facts, Finding, Question, ask
@@ -431,7 +431,7 @@ def test_nothing_brings_a_second_opencv_to_a_jetson(jetson):
 
 def test_a_complete_desktop(desktop):
     backend, auto = judged(desktop, ON_DESKTOP, PIP)
-    assert {name: entry.can for name, entry in backend.items()} == dict.fromkeys(backends.BACKENDS, "run")
+    assert {name: entry.can for name, entry in backend.items()} == dict.fromkeys(ENGINES, "run")
     assert auto == "tensorrt"
     assert backend["onnxruntime"].reason == "ONNX Runtime 1.32.0, on the CPU"
     assert backend["tensorrt-rtx"].reason.startswith("TensorRT-RTX 1.7.1.116, on NVIDIA GeForce RTX 4090")
@@ -473,7 +473,7 @@ def test_the_list_of_gpus_is_the_one_of_tensorrt_rtx():
     from pipeline.engines.tensorrt_library import load_tensorrt_rtx
 
     known = load_tensorrt_rtx().ComputeCapability.__members__
-    ours = {f"SM{major}{minor}" for major, minor in packages.RTX_COMPUTE_CAPABILITIES}
+    ours = {f"SM{major}{minor}" for major, minor in ENGINES["tensorrt-rtx"].capabilities}
     assert ours == {name for name in known if name.startswith("SM")}
 
 
@@ -813,8 +813,11 @@ def test_a_question_that_cannot_be_put_becomes_a_row(bare, monkeypatch):
     assert row in report.examine(report.gather(bare)).findings
 
 
-def test_every_backend_is_judged():
-    assert set(ENGINES) <= set(backends.BACKENDS)
+def test_every_backend_is_judged_and_needs_what_the_report_knows(bare):
+    backend, _ = judged(bare, {})
+    assert set(backend) == set(ENGINES)
+    known = set(rows(bare))
+    assert all(set(kind.needs) <= known for kind in ENGINES.own.values())
 
 
 def test_commands_name_extras_that_exist(desktop, bare):
