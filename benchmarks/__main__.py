@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from pipeline.command.command_line import OptionParser, run_command
 from pipeline.errors import BackendUnavailableError, EdgemaskError, ModelError, OptionError
+from pipeline.terminal import shown_log
 
 QUESTIONS = {
     # question: (module, what it answers)
@@ -65,7 +66,9 @@ def _measure(arguments: list[str]) -> None:
     parser = OptionParser(prog=f"python -m benchmarks {question}", description=module.__doc__)
     parser.add_argument("--json", metavar="FILE", help="write the result with its environment")
     module.add_options(parser)
-    module.measure(parser.parse_args(arguments[1:]))
+    options = parser.parse_args(arguments[1:])
+    with shown_log(to_stdout=True):
+        module.measure(options)
 
 
 if __name__ == "__main__":

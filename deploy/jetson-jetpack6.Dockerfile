@@ -20,6 +20,7 @@ ENV PATH=/opt/pip/bin:/usr/local/cuda/bin:$PATH
 RUN pip wheel --no-deps --wheel-dir /wheels "pycuda>=2025.1.2"
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY edgemask edgemask
 COPY pipeline pipeline
 COPY calibration calibration
 COPY compile compile

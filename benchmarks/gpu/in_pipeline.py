@@ -19,7 +19,9 @@ from pipeline.bundles.bundle import Bundle
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.engines.gpu import find_gpu
-from pipeline.flow.run import infer, run
+from pipeline.flow.inference import infer
+from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
@@ -104,7 +106,7 @@ def _measure_pipeline(engine: Engine, source: Source, output: str, row: dict[str
     sink = open_sink(output, source.info, renderer)
     start_s = time.perf_counter()
     try:
-        result = run(source, engine, renderer, [sink])
+        result = run(source, engine, Views(renderer), [sink])
         sink.close()
     except BaseException:
         sink.discard()

@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace) -> None:
             "with --watts"
         )
     keep_freed_memory()  # as the command does
-    bundle = open_model(options.model, print)
+    bundle = open_model(options.model)
     # At rest, before an engine is here: a GPU with a context of CUDA draws more.
     with Meter(sensors) as rest:
         time.sleep(options.idle)

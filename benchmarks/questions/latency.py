@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> None:
         if value < 1:
             raise OptionError(f"{name}: expected 1 or more, got {value}")
     keep_freed_memory()  # as the command does
-    bundle = open_model(options.model, print)
+    bundle = open_model(options.model)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="edgemask.")))
         many = options.frames * _MORE_OF_STAND_IN

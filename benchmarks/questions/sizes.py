@@ -95,10 +95,7 @@ def measure(options: argparse.Namespace) -> None:
     others = [_compile(options, size_hw) for size_hw in dict.fromkeys(options.sizes) if size_hw != own_hw]
     keep_freed_memory()  # as the command does
     with ExitStack() as stack:
-        cases = [
-            _Case(bundle, stack.enter_context(open_engine(bundle, options.backend, say=print)))
-            for bundle in (own, *others)
-        ]
+        cases = [_Case(bundle, stack.enter_context(open_engine(bundle, options.backend))) for bundle in (own, *others)]
         _time(cases, options)
         _compare(cases, options)
         backend = cases[0].engine.description

@@ -23,6 +23,7 @@ from pipeline.command.command_line import OptionParser
 from pipeline.command.freed_memory import keep_freed_memory
 from pipeline.errors import OptionError
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.masks.steady import Steady
 from pipeline.registry import Choices
@@ -70,13 +71,8 @@ def measure(options: argparse.Namespace) -> None:
     renderer = Renderer(Look(mode=options.render), "binary")
     start_s = time.perf_counter()
     with Sleeper(options.engine_ms) as engine:
-        run(
-            source,
-            engine,
-            renderer,
-            [NullSink("null", source.info, renderer), samples],
-            refine=Steady("on", False, "binary", renderer, [source]),
-        )
+        views = Views(renderer, refine=Steady("on", False, "binary", renderer, [source]))
+        run(source, engine, views, [NullSink("null", source.info, renderer), samples])
     elapsed_s = time.perf_counter() - start_s
     snapshot = source.telemetry.snapshot()
     rows = samples.rows

@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> None:
     """
     if options.rounds < 1:
         raise OptionError(f"--rounds: expected 1 or more, got {options.rounds}")
-    bundle = open_model(options.model, print)
+    bundle = open_model(options.model)
     with open_source(options.clip) as source, TemporaryDirectory(prefix="edgemask.") as folder:
         frame = next(iter(source))
         picture = Path(folder) / "frame.png"

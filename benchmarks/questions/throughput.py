@@ -20,6 +20,7 @@ from pipeline.engines.base import Engine
 from pipeline.errors import OptionError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks.null import NullSink
@@ -53,7 +54,7 @@ def measure(options: argparse.Namespace) -> None:
             f"--sources: expected numbers from 1, at most --frames, got {options.sources} and {options.frames}"
         )
     keep_freed_memory()  # as the command does
-    bundle = open_model(options.model, print)
+    bundle = open_model(options.model)
     rows: list[dict[str, Any]] = []
     with open_engine(bundle, options.backend, overlap=True) as engine:
         leave_cores_to(engine)  # as the command does
@@ -90,7 +91,8 @@ def _rate(engine: Engine, clip: str, count: int, frames_each: int) -> dict[str, 
     sources = open_sources([clip] * count)
     try:
         start_s = time.perf_counter()
-        result = run(sources, engine, renderer, [NullSink("null", sources[0].info, renderer)], max_frames=frames_each)
+        sinks = [NullSink("null", sources[0].info, renderer)]
+        result = run(sources, engine, Views(renderer), sinks, max_frames=frames_each)
         elapsed_s = time.perf_counter() - start_s
         least = min(source.telemetry.snapshot().frames_out for source in sources)
     finally:

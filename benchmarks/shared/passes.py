@@ -11,6 +11,7 @@ from pipeline.engines.base import Engine
 from pipeline.errors import SourceError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, Image
 from pipeline.frames.pixels import Pixels
 from pipeline.render.look import Look
@@ -87,7 +88,7 @@ def pipeline_hz(engine: Engine, source: Source, count: int | None = None) -> tup
     renderer = Renderer(Look(), engine.bundle.manifest.task)
     sink = open_sink("null", source.info, renderer)
     start_s = time.perf_counter()
-    result = run(source, engine, renderer, [sink], max_frames=count)
+    result = run(source, engine, Views(renderer), [sink], max_frames=count)
     elapsed_s = time.perf_counter() - start_s
     sink.close()
     return result.frames / elapsed_s, result.stages

@@ -3,49 +3,105 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.command.command_line import OptionParser, share, whole_number
+from pipeline.command.command_line import OptionParser, nearest, share, whole_number
+from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OutputOptions, RunOptions
 from pipeline.engines import ENGINES
 from pipeline.errors import OptionError
+from pipeline.page.options import ADDRESS, Limits, PageOptions
 from pipeline.registry import Choices
 from pipeline.render.modes import MODES
 from pipeline.sinks import SINKS
 from pipeline.sinks import forms as output_forms
-from pipeline.sinks.options import ENCODERS, byte_count, duration_s
+from pipeline.sinks.options import ENCODERS, SinkOptions, byte_count, duration_s
 from pipeline.sources import SOURCES
 from pipeline.sources import forms as source_forms
+from pipeline.sources.options import LiveOptions
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
+_DEFAULT = RunOptions(())
+_DROP = {"auto": None, "latest": True, "never": False}
 
-def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+
+def parse_options(arguments: Sequence[str] | None = None) -> RunOptions:
     """Read the command line, and the YAML file that ``--config`` names.
+
+    Args:
+        arguments: without the program's name; None: those of the process.
 
     Raises:
         OptionError: an unknown option or a value that it does not take.
     """
     parser = _parser()
-    options = vars(parser.parse_args([]))
+    values = vars(parser.parse_args([]))
     for action in parser._actions:  # from here on only what is given counts; --help still names the defaults
         action.help = (action.help or "").replace("%(default)s", str(action.default))
         action.default = argparse.SUPPRESS
-    given = vars(parser.parse_args(arguments))
+    # Sources may stand anywhere among the options.
+    given = vars(parser.parse_intermixed_args(arguments))
     if "config" in given:
         path = Path(given["config"])
-        arguments = _config_arguments(parser, path)
+        in_file = _config_arguments(parser, path)
         try:
-            options |= vars(parser.parse_args(arguments))
+            values |= vars(parser.parse_args(in_file))
         except OptionError as error:
             raise OptionError(f"--config {path}: {error}") from error
-    options |= given
-    if not options["source"]:
-        parser.error(f"expected --source: {source_forms()}")
-    return argparse.Namespace(**options)
+    sources = [*given.get("source", []), *given.pop("sources", [])]
+    values |= given
+    sources = sources or values["source"] or []
+    if not sources:
+        parser.error(f"expected a source: {source_forms()}")
+    return _run_options(tuple(sources), values)
+
+
+def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions:
+    page = None
+    if values["serve"] is not None:
+        page = PageOptions(
+            values["serve"],
+            token=values["serve_token"],
+            names=tuple(values["serve_name"] or ()),
+            read_only=values["serve_read_only"],
+            limits=Limits(viewers=values["serve_viewers"]),
+        )
+    return RunOptions(
+        sources,
+        ModelOptions(values["model"], values["backend"], may_build=values["rebuild"] == "auto"),
+        MaskOptions(values["smooth"], values["fps"], values["refine_edges"], values["compose"]),
+        LookOptions(
+            values["render"],
+            values["alpha"],
+            values["threshold"],
+            values["palette"],
+            values["background"],
+            legend=values["legend"],
+            hud=values["hud"],
+        ),
+        OutputOptions(tuple(values["output"] or ()), values["save"], values["show"], values["headless"]),
+        SinkOptions(
+            encoder=values["encoder"],
+            segment_s=values["segment_time"],
+            segment_bytes=values["segment_size"],
+            keep_segments=values["keep_files"],
+            keep_bytes=values["keep_size"],
+            min_free_bytes=values["min_free"],
+        ),
+        LiveOptions(
+            stall_s=values["stall"],
+            reconnect_s=values["reconnect"],
+            max_reconnects=values["max_reconnects"],
+            on_corrupt=values["on_corrupt"],
+        ),
+        page,
+        drop_oldest=_DROP[values["drop"]],
+        max_frames=values["max_frames"],
+        quiet=values["quiet"],
+    )
 
 
 class _Parser(OptionParser):
@@ -61,6 +117,20 @@ def _parser() -> OptionParser:
         description="Masks over pictures, videos and cameras.",
         epilog="Exit status: 0 done, 2 a mistake in the input (one line says which), 1 a bug, 130 interrupted, 143 terminated.",
     )
+    _add_input(parser)
+    _add_outputs(parser)
+    _add_look(parser)
+    _add_masks(parser)
+    _add_live(parser.add_argument_group("cameras and streams"))
+    _add_recording(parser.add_argument_group("recordings"))
+    _add_page(parser.add_argument_group("the page"))
+    parser.add_argument("--config", metavar="FILE", help="YAML with the long options as keys; the command line wins")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print warnings and errors alone")
+    return parser
+
+
+def _add_input(parser: OptionParser) -> None:
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="as --source")
     parser.add_argument(
         "-s",
         "--source",
@@ -70,10 +140,33 @@ def _parser() -> OptionParser:
     parser.add_argument(
         "-m",
         "--model",
-        default="u2netp",
+        default=_DEFAULT.model.name,
         metavar="NAME|DIR",
         help="a bundle, or the name of a published network, compiled on first use (default: %(default)s)",
     )
+    parser.add_argument(
+        "--backend",
+        default=_DEFAULT.model.backend,
+        choices=Choices(ENGINES, "auto"),
+        help="what runs the network: auto = a GPU where there is one, else the CPU (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rebuild",
+        default="auto",
+        choices=("auto", "never"),
+        help="a plan for this GPU and its TensorRT, where the bundle has none: auto = build it here from the bundle's program, once "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--drop",
+        default="auto",
+        choices=tuple(_DROP),
+        help="drop frames that wait: auto = for cameras only",
+    )
+    parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end after so many frames of a source")
+
+
+def _add_outputs(parser: OptionParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
@@ -92,37 +185,34 @@ def _parser() -> OptionParser:
         "--show", action="store_true", help="show a window (the default with a display and no --output)"
     )
     parser.add_argument("--headless", "--no-display", action="store_true", help="never show a window")
+
+
+def _add_look(parser: OptionParser) -> None:
     parser.add_argument(
-        "--backend",
-        default="auto",
-        choices=Choices(ENGINES, "auto"),
-        help="what runs the network: auto = a GPU where there is one, else the CPU (default: %(default)s)",
+        "--render",
+        default=_DEFAULT.look.mode,
+        choices=Choices(MODES),
+        help="how masks are shown (default: %(default)s)",
     )
     parser.add_argument(
-        "--render", default="overlay", choices=Choices(MODES), help="how masks are shown (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--alpha", type=share, default=0.5, metavar="0..1", help="strength of the colour (default: %(default)s)"
+        "--alpha",
+        type=share,
+        default=_DEFAULT.look.alpha,
+        metavar="0..1",
+        help="strength of the colour (default: %(default)s)",
     )
     parser.add_argument(
         "--threshold",
         type=share,
-        default=0.5,
+        default=_DEFAULT.look.threshold,
         metavar="0..1",
         help="probability from which a pixel counts (default: %(default)s)",
     )
     parser.add_argument(
         "--palette",
-        default="default",
+        default=_DEFAULT.look.palette,
         metavar="NAME|FILE|COLOURS",
         help="default, cityscapes, voc, a YAML file, or #rrggbb,#rrggbb",
-    )
-    parser.add_argument(
-        "--rebuild",
-        default="auto",
-        choices=("auto", "never"),
-        help="a plan for this GPU and its TensorRT, where the bundle has none: auto = build it here from the bundle's program, once "
-        "(default: %(default)s)",
     )
     parser.add_argument(
         "--background", metavar="COLOUR|PICTURE", help="behind cutout and replace: #rrggbb or a picture"
@@ -131,16 +221,12 @@ def _parser() -> OptionParser:
         "--legend", action="store_true", help="draw the classes and the share of the picture that each covers"
     )
     parser.add_argument("--hud", action="store_true", help="draw rate, times and model")
-    parser.add_argument(
-        "--drop",
-        default="auto",
-        choices=("auto", "latest", "never"),
-        help="drop frames that wait: auto = for cameras only",
-    )
-    parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end after so many frames of a source")
+
+
+def _add_masks(parser: OptionParser) -> None:
     parser.add_argument(
         "--smooth",
-        default="auto",
+        default=_DEFAULT.masks.smooth,
         choices=("auto", "off", "on", "strong"),
         help="steady masks over time: auto = on for cameras and streams (default: %(default)s)",
     )
@@ -154,87 +240,98 @@ def _parser() -> OptionParser:
     parser.add_argument("--refine-edges", action="store_true", help="draw masks to the edges in the picture")
     parser.add_argument(
         "--compose",
-        default="auto",
+        default=_DEFAULT.masks.compose,
         choices=("auto", "host", "device"),
         help="where the overlay is drawn: auto = by a GPU if the bundle was compiled with --compose device; the host still draws masks "
         "that --smooth or --refine-edges changed, and every other --render (default: %(default)s)",
     )
-    live = parser.add_argument_group("cameras and streams")
-    live.add_argument(
+
+
+def _add_live(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--stall",
         type=duration_s,
-        default=3.0,
+        default=_DEFAULT.live.stall_s,
         metavar="TIME",
         help="a source without a frame for so long is stalled (default: %(default)s s)",
     )
-    live.add_argument(
+    group.add_argument(
         "--reconnect",
         type=duration_s,
-        default=5.0,
+        default=_DEFAULT.live.reconnect_s,
         metavar="TIME",
         help="and is connected anew when nothing came for so long after that (default: %(default)s s)",
     )
-    live.add_argument(
+    group.add_argument(
         "--max-reconnects",
         type=whole_number(0),
         metavar="N",
         help="give up after so many attempts in a row (default: never)",
     )
-    live.add_argument(
-        "--on-corrupt", default="drop", choices=("drop", "pass"), help="damaged frames (default: %(default)s)"
+    group.add_argument(
+        "--on-corrupt",
+        default=_DEFAULT.live.on_corrupt,
+        choices=("drop", "pass"),
+        help="damaged frames (default: %(default)s)",
     )
-    recording = parser.add_argument_group("recordings")
-    recording.add_argument(
+
+
+def _add_recording(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--encoder",
-        default="auto",
+        default=_DEFAULT.recording.encoder,
         choices=ENCODERS,
         help="what encodes videos: auto = NVENC where it works, else x264",
     )
-    recording.add_argument(
+    group.add_argument(
         "--segment-time",
         type=duration_s,
         metavar="TIME",
         help="a recording begins a new file after so long: 30, 10m, 1h (default for cameras: 1h)",
     )
-    recording.add_argument("--segment-size", type=byte_count, metavar="SIZE", help="likewise at this size: 500M, 2G")
-    recording.add_argument(
+    group.add_argument("--segment-size", type=byte_count, metavar="SIZE", help="likewise at this size: 500M, 2G")
+    group.add_argument(
         "--keep-files",
         type=whole_number(1),
         metavar="N",
         help="delete the oldest files of this recording beyond so many",
     )
-    recording.add_argument("--keep-size", type=byte_count, metavar="SIZE", help="likewise beyond this size in all")
-    recording.add_argument(
+    group.add_argument("--keep-size", type=byte_count, metavar="SIZE", help="likewise beyond this size in all")
+    group.add_argument(
         "--min-free",
         type=byte_count,
-        default=200_000_000,
+        default=_DEFAULT.recording.min_free_bytes,
         metavar="SIZE",
         help="a recording ends before less than this is free on its disk (default: 200M)",
     )
-    page = parser.add_argument_group("the page")
-    page.add_argument(
+
+
+def _add_page(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--serve",
         nargs="?",
-        const="127.0.0.1:8080",
+        const=ADDRESS,
         metavar="HOST:PORT",
-        help="a page with the live picture (without HOST:PORT: 127.0.0.1:8080); any other address than this machine's needs a token",
+        help="a page with the live picture (without HOST:PORT: 127.0.0.1:8080; a port alone: of 127.0.0.1); any other address than "
+        "this machine's needs a token",
     )
-    page.add_argument(
+    group.add_argument(
         "--serve-token",
         metavar="TOKEN",
         help="16 characters or more; EDGEMASK_TOKEN in the environment is safer, for command lines are visible; made and printed "
         "once if the address needs one",
     )
-    page.add_argument(
+    group.add_argument(
         "--serve-name", action="append", metavar="NAME", help="another name that the page is called by; may be repeated"
     )
-    page.add_argument("--serve-read-only", action="store_true", help="viewers cannot change settings")
-    page.add_argument(
-        "--serve-viewers", type=whole_number(1), default=8, metavar="N", help="at once (default: %(default)s)"
+    group.add_argument("--serve-read-only", action="store_true", help="viewers cannot change settings")
+    group.add_argument(
+        "--serve-viewers",
+        type=whole_number(1),
+        default=Limits().viewers,
+        metavar="N",
+        help="at once (default: %(default)s)",
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML with the long options as keys; the command line wins")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
-    return parser
 
 
 def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
@@ -252,8 +349,7 @@ def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
     for key, value in entries.items():
         name = str(key).replace("_", "-")
         if name not in actions:
-            near = difflib.get_close_matches(name, actions, 1)
-            hint = f": did you mean {near[0]!r}?" if near else f": there are {', '.join(actions)}"
+            hint = nearest(name, actions) or f": there are {', '.join(actions)}"
             raise OptionError(f"--config {path}: unknown key {key!r}{hint}")
         action = actions[name]
         if isinstance(value, bool):

@@ -14,11 +14,14 @@ from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.engines.kinds import ENGINES, EngineKind
 from pipeline.errors import BackendUnavailableError, BuildError, EdgemaskError, OptionError, PlanError
 from pipeline.machine.gpu_sign import is_seen
+from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
 
 __all__ = ["ENGINES", "EngineKind", "Rebuild", "open_engine", "usable_runtime"]
+
+log = logger_of(__name__)
 
 Rebuild = Callable[[Bundle, str, str], Bundle]
 """Of a bundle, a backend and the reason why it has no plan that runs here: has one built, and gives the bundle that has it."""
@@ -30,7 +33,6 @@ def open_engine(
     *,
     overlap: bool = False,
     rebuild: Rebuild | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """Make the engine that runs a bundle's frame program.
 
@@ -43,7 +45,8 @@ def open_engine(
             several in flight in any case.
         rebuild: makes a plan where none is there or it does not fit this machine, such as ``pipeline.builds.build_half.rebuild_plan``;
             None to refuse.
-        say: gets one line where "auto" cannot use a GPU that is here or that the bundle was built for.
+
+    Where "auto" cannot use a GPU that is here or that the bundle was built for, the log says why.
 
     Raises:
         OptionError: there is no such backend.
@@ -61,7 +64,7 @@ def open_engine(
     if problems:
         # What could not be built says more than what is not installed.
         told = next((error for error in problems if not isinstance(error, BackendUnavailableError)), problems[-1])
-        say(f"on the CPU: {told}")
+        log.info(f"on the CPU: {told}")
     on_cpu = next(kind for kind in ENGINES.own.values() if not kind.gpu)
     return _open(bundle, on_cpu, overlap, rebuild)
 

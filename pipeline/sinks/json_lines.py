@@ -23,6 +23,9 @@ from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink, make_room, scratch_path
 from pipeline.sinks.disk import FreeSpace
 from pipeline.sinks.kinds import SinkKind
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 RESULTS = SinkKind(
     name="results",
@@ -62,7 +65,6 @@ class JsonLinesSink(Sink):
         self._scratch: Path | None = None
         self._space: FreeSpace | None = None
         self._fd = -1
-        self._say = options.say
         self._missed = 0
         self._pending = memoryview(b"")
         if spec == STDOUT:
@@ -128,7 +130,7 @@ class JsonLinesSink(Sink):
         with contextlib.suppress(OSError):  # of standard output alone: the rest of a line
             self._send_pending(_END_WITHIN_MS)
         if self._missed:
-            self._say(f"{STDOUT}: {self._missed} lines were left out: the reader is too slow")
+            log.info(f"{STDOUT}: {self._missed} lines were left out: the reader is too slow")
         self._close_file()
         if self._scratch is not None and self._path is not None:
             try:

@@ -21,6 +21,9 @@ from pipeline.sinks.disk import FreeSpace
 from pipeline.sinks.h264 import Error, H264Muxer, even, reason
 from pipeline.sinks.kinds import SinkKind
 from pipeline.sinks.options import SinkOptions
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 RECORDING = SinkKind(
     name="recording",
@@ -94,7 +97,7 @@ class RecordingSink(Sink):
             raise self._end(reason(error)) from error
         if not self._is_told:
             self._is_told = True
-            self._options.say(f"recording: {segment.path}, {segment.description}")
+            log.info(f"recording: {segment.path}, {segment.description}")
 
     def close(self) -> None:
         """Finish the last file."""
@@ -142,7 +145,7 @@ class RecordingSink(Sink):
                 path.open("xb").close()
                 break
         if is_first and os.path.lexists(self._path):
-            self._options.say(f"{self._path} exists already and is left as it is")
+            log.info(f"{self._path} exists already and is left as it is")
         self._number = number
         return path
 

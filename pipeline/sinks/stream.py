@@ -14,6 +14,9 @@ from pipeline.sinks.base import Sink
 from pipeline.sinks.kinds import shown
 from pipeline.sinks.outbox import Outbox
 from pipeline.stages.prefetch import Prefetch
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
@@ -133,7 +136,7 @@ class StreamSink(Sink):
                     link.send(frame)
                     if not runs:  # what is told is what has changed, however often it was tried
                         runs, failing = True, False
-                        self._options.say(f"{self._where}: sending")
+                        log.info(f"{self._where}: sending")
                     if now_s - start_s > _STEADY_S:
                         wait_s = _FIRST_WAIT_S
                 except BrokenLinkError as error:
@@ -145,7 +148,7 @@ class StreamSink(Sink):
                         raise SinkError(f"{self._where}: cannot be sent ({error})") from error
                     if not failing:
                         runs, failing = False, True
-                        self._options.say(f"{self._where}: not sent ({error}): trying again")
+                        log.info(f"{self._where}: not sent ({error}): trying again")
                     due_s = time.monotonic() + wait_s * random.uniform(0.5, 1)
                     wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
             done, link = link, None

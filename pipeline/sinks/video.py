@@ -11,6 +11,9 @@ from pipeline.frames.frame import Frame
 from pipeline.sinks.base import Sink, make_room, scratch_path
 from pipeline.sinks.h264 import Error, H264Muxer, reason
 from pipeline.sinks.kinds import SinkKind
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 VIDEO = SinkKind(
     name="video",
@@ -33,7 +36,6 @@ class VideoSink(Sink):
     def _open(self) -> None:
         spec = self._spec
         self._path = Path(spec)
-        self._say = self._options.say
         self._has_frames = False
         self.written = spec
         make_room(self._path)
@@ -73,7 +75,7 @@ class VideoSink(Sink):
             raise SinkError(f"{self._path}: cannot be written ({reason(error)})") from error
         if not self._has_frames:
             self._has_frames = True
-            self._say(f"{self._path}: {self._muxer.description}")
+            log.info(f"{self._path}: {self._muxer.description}")
 
     def close(self) -> None:
         """Finish the file and give it its name; with no frame written there is none."""

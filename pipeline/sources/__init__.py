@@ -12,7 +12,7 @@ from pipeline.sources.kinds import SOURCES, SourceKind, forms, kind_of
 
 if TYPE_CHECKING:
     from pipeline.sources.base import Source
-    from pipeline.sources.live import LiveOptions
+    from pipeline.sources.options import LiveOptions
 
 __all__ = ["SOURCES", "SourceKind", "forms", "open_source", "open_sources", "source_kind"]
 

@@ -15,7 +15,8 @@ import numpy as np
 from pipeline.errors import SourceError
 from pipeline.frames.frame import Image, SourceInfo
 from pipeline.sources.kinds import SourceKind
-from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture
+from pipeline.sources.live import Connection, LiveSource, LostError, Picture
+from pipeline.sources.options import LiveOptions
 
 CAMERA = SourceKind(
     name="camera",

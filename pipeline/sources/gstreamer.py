@@ -25,7 +25,8 @@ from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact, secrets_of
 from pipeline.sources.address import Address
 from pipeline.sources.kinds import SourceKind
-from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture
+from pipeline.sources.live import Connection, LiveSource, LostError, Picture
+from pipeline.sources.options import LiveOptions
 from pipeline.sources.yuv4mpeg import Yuv4mpegReader
 
 GSTREAMER = SourceKind(
@@ -163,7 +164,8 @@ class GstreamerConnection(Connection):
                     pictures_now = reader.received(count)
                 except ValueError as error:
                     raise LostError(f"expected pictures of {LAUNCH}, got {error}") from error
-                yield from map(Picture, pictures_now)
+                for pixels, kind in pictures_now:
+                    yield Picture(pixels, format=kind)
 
     def _listen(self, errors: int) -> bool:
         text = os.read(errors, 1 << 14)

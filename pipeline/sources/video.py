@@ -109,7 +109,8 @@ class VideoSource(Source):
                             first_pts = decoded.pts
                         pts_s = float((decoded.pts - first_pts) * (decoded.time_base or self.info.time_base))
                     last_s = pts_s
-                    yield Frame(to_pixels(decoded), index, pts_s, self.info.name, f"{stem}_{index:06d}")
+                    pixels, kind = to_pixels(decoded)
+                    yield Frame(pixels, index, pts_s, self.info.name, f"{stem}_{index:06d}", kind)
                     index += 1
         except av.error.FFmpegError as error:
             raise SourceError(f"{self._path}: cut off or damaged after {index} frames ({reason(error)})") from error
