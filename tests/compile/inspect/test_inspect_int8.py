@@ -329,4 +329,4 @@ def test_without_opencv_a_plot_says_what_to_install(run, made, monkeypatch, tmp_
     monkeypatch.setitem(sys.modules, "cv2", None)
     status, _, errors = run(made(), "--plot", tmp_path / "plot.png")
     assert status == 2
-    assert re.fullmatch(r"error: .*cv2.*: install them with: pip install '\.\[compile\]'\n", errors)
+    assert re.fullmatch(r"error: .*cv2.*: install them with: pip install 'edgemask\[compile\]'\n", errors)

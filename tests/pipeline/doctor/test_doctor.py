@@ -826,7 +826,7 @@ def test_every_backend_is_judged_and_needs_what_the_report_knows(bare):
 def test_commands_name_extras_that_exist(desktop, bare):
     extras = set(re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
     sources = "".join(path.read_text() for path in (ROOT / "pipeline" / "doctor").glob("*.py"))
-    named = {extra for group in re.findall(r"\.\[([a-z,-]+)\]", sources) for extra in group.split(",")}
+    named = {extra for group in re.findall(r"edgemask\[([a-z,-]+)\]", sources) for extra in group.split(",")}
     assert {"cpu", "tensorrt", "tensorrt-rtx", "torch-tensorrt"} <= named <= extras
 
 
@@ -876,7 +876,7 @@ def test_on_a_jetson_the_first_command_is_for_tensorrt(jetson, monkeypatch, caps
 def test_wrong_option(cli):
     done = cli("pipeline.doctor", "--jsn")
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"error: unrecognized arguments: --jsn \(see .* --help\)\n", done.stderr)
+    assert re.fullmatch(r"error: unrecognized arguments: --jsn: did you mean .--json.\? \(see .* --help\)\n", done.stderr)
 
 
 def test_this_machine(cli):
