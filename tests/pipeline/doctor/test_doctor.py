@@ -876,7 +876,9 @@ def test_on_a_jetson_the_first_command_is_for_tensorrt(jetson, monkeypatch, caps
 def test_wrong_option(cli):
     done = cli("pipeline.doctor", "--jsn")
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"error: unrecognized arguments: --jsn: did you mean .--json.\? \(see .* --help\)\n", done.stderr)
+    assert re.fullmatch(
+        r"error: unrecognized arguments: --jsn: did you mean .--json.\? \(see .* --help\)\n", done.stderr
+    )
 
 
 def test_this_machine(cli):
