@@ -149,6 +149,14 @@ def test_spelling_is_american(page):
     assert re.findall(british, prose, re.IGNORECASE) == []
 
 
+@pytest.mark.parametrize("package", ["pipeline", "compile", "calibration", "benchmarks"])
+def test_every_room_stands_in_the_picture_of_the_house(package):
+    picture = re.search(r"^    edgemask .*?\n\n", WRITTEN[DOCS / "architecture.md"], re.DOTALL | re.MULTILINE)[0]
+    for folder in (ROOT / package).iterdir():
+        if (folder / "__init__.py").exists():
+            assert re.search(rf"\b{folder.name}\b", picture), folder
+
+
 def test_the_example_is_the_same_everywhere():
     blocks = {
         page.name: re.findall(r"```python\n(from edgemask import Model.*?)```", text, re.DOTALL)
