@@ -80,7 +80,7 @@ def _import_build_half(options: argparse.Namespace) -> None:
         import_module(f"compile.{module}")
     except (ImportError, OSError) as error:  # a broken native library raises OSError
         raise BackendUnavailableError(
-            f"compiling needs packages that are not here ({error}): install them with: pip install '.[{extra}]'"
+            f"compiling needs packages that are not here ({error}): install them with: pip install 'edgemask[{extra}]'"
         ) from error
 
 

@@ -85,7 +85,7 @@ def _torch_run(job: Job, folder: Path, compiler: str) -> Run:
         loops = importlib.import_module("benchmarks.peers.torch_loops")
     except (ImportError, OSError) as error:  # a broken native library raises OSError
         raise BackendUnavailableError(
-            f"not here: PyTorch cannot be loaded ({error}): pip install '.[compile]'"
+            f"not here: PyTorch cannot be loaded ({error}): pip install 'edgemask[compile]'"
         ) from error
     run: Run = loops.torch_loop(job, folder, compiler)
     return run

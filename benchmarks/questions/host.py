@@ -120,7 +120,7 @@ def measure(options: Options) -> None:
     rows: list[dict[str, Any]] = []
     for size_wh in sizes_wh:
         rows += _rows(size_wh, options.frames, options.rounds, peers)
-    told = f"supervision {version}" if version else "without supervision (pip install '.[peers]')"
+    told = f"supervision {version}" if version else "without supervision (pip install 'edgemask[peers]')"
     print(f"µs per frame (of copying it): median of {options.rounds}; mask on {_SHARE:.0%} of the frame; {told}")
     print("\n".join(_table(rows, sizes_wh)))
     print(EXPLAINED)

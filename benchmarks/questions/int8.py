@@ -55,7 +55,7 @@ COLUMNS = {  # entry of a row: (what the table calls it, how it is written)
 
 # In a smaller subject a few pixels decide the IoU.
 _SMALLEST_SUBJECT = 0.01
-_INSTALL = "pip install '.[peers]'"
+_INSTALL = "pip install 'edgemask[peers]'"
 
 
 EXPLAINED = """

@@ -86,7 +86,7 @@ def _background(text: str | None) -> Color | Image | None:
     if text is None:
         return None
     if text.startswith("#"):
-        return load_palette(text).color(1)  # the one colour that is given; 0 is background
+        return load_palette(text).color(1)  # the one color that is given; 0 is background
     from pipeline.sources.pictures import read_picture
 
     try:

@@ -157,7 +157,7 @@ def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> Sin
         from pipeline.page.sink import PageSink
     except ImportError as error:
         raise BackendUnavailableError(
-            f"--serve: the page needs packages that are not here ({error}): install them with: pip install '.[page]'"
+            f"--serve: the page needs packages that are not here ({error}): install them with: pip install 'edgemask[page]'"
         ) from error
     options = replace(options, token=options.token or os.environ.get("EDGEMASK_TOKEN") or None)
     return PageSink(options, run, appearance.renderer, appearance.annotations)

@@ -306,7 +306,7 @@ def test_the_module_that_reads_energy_is_carried(tmp_path, monkeypatch, capsys):
     assert copied.read_text() == "carried = True"
     monkeypatch.setattr(gpu_prepare.importlib.util, "find_spec", lambda _: None)
     assert gpu_prepare.copy_nvml(tmp_path / "gpu") == []
-    assert "pip install '.[energy]', and prepare again" in capsys.readouterr().out
+    assert "pip install 'edgemask[energy]', and prepare again" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def test_the_command_prints_a_table_draws_and_writes_json(tmp_path, capsys):
     for step in expected:
         assert f"| {STEPS[step]} |" in printed
     assert entries["ratios"] == {}  # they are of 1080p
-    assert ("pip install '.[peers]'" in printed) == (entries["supervision"] is None)
+    assert ("pip install 'edgemask[peers]'" in printed) == (entries["supervision"] is None)
     picture = cv2.imread(str(plot))
     assert picture.shape[1] == WIDTH_PX
     assert (picture != 255).any()

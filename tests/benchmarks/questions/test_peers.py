@@ -88,7 +88,7 @@ def test_loops_are_compared_and_tools_that_are_not_here_are_told(place, tmp_path
     assert main(given(place, "--rounds", 2, "--json", result, "--plot", plot)) == 0
     printed = capsys.readouterr().out
     assert "tiny, fp32, contract stream, 3 frames of clip.mp4 (96×64), median of 2 rounds" in printed
-    assert "rembg is not here: pip install '.[peers]'" in printed
+    assert "rembg is not here: pip install 'edgemask[peers]'" in printed
     entries = json.loads(result.read_text())
     rows = {row["tool"]: row for row in entries["table"]}
     assert set(rows) == {f"edgemask_{name}" for name in peers_gpu.ALL_OURS} | set(PEERS)

@@ -61,5 +61,5 @@ def test_without_matplotlib_nothing_is_measured(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["soak", "--plot", str(tmp_path / "plot.png")]) == 2
     printed = capsys.readouterr()
-    assert "pip install '.[plots]'" in printed.err
+    assert "pip install 'edgemask[plots]'" in printed.err
     assert printed.out == ""

@@ -344,5 +344,5 @@ def test_without_matplotlib_a_plot_says_what_to_install(run, made, monkeypatch, 
     status, _, errors = run(made(), "--plot", tmp_path / "plot.png")
     assert status == 2
     assert "matplotlib" in errors
-    assert "pip install '.[plots]'" in errors
+    assert "pip install 'edgemask[plots]'" in errors
     assert not (tmp_path / "plot.png").exists()

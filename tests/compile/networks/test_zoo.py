@@ -358,7 +358,7 @@ def test_without_pooch_one_line_says_what_to_install_and_how_to_bring_the_file(t
     for name in ("sources", "download"):
         monkeypatch.delitem(sys.modules, f"compile.networks.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(WeightsUnavailableError, match=r"pip install '\.\[compile\]', or put the file tiny\.onnx"):
+    with pytest.raises(WeightsUnavailableError, match=r"pip install 'edgemask\[compile\]', or put the file tiny\.onnx"):
         get(tmp_path)
     (tmp_path / "tiny.onnx").write_bytes(CONTENT)
     assert get(tmp_path) == tmp_path / "tiny.onnx"
