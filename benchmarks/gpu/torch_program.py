@@ -74,7 +74,7 @@ _COMPILED = (
 class TrainedNetwork:
     """The weights and bundles that ``benchmarks/gpu.sh prepare`` wrote, as frame programs.
 
-    Not through ``compile.program.candidate``, which imports the exporter's packages: a machine that only runs a network need not have
+    Not through ``compile.program.open_network``, which imports the exporter's packages: a machine that only runs one need not have
     them.
 
     Args:

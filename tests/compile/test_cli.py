@@ -13,10 +13,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from compile.program.candidate import Candidate
 
 from compile.__main__ import main
 from compile.networks.contract import Contract
-from compile.program.candidate import Candidate
 from compile.proof.verify import Expected
 from pipeline.bundles.bundle import MANIFEST_NAME, PROGRAM_NAME, WORST_NAME, Bundle, file_sha256
 from pipeline.errors import CompileError

@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from compile.program.candidate import open_candidate
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.__main__ import main
 from benchmarks.peers.int8_tools import PEERS, int8_share
 from compile.networks.unet import UNet
-from compile.program.candidate import open_candidate
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle, Manifest, file_sha256
 from pipeline.errors import CompileError
 

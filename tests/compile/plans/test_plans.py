@@ -15,7 +15,7 @@ import torch
 from compile.__main__ import main
 from compile.networks.contract import Contract
 from compile.plans import plans, tensorrt_build
-from compile.plans.tensorrt_build import BuildOptions, build_plan, check_options
+from compile.plans.tensorrt_build import PlanOptions, build_plan, check_options
 from compile.program.onnx_export import export_program
 from compile.program.program import FrameProgram
 from pipeline.bundles.bundle import Bundle
@@ -49,7 +49,7 @@ def proper(monkeypatch):
 
 
 def test_a_plan_of_tensorrt_proper_is_for_the_gpu_that_is_here(proper, program):
-    plan = build_plan(program, BuildOptions("tensorrt", gpu=GPU))
+    plan = build_plan(program, PlanOptions("tensorrt", gpu=GPU))
     version = ".".join(proper.__version__.split(".")[:2])
     assert plan.file_name("fp16") == f"engines/tensorrt-{version}-sm87-fp16.plan"
     entry = plan.as_dict("fp16")
@@ -62,7 +62,7 @@ def test_a_plan_of_tensorrt_proper_is_for_the_gpu_that_is_here(proper, program):
 
 
 def test_a_hardware_compatible_plan_says_so(proper, program):
-    plan = build_plan(program, BuildOptions("tensorrt", gpu=GPU, hardware_compatible=True, workspace_bytes=1 << 28))
+    plan = build_plan(program, PlanOptions("tensorrt", gpu=GPU, hardware_compatible=True, workspace_bytes=1 << 28))
     assert plan.as_dict("fp32")["hardware"] == "ampere+"
     assert plan.file_name("fp32").endswith("-sm87+-fp32.plan")
 
@@ -70,8 +70,8 @@ def test_a_hardware_compatible_plan_says_so(proper, program):
 def test_a_version_compatible_plan_is_asked_for(proper, program):
     # This library has no lean runtime to put in: its refusal shows that it was asked.
     with pytest.raises(CompileError, match=r"^TensorRT .* built no plan: .*libnvinfer_lean"):
-        build_plan(program, BuildOptions("tensorrt", gpu=GPU, version_compatible=True))
-    options = BuildOptions("tensorrt", gpu=GPU, version_compatible=True)
+        build_plan(program, PlanOptions("tensorrt", gpu=GPU, version_compatible=True))
+    options = PlanOptions("tensorrt", gpu=GPU, version_compatible=True)
     assert (
         tensorrt_build.Plan(b"x", "10.3.0", (87,), options).file_name("fp16") == "engines/tensorrt-10.3+-sm87-fp16.plan"
     )
@@ -79,7 +79,7 @@ def test_a_version_compatible_plan_is_asked_for(proper, program):
 
 def test_the_timing_cache_is_kept_and_a_damaged_one_is_made_anew(proper, program, tmp_path):
     path = tmp_path / "new" / "times.cache"
-    options = BuildOptions("tensorrt", gpu=GPU, timing_cache=path)
+    options = PlanOptions("tensorrt", gpu=GPU, timing_cache=path)
     build_plan(program, options)
     assert path.stat().st_size > 0
     assert [entry.name for entry in path.parent.iterdir()] == ["times.cache"]
@@ -87,18 +87,18 @@ def test_the_timing_cache_is_kept_and_a_damaged_one_is_made_anew(proper, program
     assert build_plan(program, options).content
     assert not path.read_bytes().startswith(b"damaged")
     with pytest.raises(CompileError, match=r"^--timing-cache .*new: cannot be read \(Is a directory\)"):
-        build_plan(program, BuildOptions("tensorrt", gpu=GPU, timing_cache=tmp_path / "new"))
+        build_plan(program, PlanOptions("tensorrt", gpu=GPU, timing_cache=tmp_path / "new"))
 
 
 def test_tensorrt_proper_needs_the_gpu_here(proper):
     with pytest.raises(
         CompileError, match=r"^--target tensorrt: expected the GPU .* --bundle DIR .*--target tensorrt-rtx"
     ):
-        check_options(BuildOptions("tensorrt"))
+        check_options(PlanOptions("tensorrt"))
 
 
 def test_an_accelerator_that_is_not_here(proper, program):
-    options = BuildOptions("tensorrt", gpu=GPU, dla_core=0, frame_size_hw=(64, 64))
+    options = PlanOptions("tensorrt", gpu=GPU, dla_core=0, frame_size_hw=(64, 64))
     with pytest.raises(
         CompileError, match=r"^--dla: expected a machine that has one, got core 0 of 0: leave --dla out$"
     ):
@@ -116,7 +116,7 @@ def test_what_an_accelerator_leaves_to_the_gpu_is_told(proper):
     assert left == ("resize",)
     assert (config.default_device_type, config.DLA_core) == (proper.DeviceType.DLA, 1)
     assert flags == [proper.BuilderFlag.GPU_FALLBACK]
-    plan = tensorrt_build.Plan(b"x", "10.3.0", (87,), BuildOptions("tensorrt", gpu=GPU, dla_core=1, batch=2), left)
+    plan = tensorrt_build.Plan(b"x", "10.3.0", (87,), PlanOptions("tensorrt", gpu=GPU, dla_core=1, batch=2), left)
     assert plan.file_name("fp16") == "engines/tensorrt-10.3-sm87-fp16-dla1.plan"
     assert plan.as_dict("fp16")["gpu_layers"] == ["resize"]
     assert {shape[0] for shape in plan.options.profile} == {2}  # an accelerator takes one shape

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from compile.__main__ import main
 from compile.networks.contract import Contract
-from compile.plans.tensorrt_build import FRAME_RANGE, BuildOptions, build_plan
+from compile.plans.tensorrt_build import FRAME_RANGE, PlanOptions, build_plan
 from compile.program.onnx_export import export_program
 from compile.program.program import FrameProgram
 from pipeline.bundles.bundle import Bundle
@@ -51,7 +51,7 @@ def one_program(tiny_unet):
 
 
 def build_rtx_plan(program, sms, *, step=None, **options):
-    return build_plan(program, BuildOptions("tensorrt-rtx", sms, **options), step=step)
+    return build_plan(program, PlanOptions("tensorrt-rtx", sms, **options), step=step)
 
 
 @pytest.mark.parametrize(

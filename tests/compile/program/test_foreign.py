@@ -6,10 +6,10 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from compile.program.candidate import open_candidate
 from onnx import TensorProto, helper, numpy_helper
 
 from compile.networks.contract import Contract
-from compile.program.candidate import open_candidate
 from pipeline.errors import CheckpointError, CompileError
 
 SIZE_HW = (40, 56)

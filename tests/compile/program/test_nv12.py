@@ -13,12 +13,12 @@ from onnx import TensorProto, helper
 
 from compile.__main__ import main
 from compile.networks.contract import Contract
-from compile.plans.tensorrt_build import FRAME_RANGE, BuildOptions, build_plan
+from compile.plans.tensorrt_build import FRAME_RANGE, PlanOptions, build_plan
 from compile.program.compose import with_views
 from compile.program.nv12 import Nv12ToBgr, with_nv12
 from compile.program.onnx_export import export_program
 from compile.program.program import FrameProgram
-from compile.proof.verify import Expected, Sample, as_taken, open_session, program_masks, take_samples
+from compile.proof.verify import Expected, Sample, Sampling, as_taken, open_session, program_masks, take_samples
 from compile.timing import fastest
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.engines import open_engine
@@ -183,7 +183,9 @@ def test_odd_sides_lose_their_last_row_and_column(pictures):
 
     def samples(image, pixels):
         frames = [Frame(image, 0, 0.0, "test", "a")]
-        return take_samples(frames, lambda given: Expected(given[..., 2]), "x", truths=lambda *_: truth, pixels=pixels)
+        return take_samples(
+            frames, lambda given: Expected(given[..., 2]), "x", Sampling(truths=lambda *_: truth, pixels=pixels)
+        )
 
     (sample,) = samples(image, "nv12")
     np.testing.assert_array_equal(sample.frames_nhwc[0], image[:32, :46])
@@ -303,7 +305,7 @@ def test_one_that_composes_becomes_a_plan(tiny_unet, frame_size_hw):
     network = FrameProgram(tiny_unet(1), Contract("x", (32, 32)), half=True)
     program = export_program(network, frame_size_hw).SerializeToString()
     program = with_nv12(with_views(program, frame_size_hw), frame_size_hw)
-    plan = build_plan(program, BuildOptions("tensorrt-rtx", (89,), frame_size_hw=frame_size_hw, batch=2, pixels="nv12"))
+    plan = build_plan(program, PlanOptions("tensorrt-rtx", (89,), frame_size_hw=frame_size_hw, batch=2, pixels="nv12"))
     assert len(plan.content) > 10_000
     sizes = [frame_size_hw] * 3 if frame_size_hw else [(2, 2), *FRAME_RANGE[1:]]
     assert plan.as_dict("fp16")["profile"] == [

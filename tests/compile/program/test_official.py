@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
+from compile.program.candidate import open_candidate
 from PIL import Image
 
 from calibration.metrics.agreement import iou
 from calibration.sets.photographs import PhotographSource
-from compile.program.candidate import open_candidate
 from pipeline.sources.pictures import read_picture
 
 ROOT = Path(__file__).parents[3]

@@ -10,13 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from compile.program.candidate import open_candidate
 from onnx import TensorProto, helper
 from skimage import data
 from torch import nn
 
 from compile.networks.checkpoint import load_network
 from compile.networks.contract import Contract
-from compile.program.candidate import open_candidate
 from compile.program.onnx_export import export_module, export_program, lower_pooling, without_traces
 from compile.program.program import FrameProgram
 from pipeline.errors import CompileError

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from compile.program.candidate import open_candidate
 
 from calibration.metrics.agreement import iou
 from compile.__main__ import main
 from compile.networks.unet import UNet
-from compile.program.candidate import open_candidate
 from compile.proof.verify import program_masks
 from pipeline.bundles.bundle import Bundle
 

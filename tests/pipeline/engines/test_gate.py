@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from compile.plans import plans
-from compile.plans.tensorrt_build import BuildOptions, Plan
+from compile.plans.tensorrt_build import Plan, PlanOptions
 from compile.proof.verify import Proof, Sample
 from pipeline.engines.gpu import Gpu
 from pipeline.errors import CompileError
@@ -23,7 +23,7 @@ def add(request, fake_machine, red_bundle, monkeypatch):
 
     def put_in(content=program, expected=lambda red: red):
         sm = fake_machine.gpu.capability[0] * 10 + fake_machine.gpu.capability[1]
-        built = BuildOptions(request.param, (sm,), Gpu("Fake GPU", sm, 1 << 30), batch=1)
+        built = PlanOptions(request.param, (sm,), Gpu("Fake GPU", sm, 1 << 30), batch=1)
         version = "10.3.0.30" if request.param == "tensorrt" else "1.7.1.116"
         monkeypatch.setattr(plans, "build_plan", lambda *_, **__: Plan(content, version, (sm,), built))
         random = np.random.default_rng(0)
