@@ -140,6 +140,7 @@ def frame_profile(frame_size_hw: SizeHW | None, batch: int) -> tuple[Shape, Shap
     return (1, *smallest, 3), (batch, *usual, 3), (batch, *largest, 3)
 
 
+# Many parameters: all that a program depends on, each of which tests change alone; and who is told.
 def build_content(
     torch_tensorrt: ModuleType,
     program: FrameProgram,

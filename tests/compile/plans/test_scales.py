@@ -100,7 +100,7 @@ def test_a_build_that_fails_with_fp16_scales_is_tried_again_with_fp32_ones(monke
     plan = build_plan(quantized_program(np.float16), PlanOptions("tensorrt-rtx", (89,)))
     assert tried == [True, False]
     assert plan.float_scales
-    assert plan.as_dict("int8")["float_scales"]
+    assert plan.entry("int8").float_scales
 
 
 @pytest.mark.needs("tensorrt_rtx_bindings")

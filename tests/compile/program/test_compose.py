@@ -174,7 +174,7 @@ def test_a_network_of_another_family_and_one_size_of_frames(foreign, pictures):
 
 
 def test_without_it_nothing_is_changed(foreign, monkeypatch):
-    monkeypatch.setattr("compile.program.compose.with_views", lambda *_: pytest.fail("composed"))
+    monkeypatch.setattr("compile.steps.with_views", lambda *_: pytest.fail("composed"))
     assert compile_foreign(foreign) == 0
     assert not Bundle.read(foreign / "bundle").manifest.composes
     assert "compose" not in (foreign / "bundle" / "manifest.json").read_text()
@@ -218,4 +218,4 @@ def test_a_plan_that_composes(foreign, composing, capsys):
     assert main(extend) == 0
     manifest = Bundle.read(foreign / "bundle").manifest
     assert manifest.composes
-    assert [entry["sms"] for entry in manifest.engines] == [[89]]
+    assert [entry.sms for entry in manifest.engines] == [(89,)]
