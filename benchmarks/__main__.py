@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import os
 import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    # python -m puts the current folder first, which may hold packages that are called like ours.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import importlib
 from collections.abc import Sequence
 
 from pipeline.command.command_line import OptionParser, run_command

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    # python -m puts the current folder first, which may hold packages that are called like ours.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 from collections.abc import Sequence
 
 from compile.build import build_bundle

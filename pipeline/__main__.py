@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    # python -m puts the current folder first, which may hold packages that are called like ours.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 # Read by OpenCV when it is first imported. A picture's header must not claim the machine's memory; its own warnings would
 # stand beside our one line.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))

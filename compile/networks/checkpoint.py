@@ -26,7 +26,7 @@ class LoadedNetwork:
     Attributes:
         model: In evaluation mode, float32, on the CPU, the file's weights loaded.
         family: Whose checkpoint it is; this decides how frames are prepared and masks are read.
-        architecture: Name in ``models.MODELS``: ``unet``, ``u2net_full``, ``u2net_lite``, or ``u2net`` at other widths.
+        architecture: Name in ``compile.networks.MODELS``: ``unet``, ``u2net_full``, ``u2net_lite``, or ``u2net`` at other widths.
         n_channels: Channels of the input.
         n_classes: Channels of the output.
     """

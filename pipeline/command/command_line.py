@@ -8,9 +8,10 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import Any, NoReturn
 
 from pipeline.errors import ERRORS_VARIABLE, EdgemaskError, OptionError
 from pipeline.signals import StoppedError, first_signal
@@ -18,8 +19,25 @@ from pipeline.signals import StoppedError, first_signal
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
+_called_as: ContextVar[str | None] = ContextVar("called_as", default=None)
+
+
+@contextmanager
+def called_as(program: str) -> Iterator[None]:
+    """Within the body commands call themselves so in their help and their errors, such as "edgemask compile"."""
+    token = _called_as.set(program)
+    try:
+        yield
+    finally:
+        _called_as.reset(token)
+
+
 class OptionParser(argparse.ArgumentParser):
     """argparse, with a wrong option as an ``OptionError`` of one line."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.prog = _called_as.get() or self.prog
 
     def error(self, message: str) -> NoReturn:
         """Raise argparse's message.

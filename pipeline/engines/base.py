@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import LOOK_VALUES, Bundle
-from pipeline.errors import ShapeError
+from pipeline.errors import EdgemaskError, ShapeError
 from pipeline.frames.frame import describe
 from pipeline.frames.pixels import EXPECTED, Pixels, frames_nhw
 
@@ -153,6 +154,12 @@ class Engine(ABC):
         if not_finite is not None and (not_finite.shape != expected[:1] or not_finite.dtype != np.int32):
             raise ShapeError(f"counts of {self.description}: expected {expected[:1]} int32, got {describe(not_finite)}")
         return computed
+
+    def drain(self) -> None:
+        """Wait for what is in flight and forget it, so that the engine can be called again; errors of it are forgotten too."""
+        while self._submitted and not self._closed:
+            with suppress(EdgemaskError):
+                self.collect_all()
 
     def try_out(self) -> None:  # noqa: B027 - a processor can
         """Find out before there are frames whether the device can run the program: its memory may be taken.

@@ -48,14 +48,14 @@ _EXPECTED = (
 )
 
 
-def open_sink(spec: str, info: SourceInfo, renderer: Renderer, options: SinkOptions = DEFAULTS) -> Sink:
+def open_sink(spec: str, info: SourceInfo, renderer: Renderer | None = None, options: SinkOptions = DEFAULTS) -> Sink:
     """Open an output by its string.
 
     Args:
         spec: "null", a video (out.mp4), a picture (out.png, for a source of one picture), a folder, results (out.jsonl,
             "jsonl:-"), "rtsp://host/name" or "gst:PIPELINE".
         info: the source that will be written; a video of a live one is a recording.
-        renderer: tells how masks are shown; a folder of masks holds the masks themselves.
+        renderer: tells how masks are shown; a folder of masks holds the masks themselves. None: an overlay of one class.
         options: what else an output may need.
 
     Raises:
@@ -71,6 +71,11 @@ def open_sink(spec: str, info: SourceInfo, renderer: Renderer, options: SinkOpti
         ) from error
     if any(os.path.exists(spec) and os.path.samefile(spec, path) for path in info.paths if os.path.exists(path)):
         raise SinkError(f"{spec}: expected an output of its own, got the source itself: choose another --output")
+    if renderer is None:
+        from pipeline.render.look import Look  # not at the top: OpenCV, which nobody needs who only asks for a kind
+        from pipeline.render.overlay import Renderer
+
+        renderer = Renderer(Look(), "binary")
     sink: Sink = getattr(module, class_name)(spec, info, renderer, options)
     return sink
 

@@ -7,9 +7,13 @@ import os
 import secrets
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import SinkError
 from pipeline.frames.frame import Frame
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Sink(ABC):
@@ -22,6 +26,16 @@ class Sink(ABC):
 
     written = ""
     stopped = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Ctrl-C ends a recording as its user meant it to end; a mistake leaves no half result.
+        if kind is not None and issubclass(kind, Exception):
+            self.discard()
+        else:
+            self.close()
 
     @abstractmethod
     def write(self, frame: Frame) -> None:

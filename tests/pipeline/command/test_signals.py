@@ -136,7 +136,8 @@ def test_an_error_of_what_is_not_interrupted_comes_out():
 def test_a_second_signal_ends_the_process_at_once():
     code = """
 import os, signal, time
-from pipeline.command.command_line import run_command, uninterrupted
+from pipeline.command.command_line import run_command
+from pipeline.signals import uninterrupted
 def body():
     try:
         signal.raise_signal(signal.SIGINT)

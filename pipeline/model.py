@@ -1,0 +1,163 @@
+"""A model as Python programs use it: a bundle or the name of one, and masks for pictures, videos and cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.builds.build_half import rebuild_plan
+from pipeline.builds.model_name import open_model
+from pipeline.bundles.plan import BUILT_FROM_PROGRAM
+from pipeline.engines import open_engine
+from pipeline.errors import OptionError, ShapeError
+from pipeline.flow.stream import masked_frames
+from pipeline.frames.frame import Frame, Image, describe
+from pipeline.frames.nv12 import to_nv12
+from pipeline.render.look import Look
+from pipeline.render.overlay import Renderer
+from pipeline.sources.base import Source
+from pipeline.terminal import logger_of
+
+_log = logger_of(__name__)
+
+
+class Model:
+    """Masks of pictures, videos and cameras by one network.
+
+        model = Model("u2netp")
+        mask = model(image)
+
+    Used by one thread at a time. Its memory and its device are given back by ``close``, at the end of a ``with`` block, or when
+    nothing refers to it any more.
+
+    Args:
+        model: a bundle's folder, or the name of a published network such as "u2netp", which is compiled on first use if the package
+            does not carry it.
+        backend: what runs it: "auto" takes the GPU where there is one and the CPU otherwise; or one of
+            ``edgemask run --help``'s backends.
+        rebuild: build a TensorRT plan for this GPU, once, where the bundle has none.
+
+    Attributes:
+        bundle: what it runs.
+        classes: the names of what it finds: ("subject",) for one class, else the background first.
+        description: backend and device, such as "ONNX Runtime 1.32, CPU".
+
+    Raises:
+        BundleError: there is no such bundle, or it is damaged.
+        BackendUnavailableError: the backend's packages or its device are not here.
+        BuildError: the network or its plan cannot be made here.
+    """
+
+    def __init__(self, model: str | Path = "u2netp", backend: str = "auto", *, rebuild: bool = True) -> None:
+        on_gpu = rebuild and backend in ("auto", *BUILT_FROM_PROGRAM)
+        self.bundle = open_model(str(model), _log.info, on_gpu=on_gpu, quiet=True)
+        self._engine = open_engine(
+            self.bundle,
+            backend,
+            overlap=False,
+            rebuild=partial(rebuild_plan, say=_log.info, quiet=True) if rebuild else None,
+        )
+        self.classes = self.bundle.manifest.classes
+        self.description = self._engine.description
+        self._renderer = Renderer(Look(), self.bundle.manifest.task)
+        self._streaming = False
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        manifest = self.bundle.manifest
+        return f"Model({manifest.model!r}, {manifest.precision}, {self.description})"
+
+    def __call__(self, image: Image) -> Image:
+        """The mask of a picture.
+
+        Args:
+            image: (H, W, 3) uint8 BGR, as OpenCV reads it; or several of one size, (N, H, W, 3). Not changed.
+
+        Returns:
+            (H, W) uint8, or (N, H, W): probability × 255 for one class, else the index of the class. The caller's own.
+
+        Raises:
+            ShapeError: the picture has another shape or dtype, or not the size that the model was compiled for.
+        """
+        self._check_idle()
+        if not isinstance(image, np.ndarray) or image.ndim not in (3, 4) or image.shape[-1] != 3:
+            got = describe(image) if isinstance(image, np.ndarray) else type(image).__name__
+            raise ShapeError(f"image: expected (H, W, 3) or (N, H, W, 3) uint8 BGR, got {got}")
+        frames_nhwc = image if image.ndim == 4 else image[None]
+        if self._engine.pixels == "nv12":
+            frames_nhwc = np.stack([to_nv12(frame) for frame in frames_nhwc])
+        masks_nhw = self._engine(np.ascontiguousarray(frames_nhwc))
+        return masks_nhw if image.ndim == 4 else masks_nhw[0]
+
+    def stream(
+        self, source: Source | Sequence[Source], *, max_frames: int | None = None, drop_oldest: bool | None = None
+    ) -> Iterator[Frame]:
+        """Frames of a source with their masks; decoding, inference and the caller's own work overlap.
+
+        Args:
+            source: from ``open_source``; several share the model in turn, and ``frame.source`` names the one a frame is of.
+            max_frames: end a source after so many.
+            drop_oldest: give the model the newest frame and drop older ones; None: for cameras and streams.
+
+        Yields:
+            Frames with ``mask`` set, in the order of each source.
+
+        Raises:
+            SourceError: a source breaks off, after the frames before it.
+        """
+        self._check_idle()
+        sources = [source] if isinstance(source, Source) else list(source)
+        self._streaming = True
+        try:
+            yield from masked_frames(sources, self._engine, max_frames=max_frames, drop_oldest=drop_oldest)
+        finally:
+            self._streaming = False
+
+    def draw(self, frame: Frame | Image, mask: Image | None = None, **look: Any) -> Image:
+        """A picture with its mask over it.
+
+        Args:
+            frame: a frame of ``stream``, or a picture (H, W, 3) uint8 BGR with ``mask``. Not changed.
+            mask: (H, W) uint8 of this model; None: the frame's own.
+            look: how it is shown, as ``Look`` takes it: ``mode="blur"``, ``alpha=0.5``, ``threshold=0.5`` …
+
+        Returns:
+            (H, W, 3) uint8 BGR; in mode "side" (H, 2W, 3). The caller's own.
+
+        Raises:
+            OptionError: there is no such mode, or a value is out of range.
+            ShapeError: picture and mask do not fit each other, or there is no mask.
+        """
+        unknown = look.keys() - {field.name for field in fields(Look)}
+        if unknown:
+            names = ", ".join(field.name for field in fields(Look))
+            raise OptionError(f"draw: expected some of {names}, got {', '.join(sorted(unknown))}")
+        image = frame.image if isinstance(frame, Frame) else frame
+        if mask is None and isinstance(frame, Frame):
+            mask = frame.mask
+        if mask is None:
+            raise ShapeError("draw: expected a frame with a mask, or a picture and its mask, got no mask")
+        self._renderer.look = Look(**look)
+        return self._renderer(image, mask)
+
+    def renderer(self, **look: Any) -> Renderer:
+        """What ``open_sink`` needs for results whose content depends on how masks are shown, such as a folder of masks."""
+        return Renderer(Look(**look), self.bundle.manifest.task)
+
+    def close(self) -> None:
+        """Give back memory and device; safe to call twice."""
+        self._engine.close()
+
+    def _check_idle(self) -> None:
+        if self._streaming:
+            raise RuntimeError("a stream of this model is running: end it first, or open another Model")
