@@ -64,7 +64,7 @@ def _measure(arguments: list[str]) -> None:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise BackendUnavailableError(
-            f"{question or 'benchmarks'}: needs packages that are not here ({error}): install them with: pip install 'edgemask[compile]'"
+            f"{question or 'benchmarks'}: packages are not here ({error}): install them with: pip install 'edgemask[compile]'"
         ) from error
     questions = "\n".join(f"  {name:<12}{answer}" for name, (_, answer) in QUESTIONS.items())
     parser = OptionParser(

@@ -92,7 +92,7 @@ class Case:
     @property
     def program_path(self) -> Path:
         """The file that is run: the plan that was built for the backend, else the program."""
-        plans = [entry["file"] for entry in self.bundle.manifest.engines if entry.get("runtime") == self.backend]
+        plans = [entry.file for entry in self.bundle.manifest.engines if entry.runtime == self.backend]
         return self.bundle.folder / plans[-1] if plans else self.bundle.program_path
 
 
@@ -210,7 +210,7 @@ def find_cases(model: str, say: Callable[[str], None] = print) -> tuple[list[Cas
         and (
             not kind.plans
             or name in BUILT_FROM_PROGRAM
-            or any(entry.get("runtime") == name for entry in bundle.manifest.engines)
+            or any(entry.runtime == name for entry in bundle.manifest.engines)
         )
     ]
     return cases, reference

@@ -14,7 +14,7 @@ from benchmarks.gpu.tensorrt_rtx import write_planned
 from benchmarks.shared.passes import alone_hz, pipeline_pass
 from benchmarks.shared.power_meter import Meter
 from benchmarks.shared.power_sensors import nvidia_sensors
-from compile.plans.tensorrt_build import BuildOptions
+from compile.plans.tensorrt_build import PlanOptions
 from pipeline.bundles.bundle import Bundle
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
@@ -42,7 +42,7 @@ def measure_tensorrt_rtx(setup: Setup, rows: Rows) -> None:
     gpu = find_gpu()
     with TemporaryDirectory(prefix="edgemask.") as scratch:
         bundle = Bundle.read(setup.data / "bundle-fp16")
-        build = BuildOptions("tensorrt-rtx", (gpu.sm,), gpu=gpu)
+        build = PlanOptions("tensorrt-rtx", (gpu.sm,), gpu=gpu)
         planned, _ = write_planned(bundle, Path(scratch) / "bundle", build, gpu.sm)
         measure_around(setup, rows, "TensorRT-RTX fp16", lambda: open_engine(planned, "tensorrt-rtx"))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.gpu.rows import Rows, Setup
 from benchmarks.gpu.samples import SIZES_HW, Frames, Sample, agreement, percentiles, sample_frames
-from compile.plans.tensorrt_build import BuildOptions, build_plan
+from compile.plans.tensorrt_build import PlanOptions, build_plan
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
@@ -70,15 +70,15 @@ def measure_copies(_: Setup, rows: Rows) -> None:
 def measure_current(setup: Setup, rows: Rows) -> None:
     """Plans built for this GPU itself: by its name if TensorRT-RTX has one for it, else as CURRENT."""
     gpu = find_gpu()
-    _measure(setup, rows, f"CURRENT, SM {gpu.sm}", BuildOptions("tensorrt-rtx", (gpu.sm,), gpu=gpu))
+    _measure(setup, rows, f"CURRENT, SM {gpu.sm}", PlanOptions("tensorrt-rtx", (gpu.sm,), gpu=gpu))
 
 
 def measure_sm80(setup: Setup, rows: Rows) -> None:
     """Plans built for SM 8.0, as on any machine, and loaded here."""
-    _measure(setup, rows, "SM 80", BuildOptions("tensorrt-rtx", (80,)))
+    _measure(setup, rows, "SM 80", PlanOptions("tensorrt-rtx", (80,)))
 
 
-def write_planned(bundle: Bundle, folder: Path, options: BuildOptions, sm: int) -> tuple[Bundle, bytes]:
+def write_planned(bundle: Bundle, folder: Path, options: PlanOptions, sm: int) -> tuple[Bundle, bytes]:
     """Build a plan and write a copy of the bundle with it, said to be for the GPU that is here: TensorRT shall judge, not we.
 
     Raises:
@@ -86,9 +86,9 @@ def write_planned(bundle: Bundle, folder: Path, options: BuildOptions, sm: int) 
     """
     program = bundle.program_path.read_bytes()
     plan = build_plan(program, options)
-    entry = {**plan.as_dict(bundle.manifest.precision), "sms": sorted({*plan.sms, sm})}
+    entry = replace(plan.entry(bundle.manifest.precision), sms=tuple(sorted({*plan.sms, sm})))
     manifest = replace(bundle.manifest, engines=(entry,))
-    return Bundle.write(folder, manifest, {PROGRAM_NAME: program, str(entry["file"]): plan.content}), plan.content
+    return Bundle.write(folder, manifest, {PROGRAM_NAME: program, entry.file: plan.content}), plan.content
 
 
 def validity_of(plan: bytes) -> str:
@@ -100,7 +100,7 @@ def validity_of(plan: bytes) -> str:
     return f"{validity.name} ({', '.join(reasons)})" if reasons else str(validity.name)
 
 
-def _measure(setup: Setup, rows: Rows, target: str, build: BuildOptions) -> None:
+def _measure(setup: Setup, rows: Rows, target: str, build: PlanOptions) -> None:
     gpu = find_gpu()
     with TemporaryDirectory(prefix="edgemask.") as scratch:
         for precision in ("fp32", "fp16"):

@@ -72,7 +72,7 @@ _COMPILED = (
 class TrainedNetwork:
     """The weights and bundles that ``benchmarks/gpu.sh prepare`` wrote, as frame programs.
 
-    Not through ``compile.program.candidate``, which imports the exporter's packages: a machine that only runs a network need not have
+    Not through ``compile.program.open_network``, which imports the exporter's packages: a machine that only runs one need not have
     them.
 
     Args:
@@ -85,10 +85,7 @@ class TrainedNetwork:
     def __init__(self, data: Path) -> None:
         self.bundles = {precision: Bundle.read(data / f"bundle-{precision}") for precision in ("fp32", "fp16")}
         manifest = self.bundles["fp32"].manifest
-        entries: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in manifest.contract.items()
-        }
-        self._contract = Contract(**entries)
+        self._contract = Contract.from_dict(manifest.contract)
         self._network = load_network(data / str(manifest.weights["file"])).model
         self.task: Task = manifest.task
 

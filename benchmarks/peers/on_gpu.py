@@ -50,7 +50,7 @@ def require_plan(bundle: Bundle, runtime: str | None = None) -> None:
     Raises:
         BackendUnavailableError: it has none, with the command that builds one.
     """
-    built = [entry.get("runtime") for entry in bundle.manifest.engines]
+    built = [entry.runtime for entry in bundle.manifest.engines]
     if not any(name in built for name in (NAMES if runtime is None else [runtime])):
         raise BackendUnavailableError(
             f"not here: the bundle has no plan for {'a GPU' if runtime is None else NAMES[runtime]}: build one with: "
@@ -64,7 +64,7 @@ def open_gpu_engine(bundle: Bundle) -> Engine:
     Raises:
         BackendUnavailableError: no plan runs here.
     """
-    built = [entry.get("runtime") for entry in bundle.manifest.engines]
+    built = [entry.runtime for entry in bundle.manifest.engines]
     reasons = []
     for name in NAMES:
         if name in built:

@@ -34,9 +34,10 @@ from calibration.metrics.agreement import boundary_iou, iou, mean_absolute_error
 from calibration.metrics.saliency import SaliencyMetrics
 from calibration.sets.frames import HashedFrames, open_calibration
 from compile.networks.zoo import fetch
-from compile.program.candidate import Candidate, open_candidate
 from compile.program.foreign import wrap
+from compile.program.network import Network
 from compile.program.onnx_export import export_module
+from compile.program.open_network import open_network
 from compile.proof.verify import Masks, program_masks
 from pipeline.bundles.bundle import Bundle, cache_folder, file_sha256
 from pipeline.command.command_line import OptionParser
@@ -121,19 +122,19 @@ def measure(options: Options) -> None:
     calib, verify = _sources(data, options.calib, options.verify)
     weights = Path(options.weights) if options.weights else fetch(options.model, cache_folder() / "weights")
     bundle = _int8_bundle(Bundle.read(options.bundle)) if options.bundle else _compile(options, calib)
-    candidate = _candidate(weights, options.contract, bundle)
-    inputs, sha256 = _network_inputs(candidate, calib, options.calib_size)
+    trained = _network(weights, options.contract, bundle)
+    inputs, sha256 = _network_inputs(trained, calib, options.calib_size)
     same_pictures = sha256 == bundle.manifest.calibration.get("sha256")
-    tools = _tools(candidate, bundle, inputs)
+    tools = _tools(trained, bundle, inputs)
     with open_source(verify) as source:
         for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
             truth_hw = read_truth(data / "masks" / f"{frame.name}.png")
-            reference_hw = candidate.reference(frame.image[None]).masks_nhw[0]
+            reference_hw = trained.reference(frame.image[None]).masks_nhw[0]
             for tool in tools:
                 tool.add(frame.image, frame.name, reference_hw, truth_hw)
     rows = [tool.row(tools[0]) for tool in tools]
     print(
-        f"{bundle.manifest.model}, contract {candidate.contract.name}, calibrated on {len(inputs)} pictures, "
+        f"{bundle.manifest.model}, contract {trained.contract.name}, calibrated on {len(inputs)} pictures, "
         f"measured on {len(tools[0].ious)} others of {data.name}"
     )
     print("\n".join(_table(rows)))
@@ -153,8 +154,8 @@ def measure(options: Options) -> None:
             {
                 "data": data.name,
                 "model": bundle.manifest.model,
-                "contract": candidate.contract.name,
-                "network_size_hw": candidate.contract.imgsz,
+                "contract": trained.contract.name,
+                "network_size_hw": trained.contract.imgsz,
                 "pictures": {"calibration": len(inputs), "measured": len(tools[0].ious)},
                 "bundle_has_the_same_calibration_pictures": same_pictures,
                 "table": rows,
@@ -211,14 +212,14 @@ class _Tool:
         }
 
 
-def _tools(candidate: Candidate, bundle: Bundle, inputs: Inputs) -> list[_Tool]:
+def _tools(trained: Network, bundle: Bundle, inputs: Inputs) -> list[_Tool]:
     """The trained network, ours, and what each of the other tools makes of it."""
     return [
         _Tool(
             "fp32",
             "the trained network, FP32",
             share_of_work=0.0,
-            masks=lambda frames: candidate.reference(frames).masks_nhw,
+            masks=lambda frames: trained.reference(frames).masks_nhw,
         ),
         _Tool(
             "ours",
@@ -226,14 +227,13 @@ def _tools(candidate: Candidate, bundle: Bundle, inputs: Inputs) -> list[_Tool]:
             share_of_work=bundle.manifest.calibration.get("share_of_work"),
             masks=program_masks(bundle.program_path.read_bytes())[0],
         ),
-        *_quantised(candidate, inputs),
+        *_quantised(trained, inputs),
     ]
 
 
-def _quantised(candidate: Candidate, inputs: Inputs) -> Iterator[_Tool]:
+def _quantised(trained: Network, inputs: Inputs) -> Iterator[_Tool]:
     """What each of the other tools makes of the network, in the frame program."""
-    assert candidate.module is not None
-    network = Scores(candidate.module("fp32", ()).network).eval()
+    network = Scores(trained.module("fp32", ()).network).eval()
     with tempfile.TemporaryDirectory(prefix="edgemask.") as folder:
         exported = Path(folder) / "network.onnx"
         example = torch.zeros(1, *inputs.shape[1:])
@@ -248,7 +248,7 @@ def _quantised(candidate: Candidate, inputs: Inputs) -> Iterator[_Tool]:
                 yield _Tool(key, peer.label, missing=reason)
                 continue
             model = onnx.load(str(quantised))
-            masks, _ = program_masks(wrap(model, candidate.contract, None).SerializeToString())
+            masks, _ = program_masks(wrap(model, trained.contract, None).SerializeToString())
             yield _Tool(key, peer.label, metadata.version(peer.package), int8_share(model), masks)
 
 
@@ -293,7 +293,7 @@ def _int8_bundle(bundle: Bundle) -> Bundle:
     return bundle
 
 
-def _candidate(weights: Path, contract: str, bundle: Bundle) -> Candidate:
+def _network(weights: Path, contract: str, bundle: Bundle) -> Network:
     """The trained network that a bundle was made of.
 
     Raises:
@@ -305,21 +305,20 @@ def _candidate(weights: Path, contract: str, bundle: Bundle) -> Candidate:
             f"--bundle {bundle.folder}: expected one of {weights.name}, got one of {manifest.weights.get('file')}: "
             "name its network with --model or --weights"
         )
-    candidate = open_candidate(weights, contract, imgsz=manifest.network_size_hw)
-    if json.loads(json.dumps(candidate.contract.as_dict())) != manifest.contract:
+    trained = open_network(weights, contract, imgsz=manifest.network_size_hw)
+    if json.loads(json.dumps(trained.contract.as_dict())) != manifest.contract:
         raise OptionError(
-            f"--bundle {bundle.folder}: expected contract {candidate.contract.name}, got {manifest.contract.get('name')}: "
+            f"--bundle {bundle.folder}: expected contract {trained.contract.name}, got {manifest.contract.get('name')}: "
             "name the bundle's with --contract"
         )
-    if candidate.class_count != 1:
-        raise OptionError(f"{weights.name}: expected a network of one class, got {candidate.class_count}")
-    return candidate
+    if trained.class_count != 1:
+        raise OptionError(f"{weights.name}: expected a network of one class, got {trained.class_count}")
+    return trained
 
 
-def _network_inputs(candidate: Candidate, calib: str, count: int) -> tuple[Inputs, str]:
+def _network_inputs(trained: Network, calib: str, count: int) -> tuple[Inputs, str]:
     """What the frame program gives the network for the calibration pictures, and the pictures' sha256."""
-    assert candidate.module is not None
-    before = candidate.module("fp32", ()).before.eval()
+    before = trained.module("fp32", ()).before.eval()
     with open_calibration(calib, count) as source, torch.inference_mode():
         frames = HashedFrames(source)
         inputs = [before(torch.from_numpy(np.ascontiguousarray(frame.image[None]))).numpy() for frame in frames]

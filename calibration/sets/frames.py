@@ -173,20 +173,21 @@ class SetWriter:
             }
             self._write_text(MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
             self._write_text(REPORT_NAME, report)
-            has_times = self._info.live or self._info.fps is not None
-            pictures = [
-                SheetPicture(
-                    self._scratch / "set" / entry.name, entry.split, entry.scene, entry.pts_s if has_times else None
-                )
-                for entry in entries
-            ]
-            (self._scratch / "set" / SHEET_NAME).write_bytes(_png(draw_sheet(self._info.name, pictures), small=True))
+            self._write_sheet(entries)
             self._exchange()
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
             self.discard()
         return CalibrationSet(self._output, tuple(entries), digest, chosen.by), report
+
+    def _write_sheet(self, entries: Iterable[Entry]) -> None:
+        folder, has_times = self._scratch / "set", self._info.live or self._info.fps is not None
+        pictures = [
+            SheetPicture(folder / entry.name, entry.split, entry.scene, entry.pts_s if has_times else None)
+            for entry in entries
+        ]
+        (folder / SHEET_NAME).write_bytes(_png(draw_sheet(self._info.name, pictures), small=True))
 
     def _place_picture(self, candidate: Candidate, part: SplitName) -> Entry:
         kept = self._collector.path(candidate)

@@ -15,7 +15,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +55,7 @@ def _inspect(options: argparse.Namespace) -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal need not have ×
     width = min(max(shutil.get_terminal_size((_WIDTH, 24)).columns, 80), _WIDTH)
     try:
-        lines = [json.dumps(asdict(report), indent=2)] if options.json else _lines(report, options.layers, width)
+        lines = [json.dumps(report.as_dict(), indent=2)] if options.json else _lines(report, options.layers, width)
         print("\n".join(lines), flush=True)
     except BrokenPipeError:  # head and less have seen enough; nothing is left to be flushed at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

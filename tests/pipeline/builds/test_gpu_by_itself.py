@@ -118,7 +118,7 @@ def test_the_first_start_builds_a_plan_and_the_second_one_runs_it(machine):
         assert unusual(lines) == []
         assert machine.builds() == 1
     (entry,) = Bundle.read(machine.bundle).manifest.engines
-    assert (entry["runtime"], entry["sms"]) == ("tensorrt", [89])
+    assert (entry.runtime, entry.sms) == ("tensorrt", (89,))
 
 
 @pytest.mark.parametrize(

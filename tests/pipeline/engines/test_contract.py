@@ -67,7 +67,7 @@ def with_real_plan(bundle, runtime, folder):
     """A copy of a bundle with a plan for this machine's GPU, for the few and small frames of these tests."""
     gpu, manifest = find_gpu(), bundle.manifest
     sms = (gpu.sm,) if runtime == "tensorrt-rtx" else ()
-    options = tensorrt_build.BuildOptions(
+    options = tensorrt_build.PlanOptions(
         runtime, sms, gpu=gpu, frame_size_hw=manifest.frame_size_hw, batch=4, pixels=manifest.pixels
     )
     program = bundle.program_path.read_bytes()
