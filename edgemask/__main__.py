@@ -63,13 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 2
-        return _main_of("run")(arguments)
-    return _main_of(first)(arguments[1:])
+        return _run("run", arguments)
+    return _run(first, arguments[1:])
 
 
-def _main_of(command: str) -> Callable[[Sequence[str]], int]:
+def _run(command: str, arguments: Sequence[str]) -> int:
     main_of_module: Callable[[Sequence[str]], int] = import_module(COMMANDS[command][0]).main
-    return main_of_module
+    from pipeline.command.command_line import called_as
+
+    with called_as(f"edgemask {command}"):
+        return main_of_module(arguments)
 
 
 if __name__ == "__main__":
