@@ -76,7 +76,7 @@ class GraphNetwork:
         layers: those with weights, in the order in which they run.
         first_layers: those that read the picture, or what no other layer changed.
         last_layers: those behind which no other layer is.
-        norms: batch normalisations that no layer before them could take in.
+        norms: batch normalizations that no layer before them could take in.
         activation: the last step, if it is one.
         takes_batch: whether several pictures at once give what each gives alone.
         difference: the largest from ONNX Runtime, as a share of the range of the output's values; of classes, the share that differs.

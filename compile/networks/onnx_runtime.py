@@ -2,7 +2,7 @@
 
 A graph is a program: a loop may never end, and a few bytes may ask for all of the memory. So what ONNX Runtime computes of it
 happens in a child process that may use only so much memory and time. There its BASIC level folds what is constant (shapes, weights,
-batch normalisations after convolutions), and the original graph says what the network gives for some inputs.
+batch normalizations after convolutions), and the original graph says what the network gives for some inputs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.own_process import module_command
 SECONDS = 600
 """The most that the child process may take."""
 
-_MOST_OPTIMISED = 2**31 - 1
+_MOST_OPTIMIZED = 2**31 - 1
 # Beside what the machine has: its virtual addresses, not what it touches, are counted.
 _LEAST_MEMORY = 6 << 30
 
@@ -129,7 +129,7 @@ def _child(folder: Path) -> None:
         np.savez(folder / "single.npz", *_run(single, inputs, folder / "folded.onnx"))
     else:
         np.savez(folder / "outputs.npz", *_run(original, inputs, folder / "folded.onnx"))
-    if (folder / "folded.onnx").stat().st_size > _MOST_OPTIMISED:
+    if (folder / "folded.onnx").stat().st_size > _MOST_OPTIMIZED:
         raise ValueError("what it makes of the constants is larger than 2 GiB")
 
 
