@@ -455,7 +455,8 @@ def _unsqueeze(graph: GraphBuilder, step: Step) -> Value:
     axes = step.ints(1, "axes") or []
     rank = len(step.x.shape) + len(axes)
     new = sorted(axis % rank for axis in axes)
-    if 0 not in new:
+    # In front of the batch, as for a stack of several values, or where the batch was before it was taken away?
+    if 0 not in new or step.x.is_constant or step.x.shape[0] == 1:
         x = step.x
         for axis in new:
             x = graph.call(torch.unsqueeze, x, axis)

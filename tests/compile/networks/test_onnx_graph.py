@@ -183,6 +183,20 @@ CASES = {
     "squeeze": ([first("GlobalAveragePool"), last("Squeeze", ["a", "s"])], {"s": np.array([2, 3])}),
     "unsqueeze": ([one("Unsqueeze", ["x", "s"])], {"s": np.array([1, -1])}),
     "unsqueeze batch": ([first("Identity"), last("Unsqueeze", ["a", "s"])], {"s": np.array([0])}),
+    "stack and sum": (
+        [
+            helper.make_node("Relu", ["x"], ["r"]),
+            helper.make_node("Unsqueeze", ["x", "s"], ["a"]),
+            helper.make_node("Unsqueeze", ["r", "s"], ["b"]),
+            helper.make_node("Concat", ["a", "b"], ["c"], axis=0),
+            last("ReduceSum", ["c", "s"], keepdims=0),
+        ],
+        {"s": np.array([0])},
+    ),
+    "batch taken away and put back": (
+        [first("Squeeze"), helper.make_node("Relu", ["a"], ["b"]), last("Unsqueeze", ["b", "s"])],
+        {"s": np.array([0])},
+    ),
     "expand": ([first("GlobalAveragePool"), last("Expand", ["a", "s"])], {"s": np.array([1, 1, *SIZE_HW])}),
     "tile": ([one("Tile", ["x", "s"])], {"s": np.array([1, 2, 1, 3])}),
     "pad": ([one("Pad", ["x", "s", "v"])], {"s": np.array([0, 0, 1, 2, 0, 1, 0, 3]), "v": F32(0.5)}),
