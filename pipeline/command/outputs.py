@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from pipeline.command.drawing import Drawing
 from pipeline.command.run_options import OutputOptions, RunOptions
 from pipeline.command.service import Health
-from pipeline.errors import BackendUnavailableError, OptionError, SinkError, SourceError
+from pipeline.errors import OptionError, SinkError, SourceError
 from pipeline.frames.frame import SourceInfo
 from pipeline.page.options import PageOptions, Watched
 from pipeline.signals import StoppedError, uninterrupted
-from pipeline.sinks import open_sink, path_for_source, sink_kind
+from pipeline.sinks import SINKS, open_sink, path_for_source, sink_kind
 from pipeline.sinks.base import Sink
 from pipeline.sinks.naming import file_name_of
 from pipeline.sinks.of_source import OfSource
@@ -115,13 +115,9 @@ def open_outputs(
             for spec in output_specs(options, info):
                 add(open_sink(path_for_source(spec, info.name, many), info, drawing.renderer, sink_options), info)
             if window:
-                from pipeline.sinks.window import WindowSink
-
+                make = SINKS.load(SINKS["window"], "--show: the window cannot be opened here")
                 telemetry = source.telemetry
-                add(
-                    WindowSink(info, drawing.renderer, drawing.annotations, options=sink_options, telemetry=telemetry),
-                    info,
-                )
+                add(make(info, drawing.renderer, drawing.annotations, options=sink_options, telemetry=telemetry), info)
 
 
 def watched(sources: Sequence[Source], engine: Engine, health: Health, timer: StageTimer) -> Watched:
@@ -151,14 +147,10 @@ def open_page(options: PageOptions, run: Watched, drawing: Drawing) -> Sink:
         BackendUnavailableError: the page's packages are not here.
         EdgemaskError: it cannot be served there.
     """
-    try:
-        from pipeline.page.sink import PageSink
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"--serve: the page needs packages that are not here ({error}): install them with: pip install '.[page]'"
-        ) from error
+    make = SINKS.load(SINKS["page"], "--serve: the page needs packages that are not here")
     options = replace(options, token=options.token or os.environ.get("EDGEMASK_TOKEN") or None)
-    return PageSink(options, run, drawing.renderer, drawing.annotations)
+    page: Sink = make(options, run, drawing.renderer, drawing.annotations)
+    return page
 
 
 @contextmanager
