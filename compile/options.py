@@ -1,29 +1,60 @@
-"""The options of ``python -m compile``."""
+"""What a build is asked for: ``BuildOptions``, and the command line of ``python -m compile`` that makes them."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, get_args
 
 from compile.networks.zoo import ZOO
+from pipeline.bundles.bundle import Precision
 from pipeline.command.command_line import OptionParser, share, whole_number
 from pipeline.errors import OptionError
+from pipeline.frames.pixels import Pixels
 
-TARGETS = ("onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
-PLAN_TARGETS = ("tensorrt", "tensorrt-rtx")
+Target = Literal["onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt"]
+WantedPrecision = Literal["fp32", "fp16", "int8", "auto"]
+Method = Literal["max", "mse", "entropy", "percentile"]
+"""As calibration.int8.ranges.Method, which takes PyTorch to import."""
+Upsampling = Literal["mask", "scores"]
+Composing = Literal["host", "device"]
+StrPath = str | os.PathLike[str]
 
-# As calibration.int8.ranges.METHODS, which takes PyTorch to import.
-METHODS = ("max", "mse", "entropy", "percentile")
+TARGETS: tuple[Target, ...] = get_args(Target)
+PLAN_TARGETS: tuple[Target, ...] = ("tensorrt", "tensorrt-rtx")
+METHODS: tuple[Method, ...] = get_args(Method)
 
 # As compile.program.onnx_export.MAX_SIDE, which a wrong option shall not wait for.
 _MAX_SIDE = 16384
-# What only some targets know: option, targets.
-_OF_TARGETS = {
+_MOST_BATCH = 64
+_MOST_FRAMES = 999_999
+# What the command line calls an option, where that is not the field's name with dashes.
+_OPTIONS = {
+    "calibration": "calib",
+    "calibration_size": "calib-size",
+    "calibration_method": "calib-method",
+    "calibration_masks": "calib-masks",
+    "frame_size_hw": "frame",
+    "workspace_bytes": "workspace",
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "target": TARGETS,
+    "precision": get_args(WantedPrecision),
+    "calibration_method": METHODS,
+    "upsample": get_args(Upsampling),
+    "compose": get_args(Composing),
+    "pixels": get_args(Pixels),
+}
+# What only some targets know: field, targets.
+_OF_TARGETS: dict[str, tuple[Target, ...]] = {
     "sm": ("tensorrt-rtx",),
     "batch": ("tensorrt", "tensorrt-rtx", "torch-tensorrt"),
-    "workspace": PLAN_TARGETS,
+    "workspace_bytes": PLAN_TARGETS,
     "timing_cache": ("tensorrt",),
     "version_compatible": ("tensorrt",),
     "hardware_compatible": ("tensorrt",),
@@ -31,64 +62,190 @@ _OF_TARGETS = {
 }
 # What belongs to the network, which a bundle has already.
 _OF_NETWORKS = (
-    "model",
-    "weights",
-    "output",
-    "precision",
-    "calib",
-    "calib_masks",
-    "contract",
-    "imgsz",
-    "classes",
-    "smooth",
-    "compose",
-    "pixels",
+    *("model", "weights", "output", "precision", "calibration", "calibration_masks", "contract", "imgsz", "classes"),
+    *("upsample", "compose", "pixels"),
 )
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What to build, how to prove it, and where it goes. What does not go together is refused when it is made.
+
+    Attributes:
+        weights: file of the trained network: a checkpoint of U-Net or U²-Net, or any segmentation network as ONNX.
+        output: the bundle's folder; a bundle that is there is replaced.
+        model: name of a published network, downloaded on first use; or beside ``weights`` the bundle's name.
+        bundle: folder of a bundle that is there, in place of a network: a plan is built from its program and put in.
+        target: what the bundle is for: "onnx" runs anywhere; "onnxruntime": CPUs, whose INT8 is another graph; the others: with a
+            plan for that runtime.
+        precision: of the network inside; "auto": the fastest on this device that passes.
+        calibration: INT8: a source of frames, or a calibration set, to take ranges from.
+        calibration_size: INT8: how many of its frames.
+        calibration_method: INT8: how values become a range.
+        calibration_masks: folder with ground truth of the frames that judge, NAME.png each.
+        strict: INT8: fail where it does not pass, in place of taking FP16 or FP32.
+        contract: how frames go in and masks come out: "stream", "official", or a YAML file.
+        imgsz: (height, width) inside the network; None for the contract's.
+        frame_size_hw: fixed (height, width) of the frames; None for any.
+        classes: refuse weights with another number of classes.
+        upsample: more classes: what is enlarged to the frame's size: "mask": class indices; "scores": smooth borders, slower.
+        compose: "device": the program draws the overlay too; one class only.
+        pixels: how the program takes frames.
+        verify: a source of frames to prove it on; None for frames held back from ``calibration``, else photographs of the package.
+        verify_count: how many of them; None for 8 to 32, fewer for large networks.
+        min_iou: what the lower end of the mean IoU's 95 % interval must reach, 0 to 1; 0 lets everything through.
+        min_worst_iou: what the worst frame with a clear subject must reach; None for 0.9, or ``min_iou`` if that is less.
+        sm: tensorrt-rtx: compute capabilities of the GPUs without the dot, such as (86, 89); None for this machine's.
+        batch: plans: the most frames at once, 1 to 64; None for 1, or of ``bundle`` what its plan had.
+        workspace_bytes: plans: memory for a layer while it runs; None for half of what is free.
+        timing_cache: tensorrt: file with the times of earlier builds; None for one in the cache folder.
+        version_compatible: tensorrt: a plan that later versions load too; slower.
+        hardware_compatible: tensorrt: a plan for every desktop GPU from compute capability 8.0 on; slower.
+        dla: tensorrt: number of the deep learning accelerator of a Jetson to run on.
+        quiet: show no progress on a terminal.
 
     Raises:
-        OptionError: an unknown option, a value that it does not take, or options that do not go together.
+        OptionError: a value that is not taken, or options that do not go together; it calls them as the command line does.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    for name, targets in _OF_TARGETS.items():
-        given = getattr(options, name)
-        if given is not None and given is not False and options.target not in targets:
+
+    weights: StrPath | None = None
+    output: StrPath | None = None
+    model: str | None = None
+    bundle: StrPath | None = None
+    target: Target = "onnx"
+    precision: WantedPrecision = "fp32"
+    calibration: str | None = None
+    calibration_size: int = 64
+    calibration_method: Method = "mse"
+    calibration_masks: StrPath | None = None
+    strict: bool = False
+    contract: str = "stream"
+    imgsz: tuple[int, int] | None = None
+    frame_size_hw: tuple[int, int] | None = None
+    classes: int | None = None
+    upsample: Upsampling = "mask"
+    compose: Composing = "host"
+    pixels: Pixels = "bgr"
+    verify: str | None = None
+    verify_count: int | None = None
+    min_iou: float = 0.99
+    min_worst_iou: float | None = None
+    sm: tuple[int, ...] | None = None
+    batch: int | None = None
+    workspace_bytes: int | None = None
+    timing_cache: StrPath | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    dla: int | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_values()
+        self._check_target()
+        self._check_place()
+        self._check_precision()
+        self._check_frames()
+
+    @property
+    def folder(self) -> Path:
+        """Where the bundle goes."""
+        return Path(self.output or self.bundle or "")
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What is tried, in order; the first that passes is taken, or where ``is_timed`` the fastest."""
+        if self.precision == "fp32" or self.precision == "fp16" or (self.precision == "int8" and self.strict):
+            return (self.precision,)
+        # A CPU computes FP16 in FP32, with the conversions on top.
+        others: tuple[Precision, ...] = ("fp32",) if self.target == "onnxruntime" else ("fp16", "fp32")
+        return others if self.calibration is None else ("int8", *others)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether what passes is timed: INT8 on a CPU without instructions for it is slower than FP32."""
+        return self.precision == "auto" or (
+            self.precision == "int8" and self.target == "onnxruntime" and not self.strict
+        )
+
+    def _check_values(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise OptionError(
+                    f"{_option(name)}: expected {', '.join(choices[:-1])} or {choices[-1]}, got {getattr(self, name)!r}"
+                )
+        bounds = {
+            "calibration_size": (1, _MOST_FRAMES),
+            "verify_count": (1, _MOST_FRAMES),
+            "min_iou": (0, 1),
+            "min_worst_iou": (0, 1),
+            "batch": (1, _MOST_BATCH),
+        }
+        for name, (least, most) in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise OptionError(f"{_option(name)}: expected a number from {least} to {most}, got {value}")
+        for name in ("imgsz", "frame_size_hw"):
+            size = getattr(self, name)
+            if size is not None and not (len(size) == 2 and all(1 <= side <= _MAX_SIDE for side in size)):
+                raise OptionError(f"{_option(name)}: expected (height, width) from 1 to {_MAX_SIDE}, got {size}")
+
+    def _check_target(self) -> None:
+        for name, targets in _OF_TARGETS.items():
+            given = getattr(self, name)
+            if given is not None and given is not False and self.target not in targets:
+                raise OptionError(
+                    f"{_option(name)}: expected --target {' or '.join(targets)} beside it, got {self.target}"
+                )
+
+    def _check_place(self) -> None:
+        if self.bundle is not None:
+            self._check_bundle()
+        elif self.weights is None and self.model is None:
+            raise OptionError(f"expected --model ({', '.join(ZOO)}), --weights FILE or --bundle DIR, got none of them")
+        elif self.output is None:
+            raise OptionError("expected --output DIR, the bundle's folder, got none")
+
+    def _check_bundle(self) -> None:
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        for name in _OF_NETWORKS:
+            if getattr(self, name) != defaults[name]:
+                raise OptionError(
+                    f"--bundle: expected no {_option(name)} beside it, for the bundle in {self.bundle} has its network already, "
+                    "got both"
+                )
+        if self.target not in PLAN_TARGETS:
             raise OptionError(
-                f"--{name.replace('_', '-')}: expected --target {' or '.join(targets)} beside it, got {options.target}"
+                f"--bundle: expected --target {' or '.join(PLAN_TARGETS)}, which is built from a bundle's program, "
+                f"got {self.target}"
+                + ("" if self.target == "onnx" else ": compile the network itself, with --model or --weights")
             )
-    if options.bundle is not None:
-        _check_bundle_options(parser, options)
-    elif options.weights is None and options.model is None:
-        raise OptionError(f"expected --model ({', '.join(ZOO)}), --weights FILE or --bundle DIR, got none of them")
-    elif options.output is None:
-        raise OptionError("expected --output DIR, the bundle's folder, got none")
-    if options.precision == "int8" and options.calib is None:
-        raise OptionError(
-            "--precision int8: expected --calib SOURCE, pictures or a video to take ranges from, got none"
-        )
-    if options.calib is not None and options.precision not in ("int8", "auto"):
-        raise OptionError(f"--calib: expected --precision int8 or auto beside it, got {options.precision}")
-    if options.strict and options.precision != "int8":
-        raise OptionError(f"--strict: expected --precision int8 beside it, got {options.precision}")
-    if options.precision == "auto" and options.target == "torch-tensorrt":
-        raise OptionError("--precision auto: expected another --target, got torch-tensorrt")
-    if options.compose == "device" and options.target == "torch-tensorrt":
-        raise OptionError("--compose device: expected another --target, got torch-tensorrt")
-    if options.pixels == "nv12":
-        if options.target == "torch-tensorrt":
-            raise OptionError("--pixels nv12: expected another --target, got torch-tensorrt")
-        if options.frame is not None:
-            check_nv12_frame(options.frame)
-    if options.dla is not None and options.bundle is None and (options.frame is None or options.precision == "fp32"):
-        raise OptionError(
-            "--dla: expected --frame HxW and --precision fp16, for an accelerator takes one size and no FP32, "
-            f"got {'any size' if options.frame is None else 'one size'} and {options.precision}"
-        )
-    return options
+
+    def _check_precision(self) -> None:
+        if self.precision == "int8" and self.calibration is None:
+            raise OptionError(
+                "--precision int8: expected --calib SOURCE, pictures or a video to take ranges from, got none"
+            )
+        if self.calibration is not None and self.precision not in ("int8", "auto"):
+            raise OptionError(f"--calib: expected --precision int8 or auto beside it, got {self.precision}")
+        if self.strict and self.precision != "int8":
+            raise OptionError(f"--strict: expected --precision int8 beside it, got {self.precision}")
+        if self.precision == "auto" and self.target == "torch-tensorrt":
+            raise OptionError("--precision auto: expected another --target, got torch-tensorrt")
+
+    def _check_frames(self) -> None:
+        if self.compose == "device" and self.target == "torch-tensorrt":
+            raise OptionError("--compose device: expected another --target, got torch-tensorrt")
+        if self.pixels == "nv12":
+            if self.target == "torch-tensorrt":
+                raise OptionError("--pixels nv12: expected another --target, got torch-tensorrt")
+            if self.frame_size_hw is not None:
+                check_nv12_frame(self.frame_size_hw)
+        fixed = self.frame_size_hw is not None
+        if self.dla is not None and self.bundle is None and (not fixed or self.precision == "fp32"):
+            raise OptionError(
+                "--dla: expected --frame HxW and --precision fp16, for an accelerator takes one size and no FP32, "
+                f"got {'one size' if fixed else 'any size'} and {self.precision}"
+            )
 
 
 def check_nv12_frame(frame_size_hw: tuple[int, int]) -> None:
@@ -102,18 +259,18 @@ def check_nv12_frame(frame_size_hw: tuple[int, int]) -> None:
         raise OptionError(f"--frame: expected even sides for frames of NV12, got {height}x{width}")
 
 
-def _check_bundle_options(parser: OptionParser, options: argparse.Namespace) -> None:
-    for name in _OF_NETWORKS:
-        if getattr(options, name) != parser.get_default(name):
-            raise OptionError(
-                f"--bundle: expected no --{name.replace('_', '-')} beside it, for the bundle in {options.bundle} has its network "
-                "already, got both"
-            )
-    if options.target not in PLAN_TARGETS:
-        raise OptionError(
-            f"--bundle: expected --target {' or '.join(PLAN_TARGETS)}, which is built from a bundle's program, got {options.target}"
-            + ("" if options.target == "onnx" else ": compile the network itself, with --model or --weights")
-        )
+def parse_options(arguments: Sequence[str] | None = None) -> BuildOptions:
+    """Read the command line.
+
+    Raises:
+        OptionError: an unknown option, a value that it does not take, or options that do not go together.
+    """
+    given = vars(_parser().parse_args(arguments))
+    return BuildOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def _option(field: str) -> str:
+    return "--" + _OPTIONS.get(field, field.replace("_", "-"))
 
 
 def _parser() -> OptionParser:
@@ -124,6 +281,15 @@ def _parser() -> OptionParser:
         + "; ".join(f"{entry.name} ({entry.description})" for entry in ZOO.values())
         + ".",
     )
+    _add_network(parser)
+    _add_target(parser)
+    _add_precision(parser)
+    _add_frames(parser)
+    _add_proof(parser)
+    return parser
+
+
+def _add_network(parser: OptionParser) -> None:
     parser.add_argument(
         "-m",
         "--model",
@@ -139,6 +305,9 @@ def _parser() -> OptionParser:
         metavar="DIR",
         help="build a plan from the program of a bundle that is there, and put it in; needs no PyTorch",
     )
+
+
+def _add_target(parser: OptionParser) -> None:
     parser.add_argument(
         "--target",
         default="onnx",
@@ -154,7 +323,11 @@ def _parser() -> OptionParser:
     )
     parser.add_argument("--batch", type=_batch, metavar="N", help="plans: the most frames at once (default: 1)")
     parser.add_argument(
-        "--workspace", type=_gibibytes, metavar="GIB", help="plans: memory for a layer (default: half of what is free)"
+        "--workspace",
+        dest="workspace_bytes",
+        type=_gibibytes,
+        metavar="GIB",
+        help="plans: memory for a layer (default: half of what is free)",
     )
     parser.add_argument(
         "--timing-cache",
@@ -176,33 +349,48 @@ def _parser() -> OptionParser:
         metavar="N",
         help="tensorrt: run on this deep learning accelerator of a Jetson",
     )
+
+
+def _add_precision(parser: OptionParser) -> None:
     parser.add_argument(
         "--precision",
         default="fp32",
-        choices=("fp32", "fp16", "int8", "auto"),
+        choices=get_args(WantedPrecision),
         help="of the network inside; auto: the fastest on this device that passes, INT8 too if there is --calib (default: %(default)s)",
     )
     parser.add_argument(
-        "--calib", metavar="SOURCE", help="int8: frames to take ranges from, other ones than those of --verify"
+        "--calib",
+        dest="calibration",
+        metavar="SOURCE",
+        help="int8: frames to take ranges from, other ones than those of --verify",
     )
     parser.add_argument(
         "--calib-size",
-        type=whole_number(1, 999_999),
+        dest="calibration_size",
+        type=whole_number(1, _MOST_FRAMES),
         default=64,
         metavar="N",
         help="int8: how many of them (default: %(default)s)",
     )
     parser.add_argument(
-        "--calib-method", default="mse", choices=METHODS, help="int8: how values become a range (default: %(default)s)"
+        "--calib-method",
+        dest="calibration_method",
+        default="mse",
+        choices=METHODS,
+        help="int8: how values become a range (default: %(default)s)",
     )
     parser.add_argument(
         "--calib-masks",
+        dest="calibration_masks",
         metavar="DIR",
         help="ground truth of the frames of --verify, NAME.png each: the masks must not fall behind the trained network's",
     )
     parser.add_argument(
         "--strict", action="store_true", help="int8: fail where INT8 does not pass, in place of taking FP16 or FP32"
     )
+
+
+def _add_frames(parser: OptionParser) -> None:
     parser.add_argument(
         "--contract",
         default="stream",
@@ -212,25 +400,35 @@ def _parser() -> OptionParser:
     parser.add_argument(
         "--imgsz", type=read_size, metavar="N|HxW", help="size inside the network (default: the contract's)"
     )
-    parser.add_argument("--frame", type=read_size, metavar="HxW", help="fix the size of the frames (default: any)")
+    parser.add_argument(
+        "--frame", dest="frame_size_hw", type=read_size, metavar="HxW", help="fix the size of the frames (default: any)"
+    )
     parser.add_argument("--classes", type=int, metavar="N", help="refuse weights with another number of classes")
     parser.add_argument(
-        "--smooth", action="store_true", help="more classes: enlarge scores, not indices; smooth borders, slower"
+        "--upsample",
+        default="mask",
+        choices=get_args(Upsampling),
+        help="more classes: what is enlarged to the frame's size; scores: smooth borders, slower (default: %(default)s)",
     )
+    # What it was called before; in the run half --smooth means time.
+    parser.add_argument("--smooth", action="store_const", dest="upsample", const="scores", help=argparse.SUPPRESS)
     parser.add_argument(
         "--compose",
         default="host",
-        choices=("host", "device"),
+        choices=get_args(Composing),
         help="one class: device = the program draws the overlay too, so that a GPU gives pictures that are ready to be shown "
         "(default: %(default)s)",
     )
     parser.add_argument(
         "--pixels",
         default="bgr",
-        choices=("bgr", "nv12"),
+        choices=get_args(Pixels),
         help="frames that the program takes: nv12 = as decoders give them, half as many bytes, whose colours a GPU converts then "
         "(default: %(default)s)",
     )
+
+
+def _add_proof(parser: OptionParser) -> None:
     parser.add_argument(
         "--verify",
         metavar="SOURCE",
@@ -239,7 +437,7 @@ def _parser() -> OptionParser:
     )
     parser.add_argument(
         "--verify-count",
-        type=whole_number(1, 999_999),
+        type=whole_number(1, _MOST_FRAMES),
         metavar="N",
         help="how many of them (default: 8 to 32, fewer for large networks)",
     )
@@ -258,7 +456,6 @@ def _parser() -> OptionParser:
         help="nor where the worst frame with a clear subject has less (default: 0.9, or --min-iou if that is less)",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
-    return parser
 
 
 def _capabilities(text: str) -> tuple[int, ...]:
@@ -268,7 +465,7 @@ def _capabilities(text: str) -> tuple[int, ...]:
 
 
 def _batch(text: str) -> int:
-    if not re.fullmatch(r"\d{1,2}", text, re.ASCII) or not 1 <= int(text) <= 64:
+    if not re.fullmatch(r"\d{1,2}", text, re.ASCII) or not 1 <= int(text) <= _MOST_BATCH:
         raise argparse.ArgumentTypeError(f"expected a number from 1 to 64, got {text!r}")
     return int(text)
 

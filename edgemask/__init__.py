@@ -18,6 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compile.build import build as build
+    from compile.options import BuildOptions as BuildOptions
     from pipeline.bundles.bundle import Bundle as Bundle
     from pipeline.errors import BackendUnavailableError as BackendUnavailableError
     from pipeline.errors import BuildError as BuildError
@@ -52,6 +54,8 @@ _HOMES = {
     "Frame": "pipeline.frames.frame",
     "SourceInfo": "pipeline.frames.frame",
     "Bundle": "pipeline.bundles.bundle",
+    "build": "compile.build",
+    "BuildOptions": "compile.options",
     **dict.fromkeys(
         (
             "BackendUnavailableError",

@@ -53,7 +53,7 @@ class Row:
     @property
     def install_command(self) -> str:
         """What installs the packages it needs; empty where none is known."""
-        return self.install or (f"pip install '.[{self.extra}]'" if self.extra else "")
+        return self.install or (f"pip install 'edgemask[{self.extra}]'" if self.extra else "")
 
     def cells(self) -> dict[str, str]:
         """Its cells of the table that the documentation shows, by column."""

@@ -34,9 +34,11 @@ FLOORS = {
     ),
     "calibration": ({"inference_form", "metrics", "sets"}, {"int8"}, {"options"}),
     "compile": (
-        {"networks", "proof"},
-        {"options", "program", "timing", "inspect"},
+        {"networks", "proof", "draft"},
+        {"options", "timing", "inspect"},
+        {"program"},
         {"plans"},
+        {"steps"},
         {"build"},
         {"published"},
     ),
@@ -111,7 +113,8 @@ def test_long_functions_have_a_reason(package):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_what_argparse_gives_ends_at_the_command_line(package):
-    assert house.namespaces(ROOT, package) == []
+    reads_them = {"compile/networks/weights_file.py"}  # checkpoints hold the arguments of their training run
+    assert set(house.namespaces(ROOT, package)) <= reads_them
 
 
 @pytest.mark.parametrize("room", PACKAGES)

@@ -32,7 +32,7 @@ from pipeline.render.overlay import Renderer
 from pipeline.sinks import open_sink
 from pipeline.sources import open_source
 
-INSTALL = "pip install '.[peers]'"
+INSTALL = "pip install 'edgemask[peers]'"
 
 
 def our_command(job: Job, folder: Path, render: str) -> Run:

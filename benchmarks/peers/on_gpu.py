@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.peers.commands import OURS, run_with
-from benchmarks.peers.runs import Job, Run, Runner, in_its_own_process
+from benchmarks.peers.runs import Job, Run, Runner
+from benchmarks.shared.process import in_its_own_process
 from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.plan import NAMES, rebuild_command
 from pipeline.engines import open_engine
@@ -49,7 +50,7 @@ def require_plan(bundle: Bundle, runtime: str | None = None) -> None:
     Raises:
         BackendUnavailableError: it has none, with the command that builds one.
     """
-    built = [entry.get("runtime") for entry in bundle.manifest.engines]
+    built = [entry.runtime for entry in bundle.manifest.engines]
     if not any(name in built for name in (NAMES if runtime is None else [runtime])):
         raise BackendUnavailableError(
             f"not here: the bundle has no plan for {'a GPU' if runtime is None else NAMES[runtime]}: build one with: "
@@ -63,7 +64,7 @@ def open_gpu_engine(bundle: Bundle) -> Engine:
     Raises:
         BackendUnavailableError: no plan runs here.
     """
-    built = [entry.get("runtime") for entry in bundle.manifest.engines]
+    built = [entry.runtime for entry in bundle.manifest.engines]
     reasons = []
     for name in NAMES:
         if name in built:
@@ -84,7 +85,7 @@ def _torch_run(job: Job, folder: Path, compiler: str) -> Run:
         loops = importlib.import_module("benchmarks.peers.torch_loops")
     except (ImportError, OSError) as error:  # a broken native library raises OSError
         raise BackendUnavailableError(
-            f"not here: PyTorch cannot be loaded ({error}): pip install '.[compile]'"
+            f"not here: PyTorch cannot be loaded ({error}): pip install 'edgemask[compile]'"
         ) from error
     run: Run = loops.torch_loop(job, folder, compiler)
     return run

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.on_gpu import require_driver, require_plan
-from benchmarks.peers.runs import Job, in_its_own_process
-from benchmarks.shared.passes import Repeated, alone_hz, pipeline_hz, read_images
+from benchmarks.peers.runs import Job
+from benchmarks.shared.passes import Repeated, alone_hz, pipeline_pass, read_images
+from benchmarks.shared.process import in_its_own_process
 from pipeline.bundles.bundle import FRAMES, Bundle
 from pipeline.bundles.plan import read_plan
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.engines import open_engine
 from pipeline.engines.gpu import find_gpu
 from pipeline.engines.tensorrt_library import load_tensorrt
@@ -140,7 +142,7 @@ def find_program(name: str) -> Path:
     return Path(found)
 
 
-def command(program: Path, bundle: Bundle, entry: Mapping[str, Any], size_hw: tuple[int, int]) -> list[str]:
+def command(program: Path, bundle: Bundle, entry: PlanEntry, size_hw: tuple[int, int]) -> list[str]:
     """What measures a plan with one frame of a size at a time.
 
     Args:
@@ -159,14 +161,14 @@ def command(program: Path, bundle: Bundle, entry: Mapping[str, Any], size_hw: tu
             "got one of --compose device: give another --model"
         )
     known = set(_OPTION.findall(_call([str(program), "--help"]).stdout))
-    options = [f"--loadEngine={bundle.folder / entry['file']}"]
-    smallest, _, largest = entry["profile"]
+    options = [f"--loadEngine={bundle.folder / entry.file}"]
+    smallest, _, largest = entry.profile
     if smallest != largest:  # else the plan has one shape, and takes no other
         options.append(f"--shapes={FRAMES}:{'x'.join(map(str, frames_shape(manifest.pixels, 1, size_hw)))}")
-    if entry.get("version_compatible"):
+    if entry.version_compatible:
         options.append("--versionCompatible")  # the plan carries code of its own, which must be allowed to run
-    if entry.get("dla_core") is not None:
-        options.append(f"--useDLACore={entry['dla_core']}")
+    if entry.dla_core is not None:
+        options.append(f"--useDLACore={entry.dla_core}")
     for ways in _OPTIONS:
         options += [option for option in ways if option.partition("=")[0] in known][:1]
     return [str(program), *options]
@@ -200,7 +202,7 @@ def our_rates(job: Job, backend: str, seconds: float) -> Rates:
         tried = max(3, round(alone_hz(engine, images, 3) * min(0.5, seconds)))
         count = max(3, round(alone_hz(engine, images, tried) * seconds))
         alone = alone_hz(engine, images, count)
-        whole, _ = pipeline_hz(engine, Repeated(str(job.clip), count))
+        whole = pipeline_pass(engine, Repeated(str(job.clip), count)).hz
         return Rates(alone, whole, engine.description)
 
 
@@ -234,12 +236,12 @@ def _in_turn(job: Job, name: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def _plan_here(bundle: Bundle, runtime: str) -> tuple[dict[str, Any], str]:
+def _plan_here(bundle: Bundle, runtime: str) -> tuple[PlanEntry, str]:
     """The entry of the plan that our engine takes on this machine, checked, and the runtime's version."""
     gpu = find_gpu()
     version = str(load_tensorrt(runtime).__version__)
     entry, _ = read_plan(bundle, runtime, version, gpu.sm, gpu.name)
-    return dict(entry), version
+    return entry, version
 
 
 def _call(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

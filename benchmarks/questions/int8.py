@@ -6,7 +6,6 @@ pictures. What they make goes back into the same frame program, and all run on O
 
 from __future__ import annotations
 
-import argparse
 import copy
 import glob
 import json
@@ -20,7 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import torch
@@ -36,9 +34,10 @@ from calibration.metrics.agreement import boundary_iou, iou, mean_absolute_error
 from calibration.metrics.saliency import SaliencyMetrics
 from calibration.sets.frames import HashedFrames, open_calibration
 from compile.networks.zoo import fetch
-from compile.program.candidate import Candidate, open_candidate
 from compile.program.foreign import wrap
+from compile.program.network import Network
 from compile.program.onnx_export import export_module
+from compile.program.open_network import open_network
 from compile.proof.verify import Masks, program_masks
 from pipeline.bundles.bundle import Bundle, cache_folder, file_sha256
 from pipeline.command.command_line import OptionParser
@@ -57,8 +56,41 @@ COLUMNS = {  # entry of a row: (what the table calls it, how it is written)
 
 # In a smaller subject a few pixels decide the IoU.
 _SMALLEST_SUBJECT = 0.01
-_COLOURS_BGR = ((180, 90, 20), (60, 60, 200), (40, 150, 230), (120, 160, 60), (170, 60, 150))
-_INSTALL = "pip install '.[peers]'"
+_INSTALL = "pip install 'edgemask[peers]'"
+
+
+EXPLAINED = """
+IoU, MAE and boundary IoU: with the masks of the trained network in FP32, so that its own row has 1, 0 and 1; worst: the picture with
+least IoU. max F-measure: with ground truth; the last column is what INT8 takes or gives of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks int8`` is asked.
+
+    Attributes:
+        data: a folder with images/ and masks/ of the same names.
+        model: a published network's name.
+        weights: a checkpoint in its place.
+        bundle: ours, compiled before; None: compiled now.
+        contract: of the network.
+        calib: pictures to calibrate on.
+        calib_size: at most so many of them.
+        verify: pictures to measure on.
+        plot: a PNG file for the plot; None: no plot.
+        json: a file for the result; None: no file.
+    """
+
+    data: str
+    model: str
+    weights: str | None
+    bundle: str | None
+    contract: str
+    calib: str | None
+    calib_size: int
+    verify: str | None
+    plot: str | None
+    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
@@ -80,7 +112,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", help="draw the IoU of every picture, sorted, one line a tool")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -90,43 +122,31 @@ def measure(options: argparse.Namespace) -> None:
     calib, verify = _sources(data, options.calib, options.verify)
     weights = Path(options.weights) if options.weights else fetch(options.model, cache_folder() / "weights")
     bundle = _int8_bundle(Bundle.read(options.bundle)) if options.bundle else _compile(options, calib)
-    candidate = _candidate(weights, options.contract, bundle)
-    inputs, sha256 = _network_inputs(candidate, calib, options.calib_size)
+    trained = _network(weights, options.contract, bundle)
+    inputs, sha256 = _network_inputs(trained, calib, options.calib_size)
     same_pictures = sha256 == bundle.manifest.calibration.get("sha256")
-    tools = [
-        _Tool(
-            "fp32",
-            "the trained network, FP32",
-            share_of_work=0.0,
-            masks=lambda frames: candidate.reference(frames).masks_nhw,
-        ),
-        _Tool(
-            "ours",
-            "edgemask",
-            share_of_work=bundle.manifest.calibration.get("share_of_work"),
-            masks=program_masks(bundle.program_path.read_bytes())[0],
-        ),
-        *_quantised(candidate, inputs),
-    ]
+    tools = _tools(trained, bundle, inputs)
     with open_source(verify) as source:
         for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
             truth_hw = read_truth(data / "masks" / f"{frame.name}.png")
-            reference_hw = candidate.reference(frame.image[None]).masks_nhw[0]
+            reference_hw = trained.reference(frame.image[None]).masks_nhw[0]
             for tool in tools:
                 tool.add(frame.image, frame.name, reference_hw, truth_hw)
     rows = [tool.row(tools[0]) for tool in tools]
     print(
-        f"{bundle.manifest.model}, contract {candidate.contract.name}, calibrated on {len(inputs)} pictures, "
+        f"{bundle.manifest.model}, contract {trained.contract.name}, calibrated on {len(inputs)} pictures, "
         f"measured on {len(tools[0].ious)} others of {data.name}"
     )
     print("\n".join(_table(rows)))
+    print(EXPLAINED)
     if not same_pictures:
         print(f"note: the bundle was calibrated on other pictures ({bundle.manifest.calibration.get('source')})")
     if options.plot:
-        lines = {tool.label: sorted(value for value, _, _ in tool.ious) for tool in tools[1:] if tool.ious}
-        path = Path(options.plot)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", _plot(lines))[1].tobytes())
+        from benchmarks.shared.plots import lines, write_plot
+
+        title = f"Masks of {bundle.manifest.model} in INT8, by tool"
+        of_x = "pictures, the worst first (%)"
+        write_plot(options.plot, lines(title, of_x, "IoU with the FP32 mask", {"": _sorted_ious(tools[1:])}))
     if options.json:
         write_result(
             Path(options.json),
@@ -134,8 +154,8 @@ def measure(options: argparse.Namespace) -> None:
             {
                 "data": data.name,
                 "model": bundle.manifest.model,
-                "contract": candidate.contract.name,
-                "network_size_hw": candidate.contract.imgsz,
+                "contract": trained.contract.name,
+                "network_size_hw": trained.contract.imgsz,
                 "pictures": {"calibration": len(inputs), "measured": len(tools[0].ious)},
                 "bundle_has_the_same_calibration_pictures": same_pictures,
                 "table": rows,
@@ -192,10 +212,28 @@ class _Tool:
         }
 
 
-def _quantised(candidate: Candidate, inputs: Inputs) -> Iterator[_Tool]:
+def _tools(trained: Network, bundle: Bundle, inputs: Inputs) -> list[_Tool]:
+    """The trained network, ours, and what each of the other tools makes of it."""
+    return [
+        _Tool(
+            "fp32",
+            "the trained network, FP32",
+            share_of_work=0.0,
+            masks=lambda frames: trained.reference(frames).masks_nhw,
+        ),
+        _Tool(
+            "ours",
+            "edgemask",
+            share_of_work=bundle.manifest.calibration.get("share_of_work"),
+            masks=program_masks(bundle.program_path.read_bytes())[0],
+        ),
+        *_quantised(trained, inputs),
+    ]
+
+
+def _quantised(trained: Network, inputs: Inputs) -> Iterator[_Tool]:
     """What each of the other tools makes of the network, in the frame program."""
-    assert candidate.module is not None
-    network = Scores(candidate.module("fp32", ()).network).eval()
+    network = Scores(trained.module("fp32", ()).network).eval()
     with tempfile.TemporaryDirectory(prefix="edgemask.") as folder:
         exported = Path(folder) / "network.onnx"
         example = torch.zeros(1, *inputs.shape[1:])
@@ -210,7 +248,7 @@ def _quantised(candidate: Candidate, inputs: Inputs) -> Iterator[_Tool]:
                 yield _Tool(key, peer.label, missing=reason)
                 continue
             model = onnx.load(str(quantised))
-            masks, _ = program_masks(wrap(model, candidate.contract, None).SerializeToString())
+            masks, _ = program_masks(wrap(model, trained.contract, None).SerializeToString())
             yield _Tool(key, peer.label, metadata.version(peer.package), int8_share(model), masks)
 
 
@@ -237,7 +275,7 @@ def _sources(data: Path, calib: str | None, verify: str | None) -> tuple[str, st
     return calib, verify
 
 
-def _compile(options: argparse.Namespace, calib: str) -> Bundle:
+def _compile(options: Options, calib: str) -> Bundle:
     """Compile ours; what it searches on are calibration pictures too, so that it sees none of those that are measured."""
     name = Path(options.weights).stem if options.weights else options.model
     network = ["--weights", options.weights] if options.weights else ["--model", options.model]
@@ -255,7 +293,7 @@ def _int8_bundle(bundle: Bundle) -> Bundle:
     return bundle
 
 
-def _candidate(weights: Path, contract: str, bundle: Bundle) -> Candidate:
+def _network(weights: Path, contract: str, bundle: Bundle) -> Network:
     """The trained network that a bundle was made of.
 
     Raises:
@@ -267,21 +305,20 @@ def _candidate(weights: Path, contract: str, bundle: Bundle) -> Candidate:
             f"--bundle {bundle.folder}: expected one of {weights.name}, got one of {manifest.weights.get('file')}: "
             "name its network with --model or --weights"
         )
-    candidate = open_candidate(weights, contract, imgsz=manifest.network_size_hw)
-    if json.loads(json.dumps(candidate.contract.as_dict())) != manifest.contract:
+    trained = open_network(weights, contract, imgsz=manifest.network_size_hw)
+    if json.loads(json.dumps(trained.contract.as_dict())) != manifest.contract:
         raise OptionError(
-            f"--bundle {bundle.folder}: expected contract {candidate.contract.name}, got {manifest.contract.get('name')}: "
+            f"--bundle {bundle.folder}: expected contract {trained.contract.name}, got {manifest.contract.get('name')}: "
             "name the bundle's with --contract"
         )
-    if candidate.class_count != 1:
-        raise OptionError(f"{weights.name}: expected a network of one class, got {candidate.class_count}")
-    return candidate
+    if trained.class_count != 1:
+        raise OptionError(f"{weights.name}: expected a network of one class, got {trained.class_count}")
+    return trained
 
 
-def _network_inputs(candidate: Candidate, calib: str, count: int) -> tuple[Inputs, str]:
+def _network_inputs(trained: Network, calib: str, count: int) -> tuple[Inputs, str]:
     """What the frame program gives the network for the calibration pictures, and the pictures' sha256."""
-    assert candidate.module is not None
-    before = candidate.module("fp32", ()).before.eval()
+    before = trained.module("fp32", ()).before.eval()
     with open_calibration(calib, count) as source, torch.inference_mode():
         frames = HashedFrames(source)
         inputs = [before(torch.from_numpy(np.ascontiguousarray(frame.image[None]))).numpy() for frame in frames]
@@ -313,26 +350,11 @@ def _ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return by_iou | by_loss
 
 
-def _plot(lines: Mapping[str, Sequence[float]]) -> NDArray[np.uint8]:
-    """Sorted IoU of each tool's pictures over their share; (H, W, 3) uint8 BGR."""
-    height, width, margin = 540, 900, 60
-    image = np.full((height, width, 3), 255, np.uint8)
-    font, grey = cv2.FONT_HERSHEY_SIMPLEX, (120, 120, 120)
-
-    def point(share: float, value: float) -> tuple[int, int]:
-        return (
-            round(margin + share * (width - 2 * margin)),
-            round(height - margin - value * (height - 2 * margin)),
-        )
-
-    for value in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
-        cv2.line(image, point(0, value), point(1, value), (225, 225, 225), 1)
-        x, y = point(0, value)
-        cv2.putText(image, f"{value:.1f}", (x - 40, y + 5), font, 0.5, grey, 1, cv2.LINE_AA)
-    cv2.putText(image, "IoU with the FP32 mask", (margin, margin - 20), font, 0.5, grey, 1, cv2.LINE_AA)
-    cv2.putText(image, "pictures, the worst first", (margin, height - 20), font, 0.5, grey, 1, cv2.LINE_AA)
-    for row, ((label, values), colour) in enumerate(zip(lines.items(), _COLOURS_BGR, strict=False)):
-        points = [point(index / max(1, len(values) - 1), value) for index, value in enumerate(values)]
-        cv2.polylines(image, [np.array(points, np.int32)], False, colour, 2, cv2.LINE_AA)
-        cv2.putText(image, label, (width - 330, height - margin - 20 - 22 * row), font, 0.5, colour, 1, cv2.LINE_AA)
-    return image
+def _sorted_ious(tools: Sequence[_Tool]) -> dict[str, list[tuple[float, float]]]:
+    """The IoU of each tool's pictures, the worst first, over their share in percent."""
+    lines = {}
+    for tool in tools:
+        values = sorted(value for value, _, _ in tool.ious)
+        if values:
+            lines[tool.label] = [(100 * index / max(1, len(values) - 1), value) for index, value in enumerate(values)]
+    return lines

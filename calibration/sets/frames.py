@@ -143,7 +143,7 @@ class SetWriter:
         if len(candidates) < 2:
             raise CalibrationError(
                 f"{self._info.name}: expected at least 2 frames that differ, got {len(candidates)} of {seen.frames} read "
-                f"({seen.duplicates} near-duplicates, {seen.blank} of one colour): "
+                f"({seen.duplicates} near-duplicates, {seen.blank} of one color): "
                 + (
                     "is the lens covered?"
                     if seen.blank and not candidates
@@ -173,20 +173,21 @@ class SetWriter:
             }
             self._write_text(MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
             self._write_text(REPORT_NAME, report)
-            has_times = self._info.live or self._info.fps is not None
-            pictures = [
-                SheetPicture(
-                    self._scratch / "set" / entry.name, entry.split, entry.scene, entry.pts_s if has_times else None
-                )
-                for entry in entries
-            ]
-            (self._scratch / "set" / SHEET_NAME).write_bytes(_png(draw_sheet(self._info.name, pictures), small=True))
+            self._write_sheet(entries)
             self._exchange()
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
             self.discard()
         return CalibrationSet(self._output, tuple(entries), digest, chosen.by), report
+
+    def _write_sheet(self, entries: Iterable[Entry]) -> None:
+        folder, has_times = self._scratch / "set", self._info.live or self._info.fps is not None
+        pictures = [
+            SheetPicture(folder / entry.name, entry.split, entry.scene, entry.pts_s if has_times else None)
+            for entry in entries
+        ]
+        (folder / SHEET_NAME).write_bytes(_png(draw_sheet(self._info.name, pictures), small=True))
 
     def _place_picture(self, candidate: Candidate, part: SplitName) -> Entry:
         kept = self._collector.path(candidate)
@@ -281,7 +282,7 @@ class ChosenSource(Source):
         """Read the source and choose, if that was not done yet; ``info`` has the number of frames from then on.
 
         Raises:
-            CalibrationError: all frames are of one colour, or the disk is full.
+            CalibrationError: all frames are of one color, or the disk is full.
             SourceError: the source breaks off.
         """
         if self._folder is not None:
@@ -296,7 +297,7 @@ class ChosenSource(Source):
             candidates = collector.pool.result()
             if not candidates:
                 raise CalibrationError(
-                    f"{info.name}: expected frames to calibrate on, got {collector.pool.seen.frames} of one colour: "
+                    f"{info.name}: expected frames to calibrate on, got {collector.pool.seen.frames} of one color: "
                     "is the lens covered?"
                 )
             held_back: list[Candidate] = []

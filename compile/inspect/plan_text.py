@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from compile.inspect.bundle_text import agreement_text, state_text
 from compile.inspect.engine_layers import EngineLayer
@@ -29,31 +28,27 @@ def plan_lines(
         width: of a line, in characters.
     """
     entry, limit = plan.entry, None if all_layers else LISTED
-    get = entry.get
     yield f"Plan {clean(plan.file)}"
-    sms = get("sms")
-    capabilities = ", ".join(f"{sm // 10}.{sm % 10}" for sm in sms if type(sm) is int) if isinstance(sms, list) else "?"
-    wide = " and any from 8.0 on" if get("hardware") == "ampere+" else ""
-    later = ", or a later one" if get("version_compatible") else ""
-    runtime = NAMES.get(str(get("runtime")), str(get("runtime")))
+    capabilities = ", ".join(f"{sm // 10}.{sm % 10}" for sm in entry.sms) or "?"
+    wide = " and any from 8.0 on" if entry.hardware == "ampere+" else ""
+    later = ", or a later one" if entry.version_compatible else ""
+    runtime = NAMES.get(entry.runtime, entry.runtime or "?")
     yield from field(
-        "runs with", f"{runtime} {get('version')}{later}, on GPUs of compute capability {capabilities}{wide}", width
+        "runs with",
+        f"{runtime} {entry.version or '?'}{later}, on GPUs of compute capability {capabilities}{wide}",
+        width,
     )
-    yield from field("built on", str(get("device") or "a machine without a GPU"), width)
-    profile = get("profile")
-    if isinstance(profile, list | tuple):
-        yield from field("frames", _profile(profile), width)
+    yield from field("built on", entry.device or "a machine without a GPU", width)
+    if entry.profile:
+        yield from field("frames", _profile(entry.profile), width)
     state = "not in the manifest's list of files" if file is None else state_text(file)
-    yield from field("size", f"{size_text(get('size_bytes'))}, {state}", width)
-    if get("dla_core") is not None:
-        left = get("gpu_layers")
-        names = [str(name) for name in left] if isinstance(left, list) else []
-        text = f"core {get('dla_core')}, {plural(len(names), 'layer')} left to the GPU"
-        yield from field("DLA", f"{text}: {listed(names, limit)}" if names else text, width)
-    if get("float_scales"):
+    yield from field("size", f"{size_text(entry.size_bytes)}, {state}", width)
+    if entry.dla_core is not None:
+        text = f"core {entry.dla_core}, {plural(len(entry.gpu_layers), 'layer')} left to the GPU"
+        yield from field("DLA", f"{text}: {listed(entry.gpu_layers, limit)}" if entry.gpu_layers else text, width)
+    if entry.float_scales:
         yield from field("INT8 scales", "FP32, for this TensorRT could not build with FP16 ones", width)
-    verification = get("verification")
-    checked = verification if isinstance(verification, dict) else {}
+    checked = entry.verification
     yield from field("agreement", agreement_text(checked) if checked else "not checked on a GPU", width)
     if plan.engine is None:
         yield from field("layers", f"not shown: {plan.problem}", width)
@@ -133,7 +128,7 @@ def _time(mean_ms: float | None) -> str:
     return "–" if mean_ms is None else f"{mean_ms:.4f}"
 
 
-def _profile(shapes: Sequence[Any]) -> str:
+def _profile(shapes: Sequence[Sequence[int]]) -> str:
     texts = [_frames(shape) for shape in shapes]
     if len(texts) != 3:
         return ", ".join(texts)
@@ -142,9 +137,6 @@ def _profile(shapes: Sequence[Any]) -> str:
     return f"{texts[0]} to {texts[2]}, usually {texts[1]}"
 
 
-def _frames(shape: Any) -> str:
-    if isinstance(shape, list | tuple) and all(type(side) is int for side in shape):
-        nhw = frames_nhw("nv12" if len(shape) == 3 else "bgr", shape)
-        if nhw is not None:
-            return f"{nhw[0]} of {nhw[1]}×{nhw[2]}"
-    return str(shape)
+def _frames(shape: Sequence[int]) -> str:
+    nhw = frames_nhw("nv12" if len(shape) == 3 else "bgr", shape)
+    return str(shape) if nhw is None else f"{nhw[0]} of {nhw[1]}×{nhw[2]}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -15,6 +15,7 @@ from compile.inspect.int8_search import Int8Search, read_search
 from compile.inspect.program import Program, read_program
 from pipeline.bundles.bundle import MANIFEST_LIMIT_BYTES, MANIFEST_NAME, PLANS, Bundle, Manifest
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM, NAMES, open_without_waiting
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.engines import open_engine
 from pipeline.errors import BundleError, CompileError, EdgemaskError
 
@@ -74,7 +75,7 @@ class PlanReport:
     """
 
     file: str
-    entry: Mapping[str, Any]
+    entry: PlanEntry
     engine: EngineReport | None
     problem: str | None
 
@@ -100,6 +101,11 @@ class Report:
     program_problem: str | None
     int8: Int8Search | None
     plans: tuple[PlanReport, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; what it has of the manifest is in the form of that file."""
+        plans = [asdict(plan) | {"entry": plan.entry.as_dict()} for plan in self.plans]
+        return asdict(self) | {"manifest": self.manifest.as_dict(), "plans": plans}
 
 
 class _InspectableEngine(Protocol):
@@ -191,15 +197,15 @@ def _program(bundle: Bundle) -> tuple[Program | None, str | None]:
         return None, f"{bundle.program_path}: {error}, compile the bundle again"
 
 
-def _plan(bundle: Bundle, entry: Mapping[str, Any], nodes: Collection[str], runs: int) -> PlanReport:
-    file, runtime = str(entry.get("file")), entry.get("runtime")
+def _plan(bundle: Bundle, entry: PlanEntry, nodes: Collection[str], runs: int) -> PlanReport:
+    file, runtime = entry.file, entry.runtime
     if runtime not in BUILT_FROM_PROGRAM:
-        name = NAMES.get(str(runtime), str(runtime))
+        name = NAMES.get(runtime, runtime)
         return PlanReport(file, entry, None, f"layers are shown of plans for TensorRT and TensorRT-RTX, not for {name}")
     # A bundle with this plan alone: what it is refused for is then said of this one.
     alone = Bundle(bundle.folder, replace(bundle.manifest, engines=(entry,)))
     try:
-        with open_engine(alone, str(runtime)) as engine:
+        with open_engine(alone, runtime) as engine:
             return PlanReport(file, entry, _engine(cast(_InspectableEngine, engine), nodes, runs), None)
     except EdgemaskError as error:
         return PlanReport(file, entry, None, str(error))

@@ -95,6 +95,23 @@ class Contract:
         need(isinstance(self.stretch, bool), "stretch", "true or false")
         need(self.output is None or isinstance(self.output, str), "output", "a name")
 
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any]) -> Contract:
+        """The contract of a bundle, from its manifest.
+
+        Raises:
+            CompileError: a value is wrong, a key unknown, or the name or the size missing.
+        """
+        known = [field.name for field in fields(cls)]
+        if wrong := [key for key in entries if key not in known] + [
+            key for key in ("name", "imgsz") if key not in entries
+        ]:
+            raise CompileError(f"the bundle's contract: missing or unknown {wrong[0]!r}: compile the bundle again")
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()
+        }
+        return cls(**values)
+
     def as_dict(self) -> dict[str, Any]:
         """The contract in the form of the manifest and of a contract file."""
         return asdict(self)

@@ -17,6 +17,7 @@ from typing import Any
 from compile.plans.build_progress import monitor_class
 from compile.plans.scales import has_half_scales, with_float_scales
 from pipeline.bundles.plan import NAMES
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.engines.gpu import Gpu
 from pipeline.engines.tensorrt_library import Log, load_tensorrt, log_of, one_line
 from pipeline.errors import CompileError
@@ -30,7 +31,7 @@ FRAME_RANGE: tuple[SizeHW, SizeHW, SizeHW] = ((1, 1), (720, 1280), (2160, 3840))
 
 
 @dataclass(frozen=True, slots=True)
-class BuildOptions:
+class PlanOptions:
     """What a plan is built for.
 
     Attributes:
@@ -86,27 +87,27 @@ class Plan:
     content: bytes
     version: str
     sms: tuple[int, ...]
-    options: BuildOptions
+    options: PlanOptions
     gpu_layers: tuple[str, ...] = ()
     float_scales: bool = False
 
-    def as_dict(self, precision: str) -> dict[str, Any]:
-        """All but the content, in the form of the manifest."""
+    def entry(self, precision: str) -> PlanEntry:
+        """All but the content, for the manifest."""
         options = self.options
-        return {
-            "file": self.file_name(precision),
-            "runtime": options.runtime,
-            "version": self.version,
-            "sms": list(self.sms),
-            "hardware": "ampere+" if options.hardware_compatible else "same",
-            "version_compatible": options.version_compatible,
-            "device": None if options.gpu is None else options.gpu.name,
-            "profile": [list(shape) for shape in options.profile],
-            "dla_core": options.dla_core,
-            "gpu_layers": list(self.gpu_layers),
-            "float_scales": self.float_scales,
-            "size_bytes": len(self.content),
-        }
+        return PlanEntry(
+            file=self.file_name(precision),
+            runtime=options.runtime,
+            version=self.version,
+            sms=self.sms,
+            hardware="ampere+" if options.hardware_compatible else "same",
+            version_compatible=options.version_compatible,
+            device=None if options.gpu is None else options.gpu.name,
+            profile=options.profile,
+            dla_core=options.dla_core,
+            gpu_layers=self.gpu_layers,
+            float_scales=self.float_scales,
+            size_bytes=len(self.content),
+        )
 
     def file_name(self, precision: str) -> str:
         """Where it lies in a bundle, such as ``engines/tensorrt_rtx-1.7-sm86+sm89-fp16.plan``."""
@@ -117,7 +118,7 @@ class Plan:
         return f"engines/{options.runtime.replace('-', '_')}-{version}-{gpus}-{precision}{dla}.plan"
 
 
-def check_options(options: BuildOptions) -> None:
+def check_options(options: PlanOptions) -> None:
     """Refuse what cannot be built here, before any work is done.
 
     Raises:
@@ -134,7 +135,7 @@ def check_options(options: BuildOptions) -> None:
         )
 
 
-def build_plan(program: bytes, options: BuildOptions, *, step: Callable[[str, int, int], None] | None = None) -> Plan:
+def build_plan(program: bytes, options: PlanOptions, *, step: Callable[[str, int, int], None] | None = None) -> Plan:
     """Build a plan.
 
     Args:
@@ -157,7 +158,7 @@ def build_plan(program: bytes, options: BuildOptions, *, step: Callable[[str, in
 
 def _build(
     program: bytes,
-    options: BuildOptions,
+    options: PlanOptions,
     step: Callable[[str, int, int], None] | None,
     *,
     float_scales: bool = False,

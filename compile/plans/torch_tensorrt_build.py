@@ -35,6 +35,7 @@ from compile.plans.torch_tensorrt_network import (
 )
 from compile.program.onnx_export import MAX_SIDE, example_frames, frame_axes, lower_pooling
 from compile.program.program import FrameProgram
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.engines.torch_tensorrt import cuda_is_here
 from pipeline.engines.torch_tensorrt_library import (
     RUNTIME,
@@ -49,6 +50,8 @@ Shape = tuple[int, int, int, int]
 Step = Callable[[str, int, int], None]
 
 _STEPS = ("check operators", "build the engine", "save")
+# Of an entry of the manifest; there is no accelerator and no other hardware.
+_KEYS = ("file", "runtime", "version", "versions", "sms", "hardware", "version_compatible", "profile", "size_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +70,18 @@ class TorchTensorRTProgram:
     sm: int
     profile: tuple[Shape, Shape, Shape]
 
-    def as_dict(self, precision: str) -> dict[str, Any]:
-        """All but the content, in the form of the manifest."""
-        return {
-            "file": self.file_name(precision),
-            "runtime": RUNTIME,
-            "version": self.versions["torch_tensorrt"],
-            "versions": dict(self.versions),
-            "sms": [self.sm],
-            "hardware": "same",
-            "version_compatible": False,
-            "profile": [list(shape) for shape in self.profile],
-            "size_bytes": len(self.content),
-        }
+    def entry(self, precision: str) -> PlanEntry:
+        """All but the content, for the manifest."""
+        return PlanEntry(
+            file=self.file_name(precision),
+            runtime=RUNTIME,
+            version=self.versions["torch_tensorrt"],
+            versions=dict(self.versions),
+            sms=(self.sm,),
+            profile=self.profile,
+            size_bytes=len(self.content),
+            keys=_KEYS,
+        )
 
     def file_name(self, precision: str) -> str:
         """Where it lies in a bundle, such as ``engines/torch_tensorrt-2.13-sm90-fp16.pt2``."""
@@ -138,6 +140,7 @@ def frame_profile(frame_size_hw: SizeHW | None, batch: int) -> tuple[Shape, Shap
     return (1, *smallest, 3), (batch, *usual, 3), (batch, *largest, 3)
 
 
+# Many parameters: all that a program depends on, each of which tests change alone; and who is told.
 def build_content(
     torch_tensorrt: ModuleType,
     program: FrameProgram,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,16 +11,20 @@ from tqdm import tqdm
 from calibration.int8.cache import RecipeCache
 from calibration.int8.recipe import Int8Recipe, Step
 from calibration.sets.frames import HashedFrames
-from compile.program.candidate import Candidate, Int8Frames
+from compile.options import BuildOptions
 from compile.program.cpu_int8 import exact_layers
+from compile.program.network import Network
 from compile.proof.verify import Sample
 from pipeline.bundles.bundle import CPU_GRAPH, Precision, cache_folder
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Frame
 from pipeline.sources.base import Source
+from pipeline.terminal import logger_of
 
 # Below this many calibration frames a user is told.
 _FEW_FRAMES = 16
+
+log = logger_of(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,24 +53,22 @@ class Programs:
     """A network's program in each precision.
 
     Args:
-        candidate: the network.
+        network: the trained one.
         searched: gives frames to search on for layers that FP16 would spoil, none of which judges what is found.
         calibration: frames to calibrate INT8 on; None without.
         weights_sha256: of the file of weights.
-        options: of ``compile.options``.
-        say: gets a line for each step.
+        options: fixed sizes, the target, and how INT8 is calibrated.
     """
 
     def __init__(
         self,
-        candidate: Candidate,
+        network: Network,
         searched: Callable[[], Sequence[Sample]],
         calibration: Source | None,
         weights_sha256: str,
-        options: argparse.Namespace,
-        say: Callable[[str], None],
+        options: BuildOptions,
     ) -> None:
-        self._candidate, self._searched, self._options, self._say = candidate, searched, options, say
+        self._network, self._searched, self._options = network, searched, options
         self._frames = calibration
         self._weights_sha256 = weights_sha256
         self._kept: tuple[str, ...] | None = None
@@ -89,23 +90,25 @@ class Programs:
         layers = dict.fromkeys(self._kept_in_single() if precision != "fp32" else (), "fp32")
         if precision == "int8":
             layers = self._int8_layers() | layers
-        self._say(f"exporting the frame program, {precision}")
-        program = self._candidate.export(precision, self._options.frame, single_precision(layers)).SerializeToString()
+        log.info("exporting the frame program, %s", precision)
+        program = self._network.export(
+            precision, self._options.frame_size_hw, single_precision(layers)
+        ).SerializeToString()
         return Program(precision, program, layers, self._calibration if precision == "int8" else {})
 
     def _kept_in_single(self) -> tuple[str, ...]:
         """Layers that FP16 would spoil."""
-        candidate = self._candidate
-        if candidate.ranges is None or candidate.sensitive is None:
+        network = self._network
+        if not network.has_layers:
             return ()
         if self._kept is None:
             samples = self._searched()
-            beyond = candidate.ranges.beyond_half()
+            beyond = network.beyond_half()
             for name, largest in beyond.items():
-                self._say(f"{name} stays FP32: its values reach {largest:.3g}, and FP16 ends at 65504")
-            sensitive = candidate.sensitive(samples, beyond)
+                log.info("%s stays FP32: its values reach %.3g, and FP16 ends at 65504", name, largest)
+            sensitive = network.sensitive(samples, beyond)
             for name in sensitive:
-                self._say(f"{name} stays FP32: the masks depend on more than FP16's 11 bits there")
+                log.info("%s stays FP32: the masks depend on more than FP16's 11 bits there", name)
             self._kept = (*beyond, *sensitive)
         return self._kept
 
@@ -116,8 +119,8 @@ class Programs:
         return dict.fromkeys(self._int8.left, "fp16")
 
     def _search_int8(self) -> Int8Recipe:
-        options, candidate, say = self._options, self._candidate, self._say
-        if candidate.int8 is None:
+        options, network = self._options, self._network
+        if not network.has_layers:
             raise OptionError("--precision: expected fp32 for a network of another family, got int8")
         source = self._frames
         assert source is not None  # the options were checked
@@ -125,79 +128,80 @@ class Programs:
         for _ in hashed:
             pass
         if hashed.count < _FEW_FRAMES:
-            say(f"--calib {options.calib}: {hashed.count} frame(s) to calibrate on, expected {_FEW_FRAMES} or more: "
-                "INT8 may not fit frames that are different")  # fmt: skip
+            log.info(
+                "--calib %s: %d frame(s) to calibrate on, expected %d or more: INT8 may not fit frames that are different",
+                *(options.calibration, hashed.count, _FEW_FRAMES),
+            )
         depends_on = {
             "weights": self._weights_sha256,
-            "contract": candidate.contract.as_dict(),
+            "contract": network.contract.as_dict(),
             "frames": hashed.sha256,
-            "method": options.calib_method,
+            "method": options.calibration_method,
         }
         cache = RecipeCache(cache_folder() / "int8", depends_on)
         recipe = cache.load()
         if recipe is not None:
-            say(f"INT8 as found before for these weights and {hashed.count} frames, from {cache.path.parent}")
-            candidate.int8.recipe = recipe
+            log.info("INT8 as found before for these weights and %d frames, from %s", hashed.count, cache.path.parent)
+            network.use_int8(recipe)
         else:
             frames = tqdm(source, "calibrating", hashed.count, unit=" frames", leave=False, disable=options.quiet)
-            recipe = self._searched_int8(candidate.int8, frames)
+            recipe = self._searched_int8(frames)
             cache.save(recipe)
         if options.target == "onnxruntime":
             self._for_cpu = self._export_for_cpu(recipe, source, hashed)
             return recipe
-        for name, layer in recipe.layers.items():
-            if layer.exact:
-                channels = ", ".join(map(str, layer.exact))
-                say(
-                    f"{name}: input channel(s) {channels} stay in FP16: outlier channels, or those that lose most in INT8"
-                )
-        say(
-            f"INT8 calibrated on {hashed.count} frames of {options.calib}: {len(recipe.layers)} of {len(recipe.work)} convolutions, "
-            f"{100 * recipe.share:.1f} % of the MACs"
-        )
+        _log_recipe(recipe, hashed.count, str(options.calibration))
         self._calibration = {**self._calibrated_on(hashed), **recipe.as_dict()}
         return recipe
 
-    def _searched_int8(self, int8: Int8Frames, frames: Iterable[Frame]) -> Int8Recipe:
+    def _searched_int8(self, frames: Iterable[Frame]) -> Int8Recipe:
         # A share of the whole, with the time that is left: how many steps there are depends on what they find.
         form = "{desc}: {percentage:3.0f} %|{bar}| {elapsed}, about {remaining} left"
         with tqdm(
             desc="searching INT8", total=1.0, bar_format=form, leave=False, disable=self._options.quiet, delay=1.0
         ) as bar:
-
-            def tried(step: Step) -> None:
-                with bar.external_write_mode():
-                    self._say_step(step)
-
-            return int8.search(
-                frames, self._options.calib_method, tried, lambda done: bar.update(max(0.0, done - bar.n))
+            return self._network.search_int8(
+                frames, self._options.calibration_method, _log_step, lambda done: bar.update(max(0.0, done - bar.n))
             )
 
     def _calibrated_on(self, hashed: HashedFrames) -> dict[str, Any]:
         options = self._options
         return {
-            "source": options.calib,
+            "source": options.calibration,
             "frames": hashed.count,
             "sha256": hashed.sha256,
-            "method": options.calib_method,
+            "method": options.calibration_method,
         }
 
     def _export_for_cpu(self, recipe: Int8Recipe, source: Iterable[Frame], hashed: HashedFrames) -> Program:
-        options, candidate = self._options, self._candidate
-        assert candidate.cpu_int8 is not None
-        self._say("exporting the frame program, int8 for CPUs")
+        options = self._options
+        log.info("exporting the frame program, int8 for CPUs")
         frames = tqdm(source, "ranges", hashed.count, unit=" frames", leave=False, disable=options.quiet)
-        program, share = candidate.cpu_int8(options.frame, frames, options.calib_method)
+        program, share = self._network.export_for_cpu(options.frame_size_hw, frames, options.calibration_method)
         exact = sorted(exact_layers(recipe))
-        self._say(
-            f"INT8 for CPUs from {hashed.count} frames of {options.calib}: {100 * share:.1f} % of the convolutions' weights, "
-            f"{len(exact)} layers stay FP32"
+        log.info(
+            "INT8 for CPUs from %d frames of %s: %.1f %% of the convolutions' weights, %d layers stay FP32",
+            *(hashed.count, options.calibration, 100 * share, len(exact)),
         )
         calibration = {**self._calibrated_on(hashed), "graph": CPU_GRAPH, "share_of_weights": round(share, 5)}
         return Program("int8", program.SerializeToString(), dict.fromkeys(exact, "fp32"), calibration)
 
-    def _say_step(self, step: Step) -> None:
-        self._say(
-            f"INT8, {step.what}: {100 * step.share:.1f} % of the MACs in INT8, RMS logit error {step.result.noise:.3f}, "
-            f"IoU {step.result.iou:.4f} on the hardest calibration frames"
-        )
+
+def _log_step(step: Step) -> None:
+    log.info(
+        "INT8, %s: %.1f %% of the MACs in INT8, RMS logit error %.3f, IoU %.4f on the hardest calibration frames",
+        *(step.what, 100 * step.share, step.result.noise, step.result.iou),
+    )
+
+
+def _log_recipe(recipe: Int8Recipe, frame_count: int, source: str) -> None:
+    for name, layer in recipe.layers.items():
+        if layer.exact:
+            log.info(
+                "%s: input channel(s) %s stay in FP16: outlier channels, or those that lose most in INT8",
+                *(name, ", ".join(map(str, layer.exact))),
+            )
+    log.info(
+        "INT8 calibrated on %d frames of %s: %d of %d convolutions, %.1f %% of the MACs",
+        *(frame_count, source, len(recipe.layers), len(recipe.work), 100 * recipe.share),
+    )

@@ -6,7 +6,7 @@ verification; else the photographs of the package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 
@@ -18,6 +18,7 @@ from pipeline.frames.frame import Frame
 from pipeline.redaction import redact
 from pipeline.sources import open_source, source_kind
 from pipeline.sources.base import Source
+from pipeline.terminal import logger_of
 
 SEARCHED_FRAMES = 16
 """The most frames that a search for FP16 chooses its own from."""
@@ -29,6 +30,8 @@ _ENOUGH_TO_SEARCH = 8
 # Between two frames of a camera that judge; those that follow each other are the same picture.
 _LIVE_STEP_S = 1.0
 
+log = logger_of(__name__)
+
 
 class VerificationFrames:
     """The frames of one compilation; close it, or use it in a ``with`` block.
@@ -37,7 +40,6 @@ class VerificationFrames:
         verify: the option's value; None if it was not given.
         calib: the value of ``--calib``; None without.
         calib_size: how many frames of it to calibrate on.
-        say: gets a line where what judges is not what one would expect.
 
     Attributes:
         calibration: what to calibrate on; None without ``calib``.
@@ -50,8 +52,7 @@ class VerificationFrames:
         CalibrationError: a set was changed or is damaged.
     """
 
-    def __init__(self, verify: str | None, calib: str | None, calib_size: int, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, verify: str | None, calib: str | None, calib_size: int) -> None:
         self._closing = ExitStack()
         self._count = 0
         self.advice = ""
@@ -104,9 +105,9 @@ class VerificationFrames:
             frames = calibration.held_back()
             if frames:
                 if calibration.in_one_scene:
-                    self._say(
-                        f"{calibration.info.name} shows one scene: its end is held back, after a gap; frames of other scenes "
-                        "with --verify prove more"
+                    log.info(
+                        "%s shows one scene: its end is held back, after a gap; frames of other scenes with --verify prove more",
+                        calibration.info.name,
                     )
                 return (frames[index] for index in _places(len(frames), count))
         self._take_photographs()

@@ -16,7 +16,7 @@ from calibration.metrics.saliency import SaliencyMetrics
 from calibration.metrics.truth import VOID, Truth, Truths, resize_truth, with_void_agreed
 from pipeline.bundles.bundle import LOOK_VALUES, NOT_FINITE, Task
 from pipeline.errors import CompileError
-from pipeline.frames.frame import Frame, describe
+from pipeline.frames.frame import Frame, Image, describe
 from pipeline.frames.nv12 import to_bgr, to_nv12
 from pipeline.frames.pixels import Pixels
 
@@ -238,58 +238,73 @@ def require_finite(not_finite: NDArray[np.int32] | None, what: str = "what was c
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How samples are taken.
+
+    Attributes:
+        task: what masks mean.
+        frame_size_hw: (height, width) that the program has fixed, and frames are resized to; None for any.
+        count: the most frames.
+        truths: reads their ground truth; None without.
+        pixels: how the program takes frames; for NV12 the last row and column of odd sides is left out.
+    """
+
+    task: Task = "binary"
+    frame_size_hw: tuple[int, int] | None = None
+    count: int = MOST_FRAMES
+    truths: Truths | None = None
+    pixels: Pixels = "bgr"
+
+
 def take_samples(
-    frames: Iterable[Frame],
-    reference: Reference,
-    source: str,
-    task: Task = "binary",
-    frame_size_hw: tuple[int, int] | None = None,
-    count: int = MOST_FRAMES,
-    truths: Truths | None = None,
-    pixels: Pixels = "bgr",
+    frames: Iterable[Frame], reference: Reference, source: str, sampling: Sampling | None = None
 ) -> list[Sample]:
-    """Read the frames to check on, at most ``count`` and ``MOST_BYTES`` of them, and compute the reference's masks.
+    """Read the frames to check on, at most ``sampling.count`` and ``MOST_BYTES`` of them, and compute the reference's masks.
 
     Args:
         frames: real pictures, best of the kind that will be seen.
         reference: the same contract around the trained network, in FP32.
         source: where the frames come from, for a message.
-        task: what masks mean.
-        count: the most frames.
-        frame_size_hw: (height, width) that the program has fixed, and frames are resized to; None for any.
-        truths: reads their ground truth.
-        pixels: how the program takes frames; for NV12 the last row and column of odd sides is left out.
+        sampling: how; None for binary masks and frames as they are.
 
     Raises:
         CompileError: there are no frames, or for NV12 one of a single row or column.
         CalibrationError: a frame has no ground truth.
     """
+    how = sampling or Sampling()
     samples: list[Sample] = []
     size_bytes = 0
     for frame in frames:
-        image = frame.image
-        if frame_size_hw is not None and frame.size_hw != frame_size_hw:
-            height, width = frame_size_hw
-            image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-        truth_hw = None if truths is None else truths(frame.name, frame.size_hw)
-        if truth_hw is not None and truth_hw.shape != image.shape[:2]:
-            truth_hw = resize_truth(truth_hw, image.shape[:2])
-        if pixels == "nv12":
-            height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
-            if not height or not width:
-                raise CompileError(f"--verify {source}: expected frames of 2×2 or more for NV12, got {describe(image)}")
-            image, truth_hw = image[:height, :width], None if truth_hw is None else truth_hw[:height, :width]
+        image, truth_hw = _picture(frame, how, source)
         frames_nhwc = np.ascontiguousarray(image[None])
         # What NV12 loses of a photo's colours is lost before the program, as in a video: the network sees it so too.
-        expected = reference(frames_nhwc if pixels == "bgr" else to_bgr(to_nv12(image))[None])
-        covered, undecided = _clarity(expected, task)
+        expected = reference(frames_nhwc if how.pixels == "bgr" else to_bgr(to_nv12(image))[None])
+        covered, undecided = _clarity(expected, how.task)
         samples.append(Sample(frame.name, frames_nhwc, expected.masks_nhw, truth_hw, covered, undecided))
         size_bytes += frames_nhwc.nbytes
-        if len(samples) == count or size_bytes >= MOST_BYTES:
+        if len(samples) == how.count or size_bytes >= MOST_BYTES:
             break
     if not samples:
         raise CompileError(f"--verify {source}: expected frames, got none")
     return samples
+
+
+def _picture(frame: Frame, how: Sampling, source: str) -> tuple[Image, Truth | None]:
+    """A frame in the size that it is checked in, and its ground truth in that size."""
+    image = frame.image
+    if how.frame_size_hw is not None and frame.size_hw != how.frame_size_hw:
+        height, width = how.frame_size_hw
+        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    truth_hw = None if how.truths is None else how.truths(frame.name, frame.size_hw)
+    if truth_hw is not None and truth_hw.shape != image.shape[:2]:
+        truth_hw = resize_truth(truth_hw, image.shape[:2])
+    if how.pixels == "bgr":
+        return image, truth_hw
+    height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+    if not height or not width:
+        raise CompileError(f"--verify {source}: expected frames of 2×2 or more for NV12, got {describe(image)}")
+    return image[:height, :width], None if truth_hw is None else truth_hw[:height, :width]
 
 
 def verify(

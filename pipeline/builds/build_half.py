@@ -139,7 +139,7 @@ def _problem(bundle: Bundle, runtime: str) -> str | None:
 
 
 def _has_plan(bundle: Bundle, runtime: str) -> bool:
-    return any(entry.get("runtime") == runtime for entry in bundle.manifest.engines)
+    return any(entry.runtime == runtime for entry in bundle.manifest.engines)
 
 
 def _ending(status: int) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipeline.bundles.file_lock import locked
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.bundles.whole_folder import whole_folder
 from pipeline.errors import BundleError
 from pipeline.frames.pixels import Pixels
@@ -60,7 +61,7 @@ class Manifest:
         weights: file name, sha256 and checkpoint family that the network was read from.
         calibration: of INT8: frames, method, what was repaired or left out, as ``compile`` writes it.
         verification: agreement with the trained network, as ``compile.proof.verify`` writes it.
-        engines: for each plan its file, runtime, version, compute capabilities and frame profile, as ``compile`` writes it.
+        engines: the bundle's plans, as ``compile`` has put them in.
         files: sha256 of every other file in the bundle, by name.
         composes: the program draws the overlay too, and gives views beside the masks; not in the file if it does not.
         pixels: how the frames lie in memory that the program takes; not in the file if it is "bgr".
@@ -82,7 +83,7 @@ class Manifest:
     layers: Mapping[str, str] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
-    engines: tuple[Mapping[str, Any], ...] = ()
+    engines: tuple[PlanEntry, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     composes: bool = False
     pixels: Pixels = "bgr"
@@ -124,7 +125,7 @@ class Manifest:
                     "frame_size_hw": None
                     if entries.get("frame_size_hw") is None
                     else _size_hw(entries["frame_size_hw"]),
-                    "engines": _objects(entries.get("engines", [])),
+                    "engines": _plans(entries.get("engines", [])),
                 }
             )
         except (TypeError, ValueError, OverflowError) as error:
@@ -144,9 +145,13 @@ class Manifest:
             raise BundleError(f"{where}: expected an object for {', '.join(maps)}: compile the bundle again")
         return manifest
 
+    def as_dict(self) -> dict[str, Any]:
+        """All fields in the form of the file, those too that it leaves out."""
+        return asdict(self) | {"engines": [entry.as_dict() for entry in self.engines]}
+
     def to_json(self) -> str:
         """The manifest as indented JSON, fields in their order here."""
-        entries = asdict(self)
+        entries = self.as_dict()
         if not self.composes:
             del entries["composes"]
         if self.pixels == "bgr":
@@ -314,10 +319,10 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
         )
 
 
-def _objects(value: Any) -> tuple[dict[str, Any], ...]:
+def _plans(value: Any) -> tuple[PlanEntry, ...]:
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise TypeError("engines that are no list of objects")
-    return tuple(value)
+    return tuple(PlanEntry.from_dict(entry) for entry in value)
 
 
 def _names(value: Any) -> tuple[str, ...]:

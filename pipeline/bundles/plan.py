@@ -10,12 +10,11 @@ import hashlib
 import os
 import shlex
 import stat
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from pipeline.bundles.bundle import MANIFEST_NAME, Bundle
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.errors import BackendUnavailableError, BundleError, PlanError
-from pipeline.frames.pixels import Pixels, frames_nhw
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "torch-tensorrt": "Torch-TensorRT"}
 """Runtimes that run plans, as they are called in messages."""
@@ -24,9 +23,7 @@ BUILT_FROM_PROGRAM = ("tensorrt", "tensorrt-rtx")
 """Those whose plans are built from a bundle's ``program.onnx``; the other one takes the trained network."""
 
 
-def read_plan(
-    bundle: Bundle, runtime: str, version: str, sm: int | None, device: str
-) -> tuple[Mapping[str, Any], bytes]:
+def read_plan(bundle: Bundle, runtime: str, version: str, sm: int | None, device: str) -> tuple[PlanEntry, bytes]:
     """Find the plan for a runtime and a GPU, check it and read it.
 
     Args:
@@ -46,9 +43,9 @@ def read_plan(
     """
     name = NAMES[runtime]
     command = rebuild_command(bundle, runtime)
-    entries = [_checked(bundle, entry) for entry in bundle.manifest.engines if entry.get("runtime") == runtime]
+    entries = [_checked(bundle, entry) for entry in bundle.manifest.engines if entry.runtime == runtime]
     if sm is None:
-        built_for = sorted({built for entry in entries for built in entry["sms"]})
+        built_for = sorted({built for entry in entries for built in entry.sms})
         expected = f" of compute capability {_dotted(built_for)}" if built_for else ""
         raise BackendUnavailableError(
             f"{bundle.folder}: expected an NVIDIA GPU{expected} for {name}, got none ({device}): take --backend onnxruntime, "
@@ -63,16 +60,16 @@ def read_plan(
     if not loadable:
         raise PlanError(
             f"{_path(bundle, entries)}: expected a plan of {name} {version}, which is here, "
-            f"got one of {_joined(entry['version'] for entry in entries)}: rebuild it with: {command}"
+            f"got one of {_joined(entry.version for entry in entries)}: rebuild it with: {command}"
         )
     fitting = [entry for entry in loadable if _sm_fits(entry, sm)]
     if not fitting:
         raise PlanError(
             f"{_path(bundle, loadable)}: expected a plan for compute capability {_dotted([sm])} ({device}), "
-            f"got one for {_dotted(sorted({built for entry in loadable for built in entry['sms']}))}: rebuild it with: {command}"
+            f"got one for {_dotted(sorted({built for entry in loadable for built in entry.sms}))}: rebuild it with: {command}"
         )
     # The plain one before the compatible ones, which are slower; the newest first.
-    entry = min(reversed(fitting), key=lambda entry: (entry["hardware"] != "same", bool(entry["version_compatible"])))
+    entry = min(reversed(fitting), key=lambda entry: (entry.hardware != "same", entry.version_compatible))
     return entry, _read(bundle, entry, command)
 
 
@@ -84,8 +81,8 @@ def rebuild_command(bundle: Bundle, runtime: str) -> str:
     return f"python -m compile --bundle {shlex.quote(str(bundle.folder))} --target {runtime}"
 
 
-def _read(bundle: Bundle, entry: Mapping[str, Any], command: str) -> bytes:
-    path = bundle.folder / entry["file"]
+def _read(bundle: Bundle, entry: PlanEntry, command: str) -> bytes:
+    path = bundle.folder / entry.file
     try:
         for other in (bundle.folder, bundle.folder / MANIFEST_NAME, path.parent):
             _check_mode(str(other), os.stat(other).st_mode, command)
@@ -94,15 +91,15 @@ def _read(bundle: Bundle, entry: Mapping[str, Any], command: str) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise PlanError(f"{path}: expected a file, got something else: rebuild it with: {command}")
             _check_mode(str(path), status.st_mode, command)
-            if status.st_size != entry["size_bytes"]:
+            if status.st_size != entry.size_bytes:
                 raise PlanError(
-                    f"{path}: expected {entry['size_bytes']} bytes, got {status.st_size}: the file was cut off or replaced, "
+                    f"{path}: expected {entry.size_bytes} bytes, got {status.st_size}: the file was cut off or replaced, "
                     f"rebuild it with: {command}"
                 )
             content = file.read()
     except OSError as error:
         raise PlanError(f"{path}: cannot be read ({error.strerror}): rebuild it with: {command}") from error
-    expected, got = str(bundle.manifest.files[entry["file"]]), hashlib.sha256(content).hexdigest()
+    expected, got = str(bundle.manifest.files[entry.file]), hashlib.sha256(content).hexdigest()
     if got != expected:
         raise PlanError(
             f"{path}: expected sha256 {expected[:12]}…, got {got[:12]}…: the file was changed or damaged, rebuild it with: {command}"
@@ -123,48 +120,24 @@ def _check_mode(path: str, mode: int, command: str) -> None:
         )
 
 
-def _checked(bundle: Bundle, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    complete = {"hardware": "same", "version_compatible": False, **entry}
-    fits = (
-        isinstance(complete.get("file"), str)
-        and isinstance(complete.get("version"), str)
-        and isinstance(complete.get("size_bytes"), int)
-        and isinstance(complete.get("sms"), list)
-        and all(type(sm) is int for sm in complete["sms"])
-        and (
-            _is_profile(complete.get("profile"), bundle.manifest.pixels)
-            or (complete["runtime"] == "torch-tensorrt" and "profile" not in complete)
-        )
-        and (complete.get("dla_core") is None or (type(complete["dla_core"]) is int and complete["dla_core"] >= 0))
-    )
-    if not fits or complete["file"] not in bundle.manifest.files:
+def _checked(bundle: Bundle, entry: PlanEntry) -> PlanEntry:
+    if not entry.is_complete(bundle.manifest.pixels) or entry.file not in bundle.manifest.files:
         raise BundleError(
             f"{bundle.folder / MANIFEST_NAME}: expected file, version, size_bytes, sms and profile for each engine, "
-            f"got {', '.join(entry) or 'nothing'}: compile the bundle again"
+            f"got {', '.join(entry.keys) or 'nothing'}: compile the bundle again"
         )
-    return complete
+    return entry
 
 
-def _is_profile(shapes: Any, pixels: Pixels) -> bool:
-    """Smallest, usual and largest frames, as the shapes of the program's input."""
-    return (
-        isinstance(shapes, list | tuple)
-        and len(shapes) == 3
-        and all(isinstance(shape, list | tuple) for shape in shapes)
-        and all(type(side) is int for shape in shapes for side in shape)
-        and all(frames_nhw(pixels, shape) is not None for shape in shapes)
-    )
-
-
-def _version_fits(entry: Mapping[str, Any], version: str) -> bool:
-    if entry["version"] == version:
+def _version_fits(entry: PlanEntry, version: str) -> bool:
+    if entry.version == version:
         return True
     # A version-compatible plan also loads in a later TensorRT, the next major one included, never in an earlier one.
-    return bool(entry["version_compatible"]) and _numbers(entry["version"]) < _numbers(version)
+    return entry.version_compatible and _numbers(entry.version) < _numbers(version)
 
 
-def _sm_fits(entry: Mapping[str, Any], sm: int) -> bool:
-    return sm in entry["sms"] or (entry["hardware"] == "ampere+" and sm >= 80)
+def _sm_fits(entry: PlanEntry, sm: int) -> bool:
+    return sm in entry.sms or (entry.hardware == "ampere+" and sm >= 80)
 
 
 def _numbers(version: str) -> list[int]:
@@ -175,9 +148,9 @@ def _dotted(sms: Sequence[int]) -> str:
     return ", ".join(f"{sm // 10}.{sm % 10}" for sm in sms)
 
 
-def _joined(values: Any) -> str:
+def _joined(values: Iterable[str]) -> str:
     return ", ".join(sorted(set(values)))
 
 
-def _path(bundle: Bundle, entries: Sequence[Mapping[str, Any]]) -> str:
-    return str(bundle.folder / entries[0]["file"]) if len(entries) == 1 else f"{bundle.folder}: {len(entries)} plans"
+def _path(bundle: Bundle, entries: Sequence[PlanEntry]) -> str:
+    return str(bundle.folder / entries[0].file) if len(entries) == 1 else f"{bundle.folder}: {len(entries)} plans"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.builds.build_half import rebuild_plan
 from pipeline.builds.model_name import open_model
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
-from pipeline.command.drawing import make_drawing, read_look
+from pipeline.command.appearance import make_appearance, read_look
 from pipeline.command.not_finite import NotFiniteLines
 from pipeline.command.outputs import check_outputs, ended, has_window, open_outputs, open_page, output_specs, watched
 from pipeline.command.progress import Progress
@@ -58,23 +58,23 @@ def run_job(options: RunOptions) -> None:
         sources = _open_sources(options, stack)
         info = _together([source.info for source in sources])
         engine = _open_engine(options, [source.info for source in sources], stack)
-        drawing = make_drawing(options, look, engine, sources)
+        appearance = make_appearance(options, look, engine, sources)
         health, timer = Health([source.telemetry for source in sources]), StageTimer()
         service = stack.enter_context(Service(health))
-        summary = Summary(sources, info, timer, drawing.governor)
+        summary = Summary(sources, info, timer, appearance.governor)
         try:
             with ended(sinks, live=info.live):
-                open_outputs(sinks, options, sources, drawing, classes=engine.bundle.manifest.classes, window=window)
+                open_outputs(sinks, options, sources, appearance, classes=engine.bundle.manifest.classes, window=window)
                 if options.page is not None:
                     with uninterrupted():  # a page that is open must be in the list
-                        sinks.append(open_page(options.page, watched(sources, engine, health, timer), drawing))
+                        sinks.append(open_page(options.page, watched(sources, engine, health, timer), appearance))
                 service.ready(_status(options, info, window=window))
                 most = options.max_frames and options.max_frames * len(sources)
                 with Progress(info, most, quiet=options.quiet) as progress:
                     run(
                         sources,
                         engine,
-                        drawing.views,
+                        appearance.views,
                         sinks,
                         events=_Told(timer, service.pulse, progress, lost),
                         drop_oldest=options.drop_oldest,

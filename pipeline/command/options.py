@@ -114,7 +114,7 @@ class _Parser(OptionParser):
 def _parser() -> OptionParser:
     parser = _Parser(
         prog="python -m pipeline",
-        description="Masks over pictures, videos and cameras.",
+        description="Masks over pictures, videos, cameras and streams.",
         epilog="Exit status: 0 done, 2 a mistake in the input (one line says which), 1 a bug, 130 interrupted, 143 terminated.",
     )
     _add_input(parser)
@@ -124,18 +124,22 @@ def _parser() -> OptionParser:
     _add_live(parser.add_argument_group("cameras and streams"))
     _add_recording(parser.add_argument_group("recordings"))
     _add_page(parser.add_argument_group("the page"))
-    parser.add_argument("--config", metavar="FILE", help="YAML with the long options as keys; the command line wins")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print warnings and errors alone")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="read options from a YAML file, the long options as keys; the command line wins",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print warnings and errors only")
     return parser
 
 
 def _add_input(parser: OptionParser) -> None:
-    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="as --source")
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{source_forms()}; several share the engine")
     parser.add_argument(
         "-s",
         "--source",
         action="append",
-        help=f"{source_forms()}; several share the engine",
+        help="the same, as an option; may be repeated",
     )
     parser.add_argument(
         "-m",
@@ -148,22 +152,23 @@ def _add_input(parser: OptionParser) -> None:
         "--backend",
         default=_DEFAULT.model.backend,
         choices=Choices(ENGINES, "auto"),
-        help="what runs the network: auto = a GPU where there is one, else the CPU (default: %(default)s)",
+        help="what runs the network; auto takes a GPU where there is one, else the CPU (default: %(default)s)",
     )
     parser.add_argument(
         "--rebuild",
         default="auto",
         choices=("auto", "never"),
-        help="a plan for this GPU and its TensorRT, where the bundle has none: auto = build it here from the bundle's program, once "
-        "(default: %(default)s)",
+        help="what to do where the bundle has no plan for this GPU and its TensorRT; auto builds one from the "
+        "bundle's program, once (default: %(default)s)",
     )
     parser.add_argument(
         "--drop",
         default="auto",
         choices=tuple(_DROP),
-        help="drop frames that wait: auto = for cameras only",
+        help="which frames are dropped while the backend is busy: latest = all but the newest; never = none, the source waits; "
+        "auto = latest for cameras and streams, never for files (default: %(default)s)",
     )
-    parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end after so many frames of a source")
+    parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end each source after N frames")
 
 
 def _add_outputs(parser: OptionParser) -> None:
@@ -172,14 +177,14 @@ def _add_outputs(parser: OptionParser) -> None:
         "--output",
         action="append",
         metavar="OUT",
-        help=f"{output_forms()}; may be repeated; {{source}} in it is the source's name",
+        help=f"{output_forms()}; may be repeated; {{source}} stands for the source's name",
     )
     parser.add_argument(
         "--save",
         nargs="?",
         const="",
         metavar="PATH",
-        help="short for --output; without PATH a name made from the source's",
+        help="the same as --output; without PATH the name is made from the source's name",
     )
     parser.add_argument(
         "--show", action="store_true", help="show a window (the default with a display and no --output)"
@@ -192,35 +197,39 @@ def _add_look(parser: OptionParser) -> None:
         "--render",
         default=_DEFAULT.look.mode,
         choices=Choices(MODES),
-        help="how masks are shown (default: %(default)s)",
+        help="how masks are drawn (default: %(default)s)",
     )
     parser.add_argument(
         "--alpha",
         type=share,
         default=_DEFAULT.look.alpha,
         metavar="0..1",
-        help="strength of the colour (default: %(default)s)",
+        help="strength of the mask's color over the picture (default: %(default)s)",
     )
     parser.add_argument(
         "--threshold",
         type=share,
         default=_DEFAULT.look.threshold,
         metavar="0..1",
-        help="probability from which a pixel counts (default: %(default)s)",
+        help="probability from which a pixel belongs to the subject (default: %(default)s)",
     )
     parser.add_argument(
         "--palette",
         default=_DEFAULT.look.palette,
-        metavar="NAME|FILE|COLOURS",
-        help="default, cityscapes, voc, a YAML file, or #rrggbb,#rrggbb",
+        metavar="NAME|FILE|COLORS",
+        help="colors of the classes: default, cityscapes, voc, a YAML file, or #rrggbb,#rrggbb",
     )
     parser.add_argument(
-        "--background", metavar="COLOUR|PICTURE", help="behind cutout and replace: #rrggbb or a picture"
+        "--background",
+        metavar="COLOR|PICTURE",
+        help="what cutout and replace put behind the subject: #rrggbb or a picture",
     )
     parser.add_argument(
         "--legend", action="store_true", help="draw the classes and the share of the picture that each covers"
     )
-    parser.add_argument("--hud", action="store_true", help="draw rate, times and model")
+    parser.add_argument(
+        "--hud", action="store_true", help="draw throughput, times of the stages and the model onto the view"
+    )
 
 
 def _add_masks(parser: OptionParser) -> None:
@@ -228,22 +237,26 @@ def _add_masks(parser: OptionParser) -> None:
         "--smooth",
         default=_DEFAULT.masks.smooth,
         choices=("auto", "off", "on", "strong"),
-        help="steady masks over time: auto = on for cameras and streams (default: %(default)s)",
+        help="steady masks over time where the picture stands still; auto is on for cameras and streams, off for "
+        "files (default: %(default)s)",
     )
     parser.add_argument(
         "--fps",
         type=float,
         metavar="RATE",
-        help="keep this rate on a slower engine: between its masks the last one is moved with the picture, and is kept where that "
-        "did not change",
+        help="give every frame a mask at this frame rate, even on a slower backend: between computed masks the last "
+        "one is moved with the picture",
     )
-    parser.add_argument("--refine-edges", action="store_true", help="draw masks to the edges in the picture")
+    parser.add_argument(
+        "--refine-edges", action="store_true", help="move the edges of masks to the edges in the picture"
+    )
     parser.add_argument(
         "--compose",
         default=_DEFAULT.masks.compose,
         choices=("auto", "host", "device"),
-        help="where the overlay is drawn: auto = by a GPU if the bundle was compiled with --compose device; the host still draws masks "
-        "that --smooth or --refine-edges changed, and every other --render (default: %(default)s)",
+        help="where the overlay is drawn; auto takes the GPU if the bundle was compiled with --compose device. The "
+        "CPU still draws masks that --smooth or --refine-edges changed, and every other --render (default: "
+        "%(default)s)",
     )
 
 
@@ -253,26 +266,26 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
         type=duration_s,
         default=_DEFAULT.live.stall_s,
         metavar="TIME",
-        help="a source without a frame for so long is stalled (default: %(default)s s)",
+        help="a source without a frame for this long is stalled (default: %(default)s s)",
     )
     group.add_argument(
         "--reconnect",
         type=duration_s,
         default=_DEFAULT.live.reconnect_s,
         metavar="TIME",
-        help="and is connected anew when nothing came for so long after that (default: %(default)s s)",
+        help="a stalled source is connected again after this much more silence (default: %(default)s s)",
     )
     group.add_argument(
         "--max-reconnects",
         type=whole_number(0),
         metavar="N",
-        help="give up after so many attempts in a row (default: never)",
+        help="give up after N attempts in a row (default: never)",
     )
     group.add_argument(
         "--on-corrupt",
         default=_DEFAULT.live.on_corrupt,
         choices=("drop", "pass"),
-        help="damaged frames (default: %(default)s)",
+        help="what to do with damaged frames (default: %(default)s)",
     )
 
 
@@ -281,28 +294,35 @@ def _add_recording(group: argparse._ArgumentGroup) -> None:
         "--encoder",
         default=_DEFAULT.recording.encoder,
         choices=ENCODERS,
-        help="what encodes videos: auto = NVENC where it works, else x264",
+        help="what encodes videos; auto takes NVENC where it works, else x264",
     )
     group.add_argument(
         "--segment-time",
         type=duration_s,
         metavar="TIME",
-        help="a recording begins a new file after so long: 30, 10m, 1h (default for cameras: 1h)",
+        help="start a new file of a recording after this time: 30, 10m, 1h (default for cameras: 1h)",
     )
-    group.add_argument("--segment-size", type=byte_count, metavar="SIZE", help="likewise at this size: 500M, 2G")
+    group.add_argument(
+        "--segment-size", type=byte_count, metavar="SIZE", help="start a new file of a recording at this size: 500M, 2G"
+    )
     group.add_argument(
         "--keep-files",
         type=whole_number(1),
         metavar="N",
-        help="delete the oldest files of this recording beyond so many",
+        help="keep at most N files of a recording, delete the oldest",
     )
-    group.add_argument("--keep-size", type=byte_count, metavar="SIZE", help="likewise beyond this size in all")
+    group.add_argument(
+        "--keep-size",
+        type=byte_count,
+        metavar="SIZE",
+        help="keep at most this size of a recording in all, delete the oldest files",
+    )
     group.add_argument(
         "--min-free",
         type=byte_count,
         default=_DEFAULT.recording.min_free_bytes,
         metavar="SIZE",
-        help="a recording ends before less than this is free on its disk (default: 200M)",
+        help="end a recording before less than this is free on its disk (default: 200M)",
     )
 
 
@@ -312,25 +332,25 @@ def _add_page(group: argparse._ArgumentGroup) -> None:
         nargs="?",
         const=ADDRESS,
         metavar="HOST:PORT",
-        help="a page with the live picture (without HOST:PORT: 127.0.0.1:8080; a port alone: of 127.0.0.1); any other address than "
-        "this machine's needs a token",
+        help="stream the live picture to browsers, on a page (without HOST:PORT: 127.0.0.1:8080; a port alone: of "
+        "127.0.0.1). Addresses other than loopback need a token",
     )
     group.add_argument(
         "--serve-token",
         metavar="TOKEN",
-        help="16 characters or more; EDGEMASK_TOKEN in the environment is safer, for command lines are visible; made and printed "
-        "once if the address needs one",
+        help="the page's token, 16 characters or more; without one it is made and printed where the address needs "
+        "it. EDGEMASK_TOKEN in the environment is safer, because other users see command lines",
     )
     group.add_argument(
-        "--serve-name", action="append", metavar="NAME", help="another name that the page is called by; may be repeated"
+        "--serve-name", action="append", metavar="NAME", help="another host name of the page; may be repeated"
     )
-    group.add_argument("--serve-read-only", action="store_true", help="viewers cannot change settings")
+    group.add_argument("--serve-read-only", action="store_true", help="viewers of the page cannot change settings")
     group.add_argument(
         "--serve-viewers",
         type=whole_number(1),
         default=Limits().viewers,
         metavar="N",
-        help="at once (default: %(default)s)",
+        help="viewers of the page at once, at most (default: %(default)s)",
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.command.drawing import Drawing
+from pipeline.command.appearance import Appearance
 from pipeline.command.run_options import OutputOptions, RunOptions
 from pipeline.command.service import Health
 from pipeline.errors import OptionError, SinkError, SourceError
@@ -85,7 +85,7 @@ def open_outputs(
     sinks: list[Sink],
     options: RunOptions,
     sources: Sequence[Source],
-    drawing: Drawing,
+    appearance: Appearance,
     *,
     classes: tuple[str, ...],
     window: bool,
@@ -96,7 +96,7 @@ def open_outputs(
         sinks: gets them, one by one, so that those that are open can be closed when the next cannot be.
         options: which outputs, and how they are written.
         sources: each has outputs of its own; their names differ.
-        drawing: draws the views; it is changed by keys.
+        appearance: draws the views; it is changed by keys.
         classes: names of the network's classes.
         window: each source gets one too, see `has_window`.
 
@@ -113,11 +113,14 @@ def open_outputs(
         for source in sources:
             info = source.info
             for spec in output_specs(options, info):
-                add(open_sink(path_for_source(spec, info.name, many), info, drawing.renderer, sink_options), info)
+                add(open_sink(path_for_source(spec, info.name, many), info, appearance.renderer, sink_options), info)
             if window:
                 make = SINKS.load(SINKS["window"], "--show: the window cannot be opened here")
                 telemetry = source.telemetry
-                add(make(info, drawing.renderer, drawing.annotations, options=sink_options, telemetry=telemetry), info)
+                add(
+                    make(info, appearance.renderer, appearance.annotations, options=sink_options, telemetry=telemetry),
+                    info,
+                )
 
 
 def watched(sources: Sequence[Source], engine: Engine, health: Health, timer: StageTimer) -> Watched:
@@ -135,13 +138,13 @@ def watched(sources: Sequence[Source], engine: Engine, health: Health, timer: St
     )
 
 
-def open_page(options: PageOptions, run: Watched, drawing: Drawing) -> Sink:
+def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> Sink:
     """Open the page that ``--serve`` asks for.
 
     Args:
         options: where it is; without a token there, ``EDGEMASK_TOKEN`` is one.
         run: what it tells of.
-        drawing: is changed by the page.
+        appearance: is changed by the page.
 
     Raises:
         BackendUnavailableError: the page's packages are not here.
@@ -149,7 +152,7 @@ def open_page(options: PageOptions, run: Watched, drawing: Drawing) -> Sink:
     """
     make = SINKS.load(SINKS["page"], "--serve: the page needs packages that are not here")
     options = replace(options, token=options.token or os.environ.get("EDGEMASK_TOKEN") or None)
-    page: Sink = make(options, run, drawing.renderer, drawing.annotations)
+    page: Sink = make(options, run, appearance.renderer, appearance.annotations)
     return page
 
 

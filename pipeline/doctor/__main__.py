@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = Path("/")) -> int:
 def _run(arguments: Sequence[str] | None, root: Path) -> None:
     parser = OptionParser(
         prog="python -m pipeline.doctor",
-        description="What this machine has for edgemask, what is missing, and the command that mends it.",
+        description="What this machine has for edgemask, what is missing, and the command that adds it.",
         epilog="Exit status: 0 a backend can run here, 2 none can or a wrong option (one line says which), 1 a bug.",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -56,7 +56,7 @@ def _run(arguments: Sequence[str] | None, root: Path) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if report.auto is None:
         missing = (row.mend for row in report.findings if row.state == "missing" and row.key in _NEEDED and row.mend)
-        mend = next(missing, "pip install '.[cpu]'")
+        mend = next(missing, "pip install 'edgemask[cpu]'")
         names = ", ".join(backend.name for backend in report.backends)
         raise BackendUnavailableError(f"no backend can run here: expected one of {names}, got none: begin with: {mend}")
 
@@ -72,7 +72,7 @@ def _lines(report: Report, width: int) -> Iterator[str]:
     yield ""
     yield from textwrap.wrap(_automatic(report), width)
     if any(finding.mend for finding in report.findings):
-        yield "Lines after $ are commands that mend or add what stands above them; '.' is the folder of edgemask."
+        yield "Lines after $ are commands that mend or add what stands above them."
 
 
 def _automatic(report: Report) -> str:

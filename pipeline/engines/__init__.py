@@ -73,7 +73,7 @@ def _open_on_gpu(
     bundle: Bundle, overlap: bool, rebuild: Rebuild | None
 ) -> tuple[Engine | None, Sequence[EdgemaskError]]:
     """The engine of a plan that the bundle has or that is built here; else None, and why not: no reason without plan and GPU."""
-    built = [entry.get("runtime") for entry in bundle.manifest.engines]
+    built = [entry.runtime for entry in bundle.manifest.engines]
     names = [name for name, kind in ENGINES.own.items() if kind.plans and name in built]
     problems: list[EdgemaskError] = []
 

@@ -111,7 +111,7 @@ class TensorRTEngine(Engine):
         trt = load_tensorrt(self.runtime)
         version = str(trt.__version__)
         self._entry, plan = read_plan(bundle, self.runtime, version, self._device.sm, self._device.name)
-        self.batch = int(self._entry["profile"][2][0])
+        self.batch = self._entry.profile[2][0]
         self._busy: deque[_Slot] = deque()
         self._free: deque[_Slot] = deque()
         self._shape: Shape = ()
@@ -130,12 +130,12 @@ class TensorRTEngine(Engine):
 
     def try_out(self) -> None:
         """Run black frames of the plan's usual size."""
-        self(np.zeros(self._entry["profile"][1], np.uint8))
+        self(np.zeros(self._entry.profile[1], np.uint8))
 
     def inspect(self) -> PlanFacts:
         """What TensorRT tells of the plan's layers, for frames of the plan's usual size; nothing may be in flight."""
         with self._device:
-            self._set_shape(tuple(self._entry["profile"][1]))
+            self._set_shape(self._entry.profile[1])
             return facts_of(load_tensorrt(self.runtime), self._engine, self._context)
 
     def profile_layers(self, runs: int) -> dict[str, list[float]]:
@@ -153,7 +153,7 @@ class TensorRTEngine(Engine):
         else:
             context = self._engine.create_execution_context()
         self._require(context is not None, f"TensorRT cannot run the plan: {log_of(trt).last_words}")
-        shape = tuple(self._entry["profile"][1])
+        shape = self._entry.profile[1]
         slot = self._slot_for(shape)
         self._free.append(slot)
         fits = context.set_input_shape(self._input, shape) and not context.infer_shapes()
@@ -176,10 +176,10 @@ class TensorRTEngine(Engine):
         log = log_of(trt)
         log.clear()
         self._runtime = trt.Runtime(log.logger)
-        if self._entry["version_compatible"]:
+        if self._entry.version_compatible:
             self._runtime.engine_host_code_allowed = True  # it carries the runtime of the version that built it
-        if self._entry.get("dla_core") is not None:
-            self._runtime.DLA_core = self._entry["dla_core"]
+        if self._entry.dla_core is not None:
+            self._runtime.DLA_core = self._entry.dla_core
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         self._require(self._engine is not None, f"TensorRT refuses the plan: {log.last_words}")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
@@ -222,7 +222,7 @@ class TensorRTEngine(Engine):
         config = self._engine.create_runtime_config()
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache = config.create_runtime_cache()
-        self._cache_file = RuntimeCacheFile(self.bundle.folder / self._entry["file"], self._device.sm)
+        self._cache_file = RuntimeCacheFile(self.bundle.folder / self._entry.file, self._device.sm)
         self._cache_file.load(self._cache)
         config.set_runtime_cache(self._cache)
         return config
@@ -312,7 +312,7 @@ class TensorRTEngine(Engine):
             self.__dict__.pop(name, None)
 
     def _set_shape(self, shape: Shape) -> None:
-        smallest, _, largest = self._entry["profile"]
+        smallest, _, largest = self._entry.profile
         if not all(low <= side <= high for low, side, high in zip(smallest, shape, largest, strict=True)):
             command = rebuild_command(self.bundle, self.runtime)
             low, got, high = (self._masks_shape(frames) for frames in (smallest, shape, largest))
@@ -386,7 +386,7 @@ class TensorRTEngine(Engine):
 
     def _require(self, fits: Any, problem: str) -> None:
         if not fits:
-            path = self.bundle.folder / self._entry["file"]
+            path = self.bundle.folder / self._entry.file
             command = rebuild_command(self.bundle, self.runtime)
             raise PlanError(f"{path}: {problem}: rebuild it with: {command}", problem)
 

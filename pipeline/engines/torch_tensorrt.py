@@ -76,7 +76,7 @@ class TorchTensorRTEngine(Engine):
         self.description = self._device.description
 
     def _require_same_tensorrt(self) -> None:
-        built = self._entry.get("versions", {}).get("tensorrt", "")
+        built = self._entry.versions.get("tensorrt", "")
         if self._device.tensorrt_version and built != self._device.tensorrt_version:
             raise self._refused(f"expected a program of TensorRT {self._device.tensorrt_version}, got one of {built}")
 
@@ -105,11 +105,11 @@ class TorchTensorRTEngine(Engine):
         return program
 
     def _refused(self, reason: str) -> PlanError:
-        path = self.bundle.folder / self._entry["file"]
+        path = self.bundle.folder / self._entry.file
         return PlanError(f"{path}: {reason}: rebuild it with: {rebuild_command(self.bundle, RUNTIME)}", reason)
 
     def _submit(self, frames_nhwc: NDArray[np.uint8]) -> None:
-        largest = self._entry["profile"][-1][0] if "profile" in self._entry else len(frames_nhwc)
+        largest = self._entry.profile[-1][0] if self._entry.profile else len(frames_nhwc)
         if len(frames_nhwc) > largest:
             raise ShapeError(
                 f"frames: expected at most {largest} at once, got {len(frames_nhwc)}: compile with a larger batch"

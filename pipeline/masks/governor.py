@@ -35,9 +35,9 @@ log = logger_of(__name__)
 
 # Flow is found at this width: enough for edges of a mask that a network of 320 pixels made.
 _FLOW_WIDTH = 256
-# A picture whose grey differs by less than this, on average and anywhere in its tiles, is the same one.
+# A picture whose gray differs by less than this, on average and anywhere in its tiles, is the same one.
 _SAME_LEVELS, _SAME_TILE_LEVELS = 1.0, 3.0
-# A step of the mean grey of this much is another scene, whose mask cannot be had by moving the last one.
+# A step of the mean gray of this much is another scene, whose mask cannot be had by moving the last one.
 _CUT_LEVELS = 25.0
 _TILES_WH = (32, 18)
 # A source that was silent for so long does not hold its turn at the engine.
@@ -86,7 +86,7 @@ class _Key:
 
 
 class _Asked(NamedTuple):
-    """What the engine works on: a frame's source, greys and time, and the last masks moved to it."""
+    """What the engine works on: a frame's source, grays and time, and the last masks moved to it."""
 
     source: str
     grey: Image
@@ -270,7 +270,7 @@ def _positions(size_wh: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _small(image_hwc: Image) -> tuple[Image, Image]:
-    """The picture in grey at the size that flow is found at, and its tiles."""
+    """The picture in gray at the size that flow is found at, and its tiles."""
     height, width = image_hwc.shape[:2]
     # Flow needs a few pixels in each direction.
     size_wh = max(16, min(width, _FLOW_WIDTH)), max(16, round(height * min(1.0, _FLOW_WIDTH / width)))

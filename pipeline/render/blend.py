@@ -1,4 +1,4 @@
-"""How a mask's values mix a picture with colours or with another picture, in 8-bit integers."""
+"""How a mask's values mix a picture with colors or with another picture, in 8-bit integers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORTH_COLUMNS = bytes([1] * 32)
 
 @dataclass(frozen=True, eq=False)
 class Blend:
-    """How a mask's values mix a picture with colours, or with another picture: ``picture × kept + rest``.
+    """How a mask's values mix a picture with colors, or with another picture: ``picture × kept + rest``.
 
     Attributes:
         first: the smallest value that changes what is drawn; 256: none does.
@@ -53,7 +53,7 @@ class Blend:
 
     @classmethod
     def subject(cls, look: Look, task: Task, over: Color | None) -> Blend:
-        """The picture's subject over a colour; None: over what was drawn before."""
+        """The picture's subject over a color; None: over what was drawn before."""
         weights = subject_weights(task, look.threshold)
         kept = _of_pixels(weights)
         added: Image | None = None

@@ -17,7 +17,7 @@ STEP = 0.05
 """By how much a key changes alpha or threshold."""
 
 BACKGROUNDS: tuple[Color, ...] = (GREEN_SCREEN, WHITE, (0, 0, 0), (128, 128, 128), (200, 80, 0))
-"""What the background key goes through, (b, g, r), after the one that was given: green, white, black, grey, blue."""
+"""What the background key goes through, (b, g, r), after the one that was given: green, white, black, gray, blue."""
 
 
 class Command(Enum):

@@ -75,11 +75,11 @@ class Drawing:
     memory: Memory
 
     def colours(self) -> Blend:
-        """Mixes the classes' colours into the picture."""
+        """Mixes the classes' colors into the picture."""
         return self.memory.blend(self.look, "colours", lambda: Blend.colours(self.look, self.task))
 
     def subject(self, over: Color | None) -> Blend:
-        """Mixes the subject into a colour, or into what was drawn before."""
+        """Mixes the subject into a color, or into what was drawn before."""
         return self.memory.blend(self.look, ("subject", over), lambda: Blend.subject(self.look, self.task, over))
 
     def scratch(self) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""How masks are shown: the mode, the colours, and how much of the subject a mask's value is."""
+"""How masks are shown: the mode, the colors, and how much of the subject a mask's value is."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Look:
 
     Attributes:
         mode: one of ``pipeline.render.modes.MODES``.
-        alpha: strength of the colour, 0 (picture only) to 1 (colour only), in "overlay", "side" and "heatmap".
+        alpha: strength of the color, 0 (picture only) to 1 (color only), in "overlay", "side" and "heatmap".
         threshold: the probability, 0 to 1, from which a pixel of a binary mask is subject; class maps need none.
-        palette: the colours; a binary mask is drawn in that of class 1.
+        palette: the colors; a binary mask is drawn in that of class 1.
         background: what "cutout" and "replace" put behind the subject: (b, g, r), or a picture (h, w, 3) uint8 BGR that
             is scaled to cover the frame (the look keeps a read-only copy), or None: green for "cutout", white for
             "replace".
@@ -67,7 +67,7 @@ class Look:
                 background.setflags(write=False)
                 object.__setattr__(self, "background", background)
         elif background is not None and not (len(background) == 3 and all(0 <= value <= 255 for value in background)):
-            raise OptionError(f"background colour: expected (b, g, r) of 0 to 255, got {background}")
+            raise OptionError(f"background color: expected (b, g, r) of 0 to 255, got {background}")
 
 
 def soft_edge(threshold: float) -> NDArray[np.float64]:
@@ -98,7 +98,7 @@ def subject_weights(task: Task, threshold: float) -> NDArray[np.uint8]:
 
 
 def background_color(look: Look) -> Color:
-    """The colour that stands behind the subject where there is no picture: the look's, or else the mode's own."""
+    """The color that stands behind the subject where there is no picture: the look's, or else the mode's own."""
     if look.background is None or isinstance(look.background, np.ndarray):
         return MODES[look.mode].background
     return look.background

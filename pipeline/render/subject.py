@@ -24,7 +24,7 @@ def draw_over(drawing: Drawing, background: Image | Color | None) -> None:
 
     Args:
         drawing: what to draw, and where.
-        background: a picture of the frame's size, a colour, or None: what the view holds already.
+        background: a picture of the frame's size, a color, or None: what the view holds already.
     """
     view, image, mask, scratch = drawing.view, drawing.image, drawing.mask, drawing.scratch()
     blend = drawing.subject(background if isinstance(background, tuple) else None)

@@ -42,7 +42,7 @@ _WITHOUT_ALPHA = frozenset((".jpg", ".jpeg"))
 class FolderSink(Sink):
     """Writes ``FOLDER/<name>.png`` for every frame, each complete or not at all.
 
-    With the render mode "mask" it is the mask itself: 8-bit grey of the frame's size, probability × 255 or class index. With
+    With the render mode "mask" it is the mask itself: 8-bit gray of the frame's size, probability × 255 or class index. With
     "cutout" it is the subject with its mask as alpha channel. Else it is the view.
     """
 
@@ -102,7 +102,7 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
 
     Args:
         path: its suffix names the format.
-        picture: (H, W), (H, W, 3) or (H, W, 4) uint8: grey, BGR or BGRA.
+        picture: (H, W), (H, W, 3) or (H, W, 4) uint8: gray, BGR or BGRA.
 
     Raises:
         SinkError: it cannot be written.

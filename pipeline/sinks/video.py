@@ -30,7 +30,7 @@ class VideoSink(Sink):
     """Writes the views to ``NAME.mp4`` (or .m4v, .mov, .mkv), with the source's frame rate and time stamps.
 
     The file appears under its name when it is complete. Odd sizes are made even by repeating the last row or column, because
-    4:2:0 colour has no half pixels; frames of another size than the first are scaled into it.
+    4:2:0 color has no half pixels; frames of another size than the first are scaled into it.
     """
 
     def _open(self) -> None:

@@ -1,4 +1,4 @@
-"""What FFmpeg decoded, as frames: colours and turns, for files and streams alike."""
+"""What FFmpeg decoded, as frames: colors and turns, for files and streams alike."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ class GstreamerConnection(Connection):
 
 
 def command(elements: Sequence[str], write_end: int) -> list[str]:
-    """The program and its words. Colours leave it as BT.709, which the pictures' header has no room to tell."""
+    """The program and its words. Colors leave it as BT.709, which the pictures' header has no room to tell."""
     return [
         *(LAUNCH, "-q", *elements, "!", "videoconvert", "!", "video/x-raw,format=I420,colorimetry=bt709"),
         *("!", "y4menc", "!", "fdsink", f"fd={write_end}"),

@@ -38,7 +38,7 @@ class PictureSource(Source):
     """A picture, the pictures of a folder (not of folders in it), or what a glob matches (``**`` for folders in folders).
 
     Order is that of the names, with numbers in them counted as numbers. Pictures are read as they are shown: turned by their
-    EXIF orientation, grey made BGR, 16 bits made 8, an alpha channel left out. A picture that cannot be read does not stop the
+    EXIF orientation, gray made BGR, 16 bits made 8, an alpha channel left out. A picture that cannot be read does not stop the
     others: it is named in the error that ends the iteration.
     """
 

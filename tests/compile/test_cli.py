@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,7 +15,7 @@ import torch
 
 from compile.__main__ import main
 from compile.networks.contract import Contract
-from compile.program.candidate import Candidate
+from compile.program.network import Network
 from compile.proof.verify import Expected
 from pipeline.bundles.bundle import MANIFEST_NAME, PROGRAM_NAME, WORST_NAME, Bundle, file_sha256
 from pipeline.errors import CompileError
@@ -68,20 +67,31 @@ def refused(run):
     return refused
 
 
+class RedNetwork(Network):
+    """Its program gives the frame's red channel; ``judge`` says what is expected."""
+
+    def __init__(self, program, judge):
+        super().__init__("unet", "unet", Contract("stream", (1, 1)), 1)
+        self.program, self.judge = program, judge
+
+    def reference(self, frames_nhwc):
+        return Expected(self.judge(frames_nhwc))
+
+    def export(self, precision, frame_size_hw, keep):
+        return self.program
+
+
 @pytest.fixture
-def red_candidate(monkeypatch, red_bundle):
+def red_network(monkeypatch, red_bundle):
     """Whatever the weights, the program gives the frame's red channel."""
 
-    def candidate(reference=lambda frames: frames[..., 2]):
-        model = onnx.load(red_bundle.program_path)
-        contract = Contract("stream", (1, 1))
-        expected = lambda frames: Expected(reference(frames))  # noqa: E731
-        found = Candidate("unet", "unet", contract, 1, expected, lambda *_: model)
-        monkeypatch.setattr("compile.program.candidate.open_candidate", lambda *_, **__: found)
+    def install(reference=lambda frames: frames[..., 2]):
+        found = RedNetwork(onnx.load(red_bundle.program_path), reference)
+        monkeypatch.setattr("compile.steps.open_network", lambda *_, **__: found)
         return found
 
-    candidate()
-    return candidate
+    install()
+    return install
 
 
 # --- bundles
@@ -171,7 +181,7 @@ def test_classes_a_contract_file_a_frame_size_and_a_bundle_to_replace(run, weigh
     assert set(enlarged) == {b"linear"}  # smooth: scores, not indices
 
 
-def test_quiet_says_nothing(run, red_candidate, weights, place):
+def test_quiet_says_nothing(run, red_network, weights, place):
     assert run("-w", weights / "unet.pth", "-o", place / "bundle", "-q") == (0, "", "")
     Bundle.read(place / "bundle")
 
@@ -180,11 +190,9 @@ def test_quiet_says_nothing(run, red_candidate, weights, place):
     ("text", "size_hw"),
     [("320", (320, 320)), ("320x640", (320, 640)), ("320X640", (320, 640)), ("320×640", (320, 640)), ("8,9", (8, 9))],
 )
-def test_forms_of_a_size(run, red_candidate, monkeypatch, weights, place, text, size_hw):
-    seen, found = {}, red_candidate()
-    monkeypatch.setattr(
-        "compile.program.candidate.open_candidate", lambda *_, **options: (seen.update(options), found)[1]
-    )
+def test_forms_of_a_size(run, red_network, monkeypatch, weights, place, text, size_hw):
+    seen, found = {}, red_network()
+    monkeypatch.setattr("compile.steps.open_network", lambda *_, **options: (seen.update(options), found)[1])
     assert run("-w", weights / "unet.pth", "-o", place / "bundle", "--imgsz", text)[0] == 0
     assert seen["imgsz"] == size_hw
 
@@ -325,8 +333,8 @@ def test_u2net_at_a_size_that_it_would_round_differently(refused, weights, place
     refused(message, "-w", weights / "u2net.pth", "-o", place / "bundle", "--imgsz", "48x64")
 
 
-def test_a_program_that_does_not_agree(refused, run, red_candidate, weights, place):
-    red_candidate(lambda frames: 255 - frames[..., 2])
+def test_a_program_that_does_not_agree(refused, run, red_network, weights, place):
+    red_network(lambda frames: 255 - frames[..., 2])
     arguments = ("-w", weights / "unet.pth", "-o", place / "bundle", "-q")
     refused(r"does not agree with the trained network in FP32 on 32 photographs .*0\.9900", *arguments)
     assert not list(place.iterdir())
@@ -336,10 +344,10 @@ def test_a_program_that_does_not_agree(refused, run, red_candidate, weights, pla
     assert Bundle.read(allowed).manifest.verification["iou_mean"] < 0.1
 
 
-def test_what_was_there_stays_when_the_new_one_fails(refused, run, red_candidate, weights, place):
+def test_what_was_there_stays_when_the_new_one_fails(refused, run, red_network, weights, place):
     output = place.parent / "kept"
     assert run("-w", weights / "unet.pth", "-o", output, "--model", "first")[0] == 0
-    red_candidate(lambda frames: 255 - frames[..., 2])
+    red_network(lambda frames: 255 - frames[..., 2])
     refused("does not agree", "-w", weights / "unet.pth", "-o", output, "-q")
     assert Bundle.read(output).manifest.model == "first"
     assert {path.name for path in place.parent.iterdir()} == {"kept", "place"}
@@ -347,7 +355,7 @@ def test_what_was_there_stays_when_the_new_one_fails(refused, run, red_candidate
 
 @pytest.mark.parametrize("kind", ["file", "folder with other files", "below a file"])
 def test_destinations_that_are_refused_before_any_work(refused, monkeypatch, weights, tmp_path, kind):
-    monkeypatch.setattr("compile.program.candidate.open_candidate", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("compile.steps.open_network", lambda *_, **__: pytest.fail("work was done"))
     output = tmp_path / "place" if kind != "below a file" else tmp_path / "file" / "bundle"
     if kind == "folder with other files":
         output.mkdir()
@@ -361,7 +369,7 @@ def test_destinations_that_are_refused_before_any_work(refused, monkeypatch, wei
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_full_disk(refused, red_candidate, monkeypatch, weights, place):
+def test_a_full_disk(refused, red_network, monkeypatch, weights, place):
     def full(self, content):
         raise OSError(28, "No space left on device")
 
@@ -370,21 +378,20 @@ def test_a_full_disk(refused, red_candidate, monkeypatch, weights, place):
     refused(message, "-w", weights / "unet.pth", "-o", place / "bundle", "-q")
 
 
-def test_an_export_that_fails(refused, red_candidate, monkeypatch, weights, place):
+def test_an_export_that_fails(refused, red_network, monkeypatch, weights, place):
     def export(*_):
         raise CompileError("the network cannot be exported to ONNX")
 
-    found = replace(red_candidate(), export=export)
-    monkeypatch.setattr("compile.program.candidate.open_candidate", lambda *_, **__: found)
+    monkeypatch.setattr(RedNetwork, "export", export)
     refused("cannot be exported", "-w", weights / "unet.pth", "-o", place / "bundle", "-q")
 
 
-def test_ended_by_a_signal(run, red_candidate, weights, place):
+def test_ended_by_a_signal(run, red_network, weights, place):
     def reference(frames):
         os.kill(os.getpid(), signal.SIGTERM)
         return frames[..., 2]
 
-    red_candidate(reference)
+    red_network(reference)
     assert run("-w", weights / "unet.pth", "-o", place / "bundle", "-q") == (143, "", "")
     assert not list(place.iterdir())
 
@@ -393,7 +400,7 @@ def test_a_bug_is_not_taken_for_a_mistake(run, monkeypatch, weights, place):
     def bug(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("compile.program.candidate.open_candidate", bug)
+    monkeypatch.setattr("compile.steps.open_network", bug)
     with pytest.raises(ZeroDivisionError):
         run("-w", weights / "unet.pth", "-o", place / "bundle")
 
@@ -408,12 +415,12 @@ def test_missing_packages_are_told_with_the_command_that_installs_them(cli, weig
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"error: compiling needs packages that are not here (No module named '{package}'): "
-        "install them with: pip install '.[compile]'\n"
+        "install them with: pip install 'edgemask[compile]'\n"
     )
     assert not list(place.iterdir())
 
 
-def test_the_manifest_is_plain_json(run, red_candidate, weights, place):
+def test_the_manifest_is_plain_json(run, red_network, weights, place):
     assert run("-w", weights / "unet.pth", "-o", place / "bundle")[0] == 0
 
     def constant(name):

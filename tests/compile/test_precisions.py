@@ -7,6 +7,7 @@ import torch
 
 from compile import timing
 from compile.__main__ import main
+from compile.draft import Draft
 from compile.timing import fastest
 from pipeline.bundles.bundle import Bundle, Manifest
 from pipeline.engines.on_cpu import slower_on_cpu
@@ -39,7 +40,7 @@ def made(precision):
     manifest = Manifest(
         "x", "binary", ("subject",), (64, 64), precision=precision, contract={}, weights={}, tools={}, created=""
     )
-    return manifest, {}
+    return Draft(manifest, {})
 
 
 @pytest.mark.parametrize(
@@ -51,12 +52,13 @@ def made(precision):
         ([5.0, 5.0, 10.0], "fp16", "the fastest here that passes is fp16: int8 is no faster here"),
     ],
 )
-def test_the_fastest_is_taken_and_of_equals_the_more_exact(times_ms, taken, said, monkeypatch):
+def test_the_fastest_is_taken_and_of_equals_the_more_exact(times_ms, taken, said, monkeypatch, caplog):
     monkeypatch.setattr(timing, "_times_ms", lambda *_: times_ms)
-    lines = []
+    caplog.set_level("INFO", "edgemask")
     sample = type("", (), {"frames_nhwc": None})
-    manifest, _ = fastest([made(name) for name in ("int8", "fp16", "fp32")], "onnxruntime", [sample], lines.append)
-    assert manifest.precision == taken
+    draft = fastest([made(name) for name in ("int8", "fp16", "fp32")], "onnxruntime", [sample])
+    assert draft.manifest.precision == taken
+    lines = caplog.messages
     assert lines[-1] == said
     assert lines[1] == f"fp16: {times_ms[1]:.2f} ms a frame, {times_ms[1] / 10:.2f} × fp32's"
 

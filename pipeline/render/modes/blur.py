@@ -47,7 +47,7 @@ def blurred_background(image_hwc: Image, weight_hw: Image, out: Image | None = N
     rows, columns = slice(height // factor * factor), slice(width // factor * factor)
     small = _reduced(image_hwc[rows, columns], halvings).astype(np.float32)
     weight = _reduced(weight_hw[rows, columns], halvings)
-    # The fourth power, because a small pixel that is partly subject has its colour too; never quite 0, so that the mean
+    # The fourth power, because a small pixel that is partly subject has its color too; never quite 0, so that the mean
     # exists inside a large subject.
     share = (1 - weight.astype(np.float32) / 255) ** 4 + np.float32(0.001)
     spread = sigma / factor

@@ -29,7 +29,7 @@ def draw(drawing: Drawing) -> None:
     if box is None:
         return
     # A pixel is on an outline where a square around it holds another class: the line lies inside its own class, two
-    # classes that touch show both colours, and the frame's border, where the object may go on, has no line.
+    # classes that touch show both colors, and the frame's border, where the object may go on, has no line.
     side = 2 * max(1, round(image.shape[0] / 240)) + 1
     inside = labels[box]
     square = np.ones((side, side), dtype=np.uint8)

@@ -39,7 +39,7 @@ def cutout_bgra(image_hwc: Image, mask_hw: Image, task: Task, threshold: float |
             None: the opacity is the probability itself, which keeps hair and glass as the network sees them.
 
     Returns:
-        (H, W, 4) uint8 B, G, R, opacity (not multiplied into the colours): a new array that is the caller's.
+        (H, W, 4) uint8 B, G, R, opacity (not multiplied into the colors): a new array that is the caller's.
 
     Raises:
         ShapeError: an array has another shape or dtype.

@@ -1,4 +1,4 @@
-"""Probability as colours of heat."""
+"""Probability as colors of heat."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.frames.frame import Image
 from pipeline.render.drawing import Drawing, strips
 from pipeline.render.modes import RenderMode, overlay
 
-HEATMAP = RenderMode(name="heatmap", help="probability as colours of heat over the picture", order=80)
+HEATMAP = RenderMode(name="heatmap", help="probability as colors of heat over the picture", order=80)
 
 
 def draw(drawing: Drawing) -> None:

@@ -11,7 +11,7 @@ from pipeline.render.modes import RenderMode
 
 MASK = RenderMode(
     name="mask",
-    help="the mask alone: probability as grey, or the classes' colours; a picture file holds the mask's own values",
+    help="the mask alone: probability as gray, or the classes' colors; a picture file holds the mask's own values",
     order=20,
     picture="picture",
     exact=True,
@@ -27,5 +27,5 @@ def draw(drawing: Drawing) -> None:
 
 
 def picture(image: Image, mask: Image, task: Task) -> Image:
-    """The mask: 8-bit grey of the frame's size, probability × 255 or class index."""
+    """The mask: 8-bit gray of the frame's size, probability × 255 or class index."""
     return mask

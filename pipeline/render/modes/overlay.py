@@ -1,4 +1,4 @@
-"""The classes' colours over the picture."""
+"""The classes' colors over the picture."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import cv2
 from pipeline.render.drawing import Drawing, strips
 from pipeline.render.modes import RenderMode
 
-OVERLAY = RenderMode(name="overlay", help="the classes' colours over the picture", order=10, on_device=True)
+OVERLAY = RenderMode(name="overlay", help="the classes' colors over the picture", order=10, on_device=True)
 
 
 def draw(drawing: Drawing) -> None:
-    """Blend the colours in, only in the columns that the mask touches."""
+    """Blend the colors in, only in the columns that the mask touches."""
     blend, scratch, mask = drawing.colours(), drawing.scratch(), drawing.mask
     for rows in strips(mask):
         drawn = drawing.view[rows]

@@ -20,10 +20,12 @@ from benchmarks.peers import torch_loops as peers_torch
 from benchmarks.peers import trtexec as peers_trtexec
 from benchmarks.peers.commands import run_with
 from benchmarks.peers.on_gpu import open_gpu_engine, require_plan
-from benchmarks.peers.runs import Job, in_its_own_process
+from benchmarks.peers.runs import Job
 from benchmarks.peers.trtexec import Rates, command, find_program, measured_by
+from benchmarks.shared.process import in_its_own_process
 from compile.networks.unet import UNet
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.engines import open_engine
 from pipeline.errors import BackendUnavailableError
 
@@ -212,7 +214,10 @@ def test_tensorrt_rtx_is_told_to_copy_and_its_summary_is_read(install, bundle):
 )
 def test_a_plan_is_loaded_as_it_was_built(install, bundle, manifest, entry, expected):
     install("trtexec", known="")
-    assert command(find_program("trtexec"), bundle(**manifest), {**ENTRY, **entry}, (64, 96))[2:] == expected
+    assert (
+        command(find_program("trtexec"), bundle(**manifest), PlanEntry.from_dict({**ENTRY, **entry}), (64, 96))[2:]
+        == expected
+    )
 
 
 def test_a_plan_that_composes_is_not_compared(install, bundle):
@@ -360,7 +365,10 @@ def test_an_error_of_cuda_is_told_in_its_row(place, monkeypatch):
 
 
 def test_a_bundle_whose_plans_do_not_run_here_says_of_each_why(red_bundle, tmp_path):
-    engines = tuple({**ENTRY, "runtime": name, "sms": [10], "size_bytes": 4} for name in ("tensorrt", "tensorrt-rtx"))
+    engines = tuple(
+        PlanEntry.from_dict({**ENTRY, "runtime": name, "sms": [10], "size_bytes": 4})
+        for name in ("tensorrt", "tensorrt-rtx")
+    )
     files = {PROGRAM_NAME: red_bundle.program_path.read_bytes(), ENTRY["file"]: b"plan"}
     planned = Bundle.write(tmp_path / "planned", replace(red_bundle.manifest, engines=engines), files)
     require_plan(planned)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.__main__ import main
 from benchmarks.peers.int8_tools import PEERS, int8_share
 from compile.networks.unet import UNet
-from compile.program.candidate import open_candidate
+from compile.program.open_network import open_network
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle, Manifest, file_sha256
 from pipeline.errors import CompileError
 
@@ -38,7 +38,7 @@ def place(tmp_path_factory, red_bundle):
         network.outc.conv.bias.copy_((network.outc.conv.bias - scores.mean()) * 3 / scores.std())
     torch.save(network.state_dict(), folder / "tiny.pth")
     (folder / "contract.yaml").write_text(CONTRACT)
-    candidate = open_candidate(folder / "tiny.pth", str(folder / "contract.yaml"))
+    candidate = open_network(folder / "tiny.pth", str(folder / "contract.yaml"))
     for precision in ("int8", "fp32"):
         write_bundle(folder, precision, candidate, red_bundle.program_path.read_bytes())
     return folder
@@ -73,7 +73,7 @@ def test_every_tool_has_a_row_and_what_is_not_here_says_what_to_install(place, t
     assert main(arguments(place, "--json", result, "--plot", plot)) == 0
     printed = capsys.readouterr().out
     assert "calibrated on 2 pictures, measured on 3 others" in printed
-    assert "pip install '.[peers]'" in printed
+    assert "pip install 'edgemask[peers]'" in printed
     assert "note: the bundle was calibrated on other pictures (others)" in printed
     entries = json.loads(result.read_text())
     rows = {row["tool"]: row for row in entries["table"]}

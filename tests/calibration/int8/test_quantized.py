@@ -19,7 +19,7 @@ from calibration.metrics.agreement import iou
 from compile import options as compile_options
 from compile.__main__ import main
 from compile.networks.contract import Contract
-from compile.plans.tensorrt_build import BuildOptions, build_plan
+from compile.plans.tensorrt_build import PlanOptions, build_plan
 from compile.program.onnx_export import export_program
 from compile.program.program import FrameProgram, FrameToInput
 from compile.proof.verify import open_session
@@ -117,7 +117,7 @@ def test_int8_programs_of_both_networks_become_plans(tiny_unet, tiny_u2net, fram
         recipe = searched(network, frames, goal_iou=0.0)
         quantised = recipe.apply(network, torch.float16)
         program = export_program(FrameProgram(quantised, CONTRACT, half=True)).SerializeToString()
-        assert build_plan(program, BuildOptions("tensorrt-rtx", (86, 120))).content
+        assert build_plan(program, PlanOptions("tensorrt-rtx", (86, 120))).content
 
 
 def test_first_and_last_layers_and_what_is_no_convolution_stay(tiny_unet, frames):

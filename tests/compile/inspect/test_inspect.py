@@ -21,6 +21,7 @@ from compile.networks.contract import Contract
 from compile.program.onnx_export import export_program
 from compile.program.program import FrameProgram
 from pipeline.bundles.bundle import MANIFEST_NAME, PROGRAM_NAME, Bundle, Manifest
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.errors import CompileError, PlanError
 
 PLAN = "engines/tensorrt-10.3-sm87-fp16.plan"
@@ -71,7 +72,7 @@ def with_plan(tmp_path, red_bundle):
     """``with_plan(version="…", …)``: the folder of a bundle with a plan that has this entry."""
 
     def add(**changed):
-        manifest = dataclasses.replace(red_bundle.manifest, engines=({**ENTRY, **changed},))
+        manifest = dataclasses.replace(red_bundle.manifest, engines=(PlanEntry.from_dict({**ENTRY, **changed}),))
         files = {PROGRAM_NAME: red_bundle.program_path.read_bytes(), PLAN: b"plan"}
         return Bundle.write(tmp_path / "planned", manifest, files).folder
 
@@ -426,6 +427,7 @@ def test_a_bundle_that_gives_orders_to_the_terminal_is_only_shown(look, read, co
     node = helper.make_node("Gather", ["frames", "red"], ["masks"], name=orders, axis=3)
     frames = ("frames", TensorProto.UINT8, ["N", "H", orders, 3])
     content = model([node], [frames], [("masks", TensorProto.UINT8, None)], [("red", np.array(2))])
+    damaged = {"runtime": orders, "file": orders, "device": orders, "gpu_layers": 7, "dla_core": orders}
     folder = copied(
         {PROGRAM_NAME: content},
         model=orders,
@@ -434,12 +436,14 @@ def test_a_bundle_that_gives_orders_to_the_terminal_is_only_shown(look, read, co
         weights={"file": orders, "sha256": 3},
         verification={"iou_mean": orders, "mae": [orders]},
         tools={orders: orders},
-        engines=({"runtime": orders, "file": orders, "device": orders, "gpu_layers": 7, "dla_core": orders},),
+        engines=(PlanEntry.from_dict(damaged),),
     )
     said = look(folder)
     assert "backwards" in said
     assert "\u202e" not in said
-    assert read(folder)["manifest"]["model"] == orders
+    report = read(folder)
+    assert report["manifest"]["model"] == orders
+    assert report["manifest"]["engines"] == [damaged]
 
 
 def test_what_is_no_bundle_is_refused_in_one_line(run, tmp_path, copied):
@@ -485,7 +489,7 @@ def test_without_onnx_it_says_what_to_install(run, monkeypatch, red_bundle):
     monkeypatch.setitem(sys.modules, "onnx", None)
     status, said, errors = run(red_bundle.folder)
     assert (status, said) == (2, "")
-    assert re.fullmatch(r"error: .*onnx.*: install them with: pip install '\.\[compile\]'\n", errors)
+    assert re.fullmatch(r"error: .*onnx.*: install them with: pip install 'edgemask\[compile\]'\n", errors)
 
 
 def test_as_a_module_without_torch(cli, red_bundle, tmp_path):
@@ -684,7 +688,7 @@ def loaded(monkeypatch, with_plan):
     """A bundle with a plan that this machine can load."""
 
     def open_it(bundle, runtime):
-        assert [entry["runtime"] for entry in bundle.manifest.engines] == [runtime]
+        assert [entry.runtime for entry in bundle.manifest.engines] == [runtime]
         return LoadedEngine()
 
     monkeypatch.setattr("compile.inspect.report.open_engine", open_it)
@@ -728,7 +732,7 @@ def test_an_inspector_that_cannot_be_understood_is_told_beside_the_plan(look, lo
 def test_each_plan_is_opened_alone_and_refused_for_its_own_reason(look, with_plan, monkeypatch):
     def refuse(bundle, runtime):
         (entry,) = bundle.manifest.engines
-        raise PlanError(f"expected {runtime}, got {entry['version']}")
+        raise PlanError(f"expected {runtime}, got {entry.version}")
 
     monkeypatch.setattr("compile.inspect.report.open_engine", refuse)
     folder = with_plan()

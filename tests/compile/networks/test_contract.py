@@ -277,3 +277,12 @@ def test_missing_files_and_folders_are_told(tmp_path):
 def test_no_contract_has_a_number_that_json_lacks():
     with pytest.raises(CompileError, match="mean"):
         Contract("x", (8, 8), mean=(math.nan, 0.0, 0.0))
+
+
+def test_the_contract_of_a_bundle_is_read_again():
+    for contract in (BASE, built_in_contract("u2net", "official", 1), Contract("x", (8, 9), classes=("a", "b"))):
+        assert Contract.from_dict(json.loads(json.dumps(contract.as_dict()))) == contract
+    with pytest.raises(CompileError, match="missing or unknown 'imgsz'"):
+        Contract.from_dict({"name": "x"})
+    with pytest.raises(CompileError, match="missing or unknown 'colour'"):
+        Contract.from_dict({"name": "x", "imgsz": [8, 8], "colour": 1})

@@ -14,8 +14,9 @@ import torch
 
 from compile.__main__ import main
 from compile.networks.contract import Contract
+from compile.options import BuildOptions
 from compile.plans import plans, tensorrt_build
-from compile.plans.tensorrt_build import BuildOptions, build_plan, check_options
+from compile.plans.tensorrt_build import PlanOptions, build_plan, check_options
 from compile.program.onnx_export import export_program
 from compile.program.program import FrameProgram
 from pipeline.bundles.bundle import Bundle
@@ -49,12 +50,12 @@ def proper(monkeypatch):
 
 
 def test_a_plan_of_tensorrt_proper_is_for_the_gpu_that_is_here(proper, program):
-    plan = build_plan(program, BuildOptions("tensorrt", gpu=GPU))
+    plan = build_plan(program, PlanOptions("tensorrt", gpu=GPU))
     version = ".".join(proper.__version__.split(".")[:2])
     assert plan.file_name("fp16") == f"engines/tensorrt-{version}-sm87-fp16.plan"
-    entry = plan.as_dict("fp16")
-    assert (entry["sms"], entry["device"], entry["hardware"], entry["version_compatible"]) == (
-        [87],
+    entry = plan.entry("fp16")
+    assert (entry.sms, entry.device, entry.hardware, entry.version_compatible) == (
+        (87,),
         "Orin",
         "same",
         False,
@@ -62,16 +63,16 @@ def test_a_plan_of_tensorrt_proper_is_for_the_gpu_that_is_here(proper, program):
 
 
 def test_a_hardware_compatible_plan_says_so(proper, program):
-    plan = build_plan(program, BuildOptions("tensorrt", gpu=GPU, hardware_compatible=True, workspace_bytes=1 << 28))
-    assert plan.as_dict("fp32")["hardware"] == "ampere+"
+    plan = build_plan(program, PlanOptions("tensorrt", gpu=GPU, hardware_compatible=True, workspace_bytes=1 << 28))
+    assert plan.entry("fp32").hardware == "ampere+"
     assert plan.file_name("fp32").endswith("-sm87+-fp32.plan")
 
 
 def test_a_version_compatible_plan_is_asked_for(proper, program):
     # This library has no lean runtime to put in: its refusal shows that it was asked.
     with pytest.raises(CompileError, match=r"^TensorRT .* built no plan: .*libnvinfer_lean"):
-        build_plan(program, BuildOptions("tensorrt", gpu=GPU, version_compatible=True))
-    options = BuildOptions("tensorrt", gpu=GPU, version_compatible=True)
+        build_plan(program, PlanOptions("tensorrt", gpu=GPU, version_compatible=True))
+    options = PlanOptions("tensorrt", gpu=GPU, version_compatible=True)
     assert (
         tensorrt_build.Plan(b"x", "10.3.0", (87,), options).file_name("fp16") == "engines/tensorrt-10.3+-sm87-fp16.plan"
     )
@@ -79,7 +80,7 @@ def test_a_version_compatible_plan_is_asked_for(proper, program):
 
 def test_the_timing_cache_is_kept_and_a_damaged_one_is_made_anew(proper, program, tmp_path):
     path = tmp_path / "new" / "times.cache"
-    options = BuildOptions("tensorrt", gpu=GPU, timing_cache=path)
+    options = PlanOptions("tensorrt", gpu=GPU, timing_cache=path)
     build_plan(program, options)
     assert path.stat().st_size > 0
     assert [entry.name for entry in path.parent.iterdir()] == ["times.cache"]
@@ -87,18 +88,18 @@ def test_the_timing_cache_is_kept_and_a_damaged_one_is_made_anew(proper, program
     assert build_plan(program, options).content
     assert not path.read_bytes().startswith(b"damaged")
     with pytest.raises(CompileError, match=r"^--timing-cache .*new: cannot be read \(Is a directory\)"):
-        build_plan(program, BuildOptions("tensorrt", gpu=GPU, timing_cache=tmp_path / "new"))
+        build_plan(program, PlanOptions("tensorrt", gpu=GPU, timing_cache=tmp_path / "new"))
 
 
 def test_tensorrt_proper_needs_the_gpu_here(proper):
     with pytest.raises(
         CompileError, match=r"^--target tensorrt: expected the GPU .* --bundle DIR .*--target tensorrt-rtx"
     ):
-        check_options(BuildOptions("tensorrt"))
+        check_options(PlanOptions("tensorrt"))
 
 
 def test_an_accelerator_that_is_not_here(proper, program):
-    options = BuildOptions("tensorrt", gpu=GPU, dla_core=0, frame_size_hw=(64, 64))
+    options = PlanOptions("tensorrt", gpu=GPU, dla_core=0, frame_size_hw=(64, 64))
     with pytest.raises(
         CompileError, match=r"^--dla: expected a machine that has one, got core 0 of 0: leave --dla out$"
     ):
@@ -116,9 +117,9 @@ def test_what_an_accelerator_leaves_to_the_gpu_is_told(proper):
     assert left == ("resize",)
     assert (config.default_device_type, config.DLA_core) == (proper.DeviceType.DLA, 1)
     assert flags == [proper.BuilderFlag.GPU_FALLBACK]
-    plan = tensorrt_build.Plan(b"x", "10.3.0", (87,), BuildOptions("tensorrt", gpu=GPU, dla_core=1, batch=2), left)
+    plan = tensorrt_build.Plan(b"x", "10.3.0", (87,), PlanOptions("tensorrt", gpu=GPU, dla_core=1, batch=2), left)
     assert plan.file_name("fp16") == "engines/tensorrt-10.3-sm87-fp16-dla1.plan"
-    assert plan.as_dict("fp16")["gpu_layers"] == ["resize"]
+    assert plan.entry("fp16").gpu_layers == ("resize",)
     assert {shape[0] for shape in plan.options.profile} == {2}  # an accelerator takes one shape
 
 
@@ -134,32 +135,30 @@ def test_a_jetsons_free_memory_is_what_the_system_would_give_back():
     assert available_bytes("") == 0
 
 
-def test_without_pycuda_the_plan_is_for_the_usual_gpus(monkeypatch):
+def test_without_pycuda_the_plan_is_for_the_usual_gpus(monkeypatch, caplog):
     def none():
         raise BackendUnavailableError("PyCUDA cannot be loaded")
 
     monkeypatch.setattr(plans, "find_gpu", none)
-    said = []
-    options = options_of("tensorrt-rtx")
-    assert plans.build_options(options, None, 1, said.append).sms == (86, 89, 120)
-    assert said == [
+    caplog.set_level("INFO", "edgemask")
+    assert plans.plan_options(options_of("tensorrt-rtx"), None, 1).sms == (86, 89, 120)
+    assert caplog.messages == [
         "building for SM 86, 89, 120, for the GPU of this machine cannot be asked (PyCUDA cannot be loaded)"
     ]
     with pytest.raises(BackendUnavailableError, match="PyCUDA cannot be loaded"):
-        plans.build_options(options_of("tensorrt"), None, 1, said.append)
+        plans.plan_options(options_of("tensorrt"), None, 1)
 
 
 def options_of(target, **values):
-    names = ("sm", "workspace", "timing_cache", "version_compatible", "hardware_compatible", "dla")
-    return SimpleNamespace(target=target, **{**dict.fromkeys(names), **values})
+    return BuildOptions(bundle="a bundle", target=target, **values)
 
 
 def test_a_gpu_that_is_here_is_built_for(monkeypatch, proper, tmp_path):
     monkeypatch.setattr(plans, "find_gpu", lambda: Gpu("RTX 4090", 89, 20 << 30))
     monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path))
-    assert plans.build_options(options_of("tensorrt-rtx"), None, 1, print).sms == (89,)
-    assert plans.build_options(options_of("tensorrt-rtx", sm=(120,)), None, 1, print).sms == (120,)
-    built = plans.build_options(options_of("tensorrt"), (720, 1280), 4, print)
+    assert plans.plan_options(options_of("tensorrt-rtx"), None, 1).sms == (89,)
+    assert plans.plan_options(options_of("tensorrt-rtx", sm=(120,)), None, 1).sms == (120,)
+    built = plans.plan_options(options_of("tensorrt"), (720, 1280), 4)
     assert (built.sms, built.gpu.name) == ((), "RTX 4090")
     assert built.timing_cache == tmp_path / "timing" / "tensorrt-sm89.cache"
     assert built.profile == ((1, 720, 1280, 3), (4, 720, 1280, 3), (4, 720, 1280, 3))
@@ -204,18 +203,18 @@ def test_a_bundle_gets_plans_one_for_each_gpu(bundle, capsys):
     before = Bundle.read(bundle).manifest
     assert extend(bundle, "--sm", "89", "--batch", "2") == 0
     after = Bundle.read(bundle).manifest
-    assert [entry["sms"] for entry in after.engines] == [[86], [89]]
+    assert [entry.sms for entry in after.engines] == [(86,), (89,)]
     assert after.engines[0] == before.engines[0]
-    assert after.engines[1]["profile"][-1][0] == 2
+    assert after.engines[1].profile[-1][0] == 2
     assert after.files["program.onnx"] == before.files["program.onnx"]
     assert (after.verification, after.created) == (before.verification, before.created)
     assert "not checked on a GPU, for none of those is here" in capsys.readouterr().out
     # The same GPU again: its plan is replaced, and takes as many frames at once as before.
     assert extend(bundle, "--sm", "89") == 0
     again = Bundle.read(bundle).manifest
-    assert [entry["sms"] for entry in again.engines] == [[86], [89]]
-    assert again.engines[1]["profile"][-1][0] == 2
-    assert set(again.files) == {"program.onnx", "verification.png", *(entry["file"] for entry in again.engines)}
+    assert [entry.sms for entry in again.engines] == [(86,), (89,)]
+    assert again.engines[1].profile[-1][0] == 2
+    assert set(again.files) == {"program.onnx", "verification.png", *(entry.file for entry in again.engines)}
 
 
 def test_a_plan_for_one_size_of_frames(bundle):
@@ -223,15 +222,15 @@ def test_a_plan_for_one_size_of_frames(bundle):
     manifest = Bundle.read(bundle).manifest
     assert manifest.frame_size_hw is None
     (entry,) = manifest.engines
-    assert [shape[1:3] for shape in entry["profile"]] == [[48, 64]] * 3
+    assert [shape[1:3] for shape in entry.profile] == [(48, 64)] * 3
 
 
 def test_a_damaged_plan_is_left_out_and_told(bundle, capsys):
     (entry,) = Bundle.read(bundle).manifest.engines
-    path = bundle / entry["file"]
+    path = bundle / entry.file
     path.write_bytes(path.read_bytes()[:-1])
     assert extend(bundle, "--sm", "89") == 0
-    assert [entry["sms"] for entry in Bundle.read(bundle).manifest.engines] == [[89]]
+    assert [entry.sms for entry in Bundle.read(bundle).manifest.engines] == [(89,)]
     assert "left out, for it was changed or damaged" in capsys.readouterr().out
     assert not path.exists()
 

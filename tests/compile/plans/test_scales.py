@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compile.plans import tensorrt_build
 from compile.plans.scales import has_half_scales, with_float_scales
-from compile.plans.tensorrt_build import BuildOptions, build_plan
+from compile.plans.tensorrt_build import PlanOptions, build_plan
 from pipeline.errors import CompileError
 
 
@@ -81,7 +81,7 @@ def test_the_masks_stay_and_no_fp16_scale_is_left(pictures):
 @pytest.mark.needs("tensorrt_rtx_bindings")
 def test_both_become_plans():
     for program in (quantized_program(np.float16), with_float_scales(quantized_program(np.float16))):
-        plan = build_plan(program, BuildOptions("tensorrt-rtx", (89,)))
+        plan = build_plan(program, PlanOptions("tensorrt-rtx", (89,)))
         assert not plan.float_scales
         assert len(plan.content) > 1000
 
@@ -97,10 +97,10 @@ def test_a_build_that_fails_with_fp16_scales_is_tried_again_with_fp32_ones(monke
         return build(program, options, step, **others)
 
     monkeypatch.setattr(tensorrt_build, "_build", fails_as_on_orin)
-    plan = build_plan(quantized_program(np.float16), BuildOptions("tensorrt-rtx", (89,)))
+    plan = build_plan(quantized_program(np.float16), PlanOptions("tensorrt-rtx", (89,)))
     assert tried == [True, False]
     assert plan.float_scales
-    assert plan.as_dict("int8")["float_scales"]
+    assert plan.entry("int8").float_scales
 
 
 @pytest.mark.needs("tensorrt_rtx_bindings")
@@ -113,5 +113,5 @@ def test_a_build_that_fails_for_another_reason_is_not_tried_again(monkeypatch):
 
     monkeypatch.setattr(tensorrt_build, "_build", fails)
     with pytest.raises(CompileError, match="out of memory"):
-        build_plan(with_float_scales(quantized_program(np.float16)), BuildOptions("tensorrt-rtx", (89,)))
+        build_plan(with_float_scales(quantized_program(np.float16)), PlanOptions("tensorrt-rtx", (89,)))
     assert len(tried) == 1

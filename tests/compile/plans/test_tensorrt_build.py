@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from compile.__main__ import main
 from compile.networks.contract import Contract
-from compile.plans.tensorrt_build import FRAME_RANGE, BuildOptions, build_plan
+from compile.plans.tensorrt_build import FRAME_RANGE, PlanOptions, build_plan
 from compile.program.onnx_export import export_program
 from compile.program.program import FrameProgram
 from pipeline.bundles.bundle import Bundle
@@ -51,7 +51,7 @@ def one_program(tiny_unet):
 
 
 def build_rtx_plan(program, sms, *, step=None, **options):
-    return build_plan(program, BuildOptions("tensorrt-rtx", sms, **options), step=step)
+    return build_plan(program, PlanOptions("tensorrt-rtx", sms, **options), step=step)
 
 
 @pytest.mark.parametrize(
@@ -121,35 +121,39 @@ def test_the_command_writes_a_bundle_with_the_plan(tmp_path, tiny_unet, capsys):
     assert main([*arguments, "--target", "tensorrt-rtx", "--sm", "89,86", "--output", str(output)]) == 0
     bundle = Bundle.read(output)
     (entry,) = bundle.manifest.engines
-    assert entry["sms"] == [86, 89]
-    assert entry["runtime"] == "tensorrt-rtx"
-    assert (entry["hardware"], entry["version_compatible"], entry["dla_core"]) == ("same", False, None)
-    assert entry["size_bytes"] == (output / entry["file"]).stat().st_size
-    assert entry["version"] == load_tensorrt_rtx().__version__
-    assert (output / entry["file"]).stat().st_size > 10_000
-    assert set(bundle.manifest.files) == {"program.onnx", "verification.png", entry["file"]}
+    assert entry.sms == (86, 89)
+    assert entry.runtime == "tensorrt-rtx"
+    assert (entry.hardware, entry.version_compatible, entry.dla_core) == ("same", False, None)
+    assert entry.size_bytes == (output / entry.file).stat().st_size
+    assert entry.version == load_tensorrt_rtx().__version__
+    assert (output / entry.file).stat().st_size > 10_000
+    assert set(bundle.manifest.files) == {"program.onnx", "verification.png", entry.file}
     assert json.loads((output / "manifest.json").read_text())["engines"][0]["profile"][0] == [1, *FRAME_RANGE[0], 3]
     onnx.checker.check_model(onnx.load(output / "program.onnx"))
     before = (output / "manifest.json").read_bytes()
     assert main([*arguments, "--target", "tensorrt-rtx", "--sm", "90", "--output", str(output)]) == 2
     assert (output / "manifest.json").read_bytes() == before
-    plan = output / entry["file"]
+    plan = output / entry.file
     plan.write_bytes(plan.read_bytes()[:-1] + b"x")
     assert main([*arguments, "--target", "tensorrt-rtx", "--sm", "a", "--output", str(output)]) == 2
     assert "expected compute capabilities such as 86" in capsys.readouterr().err
     with pytest.raises(PlanError, match=r"sm89-fp16\.plan: expected sha256"):
-        read_plan(Bundle.read(output), "tensorrt-rtx", entry["version"], 89, "a GPU")
+        read_plan(Bundle.read(output), "tensorrt-rtx", entry.version, 89, "a GPU")
 
 
 def test_missing_packages_are_told_with_the_command(monkeypatch, tmp_path):
     load = load_tensorrt_rtx.__wrapped__
     monkeypatch.setenv(LIBRARIES_VARIABLE, str(tmp_path))
-    with pytest.raises(BackendUnavailableError, match=r"expected libcudart\.so in .*pip install '\.\[tensorrt-rtx\]'"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"expected libcudart\.so in .*pip install 'edgemask\[tensorrt-rtx\]'"
+    ):
         load()
     monkeypatch.delenv(LIBRARIES_VARIABLE)
     for name in tensorrt_library._MODULES:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(BackendUnavailableError, match=r"its packages are not here .*pip install '\.\[tensorrt-rtx\]'"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"its packages are not here .*pip install 'edgemask\[tensorrt-rtx\]'"
+    ):
         load()
 
 
@@ -172,5 +176,5 @@ def test_the_published_network_in_fp16_keeps_its_masks(published_u2netp, ecssd, 
     )
     assert "decode_modules.3.decode_modules.4.conv stays FP32" in said
     (entry,) = manifest.engines
-    _, content = read_plan(Bundle.read(output), "tensorrt-rtx", entry["version"], 120, "a GPU")
+    _, content = read_plan(Bundle.read(output), "tensorrt-rtx", entry.version, 120, "a GPU")
     assert len(content) > 4_000_000

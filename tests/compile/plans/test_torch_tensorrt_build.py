@@ -124,7 +124,7 @@ def test_the_name_and_the_entry_say_what_it_is_for():
     versions = {"torch": "2.13.0", "torch_tensorrt": "2.13.0", "tensorrt": "11.0.0.114"}
     program = TorchTensorRTProgram(b"x", versions, 90, frame_profile((720, 1280), 4))
     assert program.file_name("fp16") == "engines/torch_tensorrt-2.13-sm90-fp16.pt2"
-    assert program.as_dict("fp16") == {
+    assert program.entry("fp16").as_dict() == {
         "file": "engines/torch_tensorrt-2.13-sm90-fp16.pt2",
         "runtime": "torch-tensorrt",
         "version": "2.13.0",
@@ -337,7 +337,7 @@ def test_a_real_program_agrees_with_the_network_on_the_gpu(precision, tmp_path, 
     built = build_torch_tensorrt(program, precision=precision, batch=2, engine_cache=tmp_path / "cache")
     assert built.versions["torch_tensorrt"] == metadata.version("torch_tensorrt").partition("+")[0]
     file = built.file_name(precision)
-    entry = built.as_dict(precision)
+    entry = built.entry(precision)
     manifest = Manifest("x", "binary", ("a",), (64, 64), precision, {}, {}, {}, "", engines=(entry,))
     bundle = Bundle.write(tmp_path / "bundle", manifest, {PROGRAM_NAME: b"", file: built.content})
     with TorchTensorRTEngine(bundle) as engine:

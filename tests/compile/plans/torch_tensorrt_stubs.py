@@ -260,7 +260,7 @@ def versions():
 
 def write_bundle(folder, program, precision):
     file = program.file_name(precision)
-    entry = program.as_dict(precision)
+    entry = program.entry(precision)
     manifest = Manifest(
         model="x",
         task="classes",

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from compile.__main__ import main
 from compile.networks.contract import Contract
-from compile.plans.tensorrt_build import BuildOptions, build_plan
+from compile.plans.tensorrt_build import PlanOptions, build_plan
 from compile.program.compose import with_views
 from compile.program.onnx_export import export_program
 from compile.program.program import FrameProgram
@@ -174,7 +174,7 @@ def test_a_network_of_another_family_and_one_size_of_frames(foreign, pictures):
 
 
 def test_without_it_nothing_is_changed(foreign, monkeypatch):
-    monkeypatch.setattr("compile.program.compose.with_views", lambda *_: pytest.fail("composed"))
+    monkeypatch.setattr("compile.steps.with_views", lambda *_: pytest.fail("composed"))
     assert compile_foreign(foreign) == 0
     assert not Bundle.read(foreign / "bundle").manifest.composes
     assert "compose" not in (foreign / "bundle" / "manifest.json").read_text()
@@ -208,7 +208,7 @@ def test_what_cannot_compose_is_refused(weights, tmp_path, capsys, options, name
 @pytest.mark.needs("tensorrt_rtx_bindings")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_plan_that_composes(foreign, composing, capsys):
-    plan = build_plan(composing, BuildOptions("tensorrt-rtx", (89,)))
+    plan = build_plan(composing, PlanOptions("tensorrt-rtx", (89,)))
     assert len(plan.content) > 10_000
     # And through the command, for a bundle that is there: it stays one that composes.
     assert compile_foreign(foreign, "--compose", "device") == 0
@@ -218,4 +218,4 @@ def test_a_plan_that_composes(foreign, composing, capsys):
     assert main(extend) == 0
     manifest = Bundle.read(foreign / "bundle").manifest
     assert manifest.composes
-    assert [entry["sms"] for entry in manifest.engines] == [[89]]
+    assert [entry.sms for entry in manifest.engines] == [(89,)]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 
 from compile.networks.contract import Contract
-from compile.program.candidate import open_candidate
+from compile.program.open_network import open_network
 from pipeline.errors import CheckpointError, CompileError
 
 SIZE_HW = (40, 56)
@@ -130,7 +130,7 @@ class Wrapped:
     def __init__(self, kind, folder):
         path, contract = kind(folder / "network.onnx")
         self.kind = kind
-        self.candidate = open_candidate(path, "stream", contract)
+        self.candidate = open_network(path, "stream", contract)
         self.model = self.candidate.export("fp32", None, ())
         self.session = onnxruntime.InferenceSession(self.model.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -189,7 +189,7 @@ def test_one_graph_of_standard_operations(wrapped):
 
 def test_a_fixed_frame_size_and_smooth_borders(tmp_path, pictures):
     path, contract = channels_last(tmp_path / "network.onnx")
-    candidate = open_candidate(path, "stream", contract, smooth=True, classes=4)
+    candidate = open_network(path, "stream", contract, smooth=True, classes=4)
     session = onnxruntime.InferenceSession(candidate.export("fp32", (50, 61), ()).SerializeToString())
     assert session.get_inputs()[0].shape == ["N", 50, 61, 3]
     frames = pictures(1, 50, 61)
@@ -205,7 +205,7 @@ CONTRACT = Contract("mine", SIZE_HW)
 
 def refused(path, message, contract=CONTRACT, error=CompileError, **options):
     with pytest.raises(error, match=message) as caught:
-        open_candidate(path, "stream", contract, **options)
+        open_network(path, "stream", contract, **options)
     assert "\n" not in str(caught.value)
 
 
@@ -221,15 +221,15 @@ def path(tmp_path):
 
 def test_without_a_contract(path):
     with pytest.raises(CompileError, match=r"to compile it as it is, say how frames go in: --contract contract\.yaml"):
-        open_candidate(simple(path), "stream")
+        open_network(simple(path), "stream")
     with pytest.raises(CompileError, match=r"none\.yaml: cannot be read"):
-        open_candidate(simple(path), "none.yaml")
+        open_network(simple(path), "none.yaml")
 
 
 def test_a_contract_file_makes_it_ours(path, tmp_path):
     contract = tmp_path / "contract.yaml"
     contract.write_text("imgsz: [40, 56]\nchannels: bgr\nclasses: [car]\n")
-    candidate = open_candidate(simple(path), str(contract))
+    candidate = open_network(simple(path), str(contract))
     assert candidate.contract == Contract("contract", SIZE_HW, channels="bgr", classes=("car",), output_layout="nchw")
 
 
@@ -335,7 +335,7 @@ def test_more_classes_than_a_mask_can_tell_apart(path):
 def test_other_sizes_than_the_network_takes(path):
     save(path, [conv()], {"scores": [1, 1, 40, 56]}, {"weight": weights_of(1)}, [1, 3, 40, 56])
     refused(path, r"--imgsz: expected 40×56, the one size that .* takes, got 64×64", imgsz=(64, 64))
-    assert open_candidate(path, "stream", CONTRACT, imgsz=SIZE_HW).contract.imgsz == SIZE_HW
+    assert open_network(path, "stream", CONTRACT, imgsz=SIZE_HW).contract.imgsz == SIZE_HW
 
 
 def test_another_number_of_classes_than_asked_for(path):
@@ -343,7 +343,7 @@ def test_another_number_of_classes_than_asked_for(path):
 
 
 def test_half_precision(path):
-    candidate = open_candidate(simple(path), "stream", CONTRACT)
+    candidate = open_network(simple(path), "stream", CONTRACT)
     with pytest.raises(CompileError, match="--precision: expected fp32 for a network of another family, got fp16"):
         candidate.export("fp16", None, ())
 
@@ -364,7 +364,7 @@ def test_a_size_at_which_the_network_does_not_run(path, pictures):
     weights = {"weight": weights_of(3), "twice": np.array([1, 1, 2, 2], np.float32)}
     save(path, nodes, {"scores": ["n", 3, "h", "w"]}, weights, ["n", 3, "h", "w"])
     with pytest.raises(CompileError, match=r"ONNX Runtime cannot run it on pictures of 41×56: .*Add node") as caught:
-        open_candidate(path, "stream", Contract("mine", (41, 56)))
+        open_network(path, "stream", Contract("mine", (41, 56)))
     assert "\n" not in str(caught.value)
 
 
@@ -382,7 +382,7 @@ def test_axes_of_input_and_output_may_differ(path, pictures, input_last, output_
     weight = np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32)
     save(path, nodes, {"scores": scores}, {"weight": weight}, entry)
     layout = "nhwc" if input_last else "nchw"
-    candidate = open_candidate(path, "stream", Contract("mine", SIZE_HW, layout=layout))
+    candidate = open_network(path, "stream", Contract("mine", SIZE_HW, layout=layout))
     assert candidate.class_count == 4
     assert candidate.contract.output_layout == ("nhwc" if output_last else "nchw")
     frames = pictures(1, *SIZE_HW)
@@ -400,15 +400,15 @@ def test_values_that_contradict_the_activation(path, pictures):
     nodes = [conv("logits"), helper.make_node("Mul", ["logits", "hundred"], ["scores"])]
     weights = {"weight": weights_of(1), "hundred": np.array(100, np.float32)}
     save(path, nodes, {"scores": ["n", 1, "h", "w"]}, weights, ["n", 3, "h", "w"])
-    wrong = open_candidate(path, "stream", Contract("mine", SIZE_HW, activation="none"))
+    wrong = open_network(path, "stream", Contract("mine", SIZE_HW, activation="none"))
     wrong.reference(pictures(1, 50, 60))
     with pytest.raises(CompileError, match=r"activation: expected values from 0 to 1 .*set activation: sigmoid"):
         wrong.doubt()
     nodes = [conv("logits"), helper.make_node("Sigmoid", ["logits"], ["scores"])]
     save(path, nodes, {"scores": ["n", 1, "h", "w"]}, {"weight": weights_of(1)}, ["n", 3, "h", "w"])
-    twice = open_candidate(path, "stream", Contract("mine", SIZE_HW))
+    twice = open_network(path, "stream", Contract("mine", SIZE_HW))
     twice.reference(pictures(1, 50, 60))
     assert "activation: none" in twice.doubt()
-    right = open_candidate(path, "stream", Contract("mine", SIZE_HW, activation="none"))
+    right = open_network(path, "stream", Contract("mine", SIZE_HW, activation="none"))
     right.reference(pictures(1, 50, 60))
     assert right.doubt() is None

@@ -16,7 +16,7 @@ from calibration.int8.search import Int8Search
 from calibration.int8.sensitivity import Example
 from compile.networks.contract import Contract
 from compile.plans.scales import with_float_scales
-from compile.plans.tensorrt_build import BuildOptions, build_plan
+from compile.plans.tensorrt_build import PlanOptions, build_plan
 from compile.program.compose import with_views
 from compile.program.cpu_int8 import quantise
 from compile.program.foreign import wrap
@@ -318,7 +318,7 @@ BUILT = {
 def test_tensorrt_builds_plans_that_count(make, tiny_unet, broken_int8):
     program = make(tiny_unet, broken_int8)
     pixels = "nv12" if b"H*3/2" in program else "bgr"
-    assert build_plan(program, BuildOptions("tensorrt-rtx", (86,), batch=2, pixels=pixels)).content
+    assert build_plan(program, PlanOptions("tensorrt-rtx", (86,), batch=2, pixels=pixels)).content
     trt = load_tensorrt_rtx()
     network = trt.Builder(log_of(trt).logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert trt.OnnxParser(network, log_of(trt).logger).parse(program)

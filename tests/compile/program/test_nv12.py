@@ -12,13 +12,14 @@ import torch
 from onnx import TensorProto, helper
 
 from compile.__main__ import main
+from compile.draft import Draft
 from compile.networks.contract import Contract
-from compile.plans.tensorrt_build import FRAME_RANGE, BuildOptions, build_plan
+from compile.plans.tensorrt_build import FRAME_RANGE, PlanOptions, build_plan
 from compile.program.compose import with_views
 from compile.program.nv12 import Nv12ToBgr, with_nv12
 from compile.program.onnx_export import export_program
 from compile.program.program import FrameProgram
-from compile.proof.verify import Expected, Sample, as_taken, open_session, program_masks, take_samples
+from compile.proof.verify import Expected, Sample, Sampling, as_taken, open_session, program_masks, take_samples
 from compile.timing import fastest
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.engines import open_engine
@@ -183,7 +184,9 @@ def test_odd_sides_lose_their_last_row_and_column(pictures):
 
     def samples(image, pixels):
         frames = [Frame(image, 0, 0.0, "test", "a")]
-        return take_samples(frames, lambda given: Expected(given[..., 2]), "x", truths=lambda *_: truth, pixels=pixels)
+        return take_samples(
+            frames, lambda given: Expected(given[..., 2]), "x", Sampling(truths=lambda *_: truth, pixels=pixels)
+        )
 
     (sample,) = samples(image, "nv12")
     np.testing.assert_array_equal(sample.frames_nhwc[0], image[:32, :46])
@@ -251,13 +254,13 @@ def test_int8_for_cpus(compiled, tmp_path, pictures):
 def test_what_is_timed_gets_its_frames_as_it_takes_them(compiled, tmp_path, pictures):
     assert compiled() == 0
     bundle = Bundle.read(tmp_path / "bundle")
-    made = (bundle.manifest, {PROGRAM_NAME: bundle.program_path.read_bytes()})
+    made = Draft(bundle.manifest, {PROGRAM_NAME: bundle.program_path.read_bytes()})
     sample = Sample("a", pictures(1, 48, 64), np.zeros((1, 48, 64), np.uint8))
-    assert fastest([made], "onnxruntime", [sample], lambda _: None) == made
+    assert fastest([made], "onnxruntime", [sample]) == made
 
 
 def test_bundles_of_bgr_do_not_speak_of_it(compiled, tmp_path, monkeypatch):
-    monkeypatch.setattr("compile.program.nv12.with_nv12", lambda *_: pytest.fail("converted"))
+    monkeypatch.setattr("compile.steps.with_nv12", lambda *_: pytest.fail("converted"))
     assert compiled("--pixels", "bgr") == 0
     assert "pixels" not in json.loads((tmp_path / "bundle" / "manifest.json").read_text())
 
@@ -303,12 +306,12 @@ def test_one_that_composes_becomes_a_plan(tiny_unet, frame_size_hw):
     network = FrameProgram(tiny_unet(1), Contract("x", (32, 32)), half=True)
     program = export_program(network, frame_size_hw).SerializeToString()
     program = with_nv12(with_views(program, frame_size_hw), frame_size_hw)
-    plan = build_plan(program, BuildOptions("tensorrt-rtx", (89,), frame_size_hw=frame_size_hw, batch=2, pixels="nv12"))
+    plan = build_plan(program, PlanOptions("tensorrt-rtx", (89,), frame_size_hw=frame_size_hw, batch=2, pixels="nv12"))
     assert len(plan.content) > 10_000
     sizes = [frame_size_hw] * 3 if frame_size_hw else [(2, 2), *FRAME_RANGE[1:]]
-    assert plan.as_dict("fp16")["profile"] == [
-        [count, height * 3 // 2, width] for count, (height, width) in zip((1, 2, 2), sizes, strict=True)
-    ]
+    assert plan.entry("fp16").profile == tuple(
+        (count, height * 3 // 2, width) for count, (height, width) in zip((1, 2, 2), sizes, strict=True)
+    )
 
 
 @pytest.mark.needs("tensorrt_rtx_bindings")
@@ -321,5 +324,5 @@ def test_a_bundle_that_is_there_stays_one_of_nv12(compiled, tmp_path, capsys):
     assert main(extend) == 0
     manifest = Bundle.read(tmp_path / "bundle").manifest
     assert manifest.pixels == "nv12"
-    assert [entry["profile"][1] for entry in manifest.engines] == [[1, 1080, 1280]]
+    assert [entry.profile[1] for entry in manifest.engines] == [(1, 1080, 1280)]
     assert re.fullmatch(r"[0-9a-f]{64}", manifest.files[PROGRAM_NAME])

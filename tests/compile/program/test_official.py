@@ -10,7 +10,7 @@ from PIL import Image
 
 from calibration.metrics.agreement import iou
 from calibration.sets.photographs import PhotographSource
-from compile.program.candidate import open_candidate
+from compile.program.open_network import open_network
 from pipeline.sources.pictures import read_picture
 
 ROOT = Path(__file__).parents[3]
@@ -41,7 +41,7 @@ def authors(published_u2netp):
 
 @pytest.fixture(scope="module")
 def ours(published_u2netp):
-    reference = open_candidate(published_u2netp, "official").reference
+    reference = open_network(published_u2netp, "official").reference
     return lambda image: reference(image[None]).masks_nhw[0]
 
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from compile.networks.checkpoint import load_network
 from compile.networks.contract import Contract
-from compile.program.candidate import open_candidate
 from compile.program.onnx_export import export_module, export_program, lower_pooling, without_traces
+from compile.program.open_network import open_network
 from compile.program.program import FrameProgram
 from pipeline.errors import CompileError
 
@@ -266,7 +266,7 @@ def test_published_u2netp_in_pytorch(published_u2netp, published):
 @pytest.mark.network
 @pytest.mark.parametrize("name", ["stream", "official"])
 def test_published_u2netp_on_photographs(published_u2netp, published, name):
-    candidate = open_candidate(published_u2netp, name)
+    candidate = open_network(published_u2netp, name)
     program = candidate.export("fp32", None, ()).SerializeToString()
     session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
     for photograph_rgb in (data.astronaut(), data.chelsea()):

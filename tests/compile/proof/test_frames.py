@@ -27,13 +27,11 @@ def names(frames):
 
 
 def opened(verify=None, calib=None, calib_size=64):
-    lines = []
-    frames = VerificationFrames(verify, None if calib is None else str(calib), calib_size, lines.append)
-    return frames, lines
+    return VerificationFrames(verify, None if calib is None else str(calib), calib_size)
 
 
 def test_without_anything_the_photographs_of_the_package():
-    with opened()[0] as frames:
+    with opened() as frames:
         judging, searched = names(frames.judging(32)), names(frames.searched())
     assert judging == names(PhotographSource("verification"))
     assert searched == names(PhotographSource("search"))
@@ -42,7 +40,7 @@ def test_without_anything_the_photographs_of_the_package():
 
 
 def test_frames_of_the_users_own_are_spread_over_all_of_them_and_others_searched(folder):
-    with opened(str(folder))[0] as frames:
+    with opened(str(folder)) as frames:
         judging, searched = names(frames.judging(20)), names(frames.searched())
     assert judging == [f"{index:02}" for index in range(1, 60, 3)]
     assert len(searched) == SEARCHED_FRAMES
@@ -51,13 +49,13 @@ def test_frames_of_the_users_own_are_spread_over_all_of_them_and_others_searched
 
 
 def test_where_all_of_them_judge_photographs_are_searched(folder):
-    with opened(str(folder))[0] as frames:
+    with opened(str(folder)) as frames:
         assert len(names(frames.judging(60))) == 60
         assert names(frames.searched()) == names(PhotographSource("search"))
 
 
 def test_a_part_of_the_calibration_frames_is_held_back(folder):
-    with opened(calib=folder, calib_size=24)[0] as frames:
+    with opened(calib=folder, calib_size=24) as frames:
         judging = names(frames.judging(32))
         calibrated, searched = names(frames.calibration), names(frames.searched())
     assert len(judging) == 12
@@ -74,14 +72,14 @@ def test_a_scene_is_not_on_both_sides(folder, tmp_path):
         image = cv2.imread(str(path)).astype(np.float32)
         for step in range(4):
             cv2.imwrite(str(tmp_path / f"{path.stem}-{step}.png"), np.clip(image * 0.7 + 18 * step, 0, 255))
-    with opened(calib=tmp_path, calib_size=20)[0] as frames:
+    with opened(calib=tmp_path, calib_size=20) as frames:
         scenes = [{name.split("-")[0] for name in names(part)} for part in (frames.judging(32), frames.calibration)]
     assert scenes[0]
     assert not scenes[0] & scenes[1]
 
 
 def test_one_frame_to_calibrate_on_leaves_the_photographs(folder):
-    with opened(calib=folder / "00.png")[0] as frames:
+    with opened(calib=folder / "00.png") as frames:
         assert names(frames.judging(32)) == names(PhotographSource("verification"))
         assert "photographs" in frames.origin
 
@@ -89,9 +87,9 @@ def test_one_frame_to_calibrate_on_leaves_the_photographs(folder):
 def test_synthetic_frames_prove_no_int8(folder):
     with pytest.raises(OptionError, match=r"--verify test://: expected real frames"):
         opened("test://", folder)
-    with opened("test://")[0] as frames:  # for trying things
+    with opened("test://") as frames:  # for trying things
         assert names(frames.judging(2))
-    with opened(calib="test://?size=96x64&frames=9&step=11")[0] as frames:
+    with opened(calib="test://?size=96x64&frames=9&step=11") as frames:
         assert names(frames.judging(32)) == names(PhotographSource("verification"))
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from calibration.metrics.agreement import iou
 from compile.__main__ import main
 from compile.networks.unet import UNet
-from compile.program.candidate import open_candidate
+from compile.program.open_network import open_network
 from compile.proof.verify import program_masks
 from pipeline.bundles.bundle import Bundle
 
@@ -59,7 +59,7 @@ def test_int8_of_three_classes(weights, ecssd, tmp_path):
     assert "held back" in said["source"]
     assert said["frames"] >= 24
     masks, _ = program_masks((bundle / "program.onnx").read_bytes())
-    reference = open_candidate(Path(weights), "stream", imgsz=(SIZE, SIZE)).reference
+    reference = open_network(Path(weights), "stream", imgsz=(SIZE, SIZE)).reference
     shown = [
         iou(masks(picture[None])[0], reference(picture[None]).masks_nhw[0], "classes")
         for picture in read(ecssd, 5, 25)[0]

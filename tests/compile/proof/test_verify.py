@@ -8,6 +8,7 @@ from calibration.metrics.truth import VOID
 from compile.proof.verify import (
     MOST_FRAMES,
     Expected,
+    Sampling,
     Verification,
     mean_interval,
     problem_with,
@@ -39,7 +40,7 @@ def expecting(masks):
 
 def compare(program, reference, frames, task, source, frame_size_hw=None):
     masks, runtime = program_masks(program)
-    samples = take_samples(frames, expecting(reference), source, task, frame_size_hw)
+    samples = take_samples(frames, expecting(reference), source, Sampling(task, frame_size_hw))
     return verify(masks, samples, task, source=source, runtime=runtime)
 
 
@@ -138,7 +139,7 @@ def test_of_classes_the_reference_says_where_it_is_undecided(class_bundle):
     undecided[:, :, :1] = True
     masks, runtime = program_masks(program)
     reference = lambda frames: Expected(frames[..., 2], undecided)  # noqa: E731
-    (sample,) = take_samples(frames_of(image), reference, "x", "classes")
+    (sample,) = take_samples(frames_of(image), reference, "x", Sampling("classes"))
     assert (sample.covered, sample.undecided) == (0.5, pytest.approx(0.4))
     assert sample.left_out is not None
     assert verify(masks, [sample], "classes", source="x", runtime=runtime).iou_worst is None
@@ -271,7 +272,7 @@ def test_it_goes_into_the_manifest_as_it_is(red):
 def test_ground_truth_is_compared_with_what_the_reference_reaches():
     frames = frames_of(bars(), bars(red_columns=20))
     truths = lambda name, size_hw: frames[int(name[-1])].image[:, :, 2].copy()  # noqa: E731
-    samples = take_samples(frames, expecting(red_channel), "x", truths=truths)
+    samples = take_samples(frames, expecting(red_channel), "x", Sampling(truths=truths))
     good = verify(red_channel, samples, "binary", source="x", runtime="r")
     assert (good.truth, good.truth_reference, good.truth_metric) == (1.0, 1.0, "max F-measure")
     assert problem_with(good, 0.99) is None
@@ -287,7 +288,7 @@ def test_ground_truth_of_classes_is_by_mean_iou_and_resized_with_the_frames():
     labels = np.zeros((10, 20), np.uint8)
     labels[:, 10:] = 3
     frames = frames_of(np.dstack([labels] * 3))
-    samples = take_samples(frames, expecting(red_channel), "x", "classes", (20, 40), truths=lambda *_: labels)
+    samples = take_samples(frames, expecting(red_channel), "x", Sampling("classes", (20, 40), truths=lambda *_: labels))
     assert samples[0].truth_hw.shape == (20, 40)
     got = verify(red_channel, samples, "classes", source="x", runtime="r")
     assert got.truth_metric == "mean IoU"
@@ -308,14 +309,16 @@ def test_void_pixels_count_for_nothing():
     void[:, 8:12] = 255
     frames = frames_of(np.dstack([labels] * 3))
     wrong_there = lambda frames_nhwc: np.where(void == 255, 2, frames_nhwc[..., 2]).astype(np.uint8)  # noqa: E731
-    (sample,) = take_samples(frames, expecting(red_channel), "x", "classes", truths=lambda *_: void)
+    (sample,) = take_samples(frames, expecting(red_channel), "x", Sampling("classes", truths=lambda *_: void))
     assert verify(wrong_there, [sample], "classes", source="x", runtime="r").truth == 1
-    (sample,) = take_samples(frames, expecting(red_channel), "x", "classes", truths=lambda *_: np.full_like(void, 255))
+    (sample,) = take_samples(
+        frames, expecting(red_channel), "x", Sampling("classes", truths=lambda *_: np.full_like(void, 255))
+    )
     assert verify(red_channel, [sample], "classes", source="x", runtime="r").truth is None
 
 
 def test_void_pixels_of_a_binary_truth_count_for_nothing():
     truth = np.zeros((10, 100), np.uint8)
     truth[:, :40], truth[:, 40:60] = 255, VOID["binary"]
-    (sample,) = take_samples(frames_of(bars()), expecting(red_channel), "x", truths=lambda *_: truth)
+    (sample,) = take_samples(frames_of(bars()), expecting(red_channel), "x", Sampling(truths=lambda *_: truth))
     assert verify(red_channel, [sample], "binary", source="x", runtime="r").truth == 1

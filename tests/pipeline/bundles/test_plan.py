@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.plan import read_plan, rebuild_command
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.engines import open_engine
 from pipeline.errors import BackendUnavailableError, BuildError, BundleError, PlanError
 
@@ -48,7 +49,7 @@ def told(caught):
 
 def test_the_plan_that_fits_is_read(planned):
     entry, content = read_plan(planned, *HERE)
-    assert entry["file"] == FILE
+    assert entry.file == FILE
     assert content == (planned.folder / FILE).read_bytes()
 
 
@@ -254,7 +255,7 @@ def test_the_best_of_several_plans_is_taken(red_bundle, add_plan):
         bundle = add_plan(bundle, "tensorrt", name=f"b{number}", file=f"engines/{number}.plan", **entry)
 
     def taken(version, sm):
-        return read_plan(bundle, "tensorrt", version, sm, "x")[0]["file"].removeprefix("engines/").removesuffix(".plan")
+        return read_plan(bundle, "tensorrt", version, sm, "x")[0].file.removeprefix("engines/").removesuffix(".plan")
 
     assert taken("10.3.0.30", 89) == "5"  # made for it alone, and the newest of those
     assert taken("10.3.0.30", 86) == "4"
@@ -440,7 +441,7 @@ def test_auto_has_a_plan_built_for_the_gpu_that_is_here(red_bundle, add_plan, fa
         return add_plan(*given[:2])
 
     with open_engine(red_bundle, rebuild=rebuild) as engine:
-        assert engine.bundle.manifest.engines[0]["runtime"] == runtime
+        assert engine.bundle.manifest.engines[0].runtime == runtime
         assert red(engine)
     assert asked == [(red_bundle, runtime)]
     assert said == []
@@ -485,6 +486,8 @@ def test_auto_says_nothing_of_backends_without_a_plan(red_bundle, fake_machine, 
 
 
 def test_auto_minds_no_entry_of_a_runtime_that_is_none(red_bundle):
-    manifest = dataclasses.replace(red_bundle.manifest, engines=({"runtime": []}, {"runtime": "cuda"}, {}))
+    manifest = dataclasses.replace(
+        red_bundle.manifest, engines=tuple(map(PlanEntry.from_dict, ({"runtime": []}, {"runtime": "cuda"}, {})))
+    )
     with open_engine(Bundle(red_bundle.folder, manifest)) as engine:
         assert red(engine)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline.command.drawing import Drawing
+from pipeline.command.appearance import Appearance
 from pipeline.command.options import parse_options
 from pipeline.command.outputs import has_window, open_outputs, open_page, output_specs
 from pipeline.errors import BackendUnavailableError, OptionError, SinkError
@@ -29,11 +29,11 @@ def opened(red_bundle, renderer, tmp_path, monkeypatch, said):
         opened_sources, sinks = open_sources(options.sources), []
         everything.append(sinks)
         annotations = Annotations(red_bundle.manifest, "none", renderer, hud=False, legend=False)
-        drawing = Drawing(renderer, annotations, Views(renderer))
-        open_outputs(sinks, options, opened_sources, drawing, classes=red_bundle.manifest.classes, window=False)
+        appearance = Appearance(renderer, annotations, Views(renderer))
+        open_outputs(sinks, options, opened_sources, appearance, classes=red_bundle.manifest.classes, window=False)
         if options.page is not None:
             run = Watched({source.info.name: source.telemetry for source in opened_sources})
-            sinks.append(open_page(options.page, run, drawing))
+            sinks.append(open_page(options.page, run, appearance))
         return opened_sources, sinks, said
 
     yield call
@@ -141,5 +141,5 @@ def test_the_page_is_one_for_all_sources(opened):
 
 def test_without_its_packages_the_page_says_what_installs_them(opened, monkeypatch):
     monkeypatch.setitem(sys.modules, "pipeline.page.sink", None)
-    with pytest.raises(BackendUnavailableError, match=r"--serve: .*install them with: pip install '\.\[page\]'$"):
+    with pytest.raises(BackendUnavailableError, match=r"--serve: .*: pip install 'edgemask\[page\]'$"):
         opened("--serve")

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.engines import tensorrt_library
 
 VERSIONS = {"tensorrt": "10.3.0.30", "tensorrt-rtx": "1.7.1.116"}
@@ -112,7 +113,7 @@ def with_plan(bundle, folder, runtime, program=None, **entry):
         "size_bytes": len(program),
         **entry,
     }
-    manifest = dataclasses.replace(bundle.manifest, engines=(*bundle.manifest.engines, entry))
+    manifest = dataclasses.replace(bundle.manifest, engines=(*bundle.manifest.engines, PlanEntry.from_dict(entry)))
     plans = {name: (bundle.folder / name).read_bytes() for name in bundle.manifest.files if name != PROGRAM_NAME}
     Bundle.write(folder, manifest, {PROGRAM_NAME: portable, **plans, entry["file"]: program})
     return Bundle.read(folder)

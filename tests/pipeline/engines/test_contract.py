@@ -67,7 +67,7 @@ def with_real_plan(bundle, runtime, folder):
     """A copy of a bundle with a plan for this machine's GPU, for the few and small frames of these tests."""
     gpu, manifest = find_gpu(), bundle.manifest
     sms = (gpu.sm,) if runtime == "tensorrt-rtx" else ()
-    options = tensorrt_build.BuildOptions(
+    options = tensorrt_build.PlanOptions(
         runtime, sms, gpu=gpu, frame_size_hw=manifest.frame_size_hw, batch=4, pixels=manifest.pixels
     )
     program = bundle.program_path.read_bytes()
@@ -365,7 +365,7 @@ def test_a_backend_whose_packages_are_missing_says_what_installs_them(red_bundle
         BackendUnavailableError, match=rf"^backend 'onnxruntime' cannot be loaded here \({error}\)"
     ) as caught:
         open_engine(red_bundle, "onnxruntime")
-    assert str(caught.value).endswith("pip install '.[cpu]'")
+    assert str(caught.value).endswith("pip install 'edgemask[cpu]'")
     assert caught.value.__cause__ is error
 
 

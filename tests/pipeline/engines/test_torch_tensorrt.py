@@ -311,7 +311,7 @@ def installed(monkeypatch):
 @pytest.mark.parametrize(
     ("versions", "said"),
     [
-        ({"torch": "2.13.0"}, r"packages are not here: install them with: pip install '\.\[torch-tensorrt\]'"),
+        ({"torch": "2.13.0"}, r"packages are not here: install them with: pip install 'edgemask\[torch-tensorrt\]'"),
         (
             {"torch": "2.13.0+cu130", "torch_tensorrt": "2.12.1"},
             r"expected 2\.13 as torch 2\.13\.0\+cu130 needs, got 2\.12\.1: pip install 'torch-tensorrt==2\.13\.\*'",

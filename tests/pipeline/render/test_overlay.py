@@ -519,8 +519,8 @@ def test_cutout_bgra_of_classes_is_all_or_nothing():
         ({"alpha": 1.01}, r"alpha: expected 0 to 1, got 1\.01"),
         ({"alpha": float("nan")}, "alpha: expected 0 to 1, got nan"),
         ({"threshold": -0.1}, r"threshold: expected 0 to 1, got -0\.1"),
-        ({"background": (0, 0, 256)}, r"background colour: expected \(b, g, r\) of 0 to 255, got \(0, 0, 256\)"),
-        ({"background": (0, 0)}, "background colour"),
+        ({"background": (0, 0, 256)}, r"background color: expected \(b, g, r\) of 0 to 255, got \(0, 0, 256\)"),
+        ({"background": (0, 0)}, "background color"),
         (
             {"background": np.zeros((4, 4), np.uint8)},
             r"background picture: expected \(h, w, 3\) uint8 BGR, got \(4, 4\)",

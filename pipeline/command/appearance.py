@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class Appearance:
     """What draws, and what of it windows and the page can change.
 
     Attributes:
@@ -53,7 +53,7 @@ def read_look(options: LookOptions) -> Look:
     )
 
 
-def make_drawing(options: RunOptions, look: Look, engine: Engine, sources: Sequence[Source]) -> Drawing:
+def make_appearance(options: RunOptions, look: Look, engine: Engine, sources: Sequence[Source]) -> Appearance:
     """Make what draws the masks of an engine over the frames of sources.
 
     Raises:
@@ -71,7 +71,7 @@ def make_drawing(options: RunOptions, look: Look, engine: Engine, sources: Seque
         refine=steady if steady.changes else None,
         annotate=annotations,
     )
-    return Drawing(renderer, annotations, views, governor)
+    return Appearance(renderer, annotations, views, governor)
 
 
 def _governor(options: MaskOptions, task: Task, sources: Sequence[Source]) -> Governor | None:
@@ -86,7 +86,7 @@ def _background(text: str | None) -> Color | Image | None:
     if text is None:
         return None
     if text.startswith("#"):
-        return load_palette(text).color(1)  # the one colour that is given; 0 is background
+        return load_palette(text).color(1)  # the one color that is given; 0 is background
     from pipeline.sources.pictures import read_picture
 
     try:

@@ -1,0 +1,186 @@
+"""What is to be compiled: a trained network with its contract, whatever its weights came from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from calibration.int8.ranges import Method
+from calibration.int8.recipe import Int8Recipe, Step
+from compile.networks.contract import Contract
+from compile.program.program import FrameProgram
+from compile.proof.verify import UNDECIDED_MARGIN, Expected, Sample
+from pipeline.bundles.bundle import Precision, Task
+from pipeline.errors import CompileError
+from pipeline.frames.frame import Frame
+
+
+class Network(ABC):
+    """A network ready to compile. One whose layers are not known by name is FP32 alone, and refuses the rest.
+
+    Args:
+        family: checkpoint family, or "foreign".
+        architecture: name of the network, for the manifest.
+        contract: how frames go in and masks come out.
+        class_count: channels of its output; 1 for a binary mask.
+
+    Attributes:
+        giga_macs: multiply-accumulates for one frame, in thousands of millions; None where that is not known.
+        has_layers: whether its layers are known by name: such a network takes FP16 and INT8, with some layers kept.
+    """
+
+    giga_macs: float | None = None
+    has_layers = False
+
+    def __init__(self, family: str, architecture: str, contract: Contract, class_count: int) -> None:
+        self.family, self.architecture = family, architecture
+        self.contract, self.class_count = contract, class_count
+
+    @property
+    def task(self) -> Task:
+        """What its masks mean."""
+        return "binary" if self.class_count == 1 else "classes"
+
+    @abstractmethod
+    def reference(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
+        """Run the frame program around the trained network in FP32, not exported, on (N, H, W, 3) uint8 BGR.
+
+        Raises:
+            CompileError: it cannot be run, or its scores are not finite.
+        """
+
+    @abstractmethod
+    def export(
+        self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]
+    ) -> onnx.ModelProto:
+        """The frame program as ONNX.
+
+        Args:
+            precision: of the network inside; "int8" after ``search_int8`` or ``use_int8``.
+            frame_size_hw: fixed (height, width) of the frames; None for any.
+            keep: names of layers that stay FP32.
+
+        Raises:
+            CompileError: it does not take the precision, or cannot be exported.
+        """
+
+    def module(self, precision: Precision, keep: Collection[str]) -> FrameProgram:
+        """The same as a PyTorch module.
+
+        Raises:
+            CompileError: it has none.
+        """
+        raise CompileError(f"{self.architecture}: expected a network in PyTorch, got one as ONNX")
+
+    def doubt(self) -> str | None:
+        """What is to be told of the values that it gave since it was opened; None if nothing is.
+
+        Raises:
+            CompileError: they contradict the contract.
+        """
+        return None
+
+    def watching(self) -> AbstractContextManager[None]:
+        """While the body runs ``reference``, the largest values of each layer are recorded for ``beyond_half``."""
+        return nullcontext()
+
+    def beyond_half(self) -> Mapping[str, float]:
+        """Layers whose largest value while they were watched is more than FP16 holds, with that value."""
+        return {}
+
+    def sensitive(self, samples: Sequence[Sample], keep: Collection[str]) -> tuple[str, ...]:
+        """The few layers that must stay FP32 for the masks of some samples to stay, beside ``keep``, which stay anyway."""
+        return ()
+
+    def search_int8(
+        self,
+        frames: Iterable[Frame],
+        method: Method,
+        tried: Callable[[Step], None],
+        progress: Callable[[float], object] = lambda _: None,
+    ) -> Int8Recipe:
+        """Find how it can be INT8: look at the frames once, and search on those where the masks are hardest to keep.
+
+        Args:
+            frames: to calibrate on, at least one.
+            method: how a histogram becomes a range.
+            tried: told of every step.
+            progress: told which share of the search is done, 0 to 1.
+
+        Raises:
+            CompileError: it does not take INT8, or gives values that are no numbers.
+        """
+        raise self._no_int8()
+
+    def use_int8(self, recipe: Int8Recipe) -> None:
+        """Take what an earlier ``search_int8`` has found.
+
+        Raises:
+            CompileError: it does not take INT8.
+        """
+        raise self._no_int8()
+
+    def export_for_cpu(
+        self, frame_size_hw: tuple[int, int] | None, frames: Iterable[Frame], method: Method
+    ) -> tuple[onnx.ModelProto, float]:
+        """After ``search_int8``, the program as CPUs take INT8, and the share of the convolutions' weights in it.
+
+        Args:
+            frame_size_hw: fixed (height, width) of the frames; None for any.
+            frames: to calibrate on.
+            method: how a histogram becomes a range.
+
+        Raises:
+            CompileError: it does not take INT8.
+        """
+        raise self._no_int8()
+
+    def _no_int8(self) -> CompileError:
+        return CompileError(f"{self.architecture}: expected fp32 for a network of another family, got int8")
+
+
+def check_classes(contract: Contract, count: int) -> None:
+    """Refuse a contract that does not fit a number of classes.
+
+    Raises:
+        CompileError: it does not, or a mask cannot hold so many.
+    """
+    if count > 256:
+        raise CompileError(
+            f"the network: expected at most 256 classes, which a mask of 8 bits can tell apart, got {count}"
+        )
+    if count == 1 and contract.activation == "softmax":
+        raise CompileError(
+            f"contract {contract.name}: activation: expected sigmoid, or none for a network that gives probabilities, "
+            "got softmax: it has one class"
+        )
+    if contract.classes is not None and len(contract.classes) != count:
+        raise CompileError(
+            f"contract {contract.name}: classes: expected {count} name{'s' if count > 1 else ''} as the network has classes, "
+            f"got {len(contract.classes)}"
+        )
+
+
+def undecided(scores: torch.Tensor) -> NDArray[np.bool_] | None:
+    """Where the two likeliest of several classes are close, (N, h, w); None for one class, where the mask shows it.
+
+    Args:
+        scores: (N, classes, h, w), logits or probabilities.
+    """
+    if scores.shape[1] == 1:
+        return None
+    # What gives probabilities itself is as good as what gives logits: the order is the same, and near is near.
+    first, second = _probabilities(scores).topk(2, 1).values.unbind(1)
+    close: NDArray[np.bool_] = (first - second < UNDECIDED_MARGIN).numpy()
+    return close
+
+
+def _probabilities(scores: torch.Tensor) -> torch.Tensor:
+    is_distribution = bool((scores >= 0).all() and ((scores.sum(1) - 1).abs() < 1e-3).all())
+    return scores if is_distribution else scores.softmax(1)

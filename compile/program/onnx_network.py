@@ -1,0 +1,119 @@
+"""A segmentation network of any other family, given as ONNX: as it is, in FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from compile.networks.contract import Contract
+from compile.program.foreign import (
+    ValueRange,
+    count_classes,
+    find_output_layout,
+    fixed_imgsz,
+    read_foreign,
+    scores_output,
+    wrap,
+)
+from compile.program.network import Network, check_classes, undecided
+from compile.program.program import FrameToInput, ScoresToMask
+from compile.proof.verify import Expected, open_session, require_finite
+from pipeline.bundles.bundle import Precision
+from pipeline.errors import CompileError
+
+
+class OnnxNetwork(Network):
+    """A network from an ONNX file; ONNX Runtime is its reference.
+
+    Args:
+        weights: the file.
+        contract: how frames go in and masks come out.
+        imgsz: (height, width) inside the network in place of the contract's.
+        classes: refuse another number of classes.
+        smooth: enlarge class scores, not class indices.
+
+    Raises:
+        CompileError: the file cannot be read, or does not fit the contract.
+    """
+
+    def __init__(
+        self,
+        weights: Path,
+        contract: Contract,
+        *,
+        imgsz: tuple[int, int] | None = None,
+        classes: int | None = None,
+        smooth: bool = False,
+    ) -> None:
+        self._weights, self._smooth = weights, smooth
+        self._network = read_foreign(weights)
+        fitted = _fitted(self._network, contract, weights, imgsz)
+        self._session = open_session(str(weights), str(weights))
+        entry = self._session.get_inputs()[0]
+        self._input, self._dtype = entry.name, np.float16 if "float16" in entry.type else np.float32
+        self._output = scores_output(self._network, fitted).name
+        empty = FrameToInput(fitted).eval()(torch.zeros((1, *fitted.imgsz, 3), dtype=torch.uint8))
+        shape = self._run(empty, fitted.imgsz).shape
+        fitted = replace(fitted, output_layout=find_output_layout(shape, fitted, self._output))
+        class_count = count_classes(self._network, fitted)
+        if classes is not None and classes != class_count:
+            raise CompileError(f"{weights}: expected {classes} classes, got {class_count}: leave --classes out")
+        check_classes(fitted, class_count)
+        super().__init__("foreign", weights.stem, fitted, class_count)
+        self._before, self._after = FrameToInput(fitted).eval(), ScoresToMask(fitted, smooth=smooth).eval()
+        self._values = ValueRange(fitted, class_count)
+
+    def reference(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
+        """Run the frame program around the network in ONNX Runtime."""
+        frames = torch.from_numpy(frames_nhwc)
+        with torch.inference_mode():
+            scores = torch.from_numpy(self._run(self._before(frames), self.contract.imgsz))
+            self._values.add(scores.numpy())
+            by_class = scores.float() if self.contract.output_layout == "nchw" else scores.float().permute(0, 3, 1, 2)
+            masks, not_finite = self._after(scores, frames)
+            require_finite(not_finite.numpy(), "the network")
+            return Expected(masks.numpy(), undecided(by_class))
+
+    def export(
+        self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]
+    ) -> onnx.ModelProto:
+        """The frame program as ONNX: see ``Network.export``."""
+        if precision != "fp32":
+            raise CompileError(
+                f"--precision: expected fp32 for a network of another family, got {precision}: convert the .onnx file first"
+            )
+        return wrap(self._network, self.contract, frame_size_hw, smooth=self._smooth)
+
+    def doubt(self) -> str | None:
+        """What is to be told of the values that it gave."""
+        return self._values.check()
+
+    def _run(self, x: torch.Tensor, size_hw: tuple[int, int]) -> NDArray[Any]:
+        try:
+            (scores,) = self._session.run([self._output], {self._input: x.numpy().astype(self._dtype)})
+        except Exception as error:
+            raise CompileError(
+                f"{self._weights}: ONNX Runtime cannot run it on pictures of {size_hw[0]}×{size_hw[1]}: "
+                f"{str(error).strip().splitlines()[0]}"
+            ) from error
+        return np.asarray(scores)
+
+
+def _fitted(network: onnx.ModelProto, contract: Contract, weights: Path, imgsz: tuple[int, int] | None) -> Contract:
+    """The contract at the size that is wanted and that the network takes."""
+    fitted = fixed_imgsz(network, contract)
+    if imgsz is None or imgsz == fitted.imgsz:
+        return fitted
+    fixed = fixed_imgsz(network, replace(contract, imgsz=imgsz))
+    if fixed.imgsz != imgsz:
+        raise CompileError(
+            f"--imgsz: expected {fixed.imgsz[0]}×{fixed.imgsz[1]}, the one size that {weights} takes, got {imgsz[0]}×{imgsz[1]}"
+        )
+    return fixed

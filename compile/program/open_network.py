@@ -1,0 +1,63 @@
+"""Weights of any kind and their contract, to a network that is ready to compile."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from compile.networks.checkpoint import load_network
+from compile.networks.contract import CONTRACTS, Contract, built_in_contract, read_contract
+from compile.program.family_network import FamilyNetwork
+from compile.program.network import Network
+from compile.program.onnx_network import OnnxNetwork
+from pipeline.errors import CompileError, NotOurNetworkError
+
+
+def open_network(
+    weights: Path,
+    contract: str,
+    foreign_contract: Contract | None = None,
+    *,
+    imgsz: tuple[int, int] | None = None,
+    classes: int | None = None,
+    smooth: bool = False,
+) -> Network:
+    """Read weights and their contract.
+
+    Args:
+        weights: a checkpoint of U-Net or U²-Net, or any segmentation network as ONNX.
+        contract: "stream", "official", or a YAML file; a foreign network needs a file.
+        foreign_contract: taken in its place if the network turns out to be a foreign one.
+        imgsz: (height, width) inside the network in place of the contract's.
+        classes: refuse weights with another number of classes.
+        smooth: enlarge class scores, not class indices.
+
+    Raises:
+        CompileError: the weights and the contract do not fit.
+        ModelError: the weights cannot be read.
+    """
+    try:
+        loaded = load_network(weights, classes=classes)
+    except NotOurNetworkError as error:
+        if weights.suffix.lower() != ".onnx":
+            raise
+        if foreign_contract is None and contract in CONTRACTS["unet"]:
+            raise CompileError(
+                f"{error}; to compile it as it is, say how frames go in: --contract contract.yaml (see docs/contracts.md)"
+            ) from error
+        found = foreign_contract or read_contract(Path(contract))
+        return OnnxNetwork(weights, found, imgsz=imgsz, classes=classes, smooth=smooth)
+    found = contract_of(loaded.family, contract, loaded.n_channels)
+    return FamilyNetwork(loaded, replace(found, imgsz=imgsz or found.imgsz), smooth=smooth)
+
+
+def contract_of(family: str, contract: str, n_channels: int) -> Contract:
+    """The contract of a checkpoint family by name, or from a YAML file that changes its "stream".
+
+    Raises:
+        CompileError: no such name or file, or a file with a mistake in it.
+    """
+    if contract in CONTRACTS[family] or not os.path.exists(contract):
+        return built_in_contract(family, contract, n_channels)
+    return read_contract(Path(contract), built_in_contract(family, "stream", n_channels))
