@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch is pinned because its ONNX exporter moves; uv picks the build for this machine's GPU, or the one without CUDA.
 TORCH := torch==2.13.0
 
-.PHONY: demo published test readme install check lint types format clean
+.PHONY: demo published test readme docs install check lint types format clean
 
 # Two cores compute four masks a second: in between the last one is moved with the picture.
 demo: $(VENV)/.cpu
@@ -24,9 +24,13 @@ test: $(VENV)/.dev
 readme: $(VENV)/.run
 	$(BIN)/python -m benchmarks.readme
 
+# The site, into site/: open site/index.html, or serve it while you write with .venv/bin/python -m mkdocs serve.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 install: $(VENV)/.dev
 
-check: lint types
+check: lint types docs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -40,7 +44,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) demo.mp4
+	rm -rf $(VENV) demo.mp4 site
 
 $(VENV)/.cpu: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,4 +1,7 @@
-"""python -m benchmarks QUESTION: measure one thing, print a table, write JSON with --json."""
+"""python -m benchmarks [MODEL|BUNDLE]: how fast is it here. python -m benchmarks QUESTION: measure one thing.
+
+Each prints a table, writes JSON with --json, and most draw a plot with --plot.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,14 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import importlib
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from pathlib import Path
 
+from pipeline.builds.model_name import PUBLISHED
 from pipeline.command.command_line import OptionParser, run_command
 from pipeline.errors import BackendUnavailableError, EdgemaskError, ModelError, OptionError
+from pipeline.terminal import shown_log
 
 QUESTIONS = {
     # question: (module, what it answers)
@@ -49,23 +56,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: list[str]) -> None:
-    questions = "\n".join(f"  {name}  {answer}" for name, (_, answer) in QUESTIONS.items())
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: python -m benchmarks QUESTION [--help]\n\nquestions:\n{questions}")
-        return
-    question = arguments[0]
-    if question not in QUESTIONS:
-        raise OptionError(f"expected a question ({', '.join(QUESTIONS)}), got {question!r}")
+    question = arguments.pop(0) if arguments and arguments[0] in QUESTIONS else ""
+    if not question:
+        _require_model(arguments)
+    module_name, _ = QUESTIONS.get(question, ("benchmarks.fps", ""))
     try:
-        module = importlib.import_module(QUESTIONS[question][0])
+        module = importlib.import_module(module_name)
     except ImportError as error:
         raise BackendUnavailableError(
-            f"{question}: needs packages that are not here ({error}): install them with: pip install '.[compile]'"
+            f"{question or 'benchmarks'}: packages are not here ({error}): install them with: pip install 'edgemask[compile]'"
         ) from error
-    parser = OptionParser(prog=f"python -m benchmarks {question}", description=module.__doc__)
+    questions = "\n".join(f"  {name:<12}{answer}" for name, (_, answer) in QUESTIONS.items())
+    parser = OptionParser(
+        prog=f"python -m benchmarks {question}".rstrip(),
+        description=module.__doc__,
+        epilog=""
+        if question
+        else f"questions, each with options of its own (python -m benchmarks QUESTION --help):\n{questions}",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", metavar="FILE", help="write the result with its environment")
     module.add_options(parser)
-    module.measure(parser.parse_args(arguments[1:]))
+    options = module.Options(**vars(parser.parse_args(arguments)))
+    if getattr(options, "plot", None):
+        require_plots()
+    with shown_log(to_stdout=True):
+        module.measure(options)
+
+
+def _require_model(arguments: Sequence[str]) -> None:
+    """See that the first argument, if it is none of the options, names a model; a mistyped question shall not be compiled."""
+    if (
+        not arguments
+        or arguments[0].startswith("-")
+        or Path(arguments[0]).exists()
+        or (PUBLISHED / arguments[0]).is_dir()
+    ):
+        return
+    try:
+        from compile.networks.zoo import ZOO
+    except ImportError:  # without the build half there are no others
+        ZOO = {}  # noqa: N806
+    if arguments[0] not in ZOO:
+        raise OptionError(
+            f"expected a question ({', '.join(QUESTIONS)}), got {arguments[0]!r}; nor is it a bundle's folder or a published network"
+        )
+
+
+def require_plots() -> None:
+    """See that plots can be drawn, before anything is measured.
+
+    Raises:
+        BackendUnavailableError: matplotlib is not here.
+    """
+    try:
+        importlib.import_module("benchmarks.shared.plots")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"--plot: expected matplotlib, which draws it, got none ({error}): install it with: pip install 'edgemask[plots]'"
+        ) from error
 
 
 if __name__ == "__main__":

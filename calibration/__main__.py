@@ -67,7 +67,7 @@ def _collect(options: CalibrateOptions) -> tuple[CalibrationSet, str, StoppedErr
             from calibration.sets.frames import SetWriter
         except ImportError as error:
             raise BackendUnavailableError(
-                f"pictures cannot be written here ({error}): install what it needs with: pip install '.[cpu]'"
+                f"pictures cannot be written here ({error}): install what it needs with: pip install 'edgemask[cpu]'"
             ) from error
         if is_set(options.source):
             raise OptionError(

@@ -1,4 +1,4 @@
-"""A network as it infers: its logits as what it returns, and batch normalisations folded into the convolutions before them."""
+"""A network as it infers: its logits as what it returns, and batch normalizations folded into the convolutions before them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Scores(nn.Module):
 
 
 def convolutions_before_norms(network: nn.Module) -> dict[str, str]:
-    """Names of a network's convolutions without bias -> names of the batch normalisations that follow them."""
+    """Names of a network's convolutions without bias -> names of the batch normalizations that follow them."""
     pairs: dict[str, str] = {}
     before = ""
     for name, module in network.named_modules():
@@ -31,7 +31,7 @@ def convolutions_before_norms(network: nn.Module) -> dict[str, str]:
 
 
 def fold_norms(network: nn.Module) -> nn.Module:
-    """Take batch normalisations into the convolutions before them; changes and returns ``network``, in evaluation mode."""
+    """Take batch normalizations into the convolutions before them; changes and returns ``network``, in evaluation mode."""
     network.eval()
     for conv_name, norm_name in convolutions_before_norms(network).items():
         conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)

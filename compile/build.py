@@ -118,5 +118,5 @@ def _import_packages(options: BuildOptions) -> None:
         import_module(f"compile.{module}")
     except (ImportError, OSError) as error:  # a broken native library raises OSError
         raise BackendUnavailableError(
-            f"compiling needs packages that are not here ({error}): install them with: pip install '.[{extra}]'"
+            f"compiling needs packages that are not here ({error}): install them with: pip install 'edgemask[{extra}]'"
         ) from error

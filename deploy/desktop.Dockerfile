@@ -23,9 +23,11 @@ ENV PATH=/opt/pip/bin:/usr/local/cuda/bin:$PATH
 RUN pip wheel --no-deps --wheel-dir /wheels "pycuda>=2025.1.2"
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY edgemask edgemask
 COPY pipeline pipeline
 COPY calibration calibration
 COPY compile compile
+COPY benchmarks benchmarks
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM base AS installed
@@ -46,7 +48,7 @@ WORKDIR /var/lib/edgemask
 FROM installed AS build
 # PyTorch for the CPU: it exports and checks. The rest of the extra "compile" but for its OpenCV, which is here without windows.
 RUN pip install --index-url https://download.pytorch.org/whl/cpu torch==2.13.0 \
-    && pip install "onnxscript>=0.5" "safetensors>=0.5"
+    && pip install "onnxscript>=0.5" "safetensors>=0.5" "pooch>=1.8"
 USER 10001
 ENTRYPOINT ["python3", "-m", "compile"]
 CMD ["--help"]

@@ -1,4 +1,4 @@
-"""python -m pipeline --source S --model M --output O: masks over pictures, videos and cameras."""
+"""python -m pipeline SOURCE --model M --output O: masks over pictures, videos and cameras."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 # A camera that was unplugged is noticed after so many seconds and not after ten.
 os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "2")
 
-import argparse
 from collections.abc import Sequence
 
 from pipeline.command.command_line import run_command
 from pipeline.command.options import parse_options
+from pipeline.command.run_options import RunOptions
+from pipeline.terminal import shown_log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,13 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: _run(parse_options(arguments)))
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: RunOptions) -> None:
     from pipeline.command.freed_memory import keep_freed_memory  # only now: --help and a wrong option need none of it
 
     keep_freed_memory()
     from pipeline.command.job import run_job
 
-    run_job(options)
+    with shown_log(quiet=options.quiet):
+        run_job(options)
 
 
 if __name__ == "__main__":

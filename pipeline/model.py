@@ -21,9 +21,6 @@ from pipeline.frames.nv12 import to_nv12
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sources.base import Source
-from pipeline.terminal import logger_of
-
-_log = logger_of(__name__)
 
 
 class Model:
@@ -55,12 +52,12 @@ class Model:
 
     def __init__(self, model: str | Path = "u2netp", backend: str = "auto", *, rebuild: bool = True) -> None:
         on_gpu = rebuild and backend in ("auto", *BUILT_FROM_PROGRAM)
-        self.bundle = open_model(str(model), _log.info, on_gpu=on_gpu, quiet=True)
+        self.bundle = open_model(str(model), on_gpu=on_gpu, quiet=True)
         self._engine = open_engine(
             self.bundle,
             backend,
             overlap=False,
-            rebuild=partial(rebuild_plan, say=_log.info, quiet=True) if rebuild else None,
+            rebuild=partial(rebuild_plan, quiet=True) if rebuild else None,
         )
         self.classes = self.bundle.manifest.classes
         self.description = self._engine.description

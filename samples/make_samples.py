@@ -58,7 +58,7 @@ class View:
 
     def matrix(self, enlargement: float = 1.0) -> NDArray[np.float64]:
         """The (2, 3) affine transform from x, y of the photograph, enlarged so many times, to x, y of a clip frame."""
-        # Pixel centres are at whole numbers, so a picture's own corner is at (-0.5, -0.5).
+        # Pixel centers are at whole numbers, so a picture's own corner is at (-0.5, -0.5).
         x_px, y_px = self.center_x_px * enlargement - 0.5, self.center_y_px * enlargement - 0.5
         scale = CLIP_SIZE_WH[0] / (self.width_px * enlargement)
         matrix = np.asarray(cv2.getRotationMatrix2D((x_px, y_px), self.rotation_deg, scale), dtype=np.float64)
@@ -106,11 +106,11 @@ def outline_mask(size_hw: tuple[int, int], enlargement: int, grow_px: int = 0) -
 
 
 def empty_backdrop(photograph: Image) -> Image:
-    """The enlarged studio without the astronaut, out of focus: the hole takes the wall's colours, the nearest most."""
+    """The enlarged studio without the astronaut, out of focus: the hole takes the wall's colors, the nearest most."""
     known = (outline_mask(photograph.shape[:2], 1, grow_px=6) == 0).astype(np.float32)[..., None]
     known[300:] = 0  # the suit, the helmet and the table
     wall = known.copy()
-    wall[:, :105] = wall[:, 350:] = 0  # the flag and the shuttle do not colour the hole
+    wall[:, :105] = wall[:, 350:] = 0  # the flag and the shuttle do not color the hole
     filled = (photograph * wall).sum((0, 1)) / wall.sum()
     for sigma_px in (128, 64, 32, 16, 8):
         weight = cv2.GaussianBlur(wall, (0, 0), sigma_px)[..., None]
@@ -157,7 +157,7 @@ def to_yuv420p(image: Image) -> Image:
     """A BGR frame as (height * 3 / 2, width) uint8: the Y, Cb and Cr planes, one under the other."""
     # In numpy, because libswscale's default conversion rounds down: it darkens by two levels.
     yuv = cv2.transform(image.astype(np.float32), BGR_TO_YUV)
-    # A colour sample lies on every second pixel of a row, and between two rows.
+    # A color sample lies on every second pixel of a row, and between two rows.
     chroma = cv2.sepFilter2D(yuv[..., 1:], -1, np.array((0.25, 0.5, 0.25)), np.ones(1))[:, ::2]
     planes = (yuv[..., 0], *cv2.split((chroma[::2] + chroma[1::2]) / 2))
     joined = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, image.shape[1])

@@ -1,6 +1,7 @@
 """What the tests share: markers that skip with a reason or fail on demand, and bundles small enough to make on the spot."""
 
 import importlib.util
+import logging
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle, Manifest
+from pipeline.terminal import LOGGER
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +45,24 @@ def _signals_restored():
     yield
     for number, handler in before:
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def said():
+    """What the project logs in this test, line by line, from any thread; a list that grows."""
+    lines = []
+
+    class Lines(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    handler, logger = Lines(), logging.getLogger(LOGGER)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

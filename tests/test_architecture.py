@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ PACKAGES = {  # package: the packages that it may import
 FLOORS = {
     "pipeline": (
         {"errors", "redaction", "signals", "version", "terminal", "own_process", "machine", "stages"},
-        {"frames", "yaml_file"},
+        {"frames", "yaml_file", "registry"},
         {"bundles", "sources"},
         {"engines", "bundle"},
         {"render", "builds"},
@@ -161,14 +162,25 @@ def test_one_file_of_the_run_half_imports_it(package, owner):
     assert [file for file in modules("pipeline") if package in {name for name, _ in imports(file)}] == [ROOT / owner]
 
 
-@pytest.mark.parametrize("table", ["engines.ENGINES", "sources.SOURCES", "sinks.SINKS"])
-def test_tables_of_strings_name_what_exists(table):
-    module_name, name = table.split(".")
-    rows = getattr(importlib.import_module(f"pipeline.{module_name}"), name)
-    assert rows
-    for module, class_name, *_ in rows.values():  # read, not imported: their packages need not be here
-        tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
-        assert class_name in {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+REGISTRIES = [
+    "engines.kinds.ENGINES",
+    "sources.kinds.SOURCES",
+    "sinks.kinds.SINKS",
+    "render.modes.MODES",
+]
+
+
+@pytest.mark.parametrize("registry", REGISTRIES)
+def test_declarations_name_what_exists(registry):
+    module_name, _, name = f"pipeline.{registry}".rpartition(".")
+    rows = getattr(importlib.import_module(module_name), name)
+    extras = set(re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    assert rows.own
+    for row in rows.own.values():  # read, not imported: their packages need not be here
+        tree = ast.parse((ROOT / row.module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
+        assert row.opens in {node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+        assert row.help
+        assert set(filter(None, row.extra.split(","))) <= extras
 
 
 def test_public_names_exist():

@@ -22,12 +22,13 @@ from pipeline.command.options import _parser as pipeline_parser
 from pipeline.command.options import parse_options
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Frame
+from pipeline.page.options import Limits, PageOptions, Watched
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks import sink_kind
 from pipeline.sinks.json_lines import results_of
 from pipeline.sources import source_kind
-from pipeline.sources.live import LiveOptions
+from pipeline.sources.options import LiveOptions
 from pipeline.stages.telemetry import State, Telemetry
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +73,7 @@ def test_units_call_the_command_with_options_that_it_has(unit):
     program, *arguments = shlex.split(command)
     script = re.search(r'^edgemask = "([\w.]+):', PROJECT, re.MULTILINE)
     assert Path(program).name == "edgemask"
-    assert script[1] == "pipeline.__main__"
+    assert script[1] == "edgemask.__main__"
     known = {option for action in pipeline_parser()._actions for option in action.option_strings}
     assert arguments[0] == "--config"
     assert all(argument in known for argument in arguments if argument.startswith("-"))
@@ -156,10 +157,10 @@ def test_systemd_takes_the_units_and_rates_them_as_the_document_says(tmp_path):
 
 def test_the_example_configuration_is_taken():
     options = parse_options(["--config", str(DEPLOY / "edgemask.yaml")])
-    assert options.serve == "127.0.0.1:8080"
-    assert options.rebuild == "auto"  # in the cache, for the service may not write to the bundle
-    assert [sink_kind(output) for output in options.output] == ["video", "results"]
-    assert source_kind(options.source[0]) == "stream"
+    assert options.page.address == "127.0.0.1:8080"
+    assert options.model.may_build  # in the cache, for the service may not write to the bundle
+    assert [sink_kind(output) for output in options.outputs.names] == ["video", "results"]
+    assert source_kind(options.sources[0]) == "stream"
 
 
 def test_every_choice_in_the_example_configuration_is_one(tmp_path):
@@ -168,9 +169,9 @@ def test_every_choice_in_the_example_configuration_is_one(tmp_path):
     for choice in choices:
         (tmp_path / "c.yaml").write_text(f"{choice}\n" + ("" if choice.startswith("source:") else "source: '0'\n"))
         options = parse_options(["--config", str(tmp_path / "c.yaml")])
-        for source in options.source:
+        for source in options.sources:
             source_kind(source)
-        for output in options.output or []:
+        for output in options.outputs.names:
             sink_kind(output)
 
 
@@ -316,18 +317,8 @@ def page():
         renderer = Renderer(Look(), "binary")
         manifest = Manifest("red", "binary", ("subject",), (1, 1), "fp32", {}, {}, {}, "")
         annotations = Annotations(manifest, "none", renderer, hud=False, legend=False)
-        sinks.append(
-            PageSink(
-                "127.0.0.1:0",
-                {"door": Telemetry("door")},
-                renderer,
-                annotations,
-                classes=("subject",),
-                about={},
-                token=token,
-                healthy=lambda: problem,
-            )
-        )
+        watched = Watched({"door": Telemetry("door")}, ("subject",), healthy=lambda: problem)
+        sinks.append(PageSink(PageOptions("127.0.0.1:0", token), watched, renderer, annotations))
         return f"{sinks[-1].url}healthz"
 
     yield start
@@ -389,9 +380,9 @@ def test_commands_parse(document):
         if "--config" in arguments:
             arguments = ["--config", str(DEPLOY / Path(arguments[1]).name)]
         options = parse_options(arguments)
-        for source in options.source:
+        for source in options.sources:
             source_kind(source)
-        for output in options.output or []:
+        for output in options.outputs.names:
             sink_kind(output)
     for arguments in commands(document, "compile"):
         parse_compile_options(arguments)
@@ -418,14 +409,14 @@ def test_options_exist_and_take_the_values_that_are_told(document):
 def test_defaults_are_those_of_the_code():
     text = " ".join(read(LIVE).split())
     live, options = LiveOptions(), parse_options(["--source", "0"])
-    assert (options.stall, options.reconnect) == (live.stall_s, live.reconnect_s)
+    assert options.live == live
     assert f"`--stall {live.stall_s:g}`" in text
     assert f"`--reconnect {live.reconnect_s:g}`" in text
     assert f"may be silent for {live.connect_s:g} s" in text
     assert f"up to {live.backoff_s:g} s, doubled with each to {live.backoff_max_s:g} s" in text
     assert f"anew after {live.steady_s:g} s of frames" in text
-    assert f"`--serve-viewers {options.serve_viewers}`" in text
-    assert options.min_free == 200_000_000
+    assert f"`--serve-viewers {Limits().viewers}`" in text
+    assert options.recording.min_free_bytes == 200_000_000
     assert "`--min-free 200M`" in text
     assert all(state.value in text for state in (State.CONNECTING, State.RUNNING, State.STALLED, State.RECONNECTING))
 

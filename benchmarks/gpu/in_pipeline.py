@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.gpu.rows import Rows
-from benchmarks.gpu.tensorrt_rtx import sample_frames, write_planned
+from benchmarks.gpu.rows import Rows, Setup
+from benchmarks.gpu.samples import QUICK_SIZES_HW, SIZES_HW, sample_frames
+from benchmarks.gpu.tensorrt_rtx import write_planned
+from benchmarks.shared.passes import alone_hz, pipeline_pass
 from benchmarks.shared.power_meter import Meter
 from benchmarks.shared.power_sensors import nvidia_sensors
 from compile.plans.tensorrt_build import PlanOptions
@@ -19,17 +19,9 @@ from pipeline.bundles.bundle import Bundle
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.engines.gpu import find_gpu
-from pipeline.flow.run import infer, run
 from pipeline.frames.frame import Frame, Image, SourceInfo
-from pipeline.render.look import Look
-from pipeline.render.overlay import Renderer
-from pipeline.sinks import open_sink
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
-from pipeline.stages.stage_timer import StageTimer
-
-SIZE_HW = (1080, 1920)
-QUICK_SIZE_HW = (48, 64)
 
 
 class MemorySource(Source):
@@ -45,28 +37,28 @@ class MemorySource(Source):
             yield Frame(self._images[index % len(self._images)], index, index / 25, "memory", f"{index:06d}")
 
 
-def measure_tensorrt_rtx(options: argparse.Namespace, rows: Rows) -> None:
+def measure_tensorrt_rtx(setup: Setup, rows: Rows) -> None:
     """Around TensorRT-RTX, where it runs."""
     gpu = find_gpu()
     with TemporaryDirectory(prefix="edgemask.") as scratch:
-        bundle = Bundle.read(Path(options.data) / "bundle-fp16")
+        bundle = Bundle.read(setup.data / "bundle-fp16")
         build = PlanOptions("tensorrt-rtx", (gpu.sm,), gpu=gpu)
         planned, _ = write_planned(bundle, Path(scratch) / "bundle", build, gpu.sm)
-        measure_around(options, rows, "TensorRT-RTX fp16", lambda: open_engine(planned, "tensorrt-rtx"))
+        measure_around(setup, rows, "TensorRT-RTX fp16", lambda: open_engine(planned, "tensorrt-rtx"))
 
 
-def measure_around(options: argparse.Namespace, rows: Rows, engine_name: str, make: Callable[[], Engine]) -> None:
+def measure_around(setup: Setup, rows: Rows, engine_name: str, make: Callable[[], Engine]) -> None:
     """Measure an engine alone, then frames from memory and from the clip through the pipeline, to nowhere and to a video."""
-    images = [frames_nhwc[0] for frames_nhwc in sample_frames(QUICK_SIZE_HW if options.quick else SIZE_HW)]
-    count = 6 if options.quick else 600
-    clip = Path(options.data) / "clip.mp4"
+    images = [frames_nhwc[0] for frames_nhwc in sample_frames((QUICK_SIZES_HW if setup.quick else SIZES_HW)[0])]
+    count = 6 if setup.quick else 600
+    clip = setup.data / "clip.mp4"
     with make() as engine, TemporaryDirectory(prefix="edgemask.") as scratch:
         with rows.item("pipeline", f"{engine_name}, engine alone") as alone:
-            _rate_alone(engine, images, engine.in_flight)  # every slot is made and warm
+            alone_hz(engine, images, engine.in_flight)  # every slot is made and warm
             alone["engine"] = engine.description
             alone["frames"] = count
             with _energy(alone):
-                alone["engine_fps"] = round(_rate_alone(engine, images, count), 2)
+                alone["engine_fps"] = round(alone_hz(engine, images, count), 2)
         ways: tuple[tuple[str, Callable[[], Source], str], ...] = (
             ("memory to null", lambda: MemorySource(images, count), "null"),
             ("clip to null", lambda: open_source(str(clip)), "null"),
@@ -77,7 +69,9 @@ def measure_around(options: argparse.Namespace, rows: Rows, engine_name: str, ma
                 size_hw = source.info.size_hw
                 row["size"] = None if size_hw is None else f"{size_hw[0]}x{size_hw[1]}"
                 with _energy(row):
-                    _measure_pipeline(engine, source, output, row)
+                    done = pipeline_pass(engine, source, output=output)
+                    row["frames"], row["pipeline_fps"] = done.frames, round(done.hz, 2)
+                row["stages_p50_ms"] = {stage.name: round(stage.p50_ms, 3) for stage in done.stages}
                 if "engine_fps" in alone:
                     row["engine_fps"] = alone["engine_fps"]
                     row["ratio"] = round(row["pipeline_fps"] / alone["engine_fps"], 4)
@@ -97,27 +91,3 @@ def _energy(row: dict[str, Any]) -> Iterator[None]:
     row["frames_per_joule"] = float(f"{row['frames'] / (reading.energy_j or 1):.4g}")
     row["peak_c"] = reading.peak_c
     row["throttled_by"] = list(reading.throttled_by)
-
-
-def _measure_pipeline(engine: Engine, source: Source, output: str, row: dict[str, object]) -> None:
-    renderer = Renderer(Look(), engine.bundle.manifest.task)
-    sink = open_sink(output, source.info, renderer)
-    start_s = time.perf_counter()
-    try:
-        result = run(source, engine, renderer, [sink])
-        sink.close()
-    except BaseException:
-        sink.discard()
-        raise
-    elapsed_s = time.perf_counter() - start_s
-    row["frames"] = result.frames
-    row["pipeline_fps"] = round(result.frames / elapsed_s, 2)
-    row["stages_p50_ms"] = {stage.name: round(stage.p50_ms, 3) for stage in result.stages}
-
-
-def _rate_alone(engine: Engine, images: Sequence[Image], count: int) -> float:
-    """Frames per second of submitting and collecting alone, by the pipeline's own loop, on one thread."""
-    frames = MemorySource(images, count)
-    start_s = time.perf_counter()
-    done = sum(1 for _ in infer(frames, engine, StageTimer()))
-    return done / (time.perf_counter() - start_s)

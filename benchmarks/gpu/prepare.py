@@ -65,7 +65,7 @@ def copy_nvml(folder: Path) -> list[Path]:
     """Copy the module that reads the GPU's energy, which is one file, to ``site`` in a folder, where it is installed here."""
     found = importlib.util.find_spec("pynvml")
     if found is None or found.origin is None:
-        print("the GPU's energy will not be measured: pip install '.[energy]', and prepare again")
+        print("the GPU's energy will not be measured: pip install 'edgemask[energy]', and prepare again")
         return []
     copied = folder / "site" / "pynvml.py"
     copied.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,27 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What every part is given.
+
+    Attributes:
+        data: the folder that ``benchmarks/gpu.sh prepare`` wrote.
+        device: "cuda" or "cpu".
+        quick: small frames and few runs, to try the code.
+    """
+
+    data: Path
+    device: str
+    quick: bool
+
 
 _WIDTH = 118
 _ERROR_LENGTH = 260

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,27 +9,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.gpu.rows import Rows
-from calibration.metrics.agreement import iou
+from benchmarks.gpu.rows import Rows, Setup
+from benchmarks.gpu.samples import SIZES_HW, Frames, Sample, agreement, percentiles, sample_frames
 from compile.plans.tensorrt_build import PlanOptions, build_plan
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.engines.gpu import find_gpu
 from pipeline.engines.tensorrt_library import load_tensorrt_rtx, log_of
-from pipeline.sources import open_source
 
-SIZE_HW = (1080, 1920)
-PICTURES = Path(__file__).parents[2] / "samples" / "pictures"
-
-Frames = NDArray[np.uint8]
+SIZE_HW = SIZES_HW[0]
 
 
-def measure_copies(_: argparse.Namespace, rows: Rows) -> None:
+def measure_copies(_: Setup, rows: Rows) -> None:
     """1080p frames up and down, from page-locked memory as the engines have it, and from ordinary memory."""
     from pycuda import driver
 
@@ -74,15 +67,15 @@ def measure_copies(_: argparse.Namespace, rows: Rows) -> None:
         buffer.free()
 
 
-def measure_current(options: argparse.Namespace, rows: Rows) -> None:
+def measure_current(setup: Setup, rows: Rows) -> None:
     """Plans built for this GPU itself: by its name if TensorRT-RTX has one for it, else as CURRENT."""
     gpu = find_gpu()
-    _measure(options, rows, f"CURRENT, SM {gpu.sm}", PlanOptions("tensorrt-rtx", (gpu.sm,), gpu=gpu))
+    _measure(setup, rows, f"CURRENT, SM {gpu.sm}", PlanOptions("tensorrt-rtx", (gpu.sm,), gpu=gpu))
 
 
-def measure_sm80(options: argparse.Namespace, rows: Rows) -> None:
+def measure_sm80(setup: Setup, rows: Rows) -> None:
     """Plans built for SM 8.0, as on any machine, and loaded here."""
-    _measure(options, rows, "SM 80", PlanOptions("tensorrt-rtx", (80,)))
+    _measure(setup, rows, "SM 80", PlanOptions("tensorrt-rtx", (80,)))
 
 
 def write_planned(bundle: Bundle, folder: Path, options: PlanOptions, sm: int) -> tuple[Bundle, bytes]:
@@ -107,11 +100,11 @@ def validity_of(plan: bytes) -> str:
     return f"{validity.name} ({', '.join(reasons)})" if reasons else str(validity.name)
 
 
-def _measure(options: argparse.Namespace, rows: Rows, target: str, build: PlanOptions) -> None:
+def _measure(setup: Setup, rows: Rows, target: str, build: PlanOptions) -> None:
     gpu = find_gpu()
     with TemporaryDirectory(prefix="edgemask.") as scratch:
         for precision in ("fp32", "fp16"):
-            bundle = Bundle.read(Path(options.data) / f"bundle-{precision}")
+            bundle = Bundle.read(setup.data / f"bundle-{precision}")
             with rows.item("tensorrt-rtx", f"{target}, {precision}, build") as row:
                 start_s = time.perf_counter()
                 planned, plan = write_planned(bundle, Path(scratch) / precision, build, gpu.sm)
@@ -126,6 +119,8 @@ def _measure(options: argparse.Namespace, rows: Rows, target: str, build: PlanOp
 
 def _run(planned: Bundle, bundle: Bundle, row: dict[str, Any]) -> None:
     frames = sample_frames(SIZE_HW)
+    with open_engine(bundle, "onnxruntime") as reference:
+        samples = [Sample(one, reference(one)[0]) for one in frames]
     for start in ("first_start_s", "second_start_s"):  # the second has the runtime cache that the first left
         start_s = time.perf_counter()
         with open_engine(planned, "tensorrt-rtx") as engine:
@@ -134,15 +129,8 @@ def _run(planned: Bundle, bundle: Bundle, row: dict[str, Any]) -> None:
             row["engine"] = engine.description
             if start == "second_start_s":
                 row.update(_time_calls(engine, frames[0]))
-                got = [engine(one)[0] for one in frames]
+                row.update(agreement(engine, samples, bundle.manifest.task))
     row["cache_bytes"] = sum(path.stat().st_size for path in planned.folder.rglob("*.cache"))
-    with open_engine(bundle, "onnxruntime") as reference:
-        expected = [reference(one)[0] for one in frames]
-    ious = [iou(mask, other, bundle.manifest.task) for mask, other in zip(got, expected, strict=True)]
-    row["iou_mean"], row["iou_worst"] = round(float(np.mean(ious)), 5), round(min(ious), 5)
-    row["max_difference"] = max(
-        int(np.abs(mask.astype(np.int16) - other).max()) for mask, other in zip(got, expected, strict=True)
-    )
 
 
 def _time_calls(engine: Engine, frames_nhwc: Frames) -> dict[str, Any]:
@@ -153,17 +141,7 @@ def _time_calls(engine: Engine, frames_nhwc: Frames) -> dict[str, Any]:
         engine(frames_nhwc)
         if number >= 20:
             times_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
-    p50_ms, p95_ms = (round(float(value), 4) for value in np.percentile(times_ms, (50, 95)))
-    return {"runs": len(times_ms), "p50_ms": p50_ms, "p95_ms": p95_ms}
-
-
-def sample_frames(size_hw: tuple[int, int]) -> list[Frames]:
-    """The sample pictures at one size, each as (1, H, W, 3) uint8 BGR."""
-    with open_source(str(PICTURES)) as source:
-        return [
-            np.ascontiguousarray(cv2.resize(frame.image, size_hw[::-1], interpolation=cv2.INTER_LINEAR)[None], np.uint8)
-            for frame in source
-        ]
+    return percentiles(times_ms)
 
 
 def _gb_per_s(copy: Callable[[], object], size_bytes: int, runs: int = 200) -> float:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from benchmarks.gpu.in_pipeline import measure_around
-from benchmarks.gpu.rows import Rows
+from benchmarks.gpu.rows import Rows, Setup
 from benchmarks.gpu.torch_program import TrainedNetwork, capture, settle
 from compile.program.program import FrameProgram
 from pipeline.bundles.bundle import Bundle
@@ -98,18 +96,18 @@ class TorchCpuEngine(Engine):
         self._masks.clear()
 
 
-def measure_torch(options: argparse.Namespace, rows: Rows) -> None:
+def measure_torch(setup: Setup, rows: Rows) -> None:
     """The pipeline around PyTorch: FP16 on a GPU, FP32 on a CPU."""
-    settle(options.device)
-    network = TrainedNetwork(Path(options.data))
-    on_gpu = options.device == "cuda"
+    settle(setup.device)
+    network = TrainedNetwork(setup.data)
+    on_gpu = setup.device == "cuda"
     precision = "fp16" if on_gpu else "fp32"
 
     def make() -> Engine:
-        program = network.program(precision, options.device, channels_last=True)
+        program = network.program(precision, setup.device, channels_last=True)
         return (TorchGraphEngine if on_gpu else TorchCpuEngine)(network.bundles[precision], program)
 
-    measure_around(options, rows, f"PyTorch {precision}", make)
+    measure_around(setup, rows, f"PyTorch {precision}", make)
 
 
 def _event() -> torch.cuda.Event:

@@ -5,7 +5,6 @@ TF32 is off: FP32 means FP32. cuDNN tries its algorithms on the first run of a s
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from collections.abc import Callable, Sequence
@@ -14,29 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.gpu.rows import Rows
+from benchmarks.gpu.rows import Rows, Setup
+from benchmarks.gpu.samples import (
+    QUICK_SIZES_HW,
+    SIZES_HW,
+    Frames,
+    Masks,
+    Sample,
+    agreement,
+    percentiles,
+    sample_frames,
+)
 from benchmarks.gpu.smi import nvidia_smi
-from calibration.metrics.agreement import iou
 from compile.networks.checkpoint import load_network
 from compile.networks.contract import Contract
 from compile.program.program import FrameProgram
 from pipeline.bundles.bundle import Bundle, Task
-from pipeline.sources import open_source
 
-Frames = NDArray[np.uint8]
-Masks = NDArray[np.uint8]
 Program = Callable[[Tensor], tuple[Tensor, Tensor]]
 """(N, H, W, 3) uint8 to masks (N, H, W) uint8 and counts (N,) int32."""
-
-SIZES_HW = ((1080, 1920), (720, 1280))
-QUICK_SIZES_HW = ((48, 64), (36, 48))
-PICTURES = Path(__file__).parents[2] / "samples" / "pictures"
 
 
 @dataclass(frozen=True)
@@ -99,14 +97,6 @@ class TrainedNetwork:
         return program.to(memory_format=torch.channels_last) if channels_last else program  # type: ignore[call-overload]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """(1, H, W, 3) uint8 frames and the (H, W) mask that the CPU makes of them."""
-
-    frames_nhwc: Frames
-    expected_hw: Masks
-
-
 def settle(device: str) -> None:
     """Make PyTorch's results and times comparable: seeded, FP32 as FP32, the fastest algorithms."""
     torch.manual_seed(0)
@@ -116,27 +106,27 @@ def settle(device: str) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def measure_eager_and_graphs(options: argparse.Namespace, rows: Rows) -> None:
+def measure_eager_and_graphs(setup: Setup, rows: Rows) -> None:
     """Eager and CUDA graphs."""
-    _measure(options, rows, _EAGER_AND_GRAPHS)
+    _measure(setup, rows, _EAGER_AND_GRAPHS)
 
 
-def measure_compiled(options: argparse.Namespace, rows: Rows) -> None:
+def measure_compiled(setup: Setup, rows: Rows) -> None:
     """``torch.compile``, which takes its time before the first frame."""
-    _measure(options, rows, _COMPILED)
+    _measure(setup, rows, _COMPILED)
 
 
-def _measure(options: argparse.Namespace, rows: Rows, variants: Sequence[Variant]) -> None:
-    settle(options.device)
-    network = TrainedNetwork(Path(options.data))
-    runs = 3 if options.quick else 300
-    for size_hw in QUICK_SIZES_HW if options.quick else SIZES_HW:
+def _measure(setup: Setup, rows: Rows, variants: Sequence[Variant]) -> None:
+    settle(setup.device)
+    network = TrainedNetwork(setup.data)
+    runs = 3 if setup.quick else 300
+    for size_hw in QUICK_SIZES_HW if setup.quick else SIZES_HW:
         samples = take_samples(network, size_hw)
         for variant in variants:
-            if variant.graph and options.device != "cuda":
+            if variant.graph and setup.device != "cuda":
                 continue
             with rows.item("frame program", str(variant), size=f"{size_hw[0]}x{size_hw[1]}") as row:
-                _measure_variant(network, variant, samples, runs, options, row)
+                _measure_variant(network, variant, samples, runs, setup, row)
 
 
 def _measure_variant(
@@ -144,14 +134,14 @@ def _measure_variant(
     variant: Variant,
     samples: Sequence[Sample],
     runs: int,
-    options: argparse.Namespace,
+    setup: Setup,
     row: dict[str, Any],
 ) -> None:
-    device: str = options.device
+    device: str = setup.device
     program: Program = network.program(variant.precision, device, channels_last=variant.channels_last)
     if variant.compiled:
         torch._dynamo.reset()
-        program = torch.compile(program, dynamic=False, backend="eager" if options.quick else "inductor")
+        program = torch.compile(program, dynamic=False, backend="eager" if setup.quick else "inductor")
     frames = torch.tensor(samples[0].frames_nhwc, device=device)  # a copy, for other samples are put there
     with torch.inference_mode():
         start_s = time.perf_counter()
@@ -203,29 +193,11 @@ def capture(
 def take_samples(network: TrainedNetwork, size_hw: tuple[int, int]) -> list[Sample]:
     """The sample pictures at one size, with the masks of the FP32 program on the CPU."""
     program = network.program("fp32", "cpu")
-    height, width = size_hw
-    samples = []
-    with open_source(str(PICTURES)) as source, torch.inference_mode():
-        for frame in source:
-            image = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_LINEAR)
-            frames_nhwc = np.ascontiguousarray(image[None], np.uint8)
-            samples.append(Sample(frames_nhwc, program(torch.from_numpy(frames_nhwc))[0].numpy()[0]))
-    return samples
-
-
-def agreement(masks_of: Callable[[Frames], Masks], samples: Sequence[Sample], task: Task) -> dict[str, Any]:
-    """IoU with the CPU's masks and the largest difference in a pixel, in steps of 255."""
-    ious, differences = [], []
-    for sample in samples:
-        (got_hw,) = masks_of(sample.frames_nhwc)
-        ious.append(iou(got_hw, sample.expected_hw, task))
-        differences.append(int(np.abs(got_hw.astype(np.int16) - sample.expected_hw).max()))
-    return {
-        "pictures": len(samples),
-        "iou_mean": round(float(np.mean(ious)), 5),
-        "iou_worst": round(min(ious), 5),
-        "max_difference": max(differences),
-    }
+    with torch.inference_mode():
+        return [
+            Sample(frames_nhwc, program(torch.from_numpy(frames_nhwc))[0].numpy()[0])
+            for frames_nhwc in sample_frames(size_hw)
+        ]
 
 
 def time_runs(run: Callable[[], object], device: str, runs: int) -> list[float]:
@@ -251,12 +223,6 @@ def time_runs(run: Callable[[], object], device: str, runs: int) -> list[float]:
 
 def _timing_event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def percentiles(times_ms: Sequence[float]) -> dict[str, Any]:
-    """Median and 95th percentile of times in milliseconds."""
-    p50_ms, p95_ms = (round(float(value), 4) for value in np.percentile(times_ms, (50, 95)))
-    return {"runs": len(times_ms), "p50_ms": p50_ms, "p95_ms": p95_ms}
 
 
 def _under_load(run: Callable[[], object]) -> dict[str, str]:

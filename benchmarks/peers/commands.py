@@ -22,15 +22,17 @@ from benchmarks.shared.passes import alone_hz
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
 from pipeline.errors import BackendUnavailableError
+from pipeline.flow.events import Events
 from pipeline.flow.run import run
-from pipeline.frames.frame import Image
+from pipeline.flow.views import Views
+from pipeline.frames.frame import Frame, Image
 from pipeline.frames.pixels import frames_shape
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks import open_sink
 from pipeline.sources import open_source
 
-INSTALL = "pip install '.[peers]'"
+INSTALL = "pip install 'edgemask[peers]'"
 
 
 def our_command(job: Job, folder: Path, render: str) -> Run:
@@ -58,20 +60,22 @@ def run_with(engine: Engine, job: Job, folder: Path, render: str, output: str) -
     with open_source(str(job.clip)) as source:
         sink = open_sink(str(folder / output) + (os.sep if not Path(output).suffix else ""), source.info, renderer)
         try:
-            run(
-                source,
-                engine,
-                renderer,
-                [sink],
-                refine=lambda frame: None if frame.mask is None else masks.append(frame.mask),
-                progress=lambda frame, dropped: clock.tick(),
-                max_frames=job.frames,
-            )
+            views = Views(renderer, refine=lambda frame: None if frame.mask is None else masks.append(frame.mask))
+            run(source, engine, views, [sink], events=_Ticks(clock), max_frames=job.frames)
             sink.close()
         except BaseException:
             sink.discard()
             raise
     return clock.run(masks, folder / output if (folder / output).is_dir() else folder)
+
+
+class _Ticks(Events):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def written(self, frame: Frame, dropped: int) -> None:
+        self._clock.tick()
 
 
 def rembg_command(job: Job, folder: Path, options: Sequence[str]) -> Run:

@@ -1,4 +1,4 @@
-"""The loop that tutorials show, written with OpenCV: read, resize, normalise, network, resize, draw, write; four times.
+"""The loop that tutorials show, written with OpenCV: read, resize, normalize, network, resize, draw, write; four times.
 
 Other networks' runtimes stand in the same loop, and another tool's drawing.
 """
@@ -87,7 +87,7 @@ def _mask_annotator() -> Draw:
 
 
 def numpy_overlay(image: Image, mask: Image) -> Image:
-    """(H, W, 3) uint8 BGR: a colour over the pixels of the mask, in floating point."""
+    """(H, W, 3) uint8 BGR: a color over the pixels of the mask, in floating point."""
     weight = _ALPHA * (mask >= _LEVEL)[..., np.newaxis]
     view: Image = (image * (1 - weight) + np.array(_COLOUR_BGR) * weight).astype(np.uint8)
     return view

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.peers.commands import OURS, run_with
-from benchmarks.peers.runs import Job, Run, Runner, in_its_own_process
+from benchmarks.peers.runs import Job, Run, Runner
+from benchmarks.shared.process import in_its_own_process
 from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.plan import NAMES, rebuild_command
 from pipeline.engines import open_engine
@@ -84,7 +85,7 @@ def _torch_run(job: Job, folder: Path, compiler: str) -> Run:
         loops = importlib.import_module("benchmarks.peers.torch_loops")
     except (ImportError, OSError) as error:  # a broken native library raises OSError
         raise BackendUnavailableError(
-            f"not here: PyTorch cannot be loaded ({error}): pip install '.[compile]'"
+            f"not here: PyTorch cannot be loaded ({error}): pip install 'edgemask[compile]'"
         ) from error
     run: Run = loops.torch_loop(job, folder, compiler)
     return run

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from fractions import Fraction
-from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
 
 from pipeline.bundles.bundle import Bundle
-from pipeline.errors import BackendUnavailableError, OptionError
+from pipeline.errors import OptionError
 from pipeline.frames.frame import Image
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -131,26 +124,3 @@ def run_of_files(start_s: float, end_s: float, folder: Path, frames: int) -> Run
     masks = read_masks(folder, frames)
     times_ns = [path.stat().st_mtime_ns for path in folder.glob("*.png")]
     return Run(end_s - start_s, (max(times_ns) - min(times_ns)) / 1e9, masks, bytes_in(folder))
-
-
-def in_its_own_process(call: Callable[..., Result], *arguments: object) -> Result:
-    """The result of a call in a new process: libraries of CUDA are not beside others there, and an error of CUDA ends with it.
-
-    Args:
-        call: at the top of a module; what it raises is raised here.
-        arguments: they and the result can be pickled.
-
-    Raises:
-        BackendUnavailableError: the process crashed.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_talk_to_standard_error) as process:
-        try:
-            return process.submit(call, *arguments).result()
-        except BrokenProcessPool as error:
-            raise BackendUnavailableError(
-                "its process ended before it was done: what is above on standard error may say why"
-            ) from error
-
-
-def _talk_to_standard_error() -> None:
-    os.dup2(2, 1)  # the table goes to standard output; libraries talk

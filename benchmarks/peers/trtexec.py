@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.on_gpu import require_driver, require_plan
-from benchmarks.peers.runs import Job, in_its_own_process
-from benchmarks.shared.passes import Repeated, alone_hz, pipeline_hz, read_images
+from benchmarks.peers.runs import Job
+from benchmarks.shared.passes import Repeated, alone_hz, pipeline_pass, read_images
+from benchmarks.shared.process import in_its_own_process
 from pipeline.bundles.bundle import FRAMES, Bundle
 from pipeline.bundles.plan import read_plan
 from pipeline.bundles.plan_entry import PlanEntry
@@ -201,7 +202,7 @@ def our_rates(job: Job, backend: str, seconds: float) -> Rates:
         tried = max(3, round(alone_hz(engine, images, 3) * min(0.5, seconds)))
         count = max(3, round(alone_hz(engine, images, tried) * seconds))
         alone = alone_hz(engine, images, count)
-        whole, _ = pipeline_hz(engine, Repeated(str(job.clip), count))
+        whole = pipeline_pass(engine, Repeated(str(job.clip), count)).hz
         return Rates(alone, whole, engine.description)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,32 @@ COLUMNS = {  # entry of a result: what the table calls it
 }
 
 
+EXPLAINED = """
+Against ground truth, the mean of all pictures. F-measure, S-measure and IoU: 1 is best. MAE: mean absolute error, 0 is best.
+Boundary IoU looks at a band along the edges alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks accuracy`` is asked.
+
+    Attributes:
+        data: a folder with images/ and masks/ of the same names.
+        model: a bundle's folder or a published network's name.
+        contract: for a published network.
+        precision: for a published network.
+        backend: what runs the network.
+        json: a file for the result; None: no file.
+    """
+
+    data: str
+    model: str
+    contract: str
+    precision: str
+    backend: str
+    json: str | None
+
+
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks accuracy`` takes."""
     parser.add_argument(
@@ -40,7 +66,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -62,6 +88,7 @@ def measure(options: argparse.Namespace) -> None:
     )
     print("| " + " | ".join(COLUMNS.values()) + " |\n" + "|---" * len(COLUMNS) + "|")
     print("| " + " | ".join(f"{result[name]:.4f}" for name in COLUMNS) + " |")
+    print(EXPLAINED)
     if options.json:
         write_result(
             Path(options.json),

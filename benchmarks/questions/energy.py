@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shared.bars import draw_bars, write_plot
 from benchmarks.shared.environment import write_result
-from benchmarks.shared.passes import Repeated, alone_hz, pipeline_hz, read_images
+from benchmarks.shared.passes import Repeated, alone_hz, pipeline_pass, read_images
 from benchmarks.shared.power_meter import Meter, Reading
 from benchmarks.shared.power_sensors import Sensor, constant_sensor, find_sensors
 from pipeline.builds.model_name import open_model
@@ -29,6 +28,38 @@ from pipeline.errors import BackendUnavailableError
 
 PASSES = {"engine": "engine alone", "pipeline": "pipeline"}
 COLUMNS = ("sensor", "", "idle, W", "load, W", "FPS", "frames per joule", "net of idle", "°C at most", "throttled by")
+
+
+EXPLAINED = """
+idle and load: mean power before the passes and during them. Frames per joule: higher is better; net of idle leaves out what the
+machine draws at rest. A sensor with a dash is a part of the one above it. The ratio: the pipeline's frames per joule / the engine's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks energy`` is asked.
+
+    Attributes:
+        clip: a video.
+        model: a bundle's folder or a published network's name.
+        backend: what runs the network.
+        seconds: how long a pass takes, s.
+        rounds: pairs of passes.
+        idle: at rest before them, s.
+        watts: what a meter at the socket shows under load.
+        plot: a PNG file for the plot; None: no plot.
+        json: a file for the result; None: no file.
+    """
+
+    clip: str
+    model: str
+    backend: str
+    seconds: float
+    rounds: int
+    idle: float
+    watts: float | None
+    plot: str | None
+    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
@@ -53,25 +84,16 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", help="draw the frames per joule")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
         BackendUnavailableError: there is no sensor.
         EdgemaskError: the clip or the bundle cannot be read.
     """
-    sought = find_sensors()
-    sensors = [sensor for sensor in sought if not sensor.missing]
-    if options.watts is not None:
-        sensors.append(constant_sensor(options.watts))
-    if not sensors:
-        why = "; ".join(f"{sensor.name}: {sensor.missing}" for sensor in sought)
-        raise BackendUnavailableError(
-            f"energy: expected a sensor of energy or power, got none ({why}): give what a meter at the socket shows under load "
-            "with --watts"
-        )
+    sought, sensors = _sensors(options.watts)
     keep_freed_memory()  # as the command does
-    bundle = open_model(options.model, print)
+    bundle = open_model(options.model)
     # At rest, before an engine is here: a GPU with a context of CUDA draws more.
     with Meter(sensors) as rest:
         time.sleep(options.idle)
@@ -87,7 +109,7 @@ def measure(options: argparse.Namespace) -> None:
     found = {} if main is None else _ratios(totals, sensors.index(main))
     manifest = bundle.manifest
     print(f"{manifest.model}, {manifest.precision}, {description}, {options.rounds} rounds of {options.seconds:g} s")
-    print("\n".join(_table(rows)))
+    print("\n".join([*_table(rows), EXPLAINED]))
     for sensor in sought:
         if sensor.missing:
             print(f"not here: {sensor.name}: {sensor.missing}")
@@ -98,12 +120,12 @@ def measure(options: argparse.Namespace) -> None:
     for name, value in found.items():
         print(f"{name}: {value:.4f}")
     if options.plot:
-        bars = [
-            (f"{row['sensor'][:27]}: {PASSES[row['what']]}", row["frames_per_joule"])
-            for row in rows
-            if row["frames_per_joule"] is not None
-        ]
-        write_plot(options.plot, draw_bars("frames per joule", bars))
+        from benchmarks.shared.plots import bars, write_plot
+
+        known = [row for row in rows if row["frames_per_joule"] is not None]
+        named = [(f"{row['sensor']}: {PASSES[row['what']]}", row["frames_per_joule"]) for row in known]
+        title = f"Energy: {manifest.model}, {manifest.precision}, {description}"
+        write_plot(options.plot, bars(title, "frames per joule", named))
     if options.json:
         write_result(
             Path(options.json),
@@ -123,6 +145,21 @@ def measure(options: argparse.Namespace) -> None:
         )
 
 
+def _sensors(watts: float | None) -> tuple[Sequence[Sensor], list[Sensor]]:
+    """All sensors that were looked for, and those that are here."""
+    sought = find_sensors()
+    sensors = [sensor for sensor in sought if not sensor.missing]
+    if watts is not None:
+        sensors.append(constant_sensor(watts))
+    if not sensors:
+        why = "; ".join(f"{sensor.name}: {sensor.missing}" for sensor in sought)
+        raise BackendUnavailableError(
+            f"energy: expected a sensor of energy or power, got none ({why}): give what a meter at the socket shows under load "
+            "with --watts"
+        )
+    return sought, sensors
+
+
 @dataclass
 class _Total:
     """All passes of one kind."""
@@ -132,13 +169,11 @@ class _Total:
     readings: list[list[Reading]] = field(default_factory=list)  # of each pass, one for each sensor
 
 
-def _in_turn(
-    engine: Engine, sensors: Sequence[Sensor], images: Sequence[Any], options: argparse.Namespace
-) -> dict[str, _Total]:
+def _in_turn(engine: Engine, sensors: Sequence[Sensor], images: Sequence[Any], options: Options) -> dict[str, _Total]:
     alone_hz(engine, images, 3)  # warm
     run: dict[str, Callable[[int], float]] = {
         "engine": lambda count: alone_hz(engine, images, count),
-        "pipeline": lambda count: pipeline_hz(engine, Repeated(options.clip, count))[0],
+        "pipeline": lambda count: pipeline_pass(engine, Repeated(options.clip, count)).hz,
     }
     # As many frames as fill the time, by a first try that is as long as the rate asks for.
     tried = max(3, round(alone_hz(engine, images, 3) * min(1.0, options.seconds)))

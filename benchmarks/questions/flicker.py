@@ -6,7 +6,6 @@ smoothed.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +14,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.shared.bars import write_plot
 from benchmarks.shared.bundles import read_or_compile
 from benchmarks.shared.environment import write_result
 from calibration.metrics.agreement import iou
 from calibration.metrics.flicker import FlickerMeter
 from pipeline.command.command_line import OptionParser
 from pipeline.engines import open_engine
+from pipeline.engines.base import Engine
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Image
 from pipeline.masks.edges import refine_edges
@@ -52,7 +50,35 @@ COLUMNS = {  # entry of a row: (what the table calls it, how it is written)
 
 _SIZE_1080P_WH = (1920, 1080)
 _TIMED_CALLS = 30
-_COLOURS_BGR = {"off": (60, 60, 200), "default": (180, 90, 20)}
+_DRAWN = ("off", "default")
+
+
+EXPLAINED = """
+flicker: mean change of the mask from frame to frame where the picture does not change; lower is steadier. IoU: what smoothing leaves
+of the masks, 1 is all. cuts: changes of scene that were noticed, where smoothing begins anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks flicker`` is asked.
+
+    Attributes:
+        clip: a video.
+        model: a bundle's folder or a published network's name.
+        backend: what runs the network.
+        noise: standard deviation of the noise that is added, of 255.
+        max_frames: measure on the first so many; None: on all.
+        plot: a PNG file for the plot; None: no plot.
+        json: a file for the result; None: no file.
+    """
+
+    clip: str
+    model: str
+    backend: str
+    noise: float
+    max_frames: int | None
+    plot: str | None
+    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
@@ -73,7 +99,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", help="draw the flicker of every frame, without and by default")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -86,22 +112,9 @@ def measure(options: argparse.Namespace) -> None:
         raise OptionError(
             f"--model {options.model}: expected a bundle of binary masks, got one of {bundle.manifest.task}"
         )
-    random = np.random.default_rng(0)
     tracks = [_Track(noise, key) for noise in (0.0, options.noise) for key in SETTINGS]
-    last: tuple[Image, Image] | None = None
-    frames = 0
-    with open_source(options.clip) as source, open_engine(bundle, options.backend) as engine:
-        for frame in tqdm(source, total=source.info.frame_count, unit=" frames"):
-            reference_hw = engine(frame.image[None])[0]
-            noisy = _with_noise(frame.image, options.noise, random)
-            noisy_mask_hw = engine(noisy[None])[0]
-            for track in tracks:
-                given = (noisy, noisy_mask_hw) if track.noise else (frame.image, reference_hw)
-                track.add(*given, frame.pts_s, reference_hw)
-            frames += 1
-            if frames == options.max_frames:
-                break
-            last = frame.image, reference_hw
+    with open_engine(bundle, options.backend) as engine:
+        frames, last = _follow(tracks, engine, options)
         backend = engine.description
     if last is None or not all(track.meter.pairs for track in tracks):
         raise OptionError(
@@ -115,8 +128,12 @@ def measure(options: argparse.Namespace) -> None:
         f"{manifest.model}, {manifest.precision}, contract {contract}, {backend}, {frames} frames of {Path(options.clip).name}"
     )
     print("\n".join(_table(rows)))
+    print(EXPLAINED)
     if options.plot:
-        write_plot(options.plot, _plot(tracks))
+        from benchmarks.shared.plots import lines, write_plot
+
+        title = f"Flicker of the masks of {manifest.model} on {Path(options.clip).name}"
+        write_plot(options.plot, lines(title, "frame", "flicker × 1000", _panels(tracks)))
     if options.json:
         write_result(
             Path(options.json),
@@ -172,6 +189,26 @@ class _Track:
         }
 
 
+def _follow(tracks: Sequence[_Track], engine: Engine, options: Options) -> tuple[int, tuple[Image, Image] | None]:
+    """Give every frame of the clip to every track; returns how many there were, and the last but one with its mask."""
+    random = np.random.default_rng(0)
+    last: tuple[Image, Image] | None = None
+    frames = 0
+    with open_source(options.clip) as source:
+        for frame in tqdm(source, total=source.info.frame_count, unit=" frames"):
+            reference_hw = engine(frame.image[None])[0]
+            noisy = _with_noise(frame.image, options.noise, random)
+            noisy_mask_hw = engine(noisy[None])[0]
+            for track in tracks:
+                given = (noisy, noisy_mask_hw) if track.noise else (frame.image, reference_hw)
+                track.add(*given, frame.pts_s, reference_hw)
+            frames += 1
+            if frames == options.max_frames:
+                break
+            last = frame.image, reference_hw
+    return frames, last
+
+
 def _steady(key: str) -> tuple[Smoothing | None, Steady]:
     """What makes the masks of a setting."""
     _, time_constant_s, edges = SETTINGS[key]
@@ -214,36 +251,13 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"| {row['noise']:g} | {SETTINGS[row['setting']][0]} | " + " | ".join(cells.values()) + " |"
 
 
-def _plot(tracks: Sequence[_Track]) -> NDArray[np.uint8]:
-    """Flicker over the frames, above the clip as it is and below with noise; (H, W, 3) uint8 BGR."""
-    parts = []
-    for noise in sorted({track.noise for track in tracks}):
-        lines = {track.key: track.flickers for track in tracks if track.noise == noise and track.key in _COLOURS_BGR}
-        parts.append(_panel(f"flicker x 1000, noise {noise:g}", lines))
-    return np.vstack(parts)
-
-
-def _panel(title: str, lines: Mapping[str, Sequence[float | None]]) -> NDArray[np.uint8]:
-    height, width, margin = 300, 900, 60
-    image = np.full((height, width, 3), 255, np.uint8)
-    font, grey = cv2.FONT_HERSHEY_SIMPLEX, (120, 120, 120)
-    highest = 1000 * max((value for line in lines.values() for value in line if value is not None), default=0.0) or 1.0
-    for share in (0, 0.5, 1):
-        y = round(height - margin - share * (height - 2 * margin))
-        cv2.line(image, (margin, y), (width - margin, y), (225, 225, 225), 1)
-        cv2.putText(image, f"{share * highest:.2f}", (8, y + 5), font, 0.5, grey, 1, cv2.LINE_AA)
-    cv2.putText(image, title, (margin, margin - 20), font, 0.5, grey, 1, cv2.LINE_AA)
-    cv2.putText(image, "frames", (width // 2, height - 20), font, 0.5, grey, 1, cv2.LINE_AA)
-    for row, (key, line) in enumerate(lines.items()):
-        points = [
-            (
-                round(margin + index / max(1, len(line) - 1) * (width - 2 * margin)),
-                round(height - margin - 1000 * value / highest * (height - 2 * margin)),
-            )
-            for index, value in enumerate(line)
-            if value is not None
-        ]
-        cv2.polylines(image, [np.array(points, np.int32)], False, _COLOURS_BGR[key], 1, cv2.LINE_AA)
-        at = (width - 250, margin - 30 + 20 * row)
-        cv2.putText(image, SETTINGS[key][0], at, font, 0.5, _COLOURS_BGR[key], 1, cv2.LINE_AA)
-    return image
+def _panels(tracks: Sequence[_Track]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Flicker over the frames without smoothing and by default: the clip as it is, and with noise."""
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for track in tracks:
+        if track.key in _DRAWN:
+            above = f"noise of {track.noise:g} levels" if track.noise else "the clip as it is"
+            panels.setdefault(above, {})[f"smoothing {SETTINGS[track.key][0]}"] = [
+                (index, 1000 * value) for index, value in enumerate(track.flickers) if value is not None
+            ]
+    return panels

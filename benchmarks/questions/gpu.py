@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.gpu.rows import Rows, ratios, read_rows, table
+from benchmarks.gpu.rows import Rows, Setup, ratios, read_rows, table
 from benchmarks.gpu.smi import nvidia_smi
 from benchmarks.shared.environment import write_result
 from pipeline.command.command_line import OptionParser
@@ -36,6 +37,34 @@ _SMI_FIELDS = (
     *("name", "driver_version", "memory.total", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem"),
     *("power.limit", "pstate"),
 )
+
+
+EXPLAINED = """
+frame program: ms on the GPU for a frame, frames and masks lying there; max: the largest difference from the CPU's mask, of 255.
+pipeline: decoding, drawing and writing around an engine; ratio: its throughput relative to the engine alone, 1 is all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks gpu`` is asked.
+
+    Attributes:
+        data: the folder that ``benchmarks/gpu.sh prepare`` wrote.
+        limit: begin nothing after so many seconds.
+        device: "cuda", or "cpu" to try the code.
+        quick: small frames and few runs, to try the code.
+        part: this part alone, in this process; None: all, each in a process of its own.
+        rows: where a process of its own leaves its rows.
+        json: a file for the result; None: no file.
+    """
+
+    data: str
+    limit: float
+    device: str
+    quick: bool
+    part: str | None
+    rows: Path | None
+    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
@@ -61,7 +90,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)  # where a process of its own leaves its rows
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -81,7 +110,8 @@ def measure(options: argparse.Namespace) -> None:
         rows = Rows(options.rows)
         module_name, function, _, _ = PARTS[options.part]
         with rows.item(options.part, "all of it"):
-            getattr(importlib.import_module(module_name), function)(options, rows)
+            setup = Setup(Path(options.data), options.device, options.quick)
+            getattr(importlib.import_module(module_name), function)(setup, rows)
         if options.rows is None:
             print("\n".join(table(rows.rows)))
         return
@@ -102,9 +132,10 @@ def measure(options: argparse.Namespace) -> None:
                     },
                 )
     print("\n".join(table(rows_of_all)))
+    print(EXPLAINED)
 
 
-def measure_machine(_: argparse.Namespace, rows: Rows) -> None:
+def measure_machine(_: Setup, rows: Rows) -> None:
     """The GPU and the versions of what was measured."""
     with rows.item("machine", "gpu") as row:
         row.update(nvidia_smi(_SMI_FIELDS))
@@ -124,7 +155,7 @@ def measure_machine(_: argparse.Namespace, rows: Rows) -> None:
             row["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
 
 
-def _in_process(part: str, limit_s: float, options: argparse.Namespace) -> list[dict[str, object]]:
+def _in_process(part: str, limit_s: float, options: Options) -> list[dict[str, object]]:
     if limit_s < 5:
         return [
             {"part": part, "what": "all of it", "error": f"not begun: the limit of {options.limit:.0f} s is reached"}

@@ -9,7 +9,6 @@ that ("warm").
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import math
 import re
@@ -18,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,9 +25,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.shared.bars import write_plot
 from benchmarks.shared.environment import write_result
 from pipeline.bundles.bundle import Manifest
 from pipeline.command.command_line import OptionParser
@@ -37,7 +35,8 @@ from pipeline.masks.edges import refine_edges
 from pipeline.masks.temporal import Smoothing
 from pipeline.page.channel import Channel
 from pipeline.render.annotations import Annotations
-from pipeline.render.look import RENDER_MODES, Look, soft_edge
+from pipeline.render.look import Look, soft_edge
+from pipeline.render.modes import MODES
 from pipeline.render.overlay import Renderer
 from pipeline.render.palette import load_palette
 from pipeline.sinks.json_lines import JsonLinesSink
@@ -52,7 +51,7 @@ STEPS = {  # key of a row: what the table calls it
     "overlay": "overlay",
     "numpy": "overlay, numpy and floats",
     "supervision": "overlay, supervision",
-    **{mode: mode for mode in RENDER_MODES if mode != "overlay"},
+    **{mode: mode for mode in MODES if mode != "overlay"},
     "smoothing": "smoothing over time",
     "edges": "drawing masks to edges",
     "annotations": "HUD and legend",
@@ -66,7 +65,32 @@ _STEP_PX = 3  # what moves from frame to frame
 _WARM_UP = 2
 # The largest array after which glibc's malloc keeps as much.
 _LARGE_BYTES = 31 << 20
-_BAR_COLOURS = ((200, 170, 120), (190, 140, 70), (170, 100, 20), (110, 60, 10))
+
+
+OF_X = "time of a step / time of copying the frame"
+
+EXPLAINED = """
+A cell: µs for one frame, and how many times as long as copying that frame takes, which is the least that anybody can do with it.
+warm: the same once malloc keeps large arrays, which helps who allocates a picture in each frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks host`` is asked.
+
+    Attributes:
+        sizes: of the frames, WxH,….
+        rounds: timed calls of a step.
+        frames: frames that come in turn.
+        plot: a PNG file for the plot; None: no plot.
+        json: a file for the result; None: no file.
+    """
+
+    sizes: str
+    rounds: int
+    frames: int
+    plot: str | None
+    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
@@ -81,7 +105,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", help="draw the time of each step, of that of copying the frame")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -96,14 +120,17 @@ def measure(options: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for size_wh in sizes_wh:
         rows += _rows(size_wh, options.frames, options.rounds, peers)
-    told = f"supervision {version}" if version else "without supervision (pip install '.[peers]')"
+    told = f"supervision {version}" if version else "without supervision (pip install 'edgemask[peers]')"
     print(f"µs per frame (of copying it): median of {options.rounds}; mask on {_SHARE:.0%} of the frame; {told}")
     print("\n".join(_table(rows, sizes_wh)))
+    print(EXPLAINED)
     found = ratios(rows)
-    for name, value in found.items():
-        print(f"{name}: {value:g}")
+    for name, number in found.items():
+        print(f"{name}: {number:g}")
     if options.plot:
-        write_plot(options.plot, _plot(rows, sizes_wh))
+        from benchmarks.shared.plots import grouped_bars, write_plot
+
+        write_plot(options.plot, grouped_bars("Work of the processor for a frame", OF_X, _groups(rows), log=True))
     if options.json:
         write_result(
             Path(options.json),
@@ -249,7 +276,7 @@ def _medians_us(steps: Mapping[str, Step], frames: Sequence[Frame], rounds: int)
 
 
 def _other_steps(frames: Sequence[Frame], ending: ExitStack) -> dict[str, Step]:
-    steps = {mode: _drawing(mode) for mode in RENDER_MODES if mode != "overlay"}
+    steps = {mode: _drawing(mode) for mode in MODES if mode != "overlay"}
     steps["smoothing"] = _smoothing()
     steps["edges"] = lambda frame: refine_edges(*_arrays(frame))
     renderer = Renderer(Look("overlay"), "binary")
@@ -325,37 +352,10 @@ def _table(rows: Sequence[Mapping[str, Any]], sizes_wh: Sequence[tuple[int, int]
             yield f"| {title} | " + " | ".join(cells[step, size_wh] for size_wh in sizes_wh) + " |"
 
 
-def _plot(rows: Sequence[Mapping[str, Any]], sizes_wh: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
-    """Bars of each step's time over that of copying the frame, on a scale of powers; (H, W, 3) uint8 BGR."""
-    bar, gap, left, width, top = 10, 12, 230, 900, 50
-    steps = [step for step in STEPS if any(row["step"] == step for row in rows)]
-    group = bar * len(sizes_wh) + gap
-    image = np.full((top + group * len(steps) + 40, width, 3), 255, np.uint8)
-    font, grey = cv2.FONT_HERSHEY_SIMPLEX, (110, 110, 110)
-    highest = math.ceil(math.log10(max(10.0, *(row["of_memcpy"] for row in rows))))
-    lowest = -1
-
-    def x_of(value: float) -> int:
-        share = (math.log10(max(value, 10**lowest)) - lowest) / (highest - lowest)
-        return round(left + share * (width - left - 40))
-
-    for power in range(lowest, highest + 1):
-        x = x_of(10.0**power)
-        cv2.line(image, (x, top), (x, image.shape[0] - 30), (215, 215, 215), 1)
-        cv2.putText(image, f"{10.0**power:g}", (x - 8, image.shape[0] - 10), font, 0.45, grey, 1, cv2.LINE_AA)
-    cv2.putText(image, "time of a step / time of copying the frame", (8, 20), font, 0.5, grey, 1, cv2.LINE_AA)
-    for position, (size_width, size_height) in enumerate(sizes_wh):
-        colour = _BAR_COLOURS[position % len(_BAR_COLOURS)]
-        text = f"{size_width}x{size_height}"
-        cv2.putText(image, text, (left + 200 + 115 * position, 20), font, 0.45, colour, 1, cv2.LINE_AA)
-    for number, step in enumerate(steps):
-        y = top + number * group
-        title = STEPS[step]
-        cv2.putText(image, title, (8, y + group // 2), font, 0.45, grey, 1, cv2.LINE_AA)
-        for position, size_wh in enumerate(sizes_wh):
-            values = [row["of_memcpy"] for row in rows if row["step"] == step and tuple(row["size_wh"]) == size_wh]
-            colour = _BAR_COLOURS[position % len(_BAR_COLOURS)]
-            for value in values:
-                corner = y + position * bar
-                cv2.rectangle(image, (left, corner), (x_of(value), corner + bar - 2), colour, cv2.FILLED)
-    return image
+def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Each step's time over that of copying the frame, by size."""
+    return {
+        title: {"{}×{}".format(*row["size_wh"]): row["of_memcpy"] for row in rows if row["step"] == step}
+        for step, title in STEPS.items()
+        if any(row["step"] == step for row in rows)
+    }

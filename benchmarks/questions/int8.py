@@ -6,7 +6,6 @@ pictures. What they make goes back into the same frame program, and all run on O
 
 from __future__ import annotations
 
-import argparse
 import copy
 import glob
 import json
@@ -20,7 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import torch
@@ -58,8 +56,41 @@ COLUMNS = {  # entry of a row: (what the table calls it, how it is written)
 
 # In a smaller subject a few pixels decide the IoU.
 _SMALLEST_SUBJECT = 0.01
-_COLOURS_BGR = ((180, 90, 20), (60, 60, 200), (40, 150, 230), (120, 160, 60), (170, 60, 150))
-_INSTALL = "pip install '.[peers]'"
+_INSTALL = "pip install 'edgemask[peers]'"
+
+
+EXPLAINED = """
+IoU, MAE and boundary IoU: with the masks of the trained network in FP32, so that its own row has 1, 0 and 1; worst: the picture with
+least IoU. max F-measure: with ground truth; the last column is what INT8 takes or gives of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks int8`` is asked.
+
+    Attributes:
+        data: a folder with images/ and masks/ of the same names.
+        model: a published network's name.
+        weights: a checkpoint in its place.
+        bundle: ours, compiled before; None: compiled now.
+        contract: of the network.
+        calib: pictures to calibrate on.
+        calib_size: at most so many of them.
+        verify: pictures to measure on.
+        plot: a PNG file for the plot; None: no plot.
+        json: a file for the result; None: no file.
+    """
+
+    data: str
+    model: str
+    weights: str | None
+    bundle: str | None
+    contract: str
+    calib: str | None
+    calib_size: int
+    verify: str | None
+    plot: str | None
+    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
@@ -81,7 +112,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", help="draw the IoU of every picture, sorted, one line a tool")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -94,21 +125,7 @@ def measure(options: argparse.Namespace) -> None:
     trained = _network(weights, options.contract, bundle)
     inputs, sha256 = _network_inputs(trained, calib, options.calib_size)
     same_pictures = sha256 == bundle.manifest.calibration.get("sha256")
-    tools = [
-        _Tool(
-            "fp32",
-            "the trained network, FP32",
-            share_of_work=0.0,
-            masks=lambda frames: trained.reference(frames).masks_nhw,
-        ),
-        _Tool(
-            "ours",
-            "edgemask",
-            share_of_work=bundle.manifest.calibration.get("share_of_work"),
-            masks=program_masks(bundle.program_path.read_bytes())[0],
-        ),
-        *_quantised(trained, inputs),
-    ]
+    tools = _tools(trained, bundle, inputs)
     with open_source(verify) as source:
         for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
             truth_hw = read_truth(data / "masks" / f"{frame.name}.png")
@@ -121,13 +138,15 @@ def measure(options: argparse.Namespace) -> None:
         f"measured on {len(tools[0].ious)} others of {data.name}"
     )
     print("\n".join(_table(rows)))
+    print(EXPLAINED)
     if not same_pictures:
         print(f"note: the bundle was calibrated on other pictures ({bundle.manifest.calibration.get('source')})")
     if options.plot:
-        lines = {tool.label: sorted(value for value, _, _ in tool.ious) for tool in tools[1:] if tool.ious}
-        path = Path(options.plot)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", _plot(lines))[1].tobytes())
+        from benchmarks.shared.plots import lines, write_plot
+
+        title = f"Masks of {bundle.manifest.model} in INT8, by tool"
+        of_x = "pictures, the worst first (%)"
+        write_plot(options.plot, lines(title, of_x, "IoU with the FP32 mask", {"": _sorted_ious(tools[1:])}))
     if options.json:
         write_result(
             Path(options.json),
@@ -193,6 +212,25 @@ class _Tool:
         }
 
 
+def _tools(trained: Network, bundle: Bundle, inputs: Inputs) -> list[_Tool]:
+    """The trained network, ours, and what each of the other tools makes of it."""
+    return [
+        _Tool(
+            "fp32",
+            "the trained network, FP32",
+            share_of_work=0.0,
+            masks=lambda frames: trained.reference(frames).masks_nhw,
+        ),
+        _Tool(
+            "ours",
+            "edgemask",
+            share_of_work=bundle.manifest.calibration.get("share_of_work"),
+            masks=program_masks(bundle.program_path.read_bytes())[0],
+        ),
+        *_quantised(trained, inputs),
+    ]
+
+
 def _quantised(trained: Network, inputs: Inputs) -> Iterator[_Tool]:
     """What each of the other tools makes of the network, in the frame program."""
     network = Scores(trained.module("fp32", ()).network).eval()
@@ -237,7 +275,7 @@ def _sources(data: Path, calib: str | None, verify: str | None) -> tuple[str, st
     return calib, verify
 
 
-def _compile(options: argparse.Namespace, calib: str) -> Bundle:
+def _compile(options: Options, calib: str) -> Bundle:
     """Compile ours; what it searches on are calibration pictures too, so that it sees none of those that are measured."""
     name = Path(options.weights).stem if options.weights else options.model
     network = ["--weights", options.weights] if options.weights else ["--model", options.model]
@@ -312,26 +350,11 @@ def _ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return by_iou | by_loss
 
 
-def _plot(lines: Mapping[str, Sequence[float]]) -> NDArray[np.uint8]:
-    """Sorted IoU of each tool's pictures over their share; (H, W, 3) uint8 BGR."""
-    height, width, margin = 540, 900, 60
-    image = np.full((height, width, 3), 255, np.uint8)
-    font, grey = cv2.FONT_HERSHEY_SIMPLEX, (120, 120, 120)
-
-    def point(share: float, value: float) -> tuple[int, int]:
-        return (
-            round(margin + share * (width - 2 * margin)),
-            round(height - margin - value * (height - 2 * margin)),
-        )
-
-    for value in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
-        cv2.line(image, point(0, value), point(1, value), (225, 225, 225), 1)
-        x, y = point(0, value)
-        cv2.putText(image, f"{value:.1f}", (x - 40, y + 5), font, 0.5, grey, 1, cv2.LINE_AA)
-    cv2.putText(image, "IoU with the FP32 mask", (margin, margin - 20), font, 0.5, grey, 1, cv2.LINE_AA)
-    cv2.putText(image, "pictures, the worst first", (margin, height - 20), font, 0.5, grey, 1, cv2.LINE_AA)
-    for row, ((label, values), colour) in enumerate(zip(lines.items(), _COLOURS_BGR, strict=False)):
-        points = [point(index / max(1, len(values) - 1), value) for index, value in enumerate(values)]
-        cv2.polylines(image, [np.array(points, np.int32)], False, colour, 2, cv2.LINE_AA)
-        cv2.putText(image, label, (width - 330, height - margin - 20 - 22 * row), font, 0.5, colour, 1, cv2.LINE_AA)
-    return image
+def _sorted_ious(tools: Sequence[_Tool]) -> dict[str, list[tuple[float, float]]]:
+    """The IoU of each tool's pictures, the worst first, over their share in percent."""
+    lines = {}
+    for tool in tools:
+        values = sorted(value for value, _, _ in tool.ious)
+        if values:
+            lines[tool.label] = [(100 * index / max(1, len(values) - 1), value) for index, value in enumerate(values)]
+    return lines

@@ -5,10 +5,10 @@ Engine alone and whole pipeline take turns, so that a machine that gets slower s
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,8 @@ import av
 import cv2
 import numpy as np
 
-from benchmarks.shared.bars import draw_bars, write_plot
 from benchmarks.shared.environment import write_result
-from benchmarks.shared.passes import MOST_IN_MEMORY, alone_hz, pipeline_hz, read_images
+from benchmarks.shared.passes import MOST_IN_MEMORY, alone_hz, pipeline_pass, read_images
 from benchmarks.shared.stand_in import Sleeper
 from pipeline.builds.model_name import open_model
 from pipeline.command.command_line import OptionParser
@@ -39,6 +38,34 @@ SIZE_1080P_WH = (1920, 1080)
 _MORE_OF_STAND_IN = 8
 
 
+EXPLAINED = """
+ratio: throughput of the pipeline relative to the engine alone, the median of the pairs; 1 is all of it. p50, p95, p99: half, 95 and
+99 of 100 frames take at most so long in that stage. Stages overlap, so that the slowest decides the rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks latency`` is asked.
+
+    Attributes:
+        clip: a video.
+        model: a bundle's folder or a published network's name.
+        backend: what runs the network.
+        frames: of a pass.
+        rounds: pairs of passes.
+        plot: a PNG file for the plot; None: no plot.
+        json: a file for the result; None: no file.
+    """
+
+    clip: str
+    model: str
+    backend: str
+    frames: int
+    rounds: int
+    plot: str | None
+    json: str | None
+
+
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks latency`` takes."""
     parser.add_argument("--clip", default="samples/clip.mp4", metavar="VIDEO", help="a video (default: %(default)s)")
@@ -51,7 +78,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", help="draw the times of the stages")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -61,7 +88,7 @@ def measure(options: argparse.Namespace) -> None:
         if value < 1:
             raise OptionError(f"{name}: expected 1 or more, got {value}")
     keep_freed_memory()  # as the command does
-    bundle = open_model(options.model, print)
+    bundle = open_model(options.model)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="edgemask.")))
         many = options.frames * _MORE_OF_STAND_IN
@@ -74,17 +101,19 @@ def measure(options: argparse.Namespace) -> None:
             _case("sleep10", sleeper, str(large), many, options.rounds),
         ]
     print("\n".join(_table(rows)))
+    print(EXPLAINED)
     ratios = {"pipeline_over_engine": rows[0]["ratio"], "pipeline_over_engine_sleep10": rows[1]["ratio"]}
     for name, value in ratios.items():
         print(f"{name}: {value:.4f}")
     if options.plot:
-        bars = [
-            (f"{row['engine'][:24]}: {stage['name']} {which}", stage[f"{which}_ms"])
+        from benchmarks.shared.plots import grouped_bars, write_plot
+
+        groups = {
+            f"{row['engine']}: {stage['name']}": {which: stage[f"{which}_ms"] for which in ("p50", "p95", "p99")}
             for row in rows
             for stage in row["stages"]
-            for which in ("p50", "p95", "p99")
-        ]
-        write_plot(options.plot, draw_bars("ms per frame", bars))
+        }
+        write_plot(options.plot, grouped_bars("Time of each stage of the pipeline", "ms per frame", groups, log=True))
     if options.json:
         write_result(
             Path(options.json),
@@ -106,7 +135,7 @@ def _case(key: str, engine: Engine, clip: str, count: int, rounds: int) -> dict[
                 alone.append(alone_hz(engine, images, count))
             else:
                 with open_source(clip) as source:
-                    rate_hz, stages = pipeline_hz(engine, source, count)
+                    rate_hz, stages, _ = pipeline_pass(engine, source, count)
                 pipeline.append(rate_hz)
     pairs = [whole / engine_only for whole, engine_only in zip(pipeline, alone, strict=True)]
     nhw = frames_nhw(engine.pixels, (1, *images[0].shape))

@@ -7,7 +7,6 @@ command also its start. What a GPU computes is compared with ours on the GPU, an
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
 import sys
@@ -27,7 +26,6 @@ from benchmarks.peers.commands import rembg_command, rembg_loop
 from benchmarks.peers.loops import opencv_dnn, opencv_onnxruntime, openvino, supervision
 from benchmarks.peers.on_gpu import ALL_OURS, ON_GPU, TORCH_COMPILE, TORCH_TENSORRT
 from benchmarks.peers.runs import Job, Run, Runner
-from benchmarks.shared.bars import draw_bars, write_plot
 from benchmarks.shared.bundles import read_or_compile
 from benchmarks.shared.environment import write_result
 from calibration.metrics.agreement import iou
@@ -67,6 +65,36 @@ KEYS = (*PEERS, *peers_trtexec.TOOLS)
 GOAL_OVER_REMBG = 1.15
 
 
+EXPLAINED = """
+FPS: end to end, from the start to the last file closed. Once it runs: from the first finished frame to the last. ours / its: above 1
+edgemask is faster. IoU with ours: how much the masks have in common, 1 is all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks peers`` is asked.
+
+    Attributes:
+        clip: a video.
+        model: a bundle's folder or a published network's name.
+        network: the same network for the others, ONNX.
+        frames: of each run.
+        rounds: runs of each.
+        only: keys of the tools, KEY,…; None: all.
+        plot: a PNG file for the plot; None: no plot.
+        json: a file for the result; None: no file.
+    """
+
+    clip: str
+    model: str
+    network: str | None
+    frames: int
+    rounds: int
+    only: str | None
+    plot: str | None
+    json: str | None
+
+
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks peers`` takes."""
     parser.add_argument("--clip", default="samples/clip.mp4", metavar="VIDEO", help="a video (default: %(default)s)")
@@ -84,7 +112,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", help="draw the ratios")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -110,6 +138,7 @@ def measure(options: argparse.Namespace) -> None:
     )
     if rows:
         print("\n".join(_table(rows)))
+        print(EXPLAINED)
     if engines:
         print("\n".join(peers_trtexec.table(engines)))
     found = ratios(rows) | peers_trtexec.ratios(engines)
@@ -118,8 +147,12 @@ def measure(options: argparse.Namespace) -> None:
     if shutil.which("nvidia-smi"):
         print("TensorRT and PyTorch on this machine's GPU: python -m benchmarks gpu")
     if options.plot:
-        bars = [(row["label"], row["ours_over"]) for row in rows if "ours_over" in row]
-        write_plot(options.plot, draw_bars("our FPS / theirs, end to end", bars, (1.0, GOAL_OVER_REMBG)))
+        from benchmarks.shared.plots import bars, write_plot
+
+        named = [(row["label"], row["ours_over"]) for row in rows if "ours_over" in row]
+        marks = {"as fast": 1.0, "goal beside rembg": GOAL_OVER_REMBG}
+        title = f"Throughput of edgemask beside other tools, end to end: {manifest.model}, {manifest.precision}"
+        write_plot(options.plot, bars(title, "our frames per second / theirs", named, marks))
     if options.json:
         write_result(
             Path(options.json),
@@ -250,7 +283,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"| {name} | " + " | ".join([*cells, f"{row['written_bytes'] / 1e6:.1f}"]) + " |"
 
 
-def _job(options: argparse.Namespace, scratch: Path) -> Job:
+def _job(options: Options, scratch: Path) -> Job:
     bundle = read_or_compile(options.model, "official")
     if bundle.manifest.task != "binary":
         raise OptionError(

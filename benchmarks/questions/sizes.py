@@ -5,7 +5,6 @@ Sizes take turns, so that a moment in which the machine is slow hits all of them
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
@@ -19,13 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.questions.accuracy import read_truth
-from benchmarks.shared.bars import write_plot
 from benchmarks.shared.bundles import compile_anew
 from benchmarks.shared.environment import write_result
-from benchmarks.shared.passes import Repeated, pipeline_hz, read_images
-from benchmarks.shared.points import draw_points
+from benchmarks.shared.passes import Repeated, pipeline_pass, read_images
 from calibration.metrics.agreement import iou
 from calibration.metrics.saliency import SaliencyMetrics
+from calibration.sets.photographs import FOLDER
 from compile.options import read_size
 from pipeline.bundles.bundle import Bundle
 from pipeline.command.command_line import OptionParser, whole_number
@@ -41,6 +39,50 @@ RATES_HZ = (5, 10, 15, 25, 30, 60)
 
 _CALLS = 2  # timed in a turn, after one that is not
 _PASS_S = 1.0
+
+
+EXPLAINED = """
+ms alone: one frame through the engine, median. FPS: of the whole pipeline, one frame at a time. IoU: how much the masks have in common
+with those of the network's own size, 1 is all; worst is the picture where it is least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks sizes`` is asked.
+
+    Attributes:
+        model: a published network's name.
+        weights: a checkpoint in its place.
+        sizes: (height, width) inside the network, beside its own.
+        contract: of the network.
+        precision: fp32 or fp16.
+        target: as of ``python -m compile``.
+        backend: what runs the network.
+        clip: a video to time on.
+        pictures: to compare masks on, beside frames of the clip.
+        truth: a folder with masks of the pictures.
+        most: compare on so many frames of the clip.
+        frames: of a pass, at least.
+        rounds: turns.
+        plot: a PNG file for the plot; None: no plot.
+        json: a file for the result; None: no file.
+    """
+
+    model: str
+    weights: str | None
+    sizes: Sequence[tuple[int, int]]
+    contract: str
+    precision: str
+    target: str
+    backend: str
+    clip: str
+    pictures: str
+    truth: str | None
+    most: int
+    frames: int
+    rounds: int
+    plot: str | None
+    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
@@ -61,9 +103,9 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--clip", default="samples/clip.mp4", metavar="VIDEO", help="to time on (default: %(default)s)")
     parser.add_argument(
         "--pictures",
-        default="samples/pictures",
+        default=str(FOLDER),
         metavar="SOURCE",
-        help="to compare masks on, beside frames of the clip (default: %(default)s)",
+        help="to compare masks on, beside frames of the clip (default: the photographs of the package)",
     )
     parser.add_argument("--truth", metavar="DIR", help="masks of the pictures, of the same names as PNG")
     parser.add_argument(
@@ -80,7 +122,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", help="draw the IoU over the rate")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -95,10 +137,7 @@ def measure(options: argparse.Namespace) -> None:
     others = [_compile(options, size_hw) for size_hw in dict.fromkeys(options.sizes) if size_hw != own_hw]
     keep_freed_memory()  # as the command does
     with ExitStack() as stack:
-        cases = [
-            _Case(bundle, stack.enter_context(open_engine(bundle, options.backend, say=print)))
-            for bundle in (own, *others)
-        ]
+        cases = [_Case(bundle, stack.enter_context(open_engine(bundle, options.backend))) for bundle in (own, *others)]
         _time(cases, options)
         _compare(cases, options)
         backend = cases[0].engine.description
@@ -108,12 +147,14 @@ def measure(options: argparse.Namespace) -> None:
         f"{manifest.model}, {manifest.precision}, contract {manifest.contract['name']}, {backend}, median of {options.rounds} "
         f"turns, masks of {len(cases[0].ious)} pictures and frames"
     )
-    print("\n".join([*_table(rows), "", *advice(rows)]))
+    print("\n".join([*_table(rows), EXPLAINED, *advice(rows)]))
     if options.plot:
-        points = {row["size"]: (row["fps"], row["iou_mean"]) for row in rows}
-        lowest = math.floor(20 * min(row["iou_mean"] for row in rows) - 0.01) / 20
-        title = f"mean IoU with the masks of {rows[0]['size']}"
-        write_plot(options.plot, draw_points(title, "FPS of the pipeline", points, lowest, 1.0))
+        from benchmarks.shared.plots import points, write_plot
+
+        title = f"{manifest.model} at several --imgsz, {backend}"
+        named = {row["size"]: (row["fps"], row["iou_mean"]) for row in rows}
+        of_y = f"mean IoU with the masks of {rows[0]['size']}"
+        write_plot(options.plot, points(title, "frames per second of the pipeline", of_y, named))
     if options.json:
         write_result(
             Path(options.json),
@@ -194,7 +235,7 @@ class _Case:
         }
 
 
-def _time(cases: Sequence[_Case], options: argparse.Namespace) -> None:
+def _time(cases: Sequence[_Case], options: Options) -> None:
     images = read_images(options.clip, cases[0].engine.pixels)
     for case in cases:  # warm, and how long a frame takes
         for _ in range(2):
@@ -214,10 +255,10 @@ def _time(cases: Sequence[_Case], options: argparse.Namespace) -> None:
                 if call:
                     case.times_ms.append(1000 * (time.perf_counter() - start_s))
         for case, count in zip(cases, counts, strict=True):
-            case.rates_hz.append(pipeline_hz(case.engine, Repeated(options.clip, count))[0])
+            case.rates_hz.append(pipeline_pass(case.engine, Repeated(options.clip, count)).hz)
 
 
-def _compare(cases: Sequence[_Case], options: argparse.Namespace) -> None:
+def _compare(cases: Sequence[_Case], options: Options) -> None:
     """Masks of every size with those of the network's own, on pictures and frames of the clip; with the truth on pictures."""
     own, task = cases[0], cases[0].bundle.manifest.task
     for spec, truth, most in ((options.pictures, options.truth, None), (options.clip, None, options.most)):
@@ -239,7 +280,7 @@ def _thinned(spec: str, most: int | None) -> Iterator[Frame]:
         yield from islice(source, 0, None if most is None else most * step, step)
 
 
-def _compile(options: argparse.Namespace, size_hw: tuple[int, int] | None) -> Bundle:
+def _compile(options: Options, size_hw: tuple[int, int] | None) -> Bundle:
     network = ["--weights", options.weights] if options.weights else ["--model", options.model]
     name = Path(options.weights).stem if options.weights else options.model
     name = "-".join((name, options.precision, Path(options.contract).stem, options.target))

@@ -5,20 +5,19 @@ Processes of their own, in turn, from start to exit; the bundle is compiled alre
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
 
-from benchmarks.shared.bars import draw_bars, write_plot
 from benchmarks.shared.environment import write_result
 from pipeline.builds.model_name import open_model
 from pipeline.command.command_line import OptionParser
@@ -36,6 +35,30 @@ assert session.run(None, {session.get_inputs()[0].name: frames})[0].dtype == num
 """
 
 
+EXPLAINED = """
+s: median time of a whole process, from its start to its exit. The last column: the same / that of a script that does nothing but
+load the program into ONNX Runtime and run it once, which is the least that anybody can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks start`` is asked.
+
+    Attributes:
+        clip: a video.
+        model: a bundle's folder or a published network's name.
+        rounds: runs of each command.
+        plot: a PNG file for the plot; None: no plot.
+        json: a file for the result; None: no file.
+    """
+
+    clip: str
+    model: str
+    rounds: int
+    plot: str | None
+    json: str | None
+
+
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks start`` takes."""
     parser.add_argument("--clip", default="samples/clip.mp4", metavar="VIDEO", help="a video (default: %(default)s)")
@@ -46,7 +69,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", help="draw the times")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -54,7 +77,7 @@ def measure(options: argparse.Namespace) -> None:
     """
     if options.rounds < 1:
         raise OptionError(f"--rounds: expected 1 or more, got {options.rounds}")
-    bundle = open_model(options.model, print)
+    bundle = open_model(options.model)
     with open_source(options.clip) as source, TemporaryDirectory(prefix="edgemask.") as folder:
         frame = next(iter(source))
         picture = Path(folder) / "frame.png"
@@ -88,6 +111,7 @@ def measure(options: argparse.Namespace) -> None:
     print("| command | s | of ONNX Runtime alone |\n|---|---|---|")
     for row in rows:
         print(f"| {titles[str(row['what'])]} | {row['median_s']:.3f} | {row['over_runtime']:.2f} |")
+    print(EXPLAINED)
     found: dict[str, Any] = {
         "first_mask_over_runtime": next(row["over_runtime"] for row in rows if row["what"] == "video"),
         "help_s": next(row["median_s"] for row in rows if row["what"] == "help"),
@@ -95,8 +119,10 @@ def measure(options: argparse.Namespace) -> None:
     for name, value in found.items():
         print(f"{name}: {value:g}")
     if options.plot:
-        bars = [(titles[str(row["what"])][:40], float(row["median_s"])) for row in rows]
-        write_plot(options.plot, draw_bars("seconds", bars))
+        from benchmarks.shared.plots import bars, write_plot
+
+        named = [(titles[str(row["what"])], float(row["median_s"])) for row in rows]
+        write_plot(options.plot, bars("From the command to its end", "seconds", named))
     if options.json:
         write_result(
             Path(options.json),

@@ -5,12 +5,11 @@ Sources are the clip, several times; a GPU's plan takes as many frames at once a
 
 from __future__ import annotations
 
-import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shared.bars import draw_bars, write_plot
 from benchmarks.shared.environment import write_result
 from pipeline.builds.model_name import open_model
 from pipeline.command.command_line import OptionParser
@@ -20,10 +19,38 @@ from pipeline.engines.base import Engine
 from pipeline.errors import OptionError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks.null import NullSink
 from pipeline.sources import open_sources
+
+EXPLAINED = """
+FPS in all: frames of all sources together. The slowest: what the source gets that gets least. The last column: all together / the
+first row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``python -m benchmarks throughput`` is asked.
+
+    Attributes:
+        clip: a video.
+        model: a bundle's folder or a published network's name.
+        backend: what runs the network.
+        sources: how many at once, N,….
+        frames: in all.
+        plot: a PNG file for the plot; None: no plot.
+        json: a file for the result; None: no file.
+    """
+
+    clip: str
+    model: str
+    backend: str
+    sources: str
+    frames: int
+    plot: str | None
+    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
@@ -38,7 +65,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", help="draw the rates")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: Options) -> None:
     """Run the benchmark and print its table.
 
     Raises:
@@ -53,7 +80,7 @@ def measure(options: argparse.Namespace) -> None:
             f"--sources: expected numbers from 1, at most --frames, got {options.sources} and {options.frames}"
         )
     keep_freed_memory()  # as the command does
-    bundle = open_model(options.model, print)
+    bundle = open_model(options.model)
     rows: list[dict[str, Any]] = []
     with open_engine(bundle, options.backend, overlap=True) as engine:
         leave_cores_to(engine)  # as the command does
@@ -66,10 +93,13 @@ def measure(options: argparse.Namespace) -> None:
     for row in rows:
         row["over_first"] = round(row["fps"] / rows[0]["fps"], 4)
         print(f"| {row['sources']} | {row['fps']:.2f} | {row['least_fps']:.2f} | {row['over_first']:.2f} |")
+    print(EXPLAINED)
     if options.plot:
-        write_plot(
-            options.plot, draw_bars("FPS in all, by sources", [(str(row["sources"]), row["fps"]) for row in rows])
-        )
+        from benchmarks.shared.plots import bars, write_plot
+
+        named = [(f"{row['sources']} source{'s' * (row['sources'] > 1)}", row["fps"]) for row in rows]
+        title = f"Throughput by the number of sources: {bundle.manifest.model}, {description}"
+        write_plot(options.plot, bars(title, "frames per second in all", named))
     if options.json:
         write_result(
             Path(options.json),
@@ -90,7 +120,8 @@ def _rate(engine: Engine, clip: str, count: int, frames_each: int) -> dict[str, 
     sources = open_sources([clip] * count)
     try:
         start_s = time.perf_counter()
-        result = run(sources, engine, renderer, [NullSink("null", sources[0].info, renderer)], max_frames=frames_each)
+        sinks = [NullSink("null", sources[0].info, renderer)]
+        result = run(sources, engine, Views(renderer), sinks, max_frames=frames_each)
         elapsed_s = time.perf_counter() - start_s
         least = min(source.telemetry.snapshot().frames_out for source in sources)
     finally:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from compile.__main__ import main as compile_main
 from pipeline.bundles.bundle import Bundle, cache_folder
 from pipeline.command.command_line import SaidError
+from pipeline.errors import BundleError
+from pipeline.version import version
 
 
 def read_or_compile(model: str, contract: str, precision: str = "fp32") -> Bundle:
@@ -41,3 +44,10 @@ def compile_anew(name: str, arguments: Sequence[str]) -> Bundle:
     if compile_main([*arguments, "--output", str(folder)]) != 0:
         raise SaidError(name)
     return Bundle.read(folder)
+
+
+def compiled_once(name: str, arguments: Sequence[str]) -> Bundle:
+    """The same, but what this version of the program has compiled before is used again."""
+    with suppress(BundleError):
+        return Bundle.read(cache_folder() / "benchmarks" / version() / name)
+    return compile_anew(f"{version()}/{name}", arguments)

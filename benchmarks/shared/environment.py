@@ -20,7 +20,7 @@ def environment() -> dict[str, Any]:
     """Processor, GPU, versions, commit and time, as JSON can hold them."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "commit": _commit(),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),
@@ -44,6 +44,12 @@ def write_result(path: Path, question: str, result: dict[str, Any]) -> None:
     if home:  # results are passed on: whose machine it was is nobody's business
         text = text.replace(f"{home}/", "~/")
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def _commit() -> str | None:
+    """Of the checkout that this is part of; an installed package is part of none, whatever repository lies around it."""
+    root = Path(__file__).parents[2]
+    return _output("git", "-C", str(root), "rev-parse", "--short", "HEAD") if (root / ".git").exists() else None
 
 
 def _clocks() -> dict[str, str]:

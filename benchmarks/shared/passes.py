@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import NamedTuple
 
 from pipeline.engines.base import Engine
 from pipeline.errors import SourceError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, Image
 from pipeline.frames.pixels import Pixels
 from pipeline.render.look import Look
@@ -75,19 +77,37 @@ def alone_hz(engine: Engine, images: Sequence[Image], count: int) -> float:
     return count / (time.perf_counter() - start_s)
 
 
-def pipeline_hz(engine: Engine, source: Source, count: int | None = None) -> tuple[float, list[StageTime]]:
-    """The same from a source to nowhere, decoded and rendered, and the time of each stage.
+class Pass(NamedTuple):
+    """What a pass through the whole pipeline took.
+
+    Attributes:
+        hz: frames per second, to the last file closed.
+        stages: the time of each.
+        frames: how many.
+    """
+
+    hz: float
+    stages: list[StageTime]
+    frames: int
+
+
+def pipeline_pass(engine: Engine, source: Source, count: int | None = None, output: str = "null") -> Pass:
+    """The same from a source to an output, decoded and rendered.
 
     Args:
         engine: frames to masks.
         source: where frames come from; not closed here.
         count: at most so many frames; None: all of them.
+        output: as the command takes it; nowhere by default.
     """
     leave_cores_to(engine)  # as the command does
     renderer = Renderer(Look(), engine.bundle.manifest.task)
-    sink = open_sink("null", source.info, renderer)
+    sink = open_sink(output, source.info, renderer)
     start_s = time.perf_counter()
-    result = run(source, engine, renderer, [sink], max_frames=count)
-    elapsed_s = time.perf_counter() - start_s
-    sink.close()
-    return result.frames / elapsed_s, result.stages
+    try:
+        result = run(source, engine, Views(renderer), [sink], max_frames=count)
+        sink.close()
+    except BaseException:
+        sink.discard()
+        raise
+    return Pass(result.frames / (time.perf_counter() - start_s), result.stages, result.frames)

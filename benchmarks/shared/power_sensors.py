@@ -84,7 +84,7 @@ def nvidia_sensors(root: Path = SYSTEM) -> list[Sensor]:
         module = importlib.import_module("benchmarks.shared.nvml")
     except ImportError as error:
         if _has_nvidia_gpu(root):
-            return [Sensor(name, missing=f"{error}: pip install '.[energy]'")]
+            return [Sensor(name, missing=f"{error}: pip install 'edgemask[energy]'")]
         return [Sensor(name, missing="no such GPU")]
     found: list[Sensor] = module.gpu_sensors()
     return found

@@ -54,7 +54,7 @@ class ChannelGraph:
     """Which channels of a network carry the same factor.
 
     Args:
-        network: in evaluation mode, batch normalisations folded; its ``logits`` are traced, not computed.
+        network: in evaluation mode, batch normalizations folded; its ``logits`` are traced, not computed.
         input_shape: (1, C, h, w).
     """
 

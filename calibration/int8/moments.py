@@ -13,7 +13,7 @@ BLOCK = 1152
 
 
 class Moments:
-    """Second moments of the patches that a convolution multiplies its weights with, in blocks of neighbouring input channels.
+    """Second moments of the patches that a convolution multiplies its weights with, in blocks of neighboring input channels.
 
     Args:
         layer: an ungrouped convolution; only its geometry is read.

@@ -1,7 +1,7 @@
 """Weights in INT8 that give the same outputs, not the nearest values: what rounding one weight does wrong, the others make good.
 
 Every weight in turn is rounded, and those that are still to come take over the error as far as their inputs go along with its input.
-Neighbouring pixels are nearly the same, so nearly all of it goes away: on U²-NetP's worst layers what rounding does to the outputs
+Neighboring pixels are nearly the same, so nearly all of it goes away: on U²-NetP's worst layers what rounding does to the outputs
 falls 20 to 400 times in power. The method is that of Frantar et al., "GPTQ", ICLR 2023, after Hassibi and Stork's "Optimal brain
 surgeon".
 """

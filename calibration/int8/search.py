@@ -58,7 +58,7 @@ class Int8Search:
     """Finds how a network can be INT8.
 
     Args:
-        network: in evaluation mode, FP32; copied, its batch normalisations folded.
+        network: in evaluation mode, FP32; copied, its batch normalizations folded.
         input_size_hw: (height, width) of its input.
         channels: of its input.
 

@@ -60,7 +60,7 @@ def boundary_iou(
 
     The inside of a large subject counts for nothing here, so this sees a contour that is off where the IoU does not. Defined by Cheng
     et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021. As in the authors' evaluation, d is a
-    share of the picture's diagonal, at least 1 pixel; distance is counted in steps to one of 8 neighbours (d erosions with a 3×3
+    share of the picture's diagonal, at least 1 pixel; distance is counted in steps to one of 8 neighbors (d erosions with a 3×3
     kernel); outside of the picture is background, so a mask has a contour where the picture ends.
 
     Args:

@@ -10,7 +10,7 @@ from pipeline.bundles.bundle import Task
 from pipeline.frames.frame import Image, check_mask
 
 STILL_LEVELS = 3
-"""A pixel is still where the mean grey of the 5×5 pixels around it changes by less than this, of 255."""
+"""A pixel is still where the mean gray of the 5×5 pixels around it changes by less than this, of 255."""
 
 LEAST_STILL = 0.05
 """Of two frames with a smaller share of still pixels, nothing is counted: there was a cut, or the camera swept."""
@@ -22,7 +22,7 @@ class FlickerMeter:
     """Measures one source's masks, frame after frame.
 
     The flicker of two successive frames is the mean of |mask − mask before| ÷ 255 over the still pixels, for class maps the
-    share of them whose class changed. Of each picture, the grey values are averaged over 5×5 pixels, so that neither a camera's
+    share of them whose class changed. Of each picture, the gray values are averaged over 5×5 pixels, so that neither a camera's
     noise nor that of the compression counts as change; still is what then differs by less than ``STILL_LEVELS``. The flicker of
     a source is the mean over its pairs of frames.
 

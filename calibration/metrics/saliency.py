@@ -159,7 +159,7 @@ def _evenness(counts: NDArray[np.intp]) -> float:
 def _similarity(counts: Counts) -> float:
     """Structural similarity of mask and truth in one part of the picture, -1 to 1."""
     size, on = int(counts.sum()), int(counts[1].sum())
-    if not size:  # the subject's centre is in the last row or column
+    if not size:  # the subject's center is in the last row or column
         return 0.0
     _, mean, squares = _moments(counts.sum(axis=0))
     truth_mean = on / size

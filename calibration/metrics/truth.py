@@ -28,7 +28,7 @@ Truths = Callable[[str, tuple[int, int]], Truth]
 
 
 def read_truths(folder: str, task: Task) -> Truths:
-    """Ground truth from a folder of NAME.png, grey, by the frames' names.
+    """Ground truth from a folder of NAME.png, gray, by the frames' names.
 
     Args:
         folder: for "binary" pictures above 127 on the subject, or of 0 and 1 with 1 on the subject and 255 where nobody knows; for

@@ -23,7 +23,7 @@ _BORDER = 4
 _CAPTION = 22
 _PAPER = (30, 26, 24)
 _INK = (225, 225, 225)
-# Blue and orange are told apart by every kind of colour vision.
+# Blue and orange are told apart by every kind of color vision.
 _COLORS: dict[SplitName, tuple[int, int, int]] = {"calibration": (214, 140, 60), "verification": (40, 150, 245)}
 _BAR = 30
 
@@ -39,7 +39,7 @@ class SheetPicture:
 
 
 def draw_sheet(title: str, pictures: Sequence[SheetPicture]) -> Image:
-    """Draw all pictures as thumbnails, with the colour of their split and the number of their scene.
+    """Draw all pictures as thumbnails, with the color of their split and the number of their scene.
 
     Args:
         title: the first line; only its ASCII characters are shown.

@@ -143,7 +143,7 @@ class SetWriter:
         if len(candidates) < 2:
             raise CalibrationError(
                 f"{self._info.name}: expected at least 2 frames that differ, got {len(candidates)} of {seen.frames} read "
-                f"({seen.duplicates} near-duplicates, {seen.blank} of one colour): "
+                f"({seen.duplicates} near-duplicates, {seen.blank} of one color): "
                 + (
                     "is the lens covered?"
                     if seen.blank and not candidates
@@ -282,7 +282,7 @@ class ChosenSource(Source):
         """Read the source and choose, if that was not done yet; ``info`` has the number of frames from then on.
 
         Raises:
-            CalibrationError: all frames are of one colour, or the disk is full.
+            CalibrationError: all frames are of one color, or the disk is full.
             SourceError: the source breaks off.
         """
         if self._folder is not None:
@@ -297,7 +297,7 @@ class ChosenSource(Source):
             candidates = collector.pool.result()
             if not candidates:
                 raise CalibrationError(
-                    f"{info.name}: expected frames to calibrate on, got {collector.pool.seen.frames} of one colour: "
+                    f"{info.name}: expected frames to calibrate on, got {collector.pool.seen.frames} of one color: "
                     "is the lens covered?"
                 )
             held_back: list[Candidate] = []

@@ -1,6 +1,6 @@
 """The photographs of the package: real pictures of many kinds, to prove a network on where the user gives none.
 
-Sources and licences stand in ``calibration/sets/photographs/README.md``. A network is proven on those for "verification"; a search for
+Sources and licenses stand in ``calibration/sets/photographs/README.md``. A network is proven on those for "verification"; a search for
 precisions looks at those for "search" alone.
 """
 

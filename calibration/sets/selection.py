@@ -16,7 +16,7 @@ from pipeline.frames.frame import Image
 BRIGHTNESS_BANDS = (("very dark", 0.10), ("dark", 0.25), ("medium", 0.50), ("bright", 0.75), ("very bright", 1.01))
 """Name of each band of a frame's mean luma, and where it ends."""
 
-# Distances are the root mean square over 16×16 tiles of luma and both colour differences, each 0 to 1.
+# Distances are the root mean square over 16×16 tiles of luma and both color differences, each 0 to 1.
 _TILES = 16
 _DUPLICATE = 0.02
 _DUPLICATE_LAYOUT = 0.98
@@ -29,7 +29,7 @@ _CUT = 0.08
 _CUT_TO_MOTION = 3.0
 _SURELY_CUT = 0.2
 _MOTION_FRAMES = 8
-# Below this standard deviation there is nothing in a picture but its colour and noise.
+# Below this standard deviation there is nothing in a picture but its color and noise.
 _BLANK = 0.01
 _FLAT_LUMA = 0.005
 # Share of a lone scene's length between its two parts.
@@ -47,7 +47,7 @@ class Look:
         vector: (768,) float32; the Euclidean distance of two is their root mean square difference.
         layout: (256,) float32, luma without its mean and of length 1; all 0 where luma is flat.
         brightness: mean luma, 0 to 1.
-        blank: one colour all over.
+        blank: one color all over.
     """
 
     vector: Vector
@@ -117,7 +117,7 @@ class Seen:
     Attributes:
         frames: how many.
         duplicates: near-duplicates of a frame before them.
-        blank: frames of one colour.
+        blank: frames of one color.
         brightness: frames by band of brightness.
     """
 
@@ -134,7 +134,7 @@ class Pool:
 
     Args:
         capacity: most candidates.
-        moving: neighbouring frames follow each other in time, so that a scene lasts until a cut; else they are pictures, of
+        moving: neighboring frames follow each other in time, so that a scene lasts until a cut; else they are pictures, of
             which only similar ones are of one scene.
     """
 

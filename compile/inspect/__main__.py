@@ -37,13 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _inspect(options: argparse.Namespace) -> None:
     try:
         from compile.inspect.report import inspect_bundle
-
-        if options.plot is not None:
-            from compile.inspect.int8_plot import write_plot
     except ImportError as error:
         raise BackendUnavailableError(
-            f"inspecting needs packages that are not here ({error}): install them with: pip install '.[compile]'"
+            f"inspecting needs packages that are not here ({error}): install them with: pip install 'edgemask[compile]'"
         ) from error
+    if options.plot is not None:
+        try:
+            from compile.inspect.int8_plot import write_plot
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"--plot: expected matplotlib, which draws it, got none ({error}): install it with: pip install 'edgemask[plots]'"
+            ) from error
     report = inspect_bundle(options.bundle, options.times)
     if options.plot is not None:
         write_plot(options.plot, report.manifest, report.int8)
@@ -84,23 +88,23 @@ def _parser() -> OptionParser:
     parser = OptionParser(
         prog="python -m compile.inspect",
         description="What is inside a bundle: its files, the layers of its program with their precision, size and work, and its plans.",
-        epilog="A plan is native code: its layers are shown where this machine can load it, and it is loaded only if it fits its "
-        "sha256. A damaged file is told in the report, with status 0.",
+        epilog="A plan is native code: its layers are shown where this machine can load it, and it is loaded only if "
+        "its sha256 fits. A damaged file is named in the report, with status 0.",
     )
     parser.add_argument("bundle", metavar="DIR", help="the bundle's folder")
-    parser.add_argument("--layers", action="store_true", help="all layers, in the order in which they run")
+    parser.add_argument("--layers", action="store_true", help="show all layers, in the order in which they run")
     parser.add_argument(
         "--times",
         type=_runs,
         default=0,
         metavar="N",
-        help="run a plan on N frames and show how long each layer takes (default: %(default)s)",
+        help="run each plan on N frames and show the time of each layer (default: %(default)s)",
     )
     parser.add_argument(
         "--plot",
         type=_png,
         metavar="FILE.png",
-        help="draw what the search for INT8 found: the layers that do most damage, and the steps",
+        help="draw what the INT8 search found: the layers that do most damage to the masks, and the steps",
     )
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     return parser

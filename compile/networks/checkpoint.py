@@ -43,11 +43,11 @@ def load_network(path: str | Path, *, classes: int | None = None) -> LoadedNetwo
 
     Args:
         path: ``.pt`` or ``.pth`` (read with ``weights_only=True``), ``.safetensors``, or ``.onnx`` with a U²-Net whose
-            batch normalisation is folded.
+            batch normalization is folded.
         classes: How many classes the caller expects; None takes what the file has.
 
     Returns:
-        The network, all weights float32; biases of convolutions in front of a normalisation are folded into its running
+        The network, all weights float32; biases of convolutions in front of a normalization are folded into its running
         mean.
 
     Raises:

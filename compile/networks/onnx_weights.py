@@ -1,4 +1,4 @@
-"""The weights of a U²-Net out of an ONNX file in which batch normalisation is folded, as it is published."""
+"""The weights of a U²-Net out of an ONNX file in which batch normalization is folded, as it is published."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_u2net_onnx(path: Path) -> tuple[dict[str, torch.Tensor], Literal["u2net
 
     Returns:
         The weights by our names, float32, as U²-Net has them in training: a folded convolution's bias becomes the bias
-        of a normalisation that does nothing else. And the family: the authors' network and its re-implementation are
+        of a normalization that does nothing else. And the family: the authors' network and its re-implementation are
         the same graph, but the last layer keeps its name.
 
     Raises:
@@ -68,7 +68,7 @@ def read_u2net_onnx(path: Path) -> tuple[dict[str, torch.Tensor], Literal["u2net
         weights = _weights(path, convolutions, graph, convolutions_before_norms(ours))
     except _OtherStructureError as error:
         raise NotOurNetworkError(
-            f"{path}: expected the graph of a U²-Net with folded batch normalisation, got another ({error}): "
+            f"{path}: expected the graph of a U²-Net with folded batch normalization, got another ({error}): "
             "take it as a foreign network"
         ) from error
     return weights, "u2net" if "out_conv" in convolutions["out_conv"].input[1] else "u2net-official"
@@ -192,7 +192,7 @@ def _weights(
             norm = norms[name]
             weights[f"{norm}.weight"], weights[f"{norm}.bias"] = torch.ones_like(bias), bias
             weights[f"{norm}.running_mean"] = torch.zeros_like(bias)
-            # The normalisation adds eps before it divides by the root: by 1 then.
+            # The normalization adds eps before it divides by the root: by 1 then.
             weights[f"{norm}.running_var"] = torch.full_like(bias, 1 - _NORM_EPS)
         else:
             weights[f"{name}.bias"] = bias

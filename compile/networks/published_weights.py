@@ -13,6 +13,13 @@ from typing import Literal
 
 from pipeline.errors import WeightsUnavailableError
 
+MIRROR_VARIABLE = "EDGEMASK_WEIGHTS_URL"
+"""Environment variable with the base URL of a mirror, asked for ``BASE/FILE_NAME`` before the publisher.
+
+``https`` only; plain ``http`` is allowed from this machine itself (``localhost``, ``127.0.0.1``, ``::1``), for a tunnel
+or a test.
+"""
+
 # How a file of that suffix begins: the first field of an ONNX model; a zip archive or a pickle of protocol 2.
 _FIRST_BYTES = {".onnx": (b"\x08",), ".pth": (b"PK\x03\x04", b"\x80\x02")}
 _READ_BYTES = 1 << 20

@@ -32,7 +32,7 @@ _DILATED = (4, 5, 6)  # of the eleven: encoder 5 and 6, decoder 5, whose maps ar
 
 
 class ConvUnit(nn.Module):
-    """3×3 convolution, batch normalisation, ReLU; height and width stay."""
+    """3×3 convolution, batch normalization, ReLU; height and width stay."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class U2Net(nn.Module):
         """Score every pixel.
 
         Args:
-            x: (N, in_channels, H, W) float, normalised as in training.
+            x: (N, in_channels, H, W) float, normalized as in training.
 
         Returns:
             In evaluation the mask, (N, out_channels, H, W) float in [0, 1]. In training seven logits of that shape: the

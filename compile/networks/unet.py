@@ -1,4 +1,4 @@
-"""U-Net (Ronneberger et al., 2015) with padding and batch normalisation, under the names that checkpoints carry."""
+"""U-Net (Ronneberger et al., 2015) with padding and batch normalization, under the names that checkpoints carry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class DoubleConv(nn.Module):
-    """Two times 3×3 convolution, batch normalisation, ReLU; height and width stay."""
+    """Two times 3×3 convolution, batch normalization, ReLU; height and width stay."""
 
     def __init__(self, in_channels: int, out_channels: int, mid_channels: int | None = None) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class UNet(nn.Module):
         """Score every pixel.
 
         Args:
-            x: (N, n_channels, H, W) float, normalised as in training; H and W at least 16.
+            x: (N, n_channels, H, W) float, normalized as in training; H and W at least 16.
 
         Returns:
             (N, n_classes, H, W) float logits, in training and in evaluation.

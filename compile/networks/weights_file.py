@@ -19,7 +19,7 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 
 # Where training programs put the state dict beside optimizer, epoch and arguments.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
-# Not a weight: the grey values of the training masks, beside the weights in released U-Net checkpoints.
+# Not a weight: the gray values of the training masks, beside the weights in released U-Net checkpoints.
 _NOT_WEIGHTS = ("mask_values",)
 # DataParallel and torch.compile name the network inside them so.
 _PREFIXES = ("module.", "_orig_mod.")

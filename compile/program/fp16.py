@@ -62,7 +62,7 @@ class RangeRecorder:
                 raise CompileError(
                     f"the network: expected finite values, got {largest} from {name}: its weights are damaged"
                 )
-        # A convolution and the normalisation behind it become one layer, so what stands between them is never a value of its own.
+        # A convolution and the normalization behind it become one layer, so what stands between them is never a value of its own.
         folded = convolutions_before_norms(self._network)
         leaves = [name for name, module in self._network.named_modules() if name and not any(module.children())]
         beyond: dict[str, float] = {}
@@ -94,7 +94,7 @@ class HalfEmulation:
     """A network that computes as FP16 hardware does, in FP32: inputs, weights and outputs of each layer are rounded, sums are not.
 
     Args:
-        network: copied; its batch normalisations are folded in the copy.
+        network: copied; its batch normalizations are folded in the copy.
 
     Attributes:
         network: the copy, to be run inside ``keeping``.

@@ -33,7 +33,7 @@ _GREEN_OF_U, _GREEN_OF_V = -_BLUE_OF_U * _BLUE / _GREEN, -_RED_OF_V * _RED / _GR
 class Nv12ToBgr(nn.Module):
     """NV12 to BGR by BT.709 in limited range.
 
-    Each two by two pixels have one colour, as FFmpeg's converter gives them by default, from which programs of BGR have their frames:
+    Each two by two pixels have one color, as FFmpeg's converter gives them by default, from which programs of BGR have their frames:
     within 3 of 255, nearly all of it because that converter rounds down. Chroma interpolated in between is further from it, and slower.
     What depends on chroma alone is computed at its size, a quarter.
     """

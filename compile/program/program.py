@@ -22,7 +22,7 @@ from calibration.inference_form import fold_norms
 from compile.networks.contract import Contract
 from pipeline.errors import CompileError
 
-# ITU-R BT.601 luma, as OpenCV and Pillow make grey pictures, for BGR.
+# ITU-R BT.601 luma, as OpenCV and Pillow make gray pictures, for BGR.
 _LUMA_BGR = (0.114, 0.587, 0.299)
 
 
@@ -77,7 +77,7 @@ class ScoresToMask(nn.Module):
     """The network's output to masks of the frames' size.
 
     One class: probability × 255. More classes: the index of the largest score, at the network's size and enlarged by nearest
-    neighbour, or with ``smooth`` after the scores were enlarged. Where scores are NaN the mask is wrong, and often 0: so they are
+    neighbor, or with ``smooth`` after the scores were enlarged. Where scores are NaN the mask is wrong, and often 0: so they are
     counted.
     """
 
@@ -118,7 +118,7 @@ class ScoresToMask(nn.Module):
 
 
 class Overlay(nn.Module):
-    """A colour over the subject, as ``pipeline.render.overlay`` draws it in mode "overlay": a frame leaves the GPU as it is shown.
+    """A color over the subject, as ``pipeline.render.overlay`` draws it in mode "overlay": a frame leaves the GPU as it is shown.
 
     The look is an input, so that it can change from frame to frame: ``pipeline.render.compose.look_values`` makes it. A soft edge is a
     clipped straight line, so two numbers hold it, and all operations are pointwise. A table of 256 weights would hold any edge, but
@@ -214,7 +214,7 @@ def _halve(network: nn.Module, keep: Collection[str]) -> nn.Module:
 def _count_not_finite(scores: Tensor) -> Tensor:
     """(N, a, b, c) float32 to (N,) int32: how many values are NaN or infinite.
 
-    As one comparison that is false for both. TensorRT reads the operator IsNaN as "not x == x", and an optimiser may take that for
+    As one comparison that is false for both. TensorRT reads the operator IsNaN as "not x == x", and an optimizer may take that for
     false, or turn a negated comparison round. Rows are summed in FP32, twice as fast on a CPU, and their sums as whole numbers, for
     FP32 counts to 2²⁴ alone.
     """

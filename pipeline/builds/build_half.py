@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from pipeline.bundles.file_lock import one_maker
 from pipeline.bundles.plan import read_plan, rebuild_command
 from pipeline.errors import ERRORS_VARIABLE, BuildError, BundleError, PlanError
 from pipeline.own_process import module_command
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 _WRITABLE = os.W_OK | os.X_OK
 
@@ -48,17 +51,14 @@ def compile_in_process(arguments: Sequence[str], inherited: Sequence[int] = (), 
             raise BuildError(sentence.read() or f"python -m compile {shlex.join(arguments)}: {_ending(status)}")
 
 
-def rebuild_plan(
-    bundle: Bundle, runtime: str, reason: str, say: Callable[[str], None], *, quiet: bool = False
-) -> Bundle:
+def rebuild_plan(bundle: Bundle, runtime: str, reason: str, *, quiet: bool = False) -> Bundle:
     """Have a bundle's plan for this machine's GPU built from the bundle's own program, by one process of several that want it.
 
     Args:
         bundle: on disk; it gets the plan, and loses one for the same runtime and GPU. Where it cannot be written its plans are
             kept in the cache folder, beside a copy of its program.
         runtime: as ``--target`` names it.
-        reason: why the bundle's own plan, if it has one, does not do.
-        say: gets the reason where a plan is built in the place of one, and a line where another process is waited for.
+        reason: why the bundle's own plan, if it has one, does not do; logged where a plan is built in the place of one.
         quiet: show nothing of the build itself.
 
     Returns:
@@ -74,7 +74,7 @@ def rebuild_plan(
             f"for this GPU with --target {runtime}"
         )
     place = plans_place(bundle)
-    with one_maker(place, cache_folder() / "locks", say) as inherited:
+    with one_maker(place, cache_folder() / "locks") as inherited:
         try:
             there = Bundle.read(place)
         except BundleError:
@@ -87,7 +87,7 @@ def rebuild_plan(
                 return there
             reason = problem if _has_plan(there, runtime) else reason
         if _has_plan(bundle, runtime) or _has_plan(there, runtime):
-            say(f"{reason}: done now")
+            log.info(f"{reason}: done now")
         try:
             compile_in_process(["--bundle", str(place), "--target", runtime], inherited, quiet=quiet)
         except BuildError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.builds.build_half import compile_in_process
@@ -13,17 +13,19 @@ from pipeline.bundles.bundle import Bundle, cache_folder
 from pipeline.bundles.file_lock import one_maker
 from pipeline.engines import usable_runtime
 from pipeline.errors import BackendUnavailableError, BuildError, BundleError
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 PUBLISHED = Path(__file__).parents[1] / "published"
 """Bundles that are part of the package, NAME for a CPU and NAME-fp16 for a GPU: they need no PyTorch and no download."""
 
 
-def open_model(model: str, say: Callable[[str], None], *, on_gpu: bool = False, quiet: bool = False) -> Bundle:
-    """Read a bundle, or make it first.
+def open_model(model: str, *, on_gpu: bool = False, quiet: bool = False) -> Bundle:
+    """Read a bundle, or make it first; what is about to be compiled is logged.
 
     Args:
         model: a folder, or a name such as "u2netp".
-        say: gets one line when something is about to be compiled.
         on_gpu: compile for the GPU of this machine, if one can be used: in FP16, as far as PyTorch is here to compile with.
         quiet: show nothing of the compilation itself.
 
@@ -42,23 +44,23 @@ def open_model(model: str, say: Callable[[str], None], *, on_gpu: bool = False, 
     half = folder / f"{model}.fp16"  # a name has no dot
     if on_gpu and _has_usable_gpu() and (half.is_dir() or importlib.util.find_spec("torch")):
         try:
-            return _compiled(half, model, ("--precision", "fp16"), say, quiet=quiet)
+            return _compiled(half, model, ("--precision", "fp16"), quiet=quiet)
         except BuildError as error:
-            say(f"not fp16: {error}")
-    return _compiled(folder / model, model, (), say, quiet=quiet)
+            log.info(f"not fp16: {error}")
+    return _compiled(folder / model, model, (), quiet=quiet)
 
 
-def _compiled(folder: Path, model: str, options: Sequence[str], say: Callable[[str], None], *, quiet: bool) -> Bundle:
+def _compiled(folder: Path, model: str, options: Sequence[str], *, quiet: bool) -> Bundle:
     if folder.is_dir():
         try:
             return Bundle.read(folder)
         except BundleError:
             pass  # told below, unless another process is making it anew
-    with one_maker(folder, cache_folder() / "locks", say) as inherited:
+    with one_maker(folder, cache_folder() / "locks") as inherited:
         try:
             return Bundle.read(folder)
         except BundleError as error:
-            say(f"{error}: done now" if folder.is_dir() else f"{model}: compiling once into {folder}")
+            log.info(f"{error}: done now" if folder.is_dir() else f"{model}: compiling once into {folder}")
         compile_in_process(["--model", model, *options, "--output", str(folder)], inherited, quiet=quiet)
         return Bundle.read(folder)
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 
 def take_lock(path: Path, how: int, flags: int = os.O_RDONLY) -> int | None:
@@ -51,13 +55,12 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def one_maker(place: Path, locks: Path, say: Callable[[str], None]) -> Iterator[tuple[int, ...]]:
+def one_maker(place: Path, locks: Path) -> Iterator[tuple[int, ...]]:
     """Be the one process that makes what belongs at a place; what is there has to be looked at inside.
 
     Args:
         place: what is made; its lock is a file of its own, for the place itself is replaced.
         locks: the folder of such files. Where it cannot be written there is no lock, and two processes may make the same.
-        say: gets one line when another process has to be waited for.
 
     Yields:
         Descriptors for a child process to inherit: if this one is killed and the child goes on, the lock stays.
@@ -72,7 +75,7 @@ def one_maker(place: Path, locks: Path, say: Callable[[str], None]) -> Iterator[
     try:
         handle = take_lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_RDONLY | os.O_CREAT)
     except BlockingIOError:
-        say(f"{place}: another process is making it; waiting for that one")
+        log.info(f"{place}: another process is making it; waiting for that one")
         handle = take_lock(path, fcntl.LOCK_EX)
     try:
         yield () if handle is None else (handle,)

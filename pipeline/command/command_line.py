@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NoReturn
@@ -33,7 +34,7 @@ def called_as(program: str) -> Iterator[None]:
 
 
 class OptionParser(argparse.ArgumentParser):
-    """argparse, with a wrong option as an ``OptionError`` of one line."""
+    """argparse, with what is wrong as an ``OptionError`` of one line that names the nearest option or value there is."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -45,7 +46,23 @@ class OptionParser(argparse.ArgumentParser):
         Raises:
             OptionError: always.
         """
+        if message.startswith("unrecognized arguments: "):
+            wrong = next((word for word in message.split() if word.startswith("-")), "")
+            message += nearest(wrong.partition("=")[0], self._option_string_actions)
         raise OptionError(f"{message} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            hint = nearest(str(value), choices) or f" (choose from {', '.join(choices)})"
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint}")
+
+
+def nearest(wrong: str, there: Iterable[str]) -> str:
+    """What to say of a name that does not exist: ": did you mean 'NAME'?", or nothing where none is near."""
+    names = list(there)
+    near = difflib.get_close_matches(wrong, names, 1) or [name for name in names if wrong and name.startswith(wrong)]
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def share(text: str) -> float:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.frames.frame import Frame
 from pipeline.stages.telemetry import Snapshot
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 AGAIN_S = 60.0
 """After so long a source's frames are told of again if they go on; then after twice as long each time, up to ``AGAIN_MOST_S``."""
@@ -25,14 +28,9 @@ class _Told:
 
 
 class NotFiniteLines:
-    """Call it with each frame; the first one of a source is told at once, those after it together.
+    """Call it with each frame; the first one of a source is logged at once, those after it together."""
 
-    Args:
-        tell: gets a line.
-    """
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self) -> None:
         self._told: dict[str, _Told] = {}
 
     def __call__(self, frame: Frame) -> None:
@@ -51,7 +49,7 @@ class NotFiniteLines:
             more = f"{told.since} such frames since this was last said"
             told.wait_s = min(2 * told.wait_s, AGAIN_MOST_S)
             told.due_s, told.since = now_s + told.wait_s, 0
-        self._tell(
+        log.warning(
             f"warning: {frame.source}, frame {frame.index}: expected finite scores, got {frame.not_finite} that are NaN or infinite, "
             f"where the mask is wrong: {more}"
         )

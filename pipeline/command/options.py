@@ -3,225 +3,355 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline.command.command_line import OptionParser, share, whole_number
+from pipeline.command.command_line import OptionParser, nearest, share, whole_number
+from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OutputOptions, RunOptions
 from pipeline.engines import ENGINES
 from pipeline.errors import OptionError
-from pipeline.render.look import RENDER_MODES
-from pipeline.sinks.options import ENCODERS, byte_count, duration_s
-from pipeline.sources import FORMS
+from pipeline.page.options import ADDRESS, Limits, PageOptions
+from pipeline.registry import Choices
+from pipeline.render.modes import MODES
+from pipeline.sinks import SINKS
+from pipeline.sinks import forms as output_forms
+from pipeline.sinks.options import ENCODERS, SinkOptions, byte_count, duration_s
+from pipeline.sources import SOURCES
+from pipeline.sources import forms as source_forms
+from pipeline.sources.options import LiveOptions
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+_DEFAULT = RunOptions(())
+_DROP = {"auto": None, "latest": True, "never": False}
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None = None) -> RunOptions:
     """Read the command line, and the YAML file that ``--config`` names.
+
+    Args:
+        arguments: without the program's name; None: those of the process.
 
     Raises:
         OptionError: an unknown option or a value that it does not take.
     """
     parser = _parser()
-    options = vars(parser.parse_args([]))
+    values = vars(parser.parse_args([]))
     for action in parser._actions:  # from here on only what is given counts; --help still names the defaults
         action.help = (action.help or "").replace("%(default)s", str(action.default))
         action.default = argparse.SUPPRESS
-    given = vars(parser.parse_args(arguments))
+    # Sources may stand anywhere among the options.
+    given = vars(parser.parse_intermixed_args(arguments))
     if "config" in given:
         path = Path(given["config"])
-        arguments = _config_arguments(parser, path)
+        in_file = _config_arguments(parser, path)
         try:
-            options |= vars(parser.parse_args(arguments))
+            values |= vars(parser.parse_args(in_file))
         except OptionError as error:
             raise OptionError(f"--config {path}: {error}") from error
-    options |= given
-    if not options["source"]:
-        parser.error(f"expected --source: {FORMS}")
-    return argparse.Namespace(**options)
+    sources = [*given.get("source", []), *given.pop("sources", [])]
+    values |= given
+    sources = sources or values["source"] or []
+    if not sources:
+        parser.error(f"expected a source: {source_forms()}")
+    return _run_options(tuple(sources), values)
+
+
+def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions:
+    page = None
+    if values["serve"] is not None:
+        page = PageOptions(
+            values["serve"],
+            token=values["serve_token"],
+            names=tuple(values["serve_name"] or ()),
+            read_only=values["serve_read_only"],
+            limits=Limits(viewers=values["serve_viewers"]),
+        )
+    return RunOptions(
+        sources,
+        ModelOptions(values["model"], values["backend"], may_build=values["rebuild"] == "auto"),
+        MaskOptions(values["smooth"], values["fps"], values["refine_edges"], values["compose"]),
+        LookOptions(
+            values["render"],
+            values["alpha"],
+            values["threshold"],
+            values["palette"],
+            values["background"],
+            legend=values["legend"],
+            hud=values["hud"],
+        ),
+        OutputOptions(tuple(values["output"] or ()), values["save"], values["show"], values["headless"]),
+        SinkOptions(
+            encoder=values["encoder"],
+            segment_s=values["segment_time"],
+            segment_bytes=values["segment_size"],
+            keep_segments=values["keep_files"],
+            keep_bytes=values["keep_size"],
+            min_free_bytes=values["min_free"],
+        ),
+        LiveOptions(
+            stall_s=values["stall"],
+            reconnect_s=values["reconnect"],
+            max_reconnects=values["max_reconnects"],
+            on_corrupt=values["on_corrupt"],
+        ),
+        page,
+        drop_oldest=_DROP[values["drop"]],
+        max_frames=values["max_frames"],
+        quiet=values["quiet"],
+    )
+
+
+class _Parser(OptionParser):
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        for rows in (SOURCES, SINKS, ENGINES, MODES):
+            rows.others  # noqa: B018 - looked up, so that a new parser names them
+        OptionParser.print_help(_parser(), file)
 
 
 def _parser() -> OptionParser:
-    parser = OptionParser(
+    parser = _Parser(
         prog="python -m pipeline",
-        description="Masks over pictures, videos and cameras.",
+        description="Masks over pictures, videos, cameras and streams.",
         epilog="Exit status: 0 done, 2 a mistake in the input (one line says which), 1 a bug, 130 interrupted, 143 terminated.",
     )
+    _add_input(parser)
+    _add_outputs(parser)
+    _add_look(parser)
+    _add_masks(parser)
+    _add_live(parser.add_argument_group("cameras and streams"))
+    _add_recording(parser.add_argument_group("recordings"))
+    _add_page(parser.add_argument_group("the page"))
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="read options from a YAML file, the long options as keys; the command line wins",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print warnings and errors only")
+    return parser
+
+
+def _add_input(parser: OptionParser) -> None:
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{source_forms()}; several share the engine")
     parser.add_argument(
         "-s",
         "--source",
         action="append",
-        help="0 or /dev/video0, a video, a picture, a folder, a glob ('pics/**/*.jpg'), rtsp://…, http://…, csi://0, gst:PIPELINE, "
-        "test://; several share the engine",
+        help="the same, as an option; may be repeated",
     )
     parser.add_argument(
         "-m",
         "--model",
-        default="u2netp",
+        default=_DEFAULT.model.name,
         metavar="NAME|DIR",
         help="a bundle, or the name of a published network, compiled on first use (default: %(default)s)",
     )
+    parser.add_argument(
+        "--backend",
+        default=_DEFAULT.model.backend,
+        choices=Choices(ENGINES, "auto"),
+        help="what runs the network; auto takes a GPU where there is one, else the CPU (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rebuild",
+        default="auto",
+        choices=("auto", "never"),
+        help="what to do where the bundle has no plan for this GPU and its TensorRT; auto builds one from the "
+        "bundle's program, once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--drop",
+        default="auto",
+        choices=tuple(_DROP),
+        help="which frames are dropped while the backend is busy: latest = all but the newest; never = none, the source waits; "
+        "auto = latest for cameras and streams, never for files (default: %(default)s)",
+    )
+    parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end each source after N frames")
+
+
+def _add_outputs(parser: OptionParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
         action="append",
         metavar="OUT",
-        help="out.mp4, out.png, a folder, out.jsonl or "
-        "jsonl:-, rtsp://host/name, gst:PIPELINE, or null; may be repeated; {source} in it is the source's name",
+        help=f"{output_forms()}; may be repeated; {{source}} stands for the source's name",
     )
     parser.add_argument(
         "--save",
         nargs="?",
         const="",
         metavar="PATH",
-        help="short for --output; without PATH a name made from the source's",
+        help="the same as --output; without PATH the name is made from the source's name",
     )
     parser.add_argument(
         "--show", action="store_true", help="show a window (the default with a display and no --output)"
     )
     parser.add_argument("--headless", "--no-display", action="store_true", help="never show a window")
+
+
+def _add_look(parser: OptionParser) -> None:
     parser.add_argument(
-        "--backend",
-        default="auto",
-        choices=("auto", *ENGINES),
-        help="what runs the network: auto = a GPU where there is one, else the CPU (default: %(default)s)",
+        "--render",
+        default=_DEFAULT.look.mode,
+        choices=Choices(MODES),
+        help="how masks are drawn (default: %(default)s)",
     )
     parser.add_argument(
-        "--render", default="overlay", choices=RENDER_MODES, help="how masks are shown (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--alpha", type=share, default=0.5, metavar="0..1", help="strength of the colour (default: %(default)s)"
+        "--alpha",
+        type=share,
+        default=_DEFAULT.look.alpha,
+        metavar="0..1",
+        help="strength of the mask's color over the picture (default: %(default)s)",
     )
     parser.add_argument(
         "--threshold",
         type=share,
-        default=0.5,
+        default=_DEFAULT.look.threshold,
         metavar="0..1",
-        help="probability from which a pixel counts (default: %(default)s)",
+        help="probability from which a pixel belongs to the subject (default: %(default)s)",
     )
     parser.add_argument(
         "--palette",
-        default="default",
-        metavar="NAME|FILE|COLOURS",
-        help="default, cityscapes, voc, a YAML file, or #rrggbb,#rrggbb",
+        default=_DEFAULT.look.palette,
+        metavar="NAME|FILE|COLORS",
+        help="colors of the classes: default, cityscapes, voc, a YAML file, or #rrggbb,#rrggbb",
     )
     parser.add_argument(
-        "--rebuild",
-        default="auto",
-        choices=("auto", "never"),
-        help="a plan for this GPU and its TensorRT, where the bundle has none: auto = build it here from the bundle's program, once "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--background", metavar="COLOUR|PICTURE", help="behind cutout and replace: #rrggbb or a picture"
+        "--background",
+        metavar="COLOR|PICTURE",
+        help="what cutout and replace put behind the subject: #rrggbb or a picture",
     )
     parser.add_argument(
         "--legend", action="store_true", help="draw the classes and the share of the picture that each covers"
     )
-    parser.add_argument("--hud", action="store_true", help="draw rate, times and model")
     parser.add_argument(
-        "--drop",
-        default="auto",
-        choices=("auto", "latest", "never"),
-        help="drop frames that wait: auto = for cameras only",
+        "--hud", action="store_true", help="draw throughput, times of the stages and the model onto the view"
     )
-    parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end after so many frames of a source")
+
+
+def _add_masks(parser: OptionParser) -> None:
     parser.add_argument(
         "--smooth",
-        default="auto",
+        default=_DEFAULT.masks.smooth,
         choices=("auto", "off", "on", "strong"),
-        help="steady masks over time: auto = on for cameras and streams (default: %(default)s)",
+        help="steady masks over time where the picture stands still; auto is on for cameras and streams, off for "
+        "files (default: %(default)s)",
     )
     parser.add_argument(
         "--fps",
         type=float,
         metavar="RATE",
-        help="keep this rate on a slower engine: between its masks the last one is moved with the picture, and is kept where that "
-        "did not change",
+        help="give every frame a mask at this frame rate, even on a slower backend: between computed masks the last "
+        "one is moved with the picture",
     )
-    parser.add_argument("--refine-edges", action="store_true", help="draw masks to the edges in the picture")
+    parser.add_argument(
+        "--refine-edges", action="store_true", help="move the edges of masks to the edges in the picture"
+    )
     parser.add_argument(
         "--compose",
-        default="auto",
+        default=_DEFAULT.masks.compose,
         choices=("auto", "host", "device"),
-        help="where the overlay is drawn: auto = by a GPU if the bundle was compiled with --compose device; the host still draws masks "
-        "that --smooth or --refine-edges changed, and every other --render (default: %(default)s)",
+        help="where the overlay is drawn; auto takes the GPU if the bundle was compiled with --compose device. The "
+        "CPU still draws masks that --smooth or --refine-edges changed, and every other --render (default: "
+        "%(default)s)",
     )
-    live = parser.add_argument_group("cameras and streams")
-    live.add_argument(
+
+
+def _add_live(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--stall",
         type=duration_s,
-        default=3.0,
+        default=_DEFAULT.live.stall_s,
         metavar="TIME",
-        help="a source without a frame for so long is stalled (default: %(default)s s)",
+        help="a source without a frame for this long is stalled (default: %(default)s s)",
     )
-    live.add_argument(
+    group.add_argument(
         "--reconnect",
         type=duration_s,
-        default=5.0,
+        default=_DEFAULT.live.reconnect_s,
         metavar="TIME",
-        help="and is connected anew when nothing came for so long after that (default: %(default)s s)",
+        help="a stalled source is connected again after this much more silence (default: %(default)s s)",
     )
-    live.add_argument(
+    group.add_argument(
         "--max-reconnects",
         type=whole_number(0),
         metavar="N",
-        help="give up after so many attempts in a row (default: never)",
+        help="give up after N attempts in a row (default: never)",
     )
-    live.add_argument(
-        "--on-corrupt", default="drop", choices=("drop", "pass"), help="damaged frames (default: %(default)s)"
+    group.add_argument(
+        "--on-corrupt",
+        default=_DEFAULT.live.on_corrupt,
+        choices=("drop", "pass"),
+        help="what to do with damaged frames (default: %(default)s)",
     )
-    recording = parser.add_argument_group("recordings")
-    recording.add_argument(
+
+
+def _add_recording(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--encoder",
-        default="auto",
+        default=_DEFAULT.recording.encoder,
         choices=ENCODERS,
-        help="what encodes videos: auto = NVENC where it works, else x264",
+        help="what encodes videos; auto takes NVENC where it works, else x264",
     )
-    recording.add_argument(
+    group.add_argument(
         "--segment-time",
         type=duration_s,
         metavar="TIME",
-        help="a recording begins a new file after so long: 30, 10m, 1h (default for cameras: 1h)",
+        help="start a new file of a recording after this time: 30, 10m, 1h (default for cameras: 1h)",
     )
-    recording.add_argument("--segment-size", type=byte_count, metavar="SIZE", help="likewise at this size: 500M, 2G")
-    recording.add_argument(
+    group.add_argument(
+        "--segment-size", type=byte_count, metavar="SIZE", help="start a new file of a recording at this size: 500M, 2G"
+    )
+    group.add_argument(
         "--keep-files",
         type=whole_number(1),
         metavar="N",
-        help="delete the oldest files of this recording beyond so many",
+        help="keep at most N files of a recording, delete the oldest",
     )
-    recording.add_argument("--keep-size", type=byte_count, metavar="SIZE", help="likewise beyond this size in all")
-    recording.add_argument(
+    group.add_argument(
+        "--keep-size",
+        type=byte_count,
+        metavar="SIZE",
+        help="keep at most this size of a recording in all, delete the oldest files",
+    )
+    group.add_argument(
         "--min-free",
         type=byte_count,
-        default=200_000_000,
+        default=_DEFAULT.recording.min_free_bytes,
         metavar="SIZE",
-        help="a recording ends before less than this is free on its disk (default: 200M)",
+        help="end a recording before less than this is free on its disk (default: 200M)",
     )
-    page = parser.add_argument_group("the page")
-    page.add_argument(
+
+
+def _add_page(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--serve",
         nargs="?",
-        const="127.0.0.1:8080",
+        const=ADDRESS,
         metavar="HOST:PORT",
-        help="a page with the live picture (without HOST:PORT: 127.0.0.1:8080); any other address than this machine's needs a token",
+        help="stream the live picture to browsers, on a page (without HOST:PORT: 127.0.0.1:8080; a port alone: of "
+        "127.0.0.1). Addresses other than loopback need a token",
     )
-    page.add_argument(
+    group.add_argument(
         "--serve-token",
         metavar="TOKEN",
-        help="16 characters or more; EDGEMASK_TOKEN in the environment is safer, for command lines are visible; made and printed "
-        "once if the address needs one",
+        help="the page's token, 16 characters or more; without one it is made and printed where the address needs "
+        "it. EDGEMASK_TOKEN in the environment is safer, because other users see command lines",
     )
-    page.add_argument(
-        "--serve-name", action="append", metavar="NAME", help="another name that the page is called by; may be repeated"
+    group.add_argument(
+        "--serve-name", action="append", metavar="NAME", help="another host name of the page; may be repeated"
     )
-    page.add_argument("--serve-read-only", action="store_true", help="viewers cannot change settings")
-    page.add_argument(
-        "--serve-viewers", type=whole_number(1), default=8, metavar="N", help="at once (default: %(default)s)"
+    group.add_argument("--serve-read-only", action="store_true", help="viewers of the page cannot change settings")
+    group.add_argument(
+        "--serve-viewers",
+        type=whole_number(1),
+        default=Limits().viewers,
+        metavar="N",
+        help="viewers of the page at once, at most (default: %(default)s)",
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML with the long options as keys; the command line wins")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
-    return parser
 
 
 def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
@@ -239,8 +369,7 @@ def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
     for key, value in entries.items():
         name = str(key).replace("_", "-")
         if name not in actions:
-            near = difflib.get_close_matches(name, actions, 1)
-            hint = f": did you mean {near[0]!r}?" if near else f": there are {', '.join(actions)}"
+            hint = nearest(name, actions) or f": there are {', '.join(actions)}"
             raise OptionError(f"--config {path}: unknown key {key!r}{hint}")
         action = actions[name]
         if isinstance(value, bool):

@@ -2,44 +2,65 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from pipeline.bundles.bundle import Manifest
-from pipeline.errors import BackendUnavailableError, OptionError
+from pipeline.command.appearance import Appearance
+from pipeline.command.run_options import OutputOptions, RunOptions
+from pipeline.command.service import Health
+from pipeline.errors import BackendUnavailableError, OptionError, SinkError, SourceError
 from pipeline.frames.frame import SourceInfo
-from pipeline.render.annotations import Annotations
-from pipeline.render.overlay import Renderer
-from pipeline.signals import uninterrupted
-from pipeline.sinks import SinkOptions, open_sink, path_for_source
+from pipeline.page.options import PageOptions, Watched
+from pipeline.signals import StoppedError, uninterrupted
+from pipeline.sinks import open_sink, path_for_source, sink_kind
 from pipeline.sinks.base import Sink
 from pipeline.sinks.naming import file_name_of
 from pipeline.sinks.of_source import OfSource
 from pipeline.sources.base import Source
 from pipeline.stages.stage_timer import StageTimer
+from pipeline.terminal import logger_of
+
+if TYPE_CHECKING:
+    from pipeline.engines.base import Engine
+
+log = logger_of(__name__)
 
 
-def output_specs(options: argparse.Namespace, info: SourceInfo) -> list[str]:
+def check_outputs(options: OutputOptions) -> None:
+    """Refuse an output whose kind is not known, before anything is opened.
+
+    Raises:
+        SinkError: there is one.
+    """
+    for name in options.names:
+        sink_kind(name)
+
+
+def output_specs(options: RunOptions, info: SourceInfo) -> list[str]:
     """The outputs that are named, with the one of ``--save``."""
-    specs: list[str] = list(options.output or [])
-    if options.save is not None:
+    specs = list(options.outputs.names)
+    if options.outputs.save is not None:
         stem = file_name_of(info.name.rsplit(".", 1)[0])
-        specs.append(options.save or f"{stem}_{options.render}.mp4")
+        specs.append(options.outputs.save or f"{stem}_{options.look.mode}.mp4")
     return specs
 
 
-def has_window(options: argparse.Namespace, tell: Callable[[str], None]) -> bool:
+def has_window(options: OutputOptions, *, page: bool) -> bool:
     """Whether views are shown in a window; asked before anything is opened, so that nothing is computed for nobody.
 
+    Where the window that was asked for cannot be and there are other outputs, that is logged.
+
     Args:
-        options: of ``pipeline.command.options``.
-        tell: gets a line if the window that was asked for cannot be, and there are other outputs.
+        options: which outputs there are.
+        page: there is the page too.
 
     Raises:
         OptionError: it cannot be, and there is no other output.
     """
-    elsewhere = bool(options.output) or options.save is not None or options.serve is not None
+    elsewhere = bool(options.names) or options.save is not None or page
     if elsewhere and not options.show:
         return False
     if options.headless:
@@ -56,114 +77,115 @@ def has_window(options: argparse.Namespace, tell: Callable[[str], None]) -> bool
             f"expected an output, got none, and there is no window ({problem}): give --output out.mp4 or a folder, "
             "--serve for a page, or --output null to compute without writing"
         )
-    tell(f"no window ({problem}): the other outputs go on")
+    log.warning(f"no window ({problem}): the other outputs go on")
     return False
 
 
 def open_outputs(
     sinks: list[Sink],
-    options: argparse.Namespace,
+    options: RunOptions,
     sources: Sequence[Source],
-    classes: tuple[str, ...],
-    renderer: Renderer,
-    annotations: Annotations,
+    appearance: Appearance,
     *,
+    classes: tuple[str, ...],
     window: bool,
-    say: Callable[[str], None],
 ) -> None:
     """Open the files and streams that the options ask for, and windows.
 
     Args:
         sinks: gets them, one by one, so that those that are open can be closed when the next cannot be.
-        options: of ``pipeline.command.options``.
+        options: which outputs, and how they are written.
         sources: each has outputs of its own; their names differ.
+        appearance: draws the views; it is changed by keys.
         classes: names of the network's classes.
-        renderer: draws the views; its look is changed by keys.
-        annotations: likewise.
         window: each source gets one too, see `has_window`.
-        say: gets a line for each thing worth knowing.
 
     Raises:
         EdgemaskError: an output cannot be opened.
     """
-    sink_options = SinkOptions(
-        classes=classes,
-        encoder=options.encoder,
-        segment_s=options.segment_time,
-        segment_bytes=options.segment_size,
-        keep_segments=options.keep_files,
-        keep_bytes=options.keep_size,
-        min_free_bytes=options.min_free,
-        say=say,
-    )
+    sink_options = replace(options.recording, classes=classes)
     many = len(sources) > 1
+
+    def add(sink: Sink, info: SourceInfo) -> None:
+        sinks.append(OfSource(info.name, sink) if many else sink)
+
     with uninterrupted():  # every output that is open must be in the list
         for source in sources:
             info = source.info
-            own: list[Sink] = []
             for spec in output_specs(options, info):
-                own.append(open_sink(path_for_source(spec, info.name, many), info, renderer, sink_options))
-                sinks.append(OfSource(info.name, own[-1]) if many else own[-1])
+                add(open_sink(path_for_source(spec, info.name, many), info, appearance.renderer, sink_options), info)
             if window:
                 from pipeline.sinks.window import WindowSink
 
-                shown = WindowSink(
-                    info, renderer, annotations, say=say, options=sink_options, telemetry=source.telemetry
+                telemetry = source.telemetry
+                add(
+                    WindowSink(
+                        info, appearance.renderer, appearance.annotations, options=sink_options, telemetry=telemetry
+                    ),
+                    info,
                 )
-                sinks.append(OfSource(info.name, shown) if many else shown)
 
 
-def open_page(
-    options: argparse.Namespace,
-    sources: Sequence[Source],
-    manifest: Manifest,
-    backend: str,
-    renderer: Renderer,
-    annotations: Annotations,
-    *,
-    healthy: Callable[[], str],
-    timer: StageTimer,
-    tell: Callable[[str], None],
-) -> Sink:
+def watched(sources: Sequence[Source], engine: Engine, health: Health, timer: StageTimer) -> Watched:
+    """The run as the page tells of it."""
+    from pipeline.version import version
+
+    manifest = engine.bundle.manifest
+    about = {"model": manifest.model, "precision": manifest.precision, "backend": engine.description}
+    return Watched(
+        {source.info.name: source.telemetry for source in sources},
+        manifest.classes,
+        {"version": version(), **about},
+        health.problem,
+        timer,
+    )
+
+
+def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> Sink:
     """Open the page that ``--serve`` asks for.
 
     Args:
-        options: of ``pipeline.command.options``.
-        sources: all are on it.
-        manifest: of the bundle.
-        backend: what runs it.
-        renderer: its look is changed by the page.
-        annotations: likewise.
-        healthy: says what is wrong with the data path, for ``/healthz``.
-        timer: times of the stages, for ``/metrics``.
-        tell: gets its address.
+        options: where it is; without a token there, ``EDGEMASK_TOKEN`` is one.
+        run: what it tells of.
+        appearance: is changed by the page.
 
     Raises:
         BackendUnavailableError: the page's packages are not here.
         EdgemaskError: it cannot be served there.
     """
     try:
-        from pipeline.page.server import Limits
         from pipeline.page.sink import PageSink
     except ImportError as error:
         raise BackendUnavailableError(
-            f"--serve: the page needs packages that are not here ({error}): install them with: pip install '.[page]'"
+            f"--serve: the page needs packages that are not here ({error}): install them with: pip install 'edgemask[page]'"
         ) from error
-    from pipeline.version import version
+    options = replace(options, token=options.token or os.environ.get("EDGEMASK_TOKEN") or None)
+    return PageSink(options, run, appearance.renderer, appearance.annotations)
 
-    about = {"version": version(), "model": manifest.model, "precision": manifest.precision, "backend": backend}
-    return PageSink(
-        options.serve,
-        {source.info.name: source.telemetry for source in sources},
-        renderer,
-        annotations,
-        classes=manifest.classes,
-        about=about,
-        token=options.serve_token or os.environ.get("EDGEMASK_TOKEN") or None,
-        names=options.serve_name or (),
-        read_only=options.serve_read_only,
-        healthy=healthy,
-        timer=timer,
-        limits=Limits(viewers=options.serve_viewers),
-        say=tell,
-    )
+
+@contextmanager
+def ended(sinks: Sequence[Sink], *, live: bool) -> Iterator[None]:
+    """End outputs with the body: complete, or without a result where it fails.
+
+    A recording that was stopped, or whose camera failed, is worth keeping; half of a file's video is not.
+
+    Args:
+        sinks: those that are there at the end.
+        live: a source is.
+
+    Raises:
+        SinkError: an output cannot be ended complete.
+    """
+    try:
+        yield
+        with uninterrupted():  # a video that is all written needs only its last bytes
+            _end(sinks, keep=True)
+    except BaseException as error:
+        _end(sinks, keep=isinstance(error, StoppedError) or (live and isinstance(error, (SourceError, SinkError))))
+        raise
+
+
+def _end(sinks: Sequence[Sink], *, keep: bool) -> None:
+    with ExitStack() as ending:  # all of them, also when one cannot be finished
+        for sink in reversed(sinks):
+            ending.callback(sink.close if keep else sink.discard)

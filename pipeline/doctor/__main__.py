@@ -18,8 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.command.command_line import OptionParser, run_command
 from pipeline.doctor.report import Report, examine, gather
+from pipeline.engines.kinds import ENGINES
 from pipeline.errors import BackendUnavailableError
 
 _STATES = {"ok": "ok", "missing": "MISSING", "note": "note"}
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = Path("/")) -> int:
 def _run(arguments: Sequence[str] | None, root: Path) -> None:
     parser = OptionParser(
         prog="python -m pipeline.doctor",
-        description="What this machine has for edgemask, what is missing, and the command that mends it.",
+        description="What this machine has for edgemask, what is missing, and the command that adds it.",
         epilog="Exit status: 0 a backend can run here, 2 none can or a wrong option (one line says which), 1 a bug.",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -54,7 +56,7 @@ def _run(arguments: Sequence[str] | None, root: Path) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if report.auto is None:
         missing = (row.mend for row in report.findings if row.state == "missing" and row.key in _NEEDED and row.mend)
-        mend = next(missing, "pip install '.[cpu]'")
+        mend = next(missing, "pip install 'edgemask[cpu]'")
         names = ", ".join(backend.name for backend in report.backends)
         raise BackendUnavailableError(f"no backend can run here: expected one of {names}, got none: begin with: {mend}")
 
@@ -70,16 +72,16 @@ def _lines(report: Report, width: int) -> Iterator[str]:
     yield ""
     yield from textwrap.wrap(_automatic(report), width)
     if any(finding.mend for finding in report.findings):
-        yield "Lines after $ are commands that mend or add what stands above them; '.' is the folder of edgemask."
+        yield "Lines after $ are commands that mend or add what stands above them."
 
 
 def _automatic(report: Report) -> str:
     runs = {backend.name for backend in report.backends if backend.can == "run"}
     if report.auto is None:
         return "--backend auto finds nothing that can run here."
-    if report.auto == "onnxruntime":
-        return "--backend auto takes onnxruntime here."
-    if report.auto == "torch-tensorrt":
+    if not ENGINES[report.auto].plans:
+        return f"--backend auto takes {report.auto} here."
+    if report.auto not in BUILT_FROM_PROGRAM:
         other = "onnxruntime for one without" if "onnxruntime" in runs else "one without needs ONNX Runtime"
         plan = f"a bundle with a plan for it (python -m compile --target {report.auto})"
         return f"--backend auto takes {report.auto} here for {plan}, {other}."

@@ -6,19 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.doctor.packages import rtx_loads, rtx_unfit
+from pipeline.doctor.packages import loads, unfit_gpu
+from pipeline.engines.kinds import EngineKind
 from pipeline.machine.probe import Facts, Finding
 
 Ability = Literal["run", "build", "none"]
-
-_NEEDS = {
-    # backend: the rows that must be ok, in the order in which they are told
-    "onnxruntime": ("onnxruntime", "opencv"),
-    "tensorrt": ("gpu", "tensorrt", "pycuda", "opencv"),
-    "tensorrt-rtx": ("gpu", "tensorrt_rtx", "pycuda", "opencv"),
-    "torch-tensorrt": ("gpu", "torch_tensorrt", "opencv"),
-}
-BACKENDS = tuple(_NEEDS)
 
 
 @dataclass(frozen=True)
@@ -37,23 +29,22 @@ class Backend:
     mend: str | None = None
 
 
-def judge(name: str, facts: Facts, findings: Mapping[str, Finding]) -> Backend:
-    """Say what the backend ``name`` can do, from the rows by their keys."""
-    lack, mend = _lack(_NEEDS[name], findings)
-    if name == "tensorrt-rtx":
-        unfit = rtx_unfit(facts)
-        if unfit:
-            lack, mend = unfit, None
-        if lack and rtx_loads(facts):
-            building, command = _lack(("compile",), findings)
-            if building is None:
-                return Backend(name, "build", f"builds plans for other machines; to run them here: {lack}", mend)
-            return Backend(name, "none", f"{lack}; to build plans takes the build half", command)
+def judge(kind: EngineKind, facts: Facts, findings: Mapping[str, Finding]) -> Backend:
+    """Say what a backend can do, from the rows by their keys."""
+    lack, mend = _lack(kind.needs, findings)
+    unfit = unfit_gpu(kind, facts)
+    if unfit:
+        lack, mend = unfit, None
+    package = next((need for need in kind.needs if need != "gpu"), "")
+    if lack and kind.builds_anywhere and loads(package, facts):
+        building, command = _lack(("compile",), findings)
+        if building is None:
+            return Backend(kind.name, "build", f"builds plans for other machines; to run them here: {lack}", mend)
+        return Backend(kind.name, "none", f"{lack}; to build plans takes the build half", command)
     if lack:
-        return Backend(name, "none", lack, mend)
-    package = findings[name.replace("-", "_")]
-    words = f"{package.title} {package.text}"
-    return Backend(name, "run", words if name == "onnxruntime" else f"{words}, on {findings['gpu'].text}")
+        return Backend(kind.name, "none", lack, mend)
+    words = f"{findings[package].title} {findings[package].text}" if package else kind.help
+    return Backend(kind.name, "run", f"{words}, on {findings['gpu'].text}" if kind.gpu else words)
 
 
 def automatic(backends: Iterable[Backend], order: Iterable[str]) -> str | None:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.engines.tensorrt_library import LIBRARIES_VARIABLE, OLDEST, RTX_COMPUTE_CAPABILITIES
+from pipeline.engines.kinds import ENGINES, EngineKind
+from pipeline.engines.tensorrt_library import LIBRARIES_VARIABLE, OLDEST
 from pipeline.machine.gpu import driver_cuda, gpus, pycuda_command
 from pipeline.machine.machine import driver_command, jetpack_command, read_board
 from pipeline.machine.probe import Answer, Facts, Finding, Question, State
@@ -30,6 +31,7 @@ _QUESTIONS = {
     "onnxruntime": "import onnxruntime; found['version'] = onnxruntime.__version__",
     "tensorrt": "import tensorrt; found['version'] = tensorrt.__version__",
     "tensorrt_rtx": """
+from pipeline.engines.kinds import ENGINES, EngineKind
 from pipeline.engines.tensorrt_library import load_tensorrt_rtx
 found["version"] = load_tensorrt_rtx().__version__
 """,
@@ -63,8 +65,8 @@ def onnxruntime_findings(facts: Facts) -> list[Finding]:
     title = ("onnxruntime", "ONNX Runtime")
     answer = facts.answers.get("onnxruntime")
     jetson = read_board(facts.root).jetson
-    # '.[cpu]' would bring an OpenCV that hides JetPack's.
-    command = "pip install onnxruntime" if jetson else "pip install '.[cpu]'"
+    # 'edgemask[cpu]' would bring an OpenCV that hides JetPack's.
+    command = "pip install onnxruntime" if jetson else "pip install 'edgemask[cpu]'"
     if answer is None:
         return [Finding(*title, "note" if jetson else "missing", "not installed; it runs networks on the CPU", command)]
     if answer.problem:
@@ -77,12 +79,12 @@ def tensorrt_findings(facts: Facts) -> list[Finding]:
     title = ("tensorrt", "TensorRT")
     answer = facts.answers.get("tensorrt")
     board, has_gpu = read_board(facts.root), bool(gpus(facts))
-    command = jetpack_command(facts.root, "tensorrt") if board.jetson else "pip install '.[tensorrt]'"
+    command = jetpack_command(facts.root, "tensorrt") if board.jetson else "pip install 'edgemask[tensorrt]'"
     if answer is None:
         return [_absent(title, has_gpu or board.jetson, command)]
     if answer.problem:
         again = "sudo apt install --reinstall tensorrt python3-libnvinfer"
-        command = again if board.jetson else "pip install --force-reinstall '.[tensorrt]'"
+        command = again if board.jetson else "pip install --force-reinstall 'edgemask[tensorrt]'"
         return [_broken(title, answer, command, "missing" if has_gpu else "note")]
     version = str(answer.found["version"])
     if _numbers(version) < OLDEST:
@@ -90,7 +92,7 @@ def tensorrt_findings(facts: Facts) -> list[Finding]:
         if board.jetson:
             # JetPack's TensorRT belongs to its CUDA and driver, and is not exchanged alone.
             return [Finding(*title, "missing", f"{words}: write JetPack 6.2 to the board, from a PC", "sdkmanager")]
-        return [Finding(*title, "missing", words, "pip install --upgrade '.[tensorrt]'")]
+        return [Finding(*title, "missing", words, "pip install --upgrade 'edgemask[tensorrt]'")]
     carried = [int(name[-2:]) for name in facts.versions if re.fullmatch(r"tensorrt-cu\d\d", name)]
     old_driver = _older_driver(facts, max(carried, default=0))
     if old_driver:
@@ -103,16 +105,16 @@ def tensorrt_rtx_findings(facts: Facts) -> list[Finding]:
     title = ("tensorrt_rtx", "TensorRT-RTX")
     answer = facts.answers.get("tensorrt_rtx")
     devices = gpus(facts)
-    unfit = rtx_unfit(facts)
+    unfit = unfit_gpu(ENGINES["tensorrt-rtx"], facts)
     if read_board(facts.root).jetson:
         return [Finding(*title, "note", "not for a Jetson: TensorRT runs the network here")]
     if answer is None:
         use = "it also builds plans for GPUs that are not here"
         if not devices or unfit:
             use = "it builds plans for GPUs that are not here" + (f"; {unfit}" if unfit else "")
-        return [Finding(*title, "note", f"not installed; {use}", "pip install '.[tensorrt-rtx]'")]
+        return [Finding(*title, "note", f"not installed; {use}", "pip install 'edgemask[tensorrt-rtx]'")]
     if answer.problem:
-        return [_broken(title, answer, "pip install --force-reinstall '.[tensorrt-rtx]'")]
+        return [_broken(title, answer, "pip install --force-reinstall 'edgemask[tensorrt-rtx]'")]
     version = str(answer.found["version"])
     old_driver = _older_driver(facts, _RTX_CUDA)
     if old_driver and not unfit:
@@ -137,14 +139,14 @@ def pycuda_findings(facts: Facts) -> list[Finding]:
     findings = [Finding(*title, "ok", str(answer.found["version"]))]
     if "cuda-bindings" not in facts.versions and has_gpu:
         words = "not installed: all works, without CUDA graphs"
-        findings.append(Finding("cuda_bindings", "cuda-bindings", "note", words, "pip install '.[pycuda]'"))
+        findings.append(Finding("cuda_bindings", "cuda-bindings", "note", words, "pip install 'edgemask[pycuda]'"))
     return findings
 
 
 def torch_findings(facts: Facts) -> list[Finding]:
     """Torch-TensorRT and the PyTorch that it belongs to: major and minor version must be the same."""
     title = ("torch_tensorrt", "Torch-TensorRT")
-    install = "pip install '.[torch-tensorrt]'"
+    install = "pip install 'edgemask[torch-tensorrt]'"
     torch, ours = facts.versions.get("torch"), facts.versions.get("torch-tensorrt")
     here = f"torch {torch} is here" if torch else "nor is torch"
     if ours is None and "torch-tensorrt-rtx" in facts.versions:
@@ -190,22 +192,38 @@ def build_half_findings(facts: Facts) -> list[Finding]:
         words = f"no {', '.join(absent)}: bundles run here, and are made on another machine"
         if read_board(facts.root).jetson:
             return [Finding(*title, "note", words)]
-        return [Finding(*title, "note", words, "pip install '.[cpu,compile]'")]
+        return [Finding(*title, "note", words, "pip install 'edgemask[cpu,compile]'")]
     return [Finding(*title, "ok", ", ".join(f"{name} {facts.versions[name]}" for name in _BUILD_HALF))]
 
 
-def rtx_loads(facts: Facts) -> bool:
-    """Whether TensorRT-RTX can be loaded here, which is all that building plans takes."""
-    answer = facts.answers.get("tensorrt_rtx")
+def import_question(package: str) -> dict[str, Question]:
+    """What is asked of a package that a backend names among what it needs and that is installed."""
+    code = f"import importlib; found['version'] = getattr(importlib.import_module({package!r}), '__version__', '')"
+    return {package: Question(code)} if importlib.util.find_spec(package) else {}
+
+
+def import_finding(package: str, kind: EngineKind, facts: Facts) -> Finding:
+    """Likewise, as a row."""
+    answer, command = facts.answers.get(package), kind.install_command or None
+    if answer is None:
+        return Finding(package, package, "note", f"not installed; backend {kind.name} needs it", command)
+    if answer.problem:
+        return Finding(package, package, "note", f"installed, but cannot be loaded: {answer.problem}", command)
+    return Finding(package, package, "ok", str(answer.found["version"]) or "here")
+
+
+def loads(package: str, facts: Facts) -> bool:
+    """Whether a package can be loaded here, which is all that building plans takes."""
+    answer = facts.answers.get(package)
     return answer is not None and not answer.problem
 
 
-def rtx_unfit(facts: Facts) -> str | None:
-    """Why TensorRT-RTX cannot run on the first GPU, in a phrase; None if it can, or if there is none."""
+def unfit_gpu(kind: EngineKind, facts: Facts) -> str | None:
+    """Why a backend cannot run on the first GPU, in a phrase; None if it can, or if there is none."""
     devices = gpus(facts)
-    if not devices or devices[0].compute_capability in RTX_COMPUTE_CAPABILITIES:
+    if not devices or not kind.capabilities or devices[0].compute_capability in kind.capabilities:
         return None
-    supported = ", ".join(f"{major}.{minor}" for major, minor in RTX_COMPUTE_CAPABILITIES)
+    supported = ", ".join(f"{major}.{minor}" for major, minor in kind.capabilities)
     return f"it does not run on {devices[0]}, only on {supported}"
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.doctor import cameras, media, packages
-from pipeline.doctor.backends import BACKENDS, Backend, automatic, judge
-from pipeline.engines import ENGINES
+from pipeline.doctor.backends import Backend, automatic, judge
+from pipeline.engines.kinds import ENGINES, EngineKind
 from pipeline.machine import gpu, machine
 from pipeline.machine.probe import Facts, Finding, Question, ask
 
@@ -70,25 +70,39 @@ def gather(root: Path) -> Facts:
             asked |= _guarded(partial(questions, root, os.environ))
         except _ProbeError as error:
             failed.append(Finding(f"questions_{subject}", "Questions", "note", f"{subject}: {error}"))
+    for package in _other_packages():
+        try:
+            asked |= _guarded(partial(packages.import_question, package))
+        except _ProbeError as error:
+            failed.append(Finding(f"questions_{package}", "Questions", "note", f"{package}: {error}"))
     return Facts(root, _versions(), ask(asked), dict(os.environ), tuple(failed))
 
 
-def examine(facts: Facts, order: Iterable[str] = ENGINES) -> Report:
-    """Make the report; ``order`` is the one in which ``--backend auto`` tries backends."""
+def examine(facts: Facts, order: Iterable[str] | None = None) -> Report:
+    """Make the report; ``order`` is the one in which ``--backend auto`` tries backends; None: that of ours."""
     findings = list(facts.failed)
     for key, title, make in _SUBJECTS:
         try:
             findings += _guarded(partial(make, facts))
         except _ProbeError as error:
             findings.append(Finding(key, title, "note", str(error)))
+    for package, kind in _other_packages().items():
+        findings.append(packages.import_finding(package, kind, facts))
     by_key = {finding.key: finding for finding in findings}
     backends: list[Backend] = []
-    for name in BACKENDS:
+    for kind in sorted(ENGINES.values(), key=lambda kind: kind.gpu):
         try:
-            backends.append(_guarded(partial(judge, name, facts, by_key)))
+            backends.append(_guarded(partial(judge, kind, facts, by_key)))
         except _ProbeError as error:
-            backends.append(Backend(name, "none", str(error)))
-    return Report(tuple(findings), tuple(backends), automatic(backends, order))
+            backends.append(Backend(kind.name, "none", str(error)))
+    return Report(tuple(findings), tuple(backends), automatic(backends, ENGINES.own if order is None else order))
+
+
+def _other_packages() -> dict[str, EngineKind]:
+    """The packages that backends need and that have no subject of their own, with a backend that does."""
+    ENGINES.others  # noqa: B018 - looked up, so that the report has them
+    known = {key for key, _, _ in _SUBJECTS}
+    return {need: kind for kind in ENGINES.values() for need in kind.needs if need not in known}
 
 
 class _ProbeError(Exception):

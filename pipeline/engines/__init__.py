@@ -1,8 +1,7 @@
-"""The backends: one file each, imported only when asked for."""
+"""The backends: one file each, which says what it needs; imported only when asked for."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,20 +11,17 @@ from typing import TYPE_CHECKING
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
+from pipeline.engines.kinds import ENGINES, EngineKind
 from pipeline.errors import BackendUnavailableError, BuildError, EdgemaskError, OptionError, PlanError
 from pipeline.machine.gpu_sign import is_seen
+from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
 
-ENGINES = {
-    # backend: (module, class, extra that installs what it imports); the fastest first
-    "tensorrt": ("pipeline.engines.tensorrt", "TensorRTEngine", "tensorrt"),
-    "tensorrt-rtx": ("pipeline.engines.tensorrt", "TensorRTRTXEngine", "tensorrt-rtx,pycuda"),
-    "torch-tensorrt": ("pipeline.engines.torch_tensorrt", "TorchTensorRTEngine", "torch-tensorrt"),
-    "onnxruntime": ("pipeline.engines.onnxruntime", "OnnxRuntimeEngine", "cpu"),
-}
-_ANYWHERE = "onnxruntime"
+__all__ = ["ENGINES", "EngineKind", "Rebuild", "open_engine", "usable_runtime"]
+
+log = logger_of(__name__)
 
 Rebuild = Callable[[Bundle, str, str], Bundle]
 """Of a bundle, a backend and the reason why it has no plan that runs here: has one built, and gives the bundle that has it."""
@@ -37,19 +33,20 @@ def open_engine(
     *,
     overlap: bool = False,
     rebuild: Rebuild | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """Make the engine that runs a bundle's frame program.
 
     Args:
         bundle: a bundle that was read, and so checked.
-        backend: a key of ``ENGINES``, or "auto": the first one that the bundle has a plan for and this machine can run, or a plan
-            that is built for the GPU of this machine, else ONNX Runtime.
+        backend: a key of ``ENGINES``, or "auto": the first of ours that the bundle has a plan for and this machine can run, or a
+            plan that is built for the GPU of this machine, else the first that runs on a CPU. A backend of another package is taken
+            only by its name.
         overlap: on a CPU, two frames at once on half of the cores each: more of them a second, and each takes longer. A GPU has
             several in flight in any case.
         rebuild: makes a plan where none is there or it does not fit this machine, such as ``pipeline.builds.build_half.rebuild_plan``;
             None to refuse.
-        say: gets one line where "auto" cannot use a GPU that is here or that the bundle was built for.
+
+    Where "auto" cannot use a GPU that is here or that the bundle was built for, the log says why.
 
     Raises:
         OptionError: there is no such backend.
@@ -60,15 +57,16 @@ def open_engine(
     if backend != "auto":
         if backend not in ENGINES:
             raise OptionError(f"--backend: expected auto or one of {', '.join(ENGINES)}, got {backend!r}")
-        return _open(bundle, backend, overlap, rebuild)
+        return _open(bundle, ENGINES[backend], overlap, rebuild)
     engine, problems = _open_on_gpu(bundle, overlap, rebuild)
     if engine is not None:
         return engine
     if problems:
         # What could not be built says more than what is not installed.
         told = next((error for error in problems if not isinstance(error, BackendUnavailableError)), problems[-1])
-        say(f"on the CPU: {told}")
-    return _open(bundle, _ANYWHERE, overlap, rebuild)
+        log.info(f"on the CPU: {told}")
+    on_cpu = next(kind for kind in ENGINES.own.values() if not kind.gpu)
+    return _open(bundle, on_cpu, overlap, rebuild)
 
 
 def _open_on_gpu(
@@ -76,13 +74,13 @@ def _open_on_gpu(
 ) -> tuple[Engine | None, Sequence[EdgemaskError]]:
     """The engine of a plan that the bundle has or that is built here; else None, and why not: no reason without plan and GPU."""
     built = [entry.runtime for entry in bundle.manifest.engines]
-    names = [name for name in ENGINES if name in built]
+    names = [name for name, kind in ENGINES.own.items() if kind.plans and name in built]
     problems: list[EdgemaskError] = []
 
     def attempt(name: str) -> Engine | None:
         with ExitStack() as stack:
             try:
-                engine = _open(bundle, name, overlap, rebuild)
+                engine = _open(bundle, ENGINES[name], overlap, rebuild)
                 stack.callback(engine.close)
                 engine.try_out()
             except (BackendUnavailableError, PlanError, BuildError) as error:
@@ -92,8 +90,7 @@ def _open_on_gpu(
             return engine
 
     for name in names:
-        engine = attempt(name)
-        if engine is not None:
+        if (engine := attempt(name)) is not None:
             return engine, ()
     if rebuild is not None:
         try:
@@ -101,8 +98,12 @@ def _open_on_gpu(
         except BackendUnavailableError as error:
             problems.append(error)
         else:
-            if runtime is not None and runtime not in names:
-                return attempt(runtime), problems
+            if runtime is not None and runtime not in names and (engine := attempt(runtime)) is not None:
+                return engine, ()
+    programs = [name for name, kind in ENGINES.own.items() if kind.gpu and not kind.plans]
+    for name in programs if programs and is_seen(Path("/"), os.environ) else ():
+        if (engine := attempt(name)) is not None:
+            return engine, ()
     return None, problems
 
 
@@ -119,21 +120,14 @@ def usable_runtime() -> str | None:
     return first_runtime()
 
 
-def _open(bundle: Bundle, name: str, overlap: bool, rebuild: Rebuild | None) -> Engine:
-    module_name, class_name, extra = ENGINES[name]
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, OSError) as error:  # a broken native library raises OSError
-        raise BackendUnavailableError(
-            f"backend {name!r} cannot be loaded here ({error}): install what it needs with: pip install '.[{extra}]'"
-        ) from error
-    make: Callable[..., Engine] = getattr(module, class_name)
-    if overlap and name == _ANYWHERE and len(os.sched_getaffinity(0)) > 1:
+def _open(bundle: Bundle, kind: EngineKind, overlap: bool, rebuild: Rebuild | None) -> Engine:
+    make: Callable[..., Engine] = ENGINES.load(kind, f"backend {kind.name!r} cannot be loaded here")
+    if overlap and kind.overlaps and len(os.sched_getaffinity(0)) > 1:
         make = partial(make, at_once=2)
     try:
         return make(bundle)
     except PlanError as error:
-        if rebuild is None or name not in BUILT_FROM_PROGRAM:
+        if rebuild is None or kind.name not in BUILT_FROM_PROGRAM:
             raise
         reason = str(error)
-    return make(rebuild(bundle, name, reason))
+    return make(rebuild(bundle, kind.name, reason))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
-from pipeline.engines.tensorrt_library import RTX_COMPUTE_CAPABILITIES, load_tensorrt
+from pipeline.engines.kinds import ENGINES
+from pipeline.engines.tensorrt_library import load_tensorrt
 from pipeline.errors import BackendUnavailableError
 from pipeline.machine.gpu import pycuda_command
 from pipeline.machine.probe import Facts
@@ -67,7 +68,8 @@ def first_runtime() -> str:
             problem = problem or error
             continue
         gpu = find_gpu()
-        if runtime != "tensorrt-rtx" or divmod(gpu.sm, 10) in RTX_COMPUTE_CAPABILITIES:
+        capabilities = ENGINES[runtime].capabilities
+        if not capabilities or divmod(gpu.sm, 10) in capabilities:
             return runtime
     assert problem is not None
     raise problem

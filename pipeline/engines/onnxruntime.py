@@ -13,9 +13,20 @@ from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NOT_FINITE, VIEWS, Bundle
 from pipeline.engines.base import Computed, Engine
+from pipeline.engines.kinds import EngineKind
 from pipeline.engines.on_cpu import slower_on_cpu
 from pipeline.errors import BundleError
 from pipeline.frames.frame import describe
+
+ONNXRUNTIME = EngineKind(
+    name="onnxruntime",
+    opens="OnnxRuntimeEngine",
+    help="ONNX Runtime, on the CPU of any machine",
+    order=40,
+    extra="cpu",
+    needs=("onnxruntime", "opencv"),
+    overlaps=True,
+)
 
 
 class OnnxRuntimeEngine(Engine):

@@ -25,11 +25,35 @@ from pipeline.bundles.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NOT_FINITE
 from pipeline.bundles.plan import NAMES, read_plan, rebuild_command
 from pipeline.engines.base import Computed, Engine
 from pipeline.engines.cuda_device import Buffer, CudaDevice, keep_for_ever
+from pipeline.engines.kinds import EngineKind
 from pipeline.engines.runtime_cache import RuntimeCacheFile
 from pipeline.engines.tensorrt_layers import PlanFacts, facts_of, layer_times
 from pipeline.engines.tensorrt_library import load_tensorrt, log_of
 from pipeline.errors import BackendUnavailableError, PlanError, ShapeError
 from pipeline.frames.pixels import frames_nhw
+
+TENSORRT = EngineKind(
+    name="tensorrt",
+    opens="TensorRTEngine",
+    help="TensorRT, on NVIDIA's GPUs and Jetsons",
+    order=10,
+    extra="tensorrt",
+    gpu=True,
+    plans=True,
+    needs=("gpu", "tensorrt", "pycuda", "opencv"),
+)
+TENSORRT_RTX = EngineKind(
+    name="tensorrt-rtx",
+    opens="TensorRTRTXEngine",
+    help="TensorRT-RTX, on GeForce RTX and their kin; it also builds plans for GPUs that are elsewhere",
+    order=20,
+    extra="tensorrt-rtx,pycuda",
+    gpu=True,
+    plans=True,
+    needs=("gpu", "tensorrt_rtx", "pycuda", "opencv"),
+    capabilities=((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)),  # of TensorRT-RTX 1.7: no Jetson, no H100
+    builds_anywhere=True,
+)
 
 Shape = tuple[int, ...]
 

@@ -14,16 +14,16 @@ from typing import Any
 
 from pipeline.errors import BackendUnavailableError
 
-RTX_COMPUTE_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
-"""The GPUs that TensorRT-RTX 1.7 runs on: GeForce RTX and their kin; no Jetson, no H100."""
 LIBRARIES_VARIABLE = "EDGEMASK_TENSORRT_RTX_LIBS"
 """A folder with libtensorrt_rtx, libtensorrt_onnxparser_rtx and libcudart, in place of the ones that pip installed."""
 
 OLDEST = (10, 3)
 """The first TensorRT that all of our code was written for; JetPack 6.2 has it."""
 
-_INSTALL_RTX = "install them with: pip install '.[tensorrt-rtx]'"
-_INSTALL = "on a Jetson install it with: sudo apt install nvidia-jetpack, elsewhere with: pip install '.[tensorrt]'"
+_INSTALL_RTX = "install them with: pip install 'edgemask[tensorrt-rtx]'"
+_INSTALL = (
+    "on a Jetson install it with: sudo apt install nvidia-jetpack, elsewhere with: pip install 'edgemask[tensorrt]'"
+)
 # In this order: each needs the ones before it.
 _LIBRARIES = ("libcudart.so", "libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so")
 # The bindings' wheel and NVIDIA's own package call the same module by different names.

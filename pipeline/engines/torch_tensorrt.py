@@ -23,6 +23,7 @@ from torch import Tensor
 from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.plan import NAMES, read_plan, rebuild_command
 from pipeline.engines.base import Computed, Engine
+from pipeline.engines.kinds import EngineKind
 from pipeline.engines.torch_tensorrt_library import (
     RUNTIME,
     load_torch_tensorrt,
@@ -32,6 +33,17 @@ from pipeline.engines.torch_tensorrt_library import (
     tensorrt_version,
 )
 from pipeline.errors import BackendUnavailableError, PlanError, ShapeError
+
+TORCH_TENSORRT = EngineKind(
+    name="torch-tensorrt",
+    opens="TorchTensorRTEngine",
+    help="TensorRT inside PyTorch, on desktops that have it",
+    order=30,
+    extra="torch-tensorrt",
+    gpu=True,
+    plans=True,
+    needs=("gpu", "torch_tensorrt", "opencv"),
+)
 
 CPU_SM = 0
 """Stands for the CPU in a manifest's compute capabilities."""

@@ -17,7 +17,7 @@ from pipeline.errors import BackendUnavailableError
 RUNTIME = "torch-tensorrt"
 _OLDEST = (2, 11)
 _DISTRIBUTIONS = ("torch-tensorrt", "torch-tensorrt-rtx")
-_INSTALL = "install them with: pip install '.[torch-tensorrt]'"
+_INSTALL = "install them with: pip install 'edgemask[torch-tensorrt]'"
 
 
 def load_torch_tensorrt() -> ModuleType:

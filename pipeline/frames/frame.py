@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ShapeError
-from pipeline.frames.pixels import Pixels, frames_nhw
+from pipeline.frames.pixels import EXPECTED, Pixels, frames_nhw
 
 Image = NDArray[np.uint8]
 
@@ -20,12 +20,13 @@ class Frame:
     """One picture of a source, on its way to the outputs.
 
     Attributes:
-        pixels: the picture as it was decoded: (H, W, 3) uint8, BGR, or (H·3/2, W) uint8, NV12 (``pipeline.frames.pixels``). Owned by
-            the frame: a source never writes to it again, nor does any stage.
+        pixels: the picture as it was decoded, uint8, as ``format`` says. Owned by the frame: a source never writes to it again, nor
+            does any stage.
         index: position in the source, from 0; frames dropped on the way leave gaps.
         pts_s: presentation time in seconds from the start of the source.
         source: the source's name, for titles and messages.
         name: what a picture written from this frame is called, without suffix; may hold folders ("a/b").
+        format: "bgr": ``pixels`` are (H, W, 3); "nv12": (H·3/2, W) with even H and W (``pipeline.frames.pixels``).
         captured_ns: ``time.monotonic_ns()`` when the frame was complete.
         mask: (H, W) uint8 from the engine: probability × 255, or class index. None before the engine.
         view: (h, w, 3) uint8, BGR, what outputs show. None before rendering.
@@ -38,6 +39,7 @@ class Frame:
     pts_s: float
     source: str
     name: str
+    format: Pixels = "bgr"
     captured_ns: int = field(default_factory=time.monotonic_ns)
     mask: Image | None = None
     view: Image | None = None
@@ -47,8 +49,11 @@ class Frame:
 
     def __post_init__(self) -> None:
         pixels = self.pixels
-        if frames_nhw(self._kind, (1, *pixels.shape)) is None or pixels.dtype != np.uint8 or pixels.size == 0:
-            raise ShapeError(f"frame {self.index} of {self.source}: expected (H, W, 3) uint8, got {describe(pixels)}")
+        if frames_nhw(self.format, (1, *pixels.shape)) is None or pixels.dtype != np.uint8 or pixels.size == 0:
+            expected = EXPECTED[self.format].replace("(N, ", "(")
+            raise ShapeError(
+                f"frame {self.index} of {self.source}: expected {expected}, got {describe(pixels)}{_remedy(pixels, self.format)}"
+            )
 
     def __repr__(self) -> str:
         parts = [f"{self.source}#{self.index}", f"pts_s={self.pts_s:.3f}", f"pixels={describe(self.pixels)}"]
@@ -58,14 +63,14 @@ class Frame:
     @property
     def size_hw(self) -> tuple[int, int]:
         """Height and width of the image in pixels."""
-        nhw = frames_nhw(self._kind, (1, *self.pixels.shape))
+        nhw = frames_nhw(self.format, (1, *self.pixels.shape))
         assert nhw is not None  # it was checked
         return nhw[1:]
 
     @property
     def image(self) -> Image:
         """(H, W, 3) uint8, BGR: ``pixels``, or converted when first asked for. Not to be written to."""
-        if self._kind == "bgr":
+        if self.format == "bgr":
             return self.pixels
         if self._bgr is None:
             from pipeline.frames.nv12 import to_bgr  # FFmpeg, which not every run needs
@@ -74,12 +79,12 @@ class Frame:
         return self._bgr
 
     def as_pixels(self, kind: Pixels) -> Image:
-        """The picture as an engine takes it, without a conversion where it is so already.
+        """The picture in the format that an engine takes, without a conversion where it is in that already.
 
         Raises:
             ShapeError: NV12, and a side is odd.
         """
-        if kind == self._kind:
+        if kind == self.format:
             return self.pixels
         if kind == "bgr":
             return self.image
@@ -92,10 +97,6 @@ class Frame:
         from pipeline.frames.nv12 import to_nv12
 
         return to_nv12(self.pixels)
-
-    @property
-    def _kind(self) -> Pixels:
-        return "nv12" if self.pixels.ndim == 2 else "bgr"
 
     @property
     def age_ms(self) -> float:
@@ -144,6 +145,12 @@ def check_mask(what: str, image_hwc: Image, mask_hw: Image) -> None:
         raise ShapeError(
             f"{what}: expected (H, W, 3) and (H, W) uint8 of one size, got {describe(image_hwc)} and {describe(mask_hw)}"
         )
+
+
+def _remedy(pixels: Image, kind: Pixels) -> str:
+    if kind == "bgr" and pixels.ndim == 2:
+        return ": a grey picture becomes one with cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), and NV12 is said with format='nv12'"
+    return ": BGR is said with format='bgr'" if kind == "nv12" and pixels.ndim == 3 else ""
 
 
 def describe(array: NDArray[np.generic]) -> str:

@@ -86,7 +86,7 @@ def driver_cuda(facts: Facts) -> tuple[int, int] | None:
 
 def pycuda_command(facts: Facts) -> str:
     """How PyCUDA is built here: it needs nvcc on PATH."""
-    install = "pip install '.[pycuda]'"
+    install = "pip install 'edgemask[pycuda]'"
     nvcc, on_path = _nvcc(facts.root, facts.environment)
     if on_path:
         return install

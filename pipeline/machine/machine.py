@@ -77,7 +77,7 @@ def jetpack_command(root: Path, module: str) -> str:
     """How a Python module that JetPack brings becomes importable on a Jetson."""
     if any(root.glob(f"usr/lib/python3*/dist-packages/{module}")):
         # It is there, for the system's Python, and this interpreter does not see it.
-        install = "PATH=/usr/local/cuda/bin:$PATH .venv/bin/pip install '.[pycuda]'"
+        install = "PATH=/usr/local/cuda/bin:$PATH .venv/bin/pip install 'edgemask[pycuda]'"
         return f"/usr/bin/python3 -m venv --system-site-packages .venv && {install}"
     return "sudo apt install nvidia-jetpack"
 

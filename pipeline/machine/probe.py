@@ -90,7 +90,7 @@ class Facts:
 
     Attributes:
         root: the folder that holds ``proc``, ``sys``, ``etc``, ``dev`` and ``usr``: "/", or a machine made for a test.
-        versions: of the distributions that pip knows, by their normalised names ("opencv-python").
+        versions: of the distributions that pip knows, by their normalized names ("opencv-python").
         answers: of the questions that were asked; a package that is not installed was not asked for.
         environment: variables of the process.
         failed: rows for questions that could not even be put.

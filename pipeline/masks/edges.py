@@ -13,7 +13,7 @@ from pipeline.frames.frame import Image, check_mask
 
 # The side of the squares in which mask and picture are compared, of the frame's shorter side.
 _WINDOW_SHARE = 1 / 60
-# Picture edges of less contrast than this, in grey levels, hardly count.
+# Picture edges of less contrast than this, in gray levels, hardly count.
 _CONTRAST_LEVELS = 6.0
 # The comparison is made at about so many pixels, whatever the frame's size.
 _COMPARED_PX = 640 * 360
@@ -28,7 +28,7 @@ Plane = NDArray[np.int16]
 def refine_edges(image_hwc: Image, mask_hw: Image) -> Image:
     """Draw the soft edge of a binary mask to the picture's edges near to it.
 
-    In a small square around each pixel the mask is fitted as a straight line of the grey values, and the mean of the
+    In a small square around each pixel the mask is fitted as a straight line of the gray values, and the mean of the
     lines that meet in a pixel is its new value (He et al., "Guided Image Filtering", 2013). Fitted at a reduced size, applied to every
     pixel; only where the mask is not sure, all else stays as it is.
 

@@ -26,15 +26,18 @@ from pipeline.frames.frame import Frame, Image
 from pipeline.masks.agreement import TRUSTED_FROM, Trust, agreement
 from pipeline.stages.prefetch import Prefetch
 from pipeline.stages.stage_timer import StageTimer
+from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Computed, Engine
 
+log = logger_of(__name__)
+
 # Flow is found at this width: enough for edges of a mask that a network of 320 pixels made.
 _FLOW_WIDTH = 256
-# A picture whose grey differs by less than this, on average and anywhere in its tiles, is the same one.
+# A picture whose gray differs by less than this, on average and anywhere in its tiles, is the same one.
 _SAME_LEVELS, _SAME_TILE_LEVELS = 1.0, 3.0
-# A step of the mean grey of this much is another scene, whose mask cannot be had by moving the last one.
+# A step of the mean gray of this much is another scene, whose mask cannot be had by moving the last one.
 _CUT_LEVELS = 25.0
 _TILES_WH = (32, 18)
 # A source that was silent for so long does not hold its turn at the engine.
@@ -83,7 +86,7 @@ class _Key:
 
 
 class _Asked(NamedTuple):
-    """What the engine works on: a frame's source, greys and time, and the last masks moved to it."""
+    """What the engine works on: a frame's source, grays and time, and the last masks moved to it."""
 
     source: str
     grey: Image
@@ -105,30 +108,21 @@ class _Of:
 
 
 class Governor:
-    """Gives every frame a mask, at a target rate.
+    """Gives every frame a mask, at a target rate; logs for each source the first time that its masks are stale.
 
     Args:
         rate_hz: frames per second to keep, over all sources; what comes faster waits, or is dropped where it is live.
         task: of the masks.
         live: names of the sources whose masks are stale after 2 s.
-        say: gets a line for each source, the first time that its masks are stale.
     """
 
-    def __init__(
-        self,
-        rate_hz: float,
-        task: Task,
-        *,
-        live: Collection[str] = (),
-        say: Callable[[str], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, rate_hz: float, task: Task, *, live: Collection[str] = ()) -> None:
         if not 0 < rate_hz <= 1000:
             raise OptionError(f"--fps: expected a rate above 0, at most 1000, got {rate_hz:g}")
         self.reuse = Reuse()
         self._period_s = 1 / rate_hz
         self._task = task
         self._live = live
-        self._say = say
         self._sources: dict[str, _Of] = {}
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._asked: _Asked | None = None
@@ -236,7 +230,7 @@ class Governor:
         known = self._sources[source]
         if not known.told:
             known.told = True
-            self._say(
+            log.info(
                 f"{source}: {why}: the newest computed mask stands and is marked stale: "
                 "compile a smaller network (--imgsz), lower --fps, or take a GPU"
             )
@@ -276,7 +270,7 @@ def _positions(size_wh: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _small(image_hwc: Image) -> tuple[Image, Image]:
-    """The picture in grey at the size that flow is found at, and its tiles."""
+    """The picture in gray at the size that flow is found at, and its tiles."""
     height, width = image_hwc.shape[:2]
     # Flow needs a few pixels in each direction.
     size_wh = max(16, min(width, _FLOW_WIDTH)), max(16, round(height * min(1.0, _FLOW_WIDTH / width)))

@@ -1,4 +1,4 @@
-"""Masks for video: what flickers where the picture stands still is held, what moves is not."""
+"""Steady masks for video: smoothed over time where the picture stands still, taken as they come where it moves."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from pipeline.render.look import subject_level
 DEFAULT_TIME_CONSTANT_S = 0.5
 DEFAULT_BAND = 0.1
 
-# A pixel has moved where the mean grey of the 5×5 pixels around it differs by so many levels of 255 from the frame before ...
+# A pixel has moved where the mean gray of the 5×5 pixels around it differs by so many levels of 255 from the frame before ...
 _MOVED_LEVELS = 3
-# ... or by so many from when its mask was last taken as it came: slow motion and slow light add up.
+# ... or by so many from the frame whose mask was last taken as it came, so that slow motion and slowly changing light add up.
 _DRIFTED_LEVELS = 12
 _SIDE = 5
 
-# A longer gap tells nothing of what happened in it. Time that stands still is taken for that of a usual frame.
+# After a longer gap smoothing starts afresh. Two frames with the same time stamp are taken to be a usual step apart.
 _LONGEST_GAP_S = 1.0
 _USUAL_STEP_S = 1 / 30
 
-# Without a subject for so long, a scene is empty. What covers less than this share is one when it is seen in two successive frames, at
-# most so far apart.
+# A scene without a subject for so long is empty. What covers less than this share of the picture counts as a subject only when it is
+# seen in two successive frames, at most so far apart.
 _EMPTY_AFTER_S = 0.2
 _SURE_SHARE = 0.01
 _SAME_PLACE_PX = 9
 
-# A cut is a step of a thumbnail's mean grey levels that is large in itself and beside the motion just before it; beyond the last
-# bound it always is one.
+# A scene cut is a change of a thumbnail's mean gray levels that is large both in itself and compared with the motion just before it. A
+# change beyond the last bound always is a cut.
 _CUT_LEVELS = 20.0
 _CUT_TO_MOTION = 3.0
 _SURELY_CUT_LEVELS = 50.0
 _MOTION_FRAMES = 8
 _SAMPLES_WH, _TILES_WH = (256, 144), (32, 18)
 
-# From the high one on, and below the low one, a mask is sure. Where it surely says what is shown already, the rest of the way is
-# taken at once: no haze is left behind a subject.
+# A mask value is certain from the high level on and below the low one. Where it is certain and on the side that is shown already, it is
+# taken at once, so that no haze is left behind a subject.
 _SURE_HIGH, _SURE_LOW = 249, 7
 
-# A pixel that kept its grey while all around it moved was a coincidence: what a mask clearly says there, so near to motion, is true.
+# A pixel amid motion may keep its gray level by chance, and would be held though it moved. So within this distance of motion a mask
+# value that is clear is taken as it comes: from the high level on, or below the low one.
 _NEAR_MOTION_PX = 7
 _CLEAR_HIGH, _CLEAR_LOW = 230, 26
 
@@ -59,24 +60,25 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 class Smoothing:
     """Steadies the masks of one source: ``steady_hw = smoothing(image_hwc, mask_hw, pts_s)``, frame after frame.
 
-    Where the picture has changed, a mask is taken as it comes, so that nothing trails behind a subject that moves; also what it clearly
-    says within 7 pixels of that. Elsewhere
-    a binary mask is smoothed exponentially over time, in 8 bits: each frame moves it by the share that its time step asks for,
-    rounded so that errors even out over frames. A pixel is subject or not until its smoothed probability is past the
-    threshold by ``band``. Of a class map, a pixel takes another class once that was seen for the time constant, net of
-    twice the time in which the old one was seen again.
+    Where the picture has changed, a mask is taken as it comes, so that nothing trails behind a subject that moves. Within 7 pixels
+    of such a change, mask values that are clear are taken as well. Everywhere else the mask is smoothed:
 
-    At the first frame, at a scene cut, at another size, and where time goes back or leaps, the mask is passed through and
-    everything begins anew. A scene is empty when for 0.2 s nothing was subject or within the band: nothing is held any more. What
-    covers less than 1 % of the picture is a subject from the second of two frames that show it in one place; in an empty scene it
-    is not shown before.
+    * A binary mask exponentially over time, in 8 bits, rounded so that errors even out over frames. A pixel changes sides only
+      when its smoothed probability is past the threshold by ``band``.
+    * In a class map, a pixel takes a new class once that class was seen for the time constant. Time in which the old class was
+      seen again counts against it, twice.
+
+    Smoothing starts afresh, and the mask is passed through, at the first frame, at a scene cut, at another frame size, and where
+    time goes back or leaps. When for 0.2 s no pixel was subject or within the band, the scene is empty and nothing is held any more.
+    What covers less than 1 % of the picture counts as a subject once two successive frames show it in one place; in an empty scene
+    it is not shown before that.
 
     Passive; one instance for each source, used by one thread. Keeps 5 bytes for each pixel of a frame.
 
     Attributes:
         task: "binary" (mask = probability × 255) or "classes" (mask = class index).
         time_constant_s: where the picture stands still, 63 % of a change is shown after this time.
-        band: how far past the threshold, as a probability; less near to 0 and 1.
+        band: how far past the threshold a pixel must be to change sides, as a probability; smaller where the threshold is near 0 or 1.
         threshold: the probability from which a pixel is subject, 0 to 1; may be changed between two frames.
         cuts: how many scene cuts were found.
 

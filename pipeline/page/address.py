@@ -16,7 +16,7 @@ def listen(address: str) -> socket.socket:
     """Open the socket of ``--serve``.
 
     Args:
-        address: "HOST:PORT", "HOST" or ":PORT"; an IPv6 address in brackets. Port 0: a free one.
+        address: "HOST:PORT", "HOST", ":PORT" or "PORT", of 127.0.0.1; an IPv6 address in brackets. Port 0: a free one.
 
     Returns:
         A listening socket that is the caller's.
@@ -72,7 +72,8 @@ def host_name(host: str) -> str:
 
 
 def _parts(address: str) -> tuple[str, int]:
-    found = re.fullmatch(r"(\[[^\[\]]+\]|[^\[\]:]*)(?::([0-9]{1,5}))?", address)
+    spelled = f":{address}" if re.fullmatch(r"[0-9]+", address) else address
+    found = re.fullmatch(r"(\[[^\[\]]+\]|[^\[\]:]*)(?::([0-9]{1,5}))?", spelled)
     if found is None or not address or (found[2] and int(found[2]) > 65535):
         raise OptionError(f"--serve: expected HOST:PORT such as 127.0.0.1:8080 or [::1]:8080, got {address!r}")
     return found[1].strip("[]") or "127.0.0.1", int(found[2] or 8080)

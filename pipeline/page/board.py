@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.page.history import History
 from pipeline.render.controls import Controls
 from pipeline.render.hud import LegendEntry
-from pipeline.render.look import RENDER_MODES
+from pipeline.render.modes import MODES
 from pipeline.stages.telemetry import Snapshot, Telemetry
 
 _SAMPLE_EVERY_S = 1.0
@@ -54,7 +54,7 @@ class Board:
             {
                 "type": "hello",
                 "sources": list(self._telemetries),
-                "modes": RENDER_MODES,
+                "modes": list(MODES),
                 "read_only": self.read_only,
                 "about": self._about,
                 "count": self.history.count,

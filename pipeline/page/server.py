@@ -8,7 +8,6 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -20,6 +19,7 @@ from pipeline.page.board import Board, unready
 from pipeline.page.channel import Channel
 from pipeline.page.guard import Guard, text
 from pipeline.page.metrics import CONTENT_TYPE, Metrics
+from pipeline.page.options import PageOptions
 from pipeline.page.viewer import Viewer, change
 
 _STATIC = Path(__file__).with_name("static")
@@ -45,23 +45,6 @@ _LOGGER = logging.getLogger(__name__)
 _LOGGER.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a stranger can make the server hold, and for how long.
-
-    Attributes:
-        viewers: of live pictures.
-        connections: of any kind.
-        send_s: for a viewer to take a message.
-        request_s: for a request to arrive, and until an idle connection is closed.
-    """
-
-    viewers: int = 8
-    connections: int = 64
-    send_s: float = 5.0
-    request_s: float = 10.0
-
-
 class PageServer:
     """Serves until told to stop; on its own event loop.
 
@@ -71,9 +54,8 @@ class PageServer:
         board: what viewers are told; refreshed here.
         access: who is let in.
         metrics: for ``/metrics``.
+        options: limits on all who connect, and when a source is ready.
         healthy: says what is wrong with the data path, or nothing.
-        ready_within_s: each source must have given a frame within this time, and one whose scores are finite, to be ready.
-        limits: on all who connect.
     """
 
     def __init__(
@@ -83,19 +65,18 @@ class PageServer:
         board: Board,
         access: Access,
         metrics: Metrics,
+        options: PageOptions,
         *,
         healthy: Callable[[], str],
-        ready_within_s: float,
-        limits: Limits,
     ) -> None:
         self._listening = listening
         self._channels = channels
         self._board = board
         self._metrics = metrics
         self._healthy = healthy
-        self._ready_within_s = ready_within_s
-        self._limits = limits
-        self._guard = Guard(access, listening.getsockname()[1], limits.send_s)
+        self._ready_within_s = options.ready_within_s
+        self._limits = options.limits
+        self._guard = Guard(access, listening.getsockname()[1], options.limits.send_s)
         self._files = {path: (kind, (_STATIC / name).read_bytes()) for path, (name, kind) in _FILES.items()}
         self._viewers: dict[Viewer, web.WebSocketResponse] = {}
         self._streams = 0

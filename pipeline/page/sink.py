@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pipeline.errors import SinkError
 from pipeline.frames.frame import Frame
@@ -15,14 +14,26 @@ from pipeline.page.address import is_loopback, listen, url_of
 from pipeline.page.board import Board
 from pipeline.page.channel import Channel
 from pipeline.page.metrics import Metrics
-from pipeline.page.server import Limits, PageServer
+from pipeline.page.options import PageOptions, Watched
+from pipeline.page.server import PageServer
 from pipeline.render.annotations import Annotations
 from pipeline.render.controls import Controls
 from pipeline.render.hud import area_percent, legend_entries
 from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink
-from pipeline.stages.stage_timer import StageTimer
-from pipeline.stages.telemetry import Telemetry
+from pipeline.sinks.kinds import SinkKind
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
+
+PAGE = SinkKind(
+    name="page",
+    opens="PageSink",
+    help="a page with the live picture, its settings and numbers",
+    order=100,
+    extra="page",
+    option="--serve",
+)
 
 _LEGEND_EVERY_S = 0.5
 _START_S = 10.0
@@ -33,20 +44,10 @@ class PageSink(Sink):
     """Serves the page from a thread of its own; `write` costs one copy of the view, at most.
 
     Args:
-        address: "HOST:PORT" to listen on; port 0: a free one.
-        telemetries: of each source, by the name that its frames carry (``Frame.source``).
+        options: where, and who may do what.
+        watched: the run that it tells of; where the page is, is logged, with the token if one was made.
         renderer: the page changes its look.
         annotations: the page changes its flags.
-        classes: names of the network's classes, as in the manifest; for the legend.
-        about: what runs here, such as {"version": "0.1.0", "model": "u2netp"}; on the page and in the metrics.
-        token: what requests have to bring, 16 characters or more; None: nothing on loopback, else one is made.
-        names: further names that the page may be called by (a Host header's).
-        read_only: viewers see and cannot change anything.
-        healthy: for ``/healthz``: says what is wrong with the data path, or nothing; called on the page's thread.
-        ready_within_s: for ``/readyz``: each source must have given a frame within this time, and one whose scores are finite.
-        timer: times per stage, for ``/metrics``.
-        limits: on all who connect.
-        say: told in one line where the page is; holds the token if one was made.
 
     Attributes:
         url: the page's address, with the token if one was made.
@@ -56,50 +57,27 @@ class PageSink(Sink):
         SinkError: it cannot listen there.
     """
 
-    def __init__(
-        self,
-        address: str,
-        telemetries: Mapping[str, Telemetry],
-        renderer: Renderer,
-        annotations: Annotations,
-        *,
-        classes: Sequence[str],
-        about: Mapping[str, str],
-        token: str | None = None,
-        names: Iterable[str] = (),
-        read_only: bool = False,
-        healthy: Callable[[], str] = lambda: "",
-        ready_within_s: float = 10.0,
-        timer: StageTimer | None = None,
-        limits: Limits | None = None,
-        say: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        listening = listen(address)
+    def __init__(self, options: PageOptions, watched: Watched, renderer: Renderer, annotations: Annotations) -> None:
+        listening = listen(options.address)
         try:
-            made = new_token() if token is None and not is_loopback(listening) else None
-            access = Access(token or made, names)
+            made = new_token() if options.token is None and not is_loopback(listening) else None
+            access = Access(options.token or made, options.names)
         except BaseException:
             listening.close()
             raise
         self._listening = listening
         self.url = url_of(listening) + (f"?token={made}" if made else "")
         self._renderer = renderer
-        self._classes = classes
-        self._legend_due_s = dict.fromkeys(telemetries, 0.0)
+        self._classes = watched.classes
+        self._legend_due_s = dict.fromkeys(watched.telemetries, 0.0)
         # One thread: more would take the engine's cores.
         self._encoder = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="page-encode")
-        self._channels = {name: Channel(name, self._encoder) for name in telemetries}
-        self._board = Board(telemetries, Controls(renderer, annotations), about, read_only)
-        metrics = Metrics(self._board.snapshots, lambda: self._board.viewers, timer, about)
+        self._channels = {name: Channel(name, self._encoder) for name in watched.telemetries}
+        controls = Controls(renderer, annotations)
+        self._board = Board(watched.telemetries, controls, watched.about, options.read_only)
+        metrics = Metrics(self._board.snapshots, lambda: self._board.viewers, watched.timer, watched.about)
         self._server = PageServer(
-            listening,
-            self._channels,
-            self._board,
-            access,
-            metrics,
-            healthy=healthy,
-            ready_within_s=ready_within_s,
-            limits=limits or Limits(),
+            listening, self._channels, self._board, access, metrics, options, healthy=watched.healthy
         )
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -108,7 +86,7 @@ class PageSink(Sink):
         self._thread = threading.Thread(target=self._run, args=(started,), name="page", daemon=True)
         self._thread.start()
         started.wait(_START_S)
-        say(f"page: {self.url}")
+        log.warning(f"page: {self.url}")  # also to who asked for quiet: a token that was made is said nowhere else
 
     def write(self, frame: Frame) -> None:
         """Make the view the newest picture of its source.

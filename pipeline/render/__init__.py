@@ -1,1 +1,1 @@
-"""Views: overlay, blending, colours, HUD and annotations. Sinks, page and flow call it."""
+"""Views: overlay, blending, colors, HUD and annotations. Sinks, page and flow call it."""

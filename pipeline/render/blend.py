@@ -1,4 +1,4 @@
-"""How a mask's values mix a picture with colours or with another picture, in 8-bit integers."""
+"""How a mask's values mix a picture with colors or with another picture, in 8-bit integers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import Task
 from pipeline.frames.frame import Image
-from pipeline.render.look import Look, background_color, soft_edge, subject_weights
+from pipeline.render.look import Color, Look, soft_edge, subject_weights
 
 # Fewer columns of one weight than this are not worth blending by themselves.
 _WORTH_COLUMNS = bytes([1] * 32)
@@ -19,7 +19,7 @@ _WORTH_COLUMNS = bytes([1] * 32)
 
 @dataclass(frozen=True, eq=False)
 class Blend:
-    """How a mask's values mix a picture with colours, or with another picture: ``picture × kept + rest``.
+    """How a mask's values mix a picture with colors, or with another picture: ``picture × kept + rest``.
 
     Attributes:
         first: the smallest value that changes what is drawn; 256: none does.
@@ -52,13 +52,13 @@ class Blend:
         return cls(_first(weights), last, cast(Image, cv2.bitwise_not(table)), added, matrix)
 
     @classmethod
-    def subject(cls, look: Look, task: Task) -> Blend:
-        """The picture's subject over what was drawn before."""
+    def subject(cls, look: Look, task: Task, over: Color | None) -> Blend:
+        """The picture's subject over a color; None: over what was drawn before."""
         weights = subject_weights(task, look.threshold)
         kept = _of_pixels(weights)
         added: Image | None = None
-        if look.mode != "blur" and not isinstance(look.background, np.ndarray):
-            colours = np.full((256, 1, 3), background_color(look), dtype=np.uint8)
+        if over is not None:
+            colours = np.full((256, 1, 3), over, dtype=np.uint8)
             added = cast(Image, cv2.multiply(colours, cv2.bitwise_not(kept), scale=1 / 255))
         last = int(np.argmax(weights == 255))
         return cls(_first(weights), last, kept, added, np.eye(3, 4, dtype=np.float32))

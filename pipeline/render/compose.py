@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pipeline.engines.base import Engine
 from pipeline.errors import OptionError
 from pipeline.render.look import Look, soft_edge
+from pipeline.render.modes import MODES
 from pipeline.render.overlay import Renderer
 
 
@@ -54,7 +55,7 @@ def composed_looks(
 
     def values() -> NDArray[np.float32] | None:
         look = renderer.look
-        return look_values(look) if look.mode == "overlay" else None
+        return look_values(look) if MODES[look.mode].on_device else None
 
     return values
 

@@ -9,14 +9,15 @@ from enum import Enum, auto
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Image
 from pipeline.render.annotations import Annotations
-from pipeline.render.look import GREEN_SCREEN, RENDER_MODES, WHITE, Color
+from pipeline.render.look import GREEN_SCREEN, Color, background_color
+from pipeline.render.modes import MODES, WHITE
 from pipeline.render.overlay import Renderer
 
 STEP = 0.05
 """By how much a key changes alpha or threshold."""
 
 BACKGROUNDS: tuple[Color, ...] = (GREEN_SCREEN, WHITE, (0, 0, 0), (128, 128, 128), (200, 80, 0))
-"""What the background key goes through, (b, g, r), after the one that was given: green, white, black, grey, blue."""
+"""What the background key goes through, (b, g, r), after the one that was given: green, white, black, gray, blue."""
 
 
 class Command(Enum):
@@ -151,9 +152,7 @@ class Controls:
 
     def _next_background(self) -> Color | Image:
         look = self._renderer.look
-        current = look.background
-        if current is None:
-            current = GREEN_SCREEN if look.mode == "cutout" else WHITE
+        current = background_color(look) if look.background is None else look.background
         at = next((position for position, choice in enumerate(self._backgrounds) if _same(choice, current)), -1)
         return self._backgrounds[(at + 1) % len(self._backgrounds)]
 
@@ -163,7 +162,8 @@ def _same(one: Color | Image | None, other: Color | Image | None) -> bool:
 
 
 def _neighbour(mode: str, by: int) -> str:
-    return RENDER_MODES[(RENDER_MODES.index(mode) + by) % len(RENDER_MODES)]
+    modes = tuple(MODES)
+    return modes[(modes.index(mode) + by) % len(modes)]
 
 
 def _share(value: float) -> float:

@@ -91,8 +91,8 @@ def legend_entries(
         percent: share of the frame for each class, as `area_percent` gives it.
         classes: the classes' names in the same order; a class without a name, or whose name has no ASCII spelling, is
             written "class 7".
-        palette: the colours; a class 0 that it leaves transparent is no entry.
-        task: "binary" (the only class is drawn in the colour of class 1) or "classes".
+        palette: the colors; a class 0 that it leaves transparent is no entry.
+        task: "binary" (the only class is drawn in the color of class 1) or "classes".
 
     Returns:
         At most `LEGEND_LENGTH` entries; then, if there are more classes, one "+n more" without colour.
@@ -115,7 +115,7 @@ def legend_entries(
 
 
 def draw_legend(view: Image, entries: Sequence[LegendEntry]) -> None:
-    """Write a legend into the bottom left corner, each line a square of colour, a name and a share.
+    """Write a legend into the bottom left corner, each line a square of color, a name and a share.
 
     Args:
         view: (H, W, 3) uint8 BGR; changed in place.

@@ -1,4 +1,4 @@
-"""How masks are shown: the mode, the colours, and how much of the subject a mask's value is."""
+"""How masks are shown: the mode, the colors, and how much of the subject a mask's value is."""
 
 from __future__ import annotations
 
@@ -12,23 +12,16 @@ from numpy.typing import NDArray
 from pipeline.bundles.bundle import Task
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Image, describe
+from pipeline.render.modes import MODES
 from pipeline.render.palette import DEFAULT_PALETTE, Palette
-
-RENDER_MODES = ("overlay", "mask", "side", "contour", "cutout", "blur", "replace", "heatmap")
 
 Color = tuple[int, int, int]
 
 GREEN_SCREEN: Color = (0x40, 0xB1, 0x00)
 """The background of "cutout" when none is given: #00b140, the green that editing programs key out."""
 
-WHITE: Color = (255, 255, 255)
-"""The background of "replace" when none is given."""
-
 EDGE_HALF_WIDTH = 0.1
 """A soft edge runs from no weight at this much below the threshold to full weight at this much above."""
-
-SUBJECT_MODES = ("cutout", "replace", "blur")
-"""What these draw is the subject over another background."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +29,10 @@ class Look:
     """How masks are shown.
 
     Attributes:
-        mode: one of `RENDER_MODES`.
-        alpha: strength of the colour, 0 (picture only) to 1 (colour only), in "overlay", "side" and "heatmap".
+        mode: one of ``pipeline.render.modes.MODES``.
+        alpha: strength of the color, 0 (picture only) to 1 (color only), in "overlay", "side" and "heatmap".
         threshold: the probability, 0 to 1, from which a pixel of a binary mask is subject; class maps need none.
-        palette: the colours; a binary mask is drawn in that of class 1.
+        palette: the colors; a binary mask is drawn in that of class 1.
         background: what "cutout" and "replace" put behind the subject: (b, g, r), or a picture (h, w, 3) uint8 BGR that
             is scaled to cover the frame (the look keeps a read-only copy), or None: green for "cutout", white for
             "replace".
@@ -55,10 +48,10 @@ class Look:
     background: Color | Image | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in RENDER_MODES:
-            near = difflib.get_close_matches(self.mode, RENDER_MODES, n=1)
+        if self.mode not in MODES:
+            near = difflib.get_close_matches(self.mode, MODES, n=1)
             raise OptionError(
-                f"render mode: expected {', '.join(RENDER_MODES)}, got {self.mode!r}"
+                f"render mode: expected {', '.join(MODES)}, got {self.mode!r}"
                 + (f": did you mean {near[0]!r}?" if near else "")
             )
         for name, value in (("alpha", self.alpha), ("threshold", self.threshold)):
@@ -74,7 +67,7 @@ class Look:
                 background.setflags(write=False)
                 object.__setattr__(self, "background", background)
         elif background is not None and not (len(background) == 3 and all(0 <= value <= 255 for value in background)):
-            raise OptionError(f"background colour: expected (b, g, r) of 0 to 255, got {background}")
+            raise OptionError(f"background color: expected (b, g, r) of 0 to 255, got {background}")
 
 
 def soft_edge(threshold: float) -> NDArray[np.float64]:
@@ -105,7 +98,7 @@ def subject_weights(task: Task, threshold: float) -> NDArray[np.uint8]:
 
 
 def background_color(look: Look) -> Color:
-    """The colour that "cutout" and "replace" put behind the subject where there is no picture."""
+    """The color that stands behind the subject where there is no picture: the look's, or else the mode's own."""
     if look.background is None or isinstance(look.background, np.ndarray):
-        return GREEN_SCREEN if look.mode == "cutout" else WHITE
+        return MODES[look.mode].background
     return look.background

@@ -17,12 +17,12 @@ _HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """One colour for each class; the subject of a binary mask counts as class 1.
+    """One color for each class; the subject of a binary mask counts as class 1.
 
     Attributes:
-        colours_bgr: (N, 3) uint8, BGR, 1 to 256 rows; row k is class k's colour, row 0 the background's. The palette
+        colours_bgr: (N, 3) uint8, BGR, 1 to 256 rows; row k is class k's color, row 0 the background's. The palette
             keeps a read-only copy.
-        transparent_class_0: whether class 0 is background, which is not coloured over the picture (the default). False
+        transparent_class_0: whether class 0 is background, which is not colored over the picture (the default). False
             for a network whose class 0 is a class like the others, as in Cityscapes.
 
     Raises:
@@ -36,7 +36,7 @@ class Palette:
         colours = np.array(self.colours_bgr)
         if colours.ndim != 2 or colours.shape[1] != 3 or colours.dtype != np.uint8 or not 1 <= len(colours) <= 256:
             raise OptionError(
-                f"palette colours: expected (N, 3) uint8 with 1 to 256 rows, got {colours.shape} {colours.dtype}: "
+                f"palette colors: expected (N, 3) uint8 with 1 to 256 rows, got {colours.shape} {colours.dtype}: "
                 "give one b, g, r row for each class"
             )
         colours.setflags(write=False)
@@ -54,7 +54,7 @@ class Palette:
         return blue, green, red
 
     def table_bgr(self) -> NDArray[np.uint8]:
-        """(256, 1, 3) uint8 BGR: the colour of every class index that a mask can hold; a new array."""
+        """(256, 1, 3) uint8 BGR: the color of every class index that a mask can hold; a new array."""
         return self._of(np.arange(256)).reshape(256, 1, 3)
 
     def _of(self, class_indices: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -69,11 +69,11 @@ def load_palette(spec: str) -> Palette:
 
     Args:
         spec: a built-in name ("default", "cityscapes", "voc"); a .yaml, .yml or .json file holding a list with one
-            colour a class, background first, each ``[r, g, b]`` or ``"#rrggbb"``; or ``#rrggbb[,#rrggbb...]``, the
-            colours of classes 1, 2, ... without the background.
+            color a class, background first, each ``[r, g, b]`` or ``"#rrggbb"``; or ``#rrggbb[,#rrggbb...]``, the
+            colors of classes 1, 2, ... without the background.
 
     Raises:
-        OptionError: there is no such palette or file, or a colour cannot be read.
+        OptionError: there is no such palette or file, or a color cannot be read.
     """
     if spec in _BUILT_IN:
         return _BUILT_IN[spec]
@@ -95,14 +95,14 @@ def _read_file(path: Path) -> Palette:
     entries = read_yaml(path, "palette")
     if not isinstance(entries, list) or not 1 <= len(entries) <= 256:
         got = f"a list of {len(entries)}" if isinstance(entries, list) else type(entries).__name__
-        raise OptionError(f"palette {path}: expected a list of 1 to 256 colours, got {got}: write one colour a class")
+        raise OptionError(f"palette {path}: expected a list of 1 to 256 colors, got {got}: write one color a class")
     return _from_rgb([_parse_color(entry, f"{path}, entry {index}") for index, entry in enumerate(entries)])
 
 
 def _parse_color(entry: object, where: str) -> tuple[int, int, int]:
     if isinstance(entry, str) and _HEX_COLOR.fullmatch(entry):
         return int(entry[1:3], 16), int(entry[3:5], 16), int(entry[5:7], 16)
-    # type() is int, not isinstance: YAML's and JSON's true is no colour value.
+    # type() is int, not isinstance: YAML's and JSON's true is no color value.
     if isinstance(entry, list) and len(entry) == 3 and all(type(value) is int and 0 <= value <= 255 for value in entry):
         red, green, blue = entry
         return red, green, blue
@@ -125,7 +125,7 @@ def _voc_rgb(class_index: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-# Okabe and Ito's colours ("Color Universal Design", 2008) without black, which is the background here: they stay apart
+# Okabe and Ito's colors ("Color Universal Design", 2008) without black, which is the background here: they stay apart
 # under protanopia, deuteranopia and tritanopia.
 _DEFAULT = _from_rgb(
     [
@@ -176,4 +176,4 @@ PALETTES = tuple(_BUILT_IN)
 """The names that `load_palette` knows."""
 
 DEFAULT_PALETTE = _DEFAULT
-"""Okabe and Ito's seven colours, told apart by colour-blind people too."""
+"""Okabe and Ito's seven colors, told apart by color-blind people too."""

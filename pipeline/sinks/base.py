@@ -10,22 +10,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SinkError
-from pipeline.frames.frame import Frame
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.sinks.options import DEFAULTS, SinkOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from pipeline.render.overlay import Renderer
+
 
 class Sink(ABC):
-    """Opened by its constructor, which raises ``SinkError`` when nothing can be written there; used by one thread.
+    """Opened by its constructor; used by one thread. A kind of output writes ``_open`` and ``write``, and what ends it.
+
+    Args:
+        spec: as the user gave it.
+        info: the source that is written.
+        renderer: tells how masks are shown.
+        options: what else an output may need.
 
     Attributes:
         written: where the result is, for the user; empty when there is none.
         stopped: the user asked to end (a window was closed).
+
+    Raises:
+        SinkError: nothing can be written there.
     """
 
     written = ""
     stopped = False
+
+    def __init__(self, spec: str, info: SourceInfo, renderer: Renderer, options: SinkOptions = DEFAULTS) -> None:
+        self._spec = spec
+        self._info = info
+        self._renderer = renderer
+        self._options = options
+        self._open()
+
+    def _open(self) -> None:  # noqa: B027 - an output that keeps nothing has nothing to open
+        """Make what is written to; raises ``SinkError`` when it cannot be."""
 
     def __enter__(self) -> Self:
         return self

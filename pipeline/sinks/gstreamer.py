@@ -19,10 +19,18 @@ import numpy as np
 
 from pipeline.errors import SinkError
 from pipeline.frames.frame import Frame, Image, SourceInfo
-from pipeline.render.overlay import Renderer
-from pipeline.sinks.naming import shown
-from pipeline.sinks.options import DEFAULTS, SinkOptions
+from pipeline.sinks.kinds import SinkKind, shown
 from pipeline.sinks.stream import BrokenLinkError, Link, StreamSink
+
+GSTREAMER = SinkKind(
+    name="gstreamer",
+    opens="GStreamerSink",
+    help="views into any pipeline of GStreamer",
+    order=70,
+    install="sudo apt install gstreamer1.0-tools",
+    forms=("a pipeline (gst:PIPELINE)",),
+    prefixes=("gst:",),
+)
 
 _PROGRAM = "gst-launch-1.0"
 _TAKE_WITHIN_S = 10.0
@@ -37,16 +45,10 @@ class GStreamerSink(StreamSink):
     The pipeline's words are handed over as they are; no shell reads them. All views have the size of the first; others are scaled.
     """
 
-    def __init__(
-        self,
-        spec: str,
-        info: SourceInfo,
-        renderer: Renderer,
-        options: SinkOptions = DEFAULTS,
-    ) -> None:
-        where = shown(spec)
+    def _open(self) -> None:
+        where = shown(self._spec)
         try:
-            self._words = shlex.split(spec.removeprefix("gst:"))
+            self._words = shlex.split(self._spec.removeprefix("gst:"))
         except ValueError as error:
             raise SinkError(
                 f"--output {where}: expected a pipeline, got text with a quotation mark left open"
@@ -60,7 +62,7 @@ class GStreamerSink(StreamSink):
             )
         self._program = program
         self._size_hw: tuple[int, int] | None = None
-        super().__init__(where, info, options)
+        super()._open()
 
     def _connect(self, frame: Frame) -> Link:
         assert frame.view is not None

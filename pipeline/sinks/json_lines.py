@@ -16,13 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SinkError
-from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.frames.frame import Frame, Image
 from pipeline.redaction import redact
 from pipeline.render.look import subject_level
 from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink, make_room, scratch_path
 from pipeline.sinks.disk import FreeSpace
-from pipeline.sinks.options import DEFAULTS, SinkOptions
+from pipeline.sinks.kinds import SinkKind
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
+
+RESULTS = SinkKind(
+    name="results",
+    opens="JsonLinesSink",
+    help="classes, areas and boxes of each frame as a line of JSON, into a file or to standard output",
+    order=50,
+    extra="cpu",
+    forms=("results (out.jsonl or jsonl:-)",),
+    words=("jsonl:-",),
+    suffixes=(".jsonl", ".ndjson"),
+)
 
 MAX_BOXES = 20
 """A frame's line names at most this many boxes of a class, the largest first."""
@@ -43,21 +57,14 @@ class JsonLinesSink(Sink):
     A reader of standard output that has gone ends the run; one that is slow makes a file wait, and misses lines of a live source.
     """
 
-    def __init__(
-        self,
-        spec: str,
-        info: SourceInfo,
-        renderer: Renderer,
-        options: SinkOptions = DEFAULTS,
-    ) -> None:
-        self._renderer = renderer
+    def _open(self) -> None:
+        spec, info, options = self._spec, self._info, self._options
         self._classes = options.classes
         self._live = info.live
         self._path: Path | None = None
         self._scratch: Path | None = None
         self._space: FreeSpace | None = None
         self._fd = -1
-        self._say = options.say
         self._missed = 0
         self._pending = memoryview(b"")
         if spec == STDOUT:
@@ -123,7 +130,7 @@ class JsonLinesSink(Sink):
         with contextlib.suppress(OSError):  # of standard output alone: the rest of a line
             self._send_pending(_END_WITHIN_MS)
         if self._missed:
-            self._say(f"{STDOUT}: {self._missed} lines were left out: the reader is too slow")
+            log.info(f"{STDOUT}: {self._missed} lines were left out: the reader is too slow")
         self._close_file()
         if self._scratch is not None and self._path is not None:
             try:

@@ -1,4 +1,4 @@
-"""Names of outputs: one for each source, and what messages show of them."""
+"""Names of outputs: one for each source."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import PurePath
 from urllib.parse import urlsplit, urlunsplit
 
 from pipeline.errors import SinkError
-from pipeline.redaction import redact
+from pipeline.sinks.kinds import is_text, kind_of, shown
 
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 _NAME_LENGTH = 40
@@ -32,17 +32,19 @@ def path_for_source(spec: str, source_name: str, many: bool) -> str:
         SinkError: another field than ``{source}``, or a pipeline for several sources without it.
     """
     name = file_name_of(source_name)
-    if spec.startswith("gst:"):
+    kind = kind_of(spec)
+    if is_text(spec, kind):  # whose braces are its own
         if many and "{source}" not in spec:
+            form = f"{spec.partition(':')[0]}:…"
             raise SinkError(
-                "--output gst:…: expected {source} in the pipeline where there are several sources, got none"
+                f"--output {form}: expected {{source}} in its text where there are several sources, got none"
             )
         return spec.replace("{source}", name)
     if unknown := [field for field in _FIELD.findall(spec) if field != "source"]:
         raise SinkError(f"--output {shown(spec)}: expected {{source}} as the only field, got {{{unknown[0]}}}")
     if "{source}" in spec:
         return spec.replace("{source}", name)
-    if not many or spec in ("null", "jsonl:-"):
+    if not many or spec in kind.words:
         return spec
     if "://" in spec:
         parts = urlsplit(spec)
@@ -51,9 +53,3 @@ def path_for_source(spec: str, source_name: str, many: bool) -> str:
     if os.path.isdir(spec) or spec.endswith(os.sep) or not path.suffix:
         return f"{path / name}{os.sep}"
     return str(path.with_name(f"{path.stem}-{name}{path.suffix}"))
-
-
-def shown(spec: str) -> str:
-    """An output as messages show it: without passwords, and not longer than a line."""
-    text = redact(spec)
-    return text if len(text) <= 120 else f"{text[:119]}…"

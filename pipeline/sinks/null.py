@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from pipeline.frames.frame import Frame, SourceInfo
-from pipeline.render.overlay import Renderer
+from pipeline.frames.frame import Frame
 from pipeline.sinks.base import Sink
-from pipeline.sinks.options import DEFAULTS, SinkOptions
+from pipeline.sinks.kinds import SinkKind
+
+NULL = SinkKind(
+    name="null", opens="NullSink", help="nothing, for measuring", order=80, forms=("null",), words=("null",)
+)
 
 
 class NullSink(Sink):
     """Takes every frame and keeps none."""
-
-    def __init__(
-        self,
-        spec: str,
-        info: SourceInfo,
-        renderer: Renderer,
-        options: SinkOptions = DEFAULTS,
-    ) -> None:
-        pass
 
     def write(self, frame: Frame) -> None:
         """Take a frame."""

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 ENCODERS = ("auto", "nvenc", "x264")
-
-
-def _say_nothing(_: str) -> None:
-    return
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +24,6 @@ class SinkOptions:
         keep_segments: delete the oldest files of this recording beyond so many; None: keep all.
         keep_bytes: likewise beyond so many bytes in all.
         min_free_bytes: what a recording leaves free on its disk.
-        say: told in one line of what changes while an output runs.
     """
 
     classes: tuple[str, ...] = ("subject",)
@@ -39,7 +33,6 @@ class SinkOptions:
     keep_segments: int | None = None
     keep_bytes: int | None = None
     min_free_bytes: int = 200_000_000
-    say: Callable[[str], None] = _say_nothing
 
     @property
     def numbered(self) -> bool:

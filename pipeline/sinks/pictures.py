@@ -10,10 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SinkError
-from pipeline.frames.frame import Frame, SourceInfo
-from pipeline.render.overlay import Renderer, cutout_bgra
+from pipeline.frames.frame import Frame
+from pipeline.render.modes import MODES
+from pipeline.render.overlay import Renderer, picture_of
 from pipeline.sinks.base import Sink, scratch_path
-from pipeline.sinks.options import DEFAULTS, SinkOptions
+from pipeline.sinks.kinds import SinkKind
+
+PICTURE = SinkKind(
+    name="picture",
+    opens="OnePictureSink",
+    help="one picture, of a source that is one",
+    order=30,
+    extra="cpu",
+    forms=("a picture (out.png)",),
+    suffixes=(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"),
+)
+FOLDER = SinkKind(
+    name="folder",
+    opens="FolderSink",
+    help="a folder with a PNG file for each frame",
+    order=40,
+    extra="cpu",
+    forms=("a folder",),
+    folders=True,
+)
 
 _LOSSY = frozenset((".jpg", ".jpeg", ".webp"))
 _WITHOUT_ALPHA = frozenset((".jpg", ".jpeg"))
@@ -22,20 +42,13 @@ _WITHOUT_ALPHA = frozenset((".jpg", ".jpeg"))
 class FolderSink(Sink):
     """Writes ``FOLDER/<name>.png`` for every frame, each complete or not at all.
 
-    With the render mode "mask" it is the mask itself: 8-bit grey of the frame's size, probability × 255 or class index. With
+    With the render mode "mask" it is the mask itself: 8-bit gray of the frame's size, probability × 255 or class index. With
     "cutout" it is the subject with its mask as alpha channel. Else it is the view.
     """
 
-    def __init__(
-        self,
-        spec: str,
-        info: SourceInfo,
-        renderer: Renderer,
-        options: SinkOptions = DEFAULTS,
-    ) -> None:
-        self._folder = Path(spec)
-        self._renderer = renderer
-        self._sources = {os.path.realpath(path) for path in info.paths}
+    def _open(self) -> None:
+        self._folder = Path(self._spec)
+        self._sources = {os.path.realpath(path) for path in self._info.paths}
         self.written = f"{self._folder}{os.sep}"
         _make_folder(self._folder)
 
@@ -48,7 +61,7 @@ class FolderSink(Sink):
             )
         if path.parent != self._folder:
             _make_folder(path.parent)
-        write_picture(path, picture_of(frame, self._renderer))
+        write_picture(path, _content(frame, self._renderer))
 
 
 class OnePictureSink(Sink):
@@ -57,46 +70,31 @@ class OnePictureSink(Sink):
     Content as in a folder, except that a cut-out in a format without an alpha channel is the view.
     """
 
-    def __init__(
-        self,
-        spec: str,
-        info: SourceInfo,
-        renderer: Renderer,
-        options: SinkOptions = DEFAULTS,
-    ) -> None:
-        if info.frame_count != 1:
-            count = "an unknown number of" if info.frame_count is None else info.frame_count
+    def _open(self) -> None:
+        spec, count, renderer = self._spec, self._info.frame_count, self._renderer
+        if count != 1:
+            got = "an unknown number of" if count is None else count
             raise SinkError(
-                f"--output {spec}: expected a source of one picture, got {count} frames: write a video (out.mp4) or a folder"
+                f"--output {spec}: expected a source of one picture, got {got} frames: write a video (out.mp4) or a folder"
             )
         self._path = Path(spec)
-        if renderer.look.mode == "mask" and renderer.task == "classes" and self._path.suffix.lower() in _LOSSY:
+        if MODES[renderer.look.mode].exact and renderer.task == "classes" and self._path.suffix.lower() in _LOSSY:
             raise SinkError(f"--output {spec}: expected .png, .bmp or .tif: this format would change the class numbers")
-        self._renderer = renderer
         self.written = spec
         _make_folder(self._path.parent)
 
     def write(self, frame: Frame) -> None:
         """Write the picture."""
-        picture = picture_of(frame, self._renderer)
+        picture = _content(frame, self._renderer)
         if picture.shape[2:] == (4,) and self._path.suffix.lower() in _WITHOUT_ALPHA and frame.view is not None:
             picture = frame.view
         write_picture(self._path, picture)
 
 
-def picture_of(frame: Frame, renderer: Renderer) -> NDArray[np.uint8]:
-    """What a picture file of a frame holds.
-
-    Returns:
-        (H, W), (H, W, 3) or (H, W, 4) uint8: the mask, the view (BGR), or the cut-out (BGRA).
-    """
+def _content(frame: Frame, renderer: Renderer) -> NDArray[np.uint8]:
     if frame.mask is None or frame.view is None:
         raise ValueError(f"{frame!r} has no mask or view yet")
-    if renderer.look.mode == "mask":
-        return frame.mask
-    if renderer.look.mode == "cutout":
-        return cutout_bgra(frame.image, frame.mask, renderer.task)
-    return frame.view
+    return picture_of(frame.image, frame.mask, frame.view, renderer)
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
@@ -104,7 +102,7 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
 
     Args:
         path: its suffix names the format.
-        picture: (H, W), (H, W, 3) or (H, W, 4) uint8: grey, BGR or BGRA.
+        picture: (H, W), (H, W, 3) or (H, W, 4) uint8: gray, BGR or BGRA.
 
     Raises:
         SinkError: it cannot be written.

@@ -15,12 +15,24 @@ import av
 
 from pipeline.errors import SinkError
 from pipeline.frames.frame import Frame, Image, SourceInfo
-from pipeline.render.overlay import Renderer
 from pipeline.signals import uninterrupted
 from pipeline.sinks.base import Sink, make_room
 from pipeline.sinks.disk import FreeSpace
 from pipeline.sinks.h264 import Error, H264Muxer, even, reason
-from pipeline.sinks.options import DEFAULTS, SinkOptions
+from pipeline.sinks.kinds import SinkKind
+from pipeline.sinks.options import SinkOptions
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
+
+RECORDING = SinkKind(
+    name="recording",
+    opens="RecordingSink",
+    help="a recording in files that can be played whatever ends them",
+    order=20,
+    extra="cpu",
+    live_form_of="video",
+)
 
 # What a kill may cost: pictures reach the file in pieces of this length.
 _FRAGMENT_MS = 250
@@ -44,16 +56,9 @@ class RecordingSink(Sink):
     that is its own; nothing is waited for, since a slow card would hold up the picture.
     """
 
-    def __init__(
-        self,
-        spec: str,
-        info: SourceInfo,
-        renderer: Renderer,
-        options: SinkOptions = DEFAULTS,
-    ) -> None:
-        self._path = Path(spec)
-        self._info = info
-        self._options = options
+    def _open(self) -> None:
+        options = self._options
+        self._path = Path(self._spec)
         self._segment: _Segment | None = None
         self._earlier: deque[tuple[Path, int]] = deque()  # of earlier runs, and may be deleted
         self._kept: deque[tuple[Path, int]] = deque()
@@ -62,7 +67,7 @@ class RecordingSink(Sink):
         self._is_told = False
         make_room(self._path)
         if not os.access(self._path.parent, os.W_OK | os.X_OK):
-            raise SinkError(f"{spec}: cannot be written (no permission): choose another --output")
+            raise SinkError(f"{self._spec}: cannot be written (no permission): choose another --output")
         may_delete = options.keep_bytes is not None or options.keep_segments is not None
         self._before = max(self._numbers(), default=0)  # numbers go up with time, whatever is deleted
         if may_delete:  # a box that is switched off each night must not fill its disk all the same
@@ -92,7 +97,7 @@ class RecordingSink(Sink):
             raise self._end(reason(error)) from error
         if not self._is_told:
             self._is_told = True
-            self._options.say(f"recording: {segment.path}, {segment.description}")
+            log.info(f"recording: {segment.path}, {segment.description}")
 
     def close(self) -> None:
         """Finish the last file."""
@@ -140,7 +145,7 @@ class RecordingSink(Sink):
                 path.open("xb").close()
                 break
         if is_first and os.path.lexists(self._path):
-            self._options.say(f"{self._path} exists already and is left as it is")
+            log.info(f"{self._path} exists already and is left as it is")
         self._number = number
         return path
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import time
 
 from pipeline.frames.frame import Frame, SourceInfo
-from pipeline.render.overlay import Renderer
 from pipeline.sinks.h264 import Error, H264Muxer, reason
-from pipeline.sinks.naming import shown
-from pipeline.sinks.options import DEFAULTS, SinkOptions
+from pipeline.sinks.kinds import SinkKind
 from pipeline.sinks.stream import BrokenLinkError, Link, StreamSink
+
+RTSP = SinkKind(
+    name="rtsp",
+    opens="RtspSink",
+    help="a stream published to an RTSP server, H.264",
+    order=60,
+    extra="cpu",
+    forms=("a stream (rtsp://host/name)",),
+    prefixes=("rtsp://", "rtsps://"),
+)
 
 # For each read and write of FFmpeg; a picture is many writes.
 _SOCKET_TIMEOUT_US = 1_000_000
@@ -24,19 +32,12 @@ class RtspSink(StreamSink):
     again.
     """
 
-    def __init__(
-        self,
-        spec: str,
-        info: SourceInfo,
-        renderer: Renderer,
-        options: SinkOptions = DEFAULTS,
-    ) -> None:
-        self._address = spec
+    def _open(self) -> None:
         self._start_s: float | None = None
-        super().__init__(shown(spec), info, options)
+        super()._open()
 
     def _connect(self, frame: Frame) -> Link:
-        return _RtspLink(self._address, self._info, self._options.encoder, frame)
+        return _RtspLink(self._spec, self._info, self._options.encoder, frame)
 
     def write(self, frame: Frame) -> None:
         """Hand the frame's view over, when its time has come if the source can wait."""

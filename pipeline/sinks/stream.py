@@ -9,11 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from pipeline.errors import SinkError
-from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.frames.frame import Frame
 from pipeline.sinks.base import Sink
-from pipeline.sinks.options import SinkOptions
+from pipeline.sinks.kinds import shown
 from pipeline.sinks.outbox import Outbox
 from pipeline.stages.prefetch import Prefetch
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
@@ -54,25 +57,17 @@ class StreamSink(Sink):
     Live: a connection that breaks, or that cannot be made, is tried again without end, after 0.5 to 30 s; frames meanwhile are
     dropped. A source that can wait is sent whole, and a connection that breaks ends the run.
 
-    Args:
-        where: what messages call the output; no password in it.
-        info: the source.
-        options: of the outputs.
-
     Attributes:
         dropped: frames that were not sent.
     """
 
-    def __init__(self, where: str, info: SourceInfo, options: SinkOptions) -> None:
-        self.written = ""
-        self._where = where
-        self._info = info
-        self._options = options
+    def _open(self) -> None:
+        self._where = shown(self._spec)
         self._lost = 0
         self._problem = ""
         self._given_up = threading.Event()
-        self._outbox: Outbox[Frame] = Outbox(1 if info.live else _DEPTH, drop_oldest=info.live)
-        self._thread = Prefetch(self._send(), 1, name="output", join_s=_LIVE_END_S if info.live else None)
+        self._outbox: Outbox[Frame] = Outbox(1 if self._info.live else _DEPTH, drop_oldest=self._info.live)
+        self._thread = Prefetch(self._send(), 1, name="output", join_s=_LIVE_END_S if self._info.live else None)
 
     @property
     def dropped(self) -> int:
@@ -141,7 +136,7 @@ class StreamSink(Sink):
                     link.send(frame)
                     if not runs:  # what is told is what has changed, however often it was tried
                         runs, failing = True, False
-                        self._options.say(f"{self._where}: sending")
+                        log.info(f"{self._where}: sending")
                     if now_s - start_s > _STEADY_S:
                         wait_s = _FIRST_WAIT_S
                 except BrokenLinkError as error:
@@ -153,7 +148,7 @@ class StreamSink(Sink):
                         raise SinkError(f"{self._where}: cannot be sent ({error})") from error
                     if not failing:
                         runs, failing = False, True
-                        self._options.say(f"{self._where}: not sent ({error}): trying again")
+                        log.info(f"{self._where}: not sent ({error}): trying again")
                     due_s = time.monotonic() + wait_s * random.uniform(0.5, 1)
                     wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
             done, link = link, None

@@ -7,29 +7,35 @@ import os
 from pathlib import Path
 
 from pipeline.errors import SinkError
-from pipeline.frames.frame import Frame, SourceInfo
-from pipeline.render.overlay import Renderer
+from pipeline.frames.frame import Frame
 from pipeline.sinks.base import Sink, make_room, scratch_path
 from pipeline.sinks.h264 import Error, H264Muxer, reason
-from pipeline.sinks.options import DEFAULTS, SinkOptions
+from pipeline.sinks.kinds import SinkKind
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
+
+VIDEO = SinkKind(
+    name="video",
+    opens="VideoSink",
+    help="a video of a job that has an end, H.264",
+    order=10,
+    extra="cpu",
+    forms=("a video (out.mp4)",),
+    suffixes=(".mp4", ".m4v", ".mov", ".mkv"),
+)
 
 
 class VideoSink(Sink):
     """Writes the views to ``NAME.mp4`` (or .m4v, .mov, .mkv), with the source's frame rate and time stamps.
 
     The file appears under its name when it is complete. Odd sizes are made even by repeating the last row or column, because
-    4:2:0 colour has no half pixels; frames of another size than the first are scaled into it.
+    4:2:0 color has no half pixels; frames of another size than the first are scaled into it.
     """
 
-    def __init__(
-        self,
-        spec: str,
-        info: SourceInfo,
-        renderer: Renderer,
-        options: SinkOptions = DEFAULTS,
-    ) -> None:
+    def _open(self) -> None:
+        spec = self._spec
         self._path = Path(spec)
-        self._say = options.say
         self._has_frames = False
         self.written = spec
         make_room(self._path)
@@ -43,7 +49,11 @@ class VideoSink(Sink):
         self._muxer: H264Muxer | None = None
         try:
             self._muxer = H264Muxer(
-                f"file:{self._scratch}", info, live=False, wanted=options.encoder, options=container_options
+                f"file:{self._scratch}",
+                self._info,
+                live=False,
+                wanted=self._options.encoder,
+                options=container_options,
             )
         except (ValueError, *Error) as error:
             raise SinkError(
@@ -65,7 +75,7 @@ class VideoSink(Sink):
             raise SinkError(f"{self._path}: cannot be written ({reason(error)})") from error
         if not self._has_frames:
             self._has_frames = True
-            self._say(f"{self._path}: {self._muxer.description}")
+            log.info(f"{self._path}: {self._muxer.description}")
 
     def close(self) -> None:
         """Finish the file and give it its name; with no frame written there is none."""

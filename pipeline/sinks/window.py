@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,10 +22,17 @@ from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks import open_sink
 from pipeline.sinks.base import Sink
+from pipeline.sinks.kinds import SinkKind
 from pipeline.sinks.options import DEFAULTS, SinkOptions
 from pipeline.sinks.pictures import write_picture
 from pipeline.stages.telemetry import State, Telemetry
-from pipeline.terminal import write_line
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
+
+WINDOW = SinkKind(
+    name="window", opens="WindowSink", help="a window, and its keys", order=90, extra="cpu", option="--show"
+)
 
 # At start the window is no larger than a small screen, and large enough to be found and to hold the help.
 _MIN_WINDOW_WH = 320, 180
@@ -53,7 +59,6 @@ class WindowSink(Sink):
         renderer: draws again what is shown in a pause; keys change its look.
         annotations: likewise.
         telemetry: the source's; while it does not run, the last view is dimmed, with its state and for how long. None: not shown.
-        say: told in one line of each file that was written, and of each that could not be.
         options: of recordings.
     """
 
@@ -63,7 +68,6 @@ class WindowSink(Sink):
         renderer: Renderer,
         annotations: Annotations,
         *,
-        say: Callable[[str], None] = write_line,
         options: SinkOptions = DEFAULTS,
         telemetry: Telemetry | None = None,
     ) -> None:
@@ -71,7 +75,6 @@ class WindowSink(Sink):
         self._info = info
         self._renderer = renderer
         self._annotations = annotations
-        self._say = say
         self._controls = Controls(renderer, annotations)
         self._name = f"edgemask {info.name}"
         self._window_wh: tuple[int, int] | None = None  # the size at start; None: there is no window
@@ -160,9 +163,9 @@ class WindowSink(Sink):
                 cv2.setWindowProperty(self._name, cv2.WND_PROP_FULLSCREEN, mode)
             case Command.SNAPSHOT:
                 try:
-                    self._say(f"snapshot: {write_snapshot(_file_stem(self._info), frame, self._renderer.look)}")
+                    log.info(f"snapshot: {write_snapshot(_file_stem(self._info), frame, self._renderer.look)}")
                 except SinkError as error:
-                    self._say(f"no snapshot: {error}")
+                    log.info(f"no snapshot: {error}")
             case Command.RECORD:
                 self._switch_recording(frame)
             case Command.REDRAW:
@@ -180,7 +183,7 @@ class WindowSink(Sink):
         view = _shrunk(frame.view)
         try:
             if self._window_wh is None:
-                self._open(view)
+                self._open_window(view)
             assert self._window_wh is not None
             cv2.imshow(self._name, _padded(self._marked(view), self._window_wh))
             self._update_title()
@@ -189,7 +192,7 @@ class WindowSink(Sink):
         if self._telling is None:
             self._telling = next((known for known in _OPEN_FROM if self._property(known[0]) >= known[1]), None)
 
-    def _open(self, view: Image) -> None:
+    def _open_window(self, view: Image) -> None:
         cv2.namedWindow(self._name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         scale = min(1.0, _MAX_WINDOW_WH[0] / view.shape[1], _MAX_WINDOW_WH[1] / view.shape[0])
         self._window_wh = (
@@ -249,14 +252,14 @@ class WindowSink(Sink):
                 return
             recording = open_sink(f"{_file_stem(self._info)}.mp4", self._info, self._renderer, self._options)
         except SinkError as error:
-            self._say(f"no recording: {error}")
+            log.info(f"no recording: {error}")
             return
         assert frame.view is not None
         self._recording, self._recording_start_s = recording, frame.pts_s
         self._recording_wh = frame.view.shape[1], frame.view.shape[0]
         self._record(frame)
         if self._recording is not None:
-            self._say(f"recording: {self._recording.written}")
+            log.info(f"recording: {self._recording.written}")
 
     def _record(self, frame: Frame) -> None:
         """Write a frame to the recording, if there is one; when it cannot be written, only the recording ends."""
@@ -269,13 +272,13 @@ class WindowSink(Sink):
         except SinkError as error:
             recording, self._recording = self._recording, None
             recording.discard()
-            self._say(f"recording stopped: {error}")
+            log.info(f"recording stopped: {error}")
 
     def _finish_recording(self) -> None:
         if self._recording is not None:
             recording, self._recording = self._recording, None
             recording.close()
-            self._say(f"recorded: {recording.written}")
+            log.info(f"recorded: {recording.written}")
 
 
 def write_snapshot(stem: str, frame: Frame, look: Look) -> str:

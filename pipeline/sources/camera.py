@@ -14,7 +14,20 @@ import numpy as np
 
 from pipeline.errors import SourceError
 from pipeline.frames.frame import Image, SourceInfo
-from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture
+from pipeline.sources.kinds import SourceKind
+from pipeline.sources.live import Connection, LiveSource, LostError, Picture
+from pipeline.sources.options import LiveOptions
+
+CAMERA = SourceKind(
+    name="camera",
+    opens="CameraSource",
+    help="a camera by number or device, through OpenCV",
+    order=10,
+    extra="cpu",
+    forms=("a camera number", "/dev/video0"),
+    live=True,
+    pattern=r"\d{1,3}|/dev/(?!shm(?:/|$)).*",
+)
 
 # A read that fails sooner than a time-out says that the camera is gone. OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT sets that time-out, in
 # whole seconds; the command sets it before it imports OpenCV.

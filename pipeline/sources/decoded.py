@@ -1,6 +1,8 @@
-"""What FFmpeg decoded, as frames: colours and turns, for files and streams alike."""
+"""What FFmpeg decoded, as frames: colors and turns, for files and streams alike."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import av
 import cv2
@@ -15,6 +17,18 @@ _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 
 
+class Decoded(NamedTuple):
+    """A decoded picture, upright; owned by the receiver.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, BGR, or (H·3/2, W) uint8, NV12; contiguous.
+        format: which of the two.
+    """
+
+    pixels: Image
+    format: Pixels
+
+
 class ToPixels:
     """Decoded pictures to those of frames; keeps what it prepared for the last size and format. For one thread.
 
@@ -26,18 +40,14 @@ class ToPixels:
         self._pixels = pixels
         self._reformatter = VideoReformatter()
 
-    def __call__(self, decoded: av.VideoFrame) -> Image:
-        """One picture, upright.
-
-        Returns:
-            (H, W, 3) uint8, BGR, or (H·3/2, W) uint8, NV12; contiguous. Owned by the caller.
-        """
+    def __call__(self, decoded: av.VideoFrame) -> Decoded:
+        """One picture, upright."""
         # FFmpeg converts by BT.601 when a stream names no matrix; players take BT.709 for HD, and its writers mean it.
         guess = Colorspace.ITU709 if decoded.colorspace == _UNSPECIFIED and decoded.height >= 720 else None
         quarter_turns = round(decoded.rotation / 90) % 4
         if self._pixels == "nv12" and not (quarter_turns or decoded.height % 2 or decoded.width % 2):
             if _is_plain(decoded, guess):
-                return _as_nv12(decoded)
+                return Decoded(_as_nv12(decoded), "nv12")
             converted = self._reformatter.reformat(
                 decoded,
                 format="nv12",
@@ -45,9 +55,10 @@ class ToPixels:
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
             )
-            return np.asarray(converted.to_ndarray(), np.uint8)
+            return Decoded(np.asarray(converted.to_ndarray(), np.uint8), "nv12")
         image = self._reformatter.reformat(decoded, format="bgr24", src_colorspace=guess).to_ndarray()
-        return np.ascontiguousarray(np.rot90(image, quarter_turns) if quarter_turns else image, dtype=np.uint8)
+        upright = np.ascontiguousarray(np.rot90(image, quarter_turns) if quarter_turns else image, dtype=np.uint8)
+        return Decoded(upright, "bgr")
 
 
 def _is_plain(decoded: av.VideoFrame, guess: Colorspace | None) -> bool:

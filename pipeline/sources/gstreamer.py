@@ -24,8 +24,21 @@ from pipeline.frames.frame import SourceInfo
 from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact, secrets_of
 from pipeline.sources.address import Address
-from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture
+from pipeline.sources.kinds import SourceKind
+from pipeline.sources.live import Connection, LiveSource, LostError, Picture
+from pipeline.sources.options import LiveOptions
 from pipeline.sources.yuv4mpeg import Yuv4mpegReader
+
+GSTREAMER = SourceKind(
+    name="gstreamer",
+    opens="GstreamerSource",
+    help="a CSI camera of a Jetson, or any pipeline of GStreamer that ends in raw pictures",
+    order=50,
+    install="sudo apt install gstreamer1.0-tools",
+    forms=("csi://0", "gst:PIPELINE"),
+    live=True,
+    prefixes=("csi:", "gst:"),
+)
 
 LAUNCH = "gst-launch-1.0"
 INSPECT = "gst-inspect-1.0"
@@ -151,7 +164,8 @@ class GstreamerConnection(Connection):
                     pictures_now = reader.received(count)
                 except ValueError as error:
                     raise LostError(f"expected pictures of {LAUNCH}, got {error}") from error
-                yield from map(Picture, pictures_now)
+                for pixels, kind in pictures_now:
+                    yield Picture(pixels, format=kind)
 
     def _listen(self, errors: int) -> bool:
         text = os.read(errors, 1 << 14)
@@ -171,7 +185,7 @@ class GstreamerConnection(Connection):
 
 
 def command(elements: Sequence[str], write_end: int) -> list[str]:
-    """The program and its words. Colours leave it as BT.709, which the pictures' header has no room to tell."""
+    """The program and its words. Colors leave it as BT.709, which the pictures' header has no room to tell."""
     return [
         *(LAUNCH, "-q", *elements, "!", "videoconvert", "!", "video/x-raw,format=I420,colorimetry=bt709"),
         *("!", "y4menc", "!", "fdsink", f"fd={write_end}"),

@@ -6,7 +6,6 @@ CONNECTING ──frame── RUNNING ──no frame── STALLED ──still no
 
 from __future__ import annotations
 
-import math
 import queue
 import random
 import re
@@ -17,59 +16,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pipeline.errors import OptionError, SourceError
+from pipeline.errors import SourceError
 from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact
 from pipeline.sources.base import Source
+from pipeline.sources.options import LiveOptions
 from pipeline.stages.prefetch import Prefetch
 from pipeline.stages.telemetry import CORRUPT, State, Telemetry
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 # A reader that hangs in a library ends by the library's own time-out. Until then no more than so many are left behind.
 MAX_ABANDONED = 2
 _JOIN_S = 0.3  # long enough to take leave of a peer that answers
 _LIFE_EVERY_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class LiveOptions:
-    """How long a live source waits, and for what.
-
-    Attributes:
-        stall_s: it is STALLED when no frame came for so long.
-        reconnect_s: and is connected anew when nothing came for so long after that.
-        connect_s: how long a new connection may be silent.
-        max_reconnects: give up after so many attempts in a row; None: never.
-        backoff_s: upper limit of the first wait between attempts; it doubles with each, and the wait is drawn below it.
-        backoff_max_s: where the doubling ends.
-        steady_s: frames for so long, and the count of attempts starts again.
-        on_corrupt: "drop" damaged frames or "pass" them on.
-        say: told one line at each change of state.
-    """
-
-    stall_s: float = 3.0
-    reconnect_s: float = 5.0
-    connect_s: float = 10.0
-    max_reconnects: int | None = None
-    backoff_s: float = 0.5
-    backoff_max_s: float = 30.0
-    steady_s: float = 10.0
-    on_corrupt: str = "drop"
-    say: Callable[[str], None] = lambda _: None
-
-    def __post_init__(self) -> None:
-        for name in ("stall_s", "reconnect_s", "connect_s", "backoff_s", "backoff_max_s", "steady_s"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise OptionError(f"{name}: expected seconds above 0, got {value}")
-        if self.max_reconnects is not None and self.max_reconnects < 0:
-            raise OptionError(f"max_reconnects: expected a number from 0, got {self.max_reconnects}")
-        if self.on_corrupt not in ("drop", "pass"):
-            raise OptionError(f"on_corrupt: expected drop or pass, got {self.on_corrupt}")
-
-    @property
-    def read_s(self) -> float:
-        """How long a library may wait for data, so that a reader that was left behind ends soon after."""
-        return self.stall_s + self.reconnect_s
 
 
 class LostError(Exception):
@@ -81,16 +43,17 @@ class Picture:
     """What a connection gives.
 
     Attributes:
-        pixels: (H, W, 3) uint8, BGR, or (H·3/2, W) uint8, NV12; owned by the receiver. None when nothing can be seen: a sign
-            of life, or all damaged.
+        pixels: uint8, as ``Frame.pixels``; owned by the receiver. None when nothing can be seen: a sign of life, or all damaged.
         pts_s: the peer's time stamp in seconds, from any start; None when it has none that can be trusted.
         corrupt: it was damaged on the way.
+        format: of ``pixels``: "bgr" or "nv12".
         captured_ns: ``time.monotonic_ns()`` when it was complete.
     """
 
     pixels: Image | None
     pts_s: float | None = None
     corrupt: bool = False
+    format: Pixels = "bgr"
     captured_ns: int = field(default_factory=time.monotonic_ns)
 
 
@@ -227,9 +190,8 @@ class LiveSource(Source):
             self.telemetry.drop(CORRUPT)
             return None
         pts_s = self._clock(picture.captured_ns, picture.pts_s)
-        return Frame(
-            picture.pixels, index, pts_s, self.info.name, f"{self._stem}_{index:06d}", captured_ns=picture.captured_ns
-        )
+        name = f"{self._stem}_{index:06d}"
+        return Frame(picture.pixels, index, pts_s, self.info.name, name, picture.format, picture.captured_ns)
 
     def _back_off(self, problem: str) -> None:
         """Wait before the next attempt, a random time so that a hundred boxes do not come back in step."""
@@ -252,7 +214,7 @@ class LiveSource(Source):
         if state is State.RECONNECTING and before is not State.RECONNECTING:
             self._lost_s = time.monotonic()
         again = f" again after {time.monotonic() - self._lost_s:.1f} s" if before is State.RECONNECTING else ""
-        self._options.say(f"{self.info.name}: {state.value}{again}{f': {problem}' if problem else ''}")
+        log.info(f"{self.info.name}: {state.value}{again}{f': {problem}' if problem else ''}")
 
     def _leave(self, opened: tuple[Connection, Prefetch[Picture]] | None) -> None:
         if opened is None:

@@ -14,15 +14,31 @@ import numpy as np
 
 from pipeline.errors import SourceError
 from pipeline.frames.frame import Frame, Image, SourceInfo
-from pipeline.sources import PICTURE_SUFFIXES
 from pipeline.sources.base import Source
+from pipeline.sources.kinds import SourceKind
+
+# fmt: off
+PICTURES = SourceKind(
+    name="pictures",
+    opens="PictureSource",
+    help="a picture, those of a folder, or those that a pattern such as 'pics/**/*.jpg' matches",
+    order=30,
+    extra="cpu",
+    forms=("a picture", "a folder", "a glob"),
+    suffixes=(
+        ".avif", ".bmp", ".dib", ".exr", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pic", ".png",
+        ".pnm", ".ppm", ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp",
+    ),
+    folders=True,
+)
+# fmt: on
 
 
 class PictureSource(Source):
     """A picture, the pictures of a folder (not of folders in it), or what a glob matches (``**`` for folders in folders).
 
     Order is that of the names, with numbers in them counted as numbers. Pictures are read as they are shown: turned by their
-    EXIF orientation, grey made BGR, 16 bits made 8, an alpha channel left out. A picture that cannot be read does not stop the
+    EXIF orientation, gray made BGR, 16 bits made 8, an alpha channel left out. A picture that cannot be read does not stop the
     others: it is named in the error that ends the iteration.
     """
 
@@ -97,9 +113,9 @@ def _find(spec: str) -> list[Path]:
         kind, found = "pattern", [Path(entry) for entry in glob.iglob(spec, recursive=True)]
     else:
         raise SourceError(f"{spec}: no such file")
-    pictures = {entry for entry in found if entry.suffix.lower() in PICTURE_SUFFIXES and os.path.isfile(entry)}
+    pictures = {entry for entry in found if entry.suffix.lower() in PICTURES.suffixes and os.path.isfile(entry)}
     if not pictures:
-        suffixes = " ".join(sorted(PICTURE_SUFFIXES))
+        suffixes = " ".join(sorted(PICTURES.suffixes))
         raise SourceError(f"{spec}: expected pictures ({suffixes}), got a {kind} with none")
     return sorted(pictures, key=_natural_order)
 

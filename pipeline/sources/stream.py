@@ -17,7 +17,20 @@ from pipeline.redaction import redact
 from pipeline.sources.address import Address
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
 from pipeline.sources.gstreamer import GstreamerConnection, has_jetson_decoder, jetson_rtsp
-from pipeline.sources.live import Connection, LifeSigns, LiveOptions, LiveSource, LostError, Picture
+from pipeline.sources.kinds import SourceKind
+from pipeline.sources.live import Connection, LifeSigns, LiveSource, LostError, Picture
+from pipeline.sources.options import LiveOptions
+
+STREAM = SourceKind(
+    name="stream",
+    opens="StreamSource",
+    help="a network camera or a stream of a server: RTSP over TCP, MJPEG or a video over HTTP",
+    order=40,
+    extra="cpu",
+    forms=("rtsp://", "http://"),
+    live=True,
+    prefixes=("rtsp://", "rtsps://", "http://", "https://"),
+)
 
 # What FFmpeg may open on behalf of an address. A playlist (HLS, DASH, concat, SDP) could name local files and other hosts.
 _RTSP_PROTOCOLS = "rtsp,rtsps,rtp,srtp,tcp,udp,tls"
@@ -133,7 +146,8 @@ class StreamConnection(Connection):
                 pts_s = None
                 if timed and decoded.pts is not None and decoded.time_base is not None:
                     pts_s = float(decoded.pts * decoded.time_base)
-                yield Picture(to_pixels(decoded), pts_s, decoded.is_corrupt)
+                pixels, kind = to_pixels(decoded)
+                yield Picture(pixels, pts_s, decoded.is_corrupt, kind)
             if life.due() and not pictures:
                 yield Picture(None)
 

@@ -13,6 +13,17 @@ import numpy as np
 from pipeline.errors import SourceError
 from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.sources.base import Source
+from pipeline.sources.kinds import SourceKind
+
+SYNTHETIC = SourceKind(
+    name="test",
+    opens="SyntheticSource",
+    help="a disc that wanders over a gradient, for trying things: test://?size=1280x720&fps=30&frames=300",
+    order=60,
+    extra="cpu",
+    forms=("test://",),
+    prefixes=("test:",),
+)
 
 _DEFAULTS = {"size": "1280x720", "fps": "30", "frames": "300", "step": "1"}
 
@@ -59,7 +70,7 @@ class SyntheticSource(Source):
         self._background: Image = np.repeat(ramp.astype(np.uint8)[:, :, None], 3, axis=2)
 
     def disc(self, index: int) -> tuple[tuple[int, int], int]:
-        """Where the disc of a frame lies: its centre (x, y) and its radius, in pixels."""
+        """Where the disc of a frame lies: its center (x, y) and its radius, in pixels."""
         height, width = self._size_hw
         angle = 2 * math.pi * index * self._step / 150
         center = round(width * (0.5 + 0.25 * math.cos(angle))), round(height * (0.5 + 0.2 * math.sin(2 * angle)))

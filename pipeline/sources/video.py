@@ -15,6 +15,18 @@ from pipeline.errors import SourceError
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
+from pipeline.sources.kinds import SourceKind
+
+VIDEO = SourceKind(
+    name="video",
+    opens="VideoSource",
+    help="a video file, decoded by FFmpeg",
+    order=20,
+    extra="cpu",
+    forms=("a video",),
+    suffixes=(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".gif", ".mpg", ".mpeg", ".ts", ".y4m"),
+    files=True,  # and of any other suffix, for FFmpeg looks into them
+)
 
 # Only containers that hold their own pictures: a playlist (HLS, concat) in a file named .mp4 would read other files.
 CONTAINERS = (
@@ -97,7 +109,8 @@ class VideoSource(Source):
                             first_pts = decoded.pts
                         pts_s = float((decoded.pts - first_pts) * (decoded.time_base or self.info.time_base))
                     last_s = pts_s
-                    yield Frame(to_pixels(decoded), index, pts_s, self.info.name, f"{stem}_{index:06d}")
+                    pixels, kind = to_pixels(decoded)
+                    yield Frame(pixels, index, pts_s, self.info.name, f"{stem}_{index:06d}", kind)
                     index += 1
         except av.error.FFmpegError as error:
             raise SourceError(f"{self._path}: cut off or damaged after {index} frames ({reason(error)})") from error

@@ -7,9 +7,8 @@ import re
 import av
 import numpy as np
 
-from pipeline.frames.frame import Image
 from pipeline.frames.pixels import Pixels
-from pipeline.sources.decoded import MAX_PIXELS, ToPixels
+from pipeline.sources.decoded import MAX_PIXELS, Decoded, ToPixels
 
 _LINE_BYTES = 256  # no header is longer
 _AHEAD_BYTES = 1 << 16
@@ -37,7 +36,7 @@ class Yuv4mpegReader:
         """Where the next bytes belong; never empty."""
         return memoryview(self._buffer)[self._filled :]
 
-    def received(self, count: int) -> list[Image]:
+    def received(self, count: int) -> list[Decoded]:
         """Take the ``count`` bytes that were put into ``space()``.
 
         Returns:
@@ -47,7 +46,7 @@ class Yuv4mpegReader:
             ValueError: the bytes are no such pictures.
         """
         self._filled += count
-        images: list[Image] = []
+        images: list[Decoded] = []
         start = 0
         while True:
             used = self._picture(start, images) if self._in_frame else self._line(start)
@@ -75,7 +74,7 @@ class Yuv4mpegReader:
             raise ValueError("something other than YUV4MPEG2")
         return end + 1 - start
 
-    def _picture(self, start: int, images: list[Image]) -> int:
+    def _picture(self, start: int, images: list[Decoded]) -> int:
         assert self._size_hw is not None
         there = self._filled - start
         length = _length(*self._size_hw, bool(self._rows_filled))
@@ -91,7 +90,7 @@ class Yuv4mpegReader:
         self._in_frame = False
         return length
 
-    def _image(self, start: int) -> Image:
+    def _image(self, start: int) -> Decoded:
         assert self._size_hw is not None
         height, width = self._size_hw
         decoded = av.VideoFrame(width, height, "yuv420p")

@@ -15,19 +15,19 @@ class Prefetch(Generic[T]):
     """Iterate over ``items`` in order while a thread computes up to ``depth`` of them ahead.
 
     An error in ``items`` is raised by the iterator, after the items before it. ``close()`` (or leaving the ``with`` block)
-    stops the thread, also when it waits for room, and ends the iteration; one that waits inside ``items`` ends with the
-    process.
+    ends the iteration and stops the thread, even while it waits for room in the queue. A thread that is blocked inside ``items``,
+    in a camera's read for example, cannot be stopped: it is abandoned, and ends with the process.
 
     Args:
         items: what to run ahead; its ``close`` is called on the thread at the end if it has one.
         depth: how many finished items may wait.
-        drop_oldest: a full queue loses its oldest item in place of making ``items`` wait. For live sources: with a depth
-            of 1 the consumer always gets the newest frame.
-        dropped: told of each item that was lost so, on the thread.
-        changed: shared by queues that one consumer waits for; None: its own.
+        drop_oldest: a full queue drops its oldest item, in place of making ``items`` wait (back-pressure). For live sources: with a
+            depth of 1 the consumer always gets the newest frame.
+        dropped: called on the thread for each item that was dropped.
+        changed: a condition to share between queues that one consumer waits for; None: one of its own.
         name: the thread's name.
-        join_s: how long ``close`` waits for the thread; None, for items that are computed, until it has ended: native code
-            that still runs when the process ends aborts it.
+        join_s: seconds that ``close`` waits for the thread. None: until it has ended. That is for items that are computed, because
+            native code that still runs when the process ends aborts the process.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Prefetch(Generic[T]):
             return bool(self._ready) or self._ended
 
     def state(self) -> Literal["item", "none", "end"]:
-        """What the iterator would give now: an item, nothing yet, or the end, be it by an error or by ``close``."""
+        """What the iterator would give now: an item, nothing yet, or the end (after an error and ``close`` too)."""
         with self.changed:
             return "item" if self._ready else "end" if self._ended or self._stop else "none"
 

@@ -1,12 +1,12 @@
 """latency, throughput, soak and start: that they measure what they say, on a tiny network and a few frames."""
 
+import re
 import time
 
 import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.shared.bars import draw_bars
 from benchmarks.shared.stand_in import Sleeper, disc_mask
 
 
@@ -41,9 +41,7 @@ def test_soak(asked):
     assert all(row["resident_mb"] > 10 for row in entries["table"])
     assert entries["ratios"]["soak_growth_mb"] >= 0
     assert entries["dropped"]["newer"] > 0
-    came_in, out, dropped = (
-        int(word) for word in printed.split("; ")[-1].replace("=", "").replace("+", "").split()[:6] if word.isdigit()
-    )
+    came_in, out, dropped = map(int, re.search(r"(\d+) in = (\d+) out \+ (\d+) dropped", printed).groups())
     assert came_in == out + dropped
 
 
@@ -102,11 +100,3 @@ def test_a_disc_covers_its_share():
         mask = disc_mask((108, 192), share)
         assert np.mean(mask >= 128) == pytest.approx(share, abs=0.01)
         assert len(np.unique(mask)) > 20  # a soft edge
-
-
-def test_bars_are_as_long_as_their_values():
-    image = draw_bars("title", [("a", 1.0), ("b", 2.0), ("none", 0.0)], marks=[1.5])
-    blue = (image == (180, 90, 20)).all(axis=2)
-    lengths = [int(blue[row].sum()) for row in (56 + 14, 86 + 14, 116 + 14)]
-    assert lengths[1] == pytest.approx(2 * lengths[0], rel=0.05)
-    assert lengths[2] <= 2

@@ -165,10 +165,10 @@ def test_a_wrong_option_is_one_line(main, tmp_path, monkeypatch, arguments, mess
     [
         (
             [np.zeros((9, 9, 3), np.uint8)] * 3,
-            "got 0 of 3 read (0 near-duplicates, 3 of one colour): is the lens covered?",
+            "got 0 of 3 read (0 near-duplicates, 3 of one color): is the lens covered?",
         ),
         ([blocks(1)], "expected at least 2 frames that differ, got 1 of 1 read"),
-        ([blocks(1)] * 4, "got 1 of 4 read (3 near-duplicates, 0 of one colour): give more scenes"),
+        ([blocks(1)] * 4, "got 1 of 4 read (3 near-duplicates, 0 of one color): give more scenes"),
     ],
 )
 def test_pictures_that_make_no_set_leave_nothing(main, tmp_path, images, message):

@@ -415,7 +415,7 @@ def test_missing_packages_are_told_with_the_command_that_installs_them(cli, weig
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"error: compiling needs packages that are not here (No module named '{package}'): "
-        "install them with: pip install '.[compile]'\n"
+        "install them with: pip install 'edgemask[compile]'\n"
     )
     assert not list(place.iterdir())
 

@@ -37,7 +37,7 @@ def run(*arguments, cwd, start=("-c", INSTALLED)):
 
 def test_the_command_runs_where_packages_are_called_like_ours(crowded, red_bundle):
     done = run("picture.png", "--model", red_bundle.folder, "--render", "mask", "--output", "out.png", cwd=crowded)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (done.returncode, done.stdout) == (0, "out.png\n"), done.stderr
     assert (cv2.imread(str(crowded / "out.png")) == 90).all()
 
 

@@ -20,8 +20,9 @@ from benchmarks.peers import torch_loops as peers_torch
 from benchmarks.peers import trtexec as peers_trtexec
 from benchmarks.peers.commands import run_with
 from benchmarks.peers.on_gpu import open_gpu_engine, require_plan
-from benchmarks.peers.runs import Job, in_its_own_process
+from benchmarks.peers.runs import Job
 from benchmarks.peers.trtexec import Rates, command, find_program, measured_by
+from benchmarks.shared.process import in_its_own_process
 from compile.networks.unet import UNet
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.bundles.plan_entry import PlanEntry

@@ -1,6 +1,5 @@
 import json
 import sys
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ from benchmarks.gpu import prepare as gpu_prepare
 from benchmarks.gpu import rows as gpu_rows
 from benchmarks.gpu import torch_program as gpu_torch
 from benchmarks.gpu.rows import Rows, ratios, read_rows, table
+from benchmarks.gpu.samples import Sample, agreement
 from benchmarks.questions import gpu
 from benchmarks.shared.power_sensors import Sensor
 from compile.networks.contract import Contract
@@ -47,7 +47,7 @@ def options(*arguments):
     parser = OptionParser()
     parser.add_argument("--json")
     gpu.add_options(parser)
-    return parser.parse_args([*map(str, arguments)])
+    return gpu.Options(**vars(parser.parse_args([*map(str, arguments)])))
 
 
 @pytest.fixture
@@ -140,8 +140,9 @@ def test_each_part_has_a_process_of_its_own_and_a_failure_is_a_row(data, tmp_pat
     assert "FAILED torch, all of it: ended with status -6: bad" in out
 
 
-CHILD = "from benchmarks import gpu; from pipeline.command.command_line import OptionParser; p = OptionParser(); " + (
-    "p.add_argument('--json'); gpu.add_options(p); gpu.measure(p.parse_args(sys.argv[2:]))"
+CHILD = (
+    "from benchmarks.questions import gpu; from pipeline.command.command_line import OptionParser; p = OptionParser(); "
+    "p.add_argument('--json'); gpu.add_options(p); gpu.measure(gpu.Options(**vars(p.parse_args(sys.argv[2:]))))"
 )
 
 
@@ -278,14 +279,14 @@ def test_the_table_of_a_file(tmp_path, capsys):
 def test_agreement_counts_the_worst_picture():
     expected = np.zeros((2, 4), np.uint8)
     expected[:, :2] = 255
-    samples = [gpu_torch.Sample(np.full((1, 2, 4, 3), value, np.uint8), expected) for value in (0, 1)]
+    samples = [Sample(np.full((1, 2, 4, 3), value, np.uint8), expected) for value in (0, 1)]
 
     def masks_of(frames_nhwc):
         got = expected[None].copy()
         got[0, 0, 0] -= 200 * frames_nhwc.max()
         return got
 
-    found = gpu_torch.agreement(masks_of, samples, "binary")
+    found = agreement(masks_of, samples, "binary")
     assert found == {"pictures": 2, "iou_mean": 0.875, "iou_worst": 0.75, "max_difference": 200}
 
 
@@ -305,7 +306,7 @@ def test_the_module_that_reads_energy_is_carried(tmp_path, monkeypatch, capsys):
     assert copied.read_text() == "carried = True"
     monkeypatch.setattr(gpu_prepare.importlib.util, "find_spec", lambda _: None)
     assert gpu_prepare.copy_nvml(tmp_path / "gpu") == []
-    assert "pip install '.[energy]', and prepare again" in capsys.readouterr().out
+    assert "pip install 'edgemask[energy]', and prepare again" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -323,7 +324,6 @@ def read_pictures():
 
 def test_options_are_only_what_is_needed():
     given = options()
-    assert isinstance(given, Namespace)
     assert (given.data, given.device, given.quick, given.part) == (".gpu", "cuda", False, None)
 
 

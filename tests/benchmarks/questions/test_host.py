@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.questions.host import ALPHA, COLOUR, STEPS, moving_frames, numpy_overlay, ratios
+from benchmarks.shared.plots import WIDTH_PX
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.render.palette import load_palette
@@ -31,9 +32,9 @@ def test_the_command_prints_a_table_draws_and_writes_json(tmp_path, capsys):
     for step in expected:
         assert f"| {STEPS[step]} |" in printed
     assert entries["ratios"] == {}  # they are of 1080p
-    assert ("pip install '.[peers]'" in printed) == (entries["supervision"] is None)
+    assert ("pip install 'edgemask[peers]'" in printed) == (entries["supervision"] is None)
     picture = cv2.imread(str(plot))
-    assert picture.shape[1] == 900
+    assert picture.shape[1] == WIDTH_PX
     assert (picture != 255).any()
 
 

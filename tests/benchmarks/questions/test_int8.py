@@ -73,7 +73,7 @@ def test_every_tool_has_a_row_and_what_is_not_here_says_what_to_install(place, t
     assert main(arguments(place, "--json", result, "--plot", plot)) == 0
     printed = capsys.readouterr().out
     assert "calibrated on 2 pictures, measured on 3 others" in printed
-    assert "pip install '.[peers]'" in printed
+    assert "pip install 'edgemask[peers]'" in printed
     assert "note: the bundle was calibrated on other pictures (others)" in printed
     entries = json.loads(result.read_text())
     rows = {row["tool"]: row for row in entries["table"]}

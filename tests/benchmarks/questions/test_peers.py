@@ -18,6 +18,7 @@ from benchmarks.peers import on_gpu as peers_gpu
 from benchmarks.peers.runs import Clock, Run, read_masks
 from benchmarks.peers.trtexec import TOOLS
 from benchmarks.questions.peers import PEERS, ratios
+from benchmarks.shared.plots import WIDTH_PX
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.errors import BackendUnavailableError, OptionError
 
@@ -87,7 +88,7 @@ def test_loops_are_compared_and_tools_that_are_not_here_are_told(place, tmp_path
     assert main(given(place, "--rounds", 2, "--json", result, "--plot", plot)) == 0
     printed = capsys.readouterr().out
     assert "tiny, fp32, contract stream, 3 frames of clip.mp4 (96×64), median of 2 rounds" in printed
-    assert "rembg is not here: pip install '.[peers]'" in printed
+    assert "rembg is not here: pip install 'edgemask[peers]'" in printed
     entries = json.loads(result.read_text())
     rows = {row["tool"]: row for row in entries["table"]}
     assert set(rows) == {f"edgemask_{name}" for name in peers_gpu.ALL_OURS} | set(PEERS)
@@ -105,7 +106,7 @@ def test_loops_are_compared_and_tools_that_are_not_here_are_told(place, tmp_path
         assert rows[key]["written_bytes"] > 0
     assert rows["edgemask_video"]["written_bytes"] > 0
     assert rows["edgemask_masks"]["written_bytes"] > 0
-    assert cv2.imread(str(plot)).shape[1:] == (900, 3)
+    assert cv2.imread(str(plot)).shape[1] == WIDTH_PX
 
 
 @pytest.mark.needs_program("ffmpeg")

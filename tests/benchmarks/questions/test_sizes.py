@@ -6,7 +6,6 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.questions.sizes import advice
 from benchmarks.shared import bundles
-from benchmarks.shared.points import draw_points
 from pipeline.command.command_line import SaidError
 
 
@@ -110,12 +109,3 @@ def test_a_bundle_is_read_and_a_name_is_compiled(red_bundle, tmp_path, monkeypat
     folder = tmp_path / "benchmarks" / "u2netp-fp16-mine"
     network = ["--model", "u2netp", "--contract", "contracts/mine.yaml", "--precision", "fp16"]
     assert calls == [[*network, "--output", str(folder)]]
-
-
-def test_points_lie_where_their_numbers_are():
-    image = draw_points("title", "x", {"a": (0.0, 0.5), "b": (4.0, 1.0)}, 0.5, 1.0)
-    assert image.shape == (480, 900, 3)
-    blue = (180, 90, 20)
-    assert tuple(image[480 - 70, 70]) == blue  # lowest, at the left
-    assert tuple(image[70, 900 - 70]) == blue
-    assert tuple(image[70, 70 + 8]) != blue

@@ -187,7 +187,7 @@ def test_a_machine_without_any_says_what_was_looked_for(machine):
 )
 def test_the_package_for_nvml_is_asked_for_where_there_is_a_gpu(machine, files):
     (sensor,) = of_kind(find_sensors(machine(files)), "NVML")
-    assert sensor.missing.endswith("pip install '.[energy]'")
+    assert sensor.missing.endswith("pip install 'edgemask[energy]'")
 
 
 @pytest.mark.parametrize(

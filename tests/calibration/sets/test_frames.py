@@ -264,10 +264,10 @@ def test_memory_and_disk_do_not_grow_with_the_source(tmp_path):
     [
         (
             [np.zeros((*SIZE_HW, 3), np.uint8)] * 3,
-            r"got 0 of 3 read \(0 near-duplicates, 3 of one colour\): is the lens covered",
+            r"got 0 of 3 read \(0 near-duplicates, 3 of one color\): is the lens covered",
         ),
         ([scene(1)], r"film: expected at least 2 frames that differ, got 1 of 1 read .*: give more scenes"),
-        ([scene(1)] * 9, r"got 1 of 9 read \(8 near-duplicates, 0 of one colour\)"),
+        ([scene(1)] * 9, r"got 1 of 9 read \(8 near-duplicates, 0 of one color\)"),
     ],
 )
 def test_what_makes_no_set_is_refused_and_leaves_nothing(tmp_path, images, message):
@@ -441,7 +441,7 @@ def test_any_source_gives_its_most_different_frames(tmp_path, film):
 
 def test_a_source_that_shows_nothing_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((9, 9, 3), np.uint8))
-    with pytest.raises(CalibrationError, match=r"black\.png: expected frames to calibrate on, got 1 of one colour"):
+    with pytest.raises(CalibrationError, match=r"black\.png: expected frames to calibrate on, got 1 of one color"):
         list(open_calibration(str(tmp_path / "black.png")))
     with pytest.raises(SourceError, match="no such file"):
         open_calibration(str(tmp_path / "none.mp4"))

@@ -489,7 +489,7 @@ def test_without_onnx_it_says_what_to_install(run, monkeypatch, red_bundle):
     monkeypatch.setitem(sys.modules, "onnx", None)
     status, said, errors = run(red_bundle.folder)
     assert (status, said) == (2, "")
-    assert re.fullmatch(r"error: .*onnx.*: install them with: pip install '\.\[compile\]'\n", errors)
+    assert re.fullmatch(r"error: .*onnx.*: install them with: pip install 'edgemask\[compile\]'\n", errors)
 
 
 def test_as_a_module_without_torch(cli, red_bundle, tmp_path):

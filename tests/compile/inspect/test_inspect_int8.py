@@ -7,11 +7,11 @@ import re
 import sys
 
 import cv2
-import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
-from compile.inspect.__main__ import main
-from compile.inspect.int8_plot import draw_search
+from compile.inspect.figure import BLUE, ORANGE, png_bytes
+from compile.inspect.int8_plot import WIDTH_PX, draw_search
 from compile.inspect.int8_search import read_search
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 
@@ -188,56 +188,72 @@ def test_names_that_give_orders_to_the_terminal_are_only_shown(look, made, tmp_p
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", said)
 
 
-# --- the picture
-
-BLUE, ORANGE, PURPLE, GREEN = (178, 114, 0), (30, 140, 235), (150, 50, 120), (95, 140, 0)
+# --- the plot
 
 
 def drawn(folder):
-    """The picture of a bundle."""
-    path = folder.parent / "plot.png"
-    assert main([str(folder), "--plot", str(path)]) == 0
-    return cv2.imread(str(path))
+    """The figure of a bundle: its axes for layers, for the table and for steps."""
+    manifest = Bundle.read(folder).manifest
+    figure = draw_search(manifest, read_search(manifest))
+    assert png_bytes(figure).startswith(b"\x89PNG")
+    return figure.axes
 
 
-def boxes(image, color, top=100):
-    """(left, top, width, height) of what has a colour, without the legend above, from top to bottom."""
-    mask = (np.abs(image.astype(int) - color).max(2) < 12).astype(np.uint8)
-    mask[:top] = 0
-    found = cv2.connectedComponentsWithStats(mask)[2][1:]
-    return sorted((tuple(int(number) for number in row[:4]) for row in found if row[4] > 20), key=lambda box: box[1])
+def bars(axes):
+    """(name, length, colour) from top to bottom."""
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    return [(name, bar.get_width(), to_hex(bar.get_facecolor())) for name, bar in zip(names, axes.patches, strict=True)]
+
+
+def marks(axes):
+    """Where the marks are, by what the legend calls them."""
+    return {found.get_label(): found.get_offsets().tolist() for found in axes.collections}
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def rows(axes):
+    (table,) = axes.tables
+    cells = {place: cell.get_text().get_text() for place, cell in table.get_celld().items()}
+    height, width = (max(place) + 1 for place in zip(*cells, strict=True))
+    return [[cells[row, column] for column in range(width)] for row in range(1, height)]
 
 
 def test_bars_are_as_long_as_the_damage_and_tell_the_precision(made):
-    image = drawn(made())
-    assert image.shape[1] == 1600
-    (middle,), (down, up) = boxes(image, ORANGE), boxes(image, BLUE)
-    assert middle[1] < down[1] < up[1]
-    assert middle[0] == down[0] == up[0]
-    assert (down[2] / middle[2], up[2] / middle[2]) == pytest.approx((2 / 7, 1 / 7), abs=0.01)
-    assert tuple(image[-1, -1]) == (255, 255, 255)
+    layers, _, _ = drawn(made())
+    found = bars(layers)
+    assert [(name, colour) for name, _, colour in found] == [
+        ("middle.conv", ORANGE),
+        ("down.conv", BLUE),
+        ("up.conv", BLUE),
+    ]
+    assert [length for _, length, _ in found] == pytest.approx([70, 20, 10])
+    assert texts(layers) == ["70.0 %", "20.0 %", "10.0 %"]
+    assert "%" in layers.get_xlabel()
 
 
 def test_the_chosen_step_and_the_verification_are_marked_where_they_are(made):
-    image = drawn(made())
-    verified, verified_in_legend = boxes(image, PURPLE)
-    # A ring around a dot, in the plot and in the legend.
-    marks = boxes(image, GREEN)
-    center = {(box[0] + box[2] // 2, box[1] + box[3] // 2) for box in marks}
-    assert len(marks) == 4
-    chosen = min(marks, key=lambda box: box[1])
-    assert abs(chosen[0] + chosen[2] / 2 - verified[0] - verified[2] / 2) <= 1  # the same share of the work
-    assert chosen[1] < verified[1]  # 0.994 is above 0.991
-    assert any(abs(x - verified_in_legend[0] - verified_in_legend[2] // 2) <= 1 for x, _ in center)
+    _, table, steps = drawn(made())
+    found = marks(steps)
+    assert found["chosen"] == [pytest.approx([80, 0.994])]
+    assert found["final verification"] == [pytest.approx([80, 0.991])]
+    assert len(found["tried"]) == 3
+    assert texts(steps) == ["1", "2", "3", "4"]
+    assert rows(table)[2] == ["3", "3 layers in FP16 (chosen)", "80.00 %", "0.100", "0.9940"]
+    assert rows(table)[-1][1:] == ["final verification, mean of 8 frames", "80.00 %", "", "0.9910"]
 
 
 def test_without_a_verification_there_is_no_marker(made):
     for verification in ({}, {"iou_mean": "good"}, {"iou_mean": 7}):
-        assert boxes(drawn(made(verification=verification)), PURPLE) == []
+        _, table, steps = drawn(made(verification=verification))
+        assert "final verification" not in marks(steps)
+        assert len(rows(table)) == 4
 
 
 def test_twenty_five_bars_at_most(made):
-    assert len(boxes(drawn(made({**FOUND, "layers": many_layers(40)})), BLUE)) == 25
+    assert len(bars(drawn(made({**FOUND, "layers": many_layers(40)}))[0])) == 25
 
 
 @pytest.mark.parametrize(
@@ -245,23 +261,20 @@ def test_twenty_five_bars_at_most(made):
     [
         {"layers": [{**LAYER, "name": "", "share_of_damage": 0.0}]},
         {"layers": [{**LAYER, "name": "encoder." * 200, "share_of_damage": 1.0}]},
+        {"layers": [{**LAYER, "name": "$\\frac{$ 層", "share_of_damage": 1.0}]},
         {"steps": [{**STEP, "what": "é" * 500, "share_of_work": 1.0, "iou": 1.0}] * 200},
         {"steps": [{**STEP, "share_of_work": 0.0, "iou": 0.0, "noise": 0}]},
     ],
-    ids=["no name, no damage", "long name", "many steps", "nothing"],
+    ids=["no name, no damage", "long name", "formula and other letters", "many steps", "nothing"],
 )
-def test_extremes_are_drawn(made, changed):
-    image = drawn(made({**FOUND, **changed}))
-    assert image.shape[1] == 1600
-    assert image.shape[0] < 1400
-    for edge in (image[:16], image[-6:], image[:, :16], image[:, -16:]):
+def test_extremes_are_drawn(run, made, tmp_path, changed):
+    path = tmp_path / "plot.png"
+    assert run(made({**FOUND, **changed}), "--plot", path)[0] == 0
+    image = cv2.imread(str(path))
+    assert image.shape[1] == WIDTH_PX
+    assert 600 < image.shape[0] < 2000
+    for edge in (image[:2], image[-2:], image[:, :2], image[:, -2:]):  # nothing is cut off
         assert edge.min() == 255
-
-
-def test_the_picture_belongs_to_the_caller(made):
-    manifest = Bundle.read(made()).manifest
-    image = draw_search(manifest, read_search(manifest))
-    assert (image.dtype, image.flags.writeable, image.base) == (np.uint8, True, None)
 
 
 def test_a_plot_goes_with_the_report(run, made, tmp_path):
@@ -311,22 +324,25 @@ def test_a_file_that_cannot_be_written_is_refused_in_one_line(run, made, tmp_pat
 # --- what must not be needed
 
 
-def test_neither_torch_nor_onnxruntime_nor_opencv_is_needed_for_the_text(cli, made, tmp_path):
-    for name in ("torch", "onnxruntime", "cv2"):
+def test_neither_torch_nor_onnxruntime_nor_opencv_nor_matplotlib_is_needed_for_the_text(cli, made, tmp_path):
+    for name in ("torch", "onnxruntime", "cv2", "matplotlib"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('a Jetson has none')")
     path = os.pathsep.join((str(tmp_path), os.getcwd()))
     done = cli("compile.inspect", made(), env={"PYTHONPATH": path})
     assert (done.returncode, done.stderr) == (0, "")
     assert "in 2 of 5 layers" in done.stdout
-    (tmp_path / "cv2.py").unlink()
+    (tmp_path / "matplotlib.py").unlink()
     done = cli("compile.inspect", tmp_path / "bundle", "--plot", tmp_path / "plot.png", env={"PYTHONPATH": path})
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_without_opencv_a_plot_says_what_to_install(run, made, monkeypatch, tmp_path):
-    for name in ("int8_plot", "canvas"):
+def test_without_matplotlib_a_plot_says_what_to_install(run, made, monkeypatch, tmp_path):
+    for name in ("int8_plot", "figure"):
         monkeypatch.delitem(sys.modules, f"compile.inspect.{name}")
-    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     status, _, errors = run(made(), "--plot", tmp_path / "plot.png")
     assert status == 2
-    assert re.fullmatch(r"error: .*cv2.*: install them with: pip install '\.\[compile\]'\n", errors)
+    assert "matplotlib" in errors
+    assert "pip install 'edgemask[plots]'" in errors
+    assert not (tmp_path / "plot.png").exists()

@@ -144,12 +144,16 @@ def test_the_command_writes_a_bundle_with_the_plan(tmp_path, tiny_unet, capsys):
 def test_missing_packages_are_told_with_the_command(monkeypatch, tmp_path):
     load = load_tensorrt_rtx.__wrapped__
     monkeypatch.setenv(LIBRARIES_VARIABLE, str(tmp_path))
-    with pytest.raises(BackendUnavailableError, match=r"expected libcudart\.so in .*pip install '\.\[tensorrt-rtx\]'"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"expected libcudart\.so in .*pip install 'edgemask\[tensorrt-rtx\]'"
+    ):
         load()
     monkeypatch.delenv(LIBRARIES_VARIABLE)
     for name in tensorrt_library._MODULES:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(BackendUnavailableError, match=r"its packages are not here .*pip install '\.\[tensorrt-rtx\]'"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"its packages are not here .*pip install 'edgemask\[tensorrt-rtx\]'"
+    ):
         load()
 
 

@@ -124,8 +124,8 @@ def test_the_first_start_builds_a_plan_and_the_second_one_runs_it(machine):
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ("no TensorRT", ("TensorRT is not here", "pip install '.[tensorrt]'")),
-        ("no PyCUDA", ("pycuda", "pip install '.[pycuda]'")),
+        ("no TensorRT", ("TensorRT is not here", "pip install 'edgemask[tensorrt]'")),
+        ("no PyCUDA", ("pycuda", "pip install 'edgemask[pycuda]'")),
         ("old", ("expected 10.3 or newer", "got 8.6.1.6", "sudo apt install nvidia-jetpack")),
         ("no driver", ("no CUDA-capable device", "python -m pipeline.doctor")),
         ("no memory", ("out of device memory", "python -m compile --bundle", "--workspace 1")),

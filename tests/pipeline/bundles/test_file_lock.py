@@ -3,8 +3,7 @@
 import fcntl
 import os
 import threading
-
-import pytest
+import time
 
 from pipeline.bundles.file_lock import locked, one_maker, take_lock
 
@@ -33,22 +32,21 @@ def test_what_is_not_there_has_no_lock(tmp_path):
         pass
 
 
-def test_the_second_maker_says_that_it_waits_and_begins_when_the_first_one_is_done(tmp_path):
-    done, said, waiting = [], [], threading.Event()
-
-    def say(line):
-        said.append(line)
-        waiting.set()
+def test_the_second_maker_says_that_it_waits_and_begins_when_the_first_one_is_done(tmp_path, said):
+    done = []
 
     def second():
-        with one_maker(tmp_path / "place", tmp_path / "locks", say):
+        with one_maker(tmp_path / "place", tmp_path / "locks"):
             done.append("second")
 
     thread = threading.Thread(target=second)
-    with one_maker(tmp_path / "place", tmp_path / "locks", pytest.fail):
+    with one_maker(tmp_path / "place", tmp_path / "locks"):
         thread.start()
-        assert waiting.wait(20)
-        with one_maker(tmp_path / "other", tmp_path / "locks", pytest.fail):
+        deadline_s = time.monotonic() + 20
+        while not said:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        with one_maker(tmp_path / "other", tmp_path / "locks"):
             done.append("other")
         done.append("first")
     thread.join(20)
@@ -58,7 +56,7 @@ def test_the_second_maker_says_that_it_waits_and_begins_when_the_first_one_is_do
 
 
 def test_a_child_that_has_it_too_keeps_it(tmp_path):
-    with one_maker(tmp_path / "place", tmp_path / "locks", pytest.fail) as inherited:
+    with one_maker(tmp_path / "place", tmp_path / "locks") as inherited:
         (handle,) = inherited
         kept = os.dup(handle)
     (path,) = (tmp_path / "locks").iterdir()
@@ -67,7 +65,8 @@ def test_a_child_that_has_it_too_keeps_it(tmp_path):
     assert not is_held(path)
 
 
-def test_where_no_lock_can_be_written_there_is_none(tmp_path):
+def test_where_no_lock_can_be_written_there_is_none(tmp_path, said):
     (tmp_path / "file").touch()
-    with one_maker(tmp_path / "place", tmp_path / "file" / "locks", pytest.fail) as inherited:
+    with one_maker(tmp_path / "place", tmp_path / "file" / "locks") as inherited:
         assert inherited == ()
+    assert said == []

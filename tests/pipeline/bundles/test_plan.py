@@ -346,7 +346,7 @@ def red(engine):
 
 @pytest.mark.parametrize("spoil", [another_version, another_gpu, one_changed_byte, cut_off], ids=lambda s: s.__name__)
 def test_a_plan_that_does_not_fit_is_built_again_and_the_new_one_opened(
-    red_bundle, planned, add_plan, fake_machine, spoil
+    red_bundle, planned, add_plan, fake_machine, spoil, said
 ):
     asked = []
 
@@ -356,9 +356,10 @@ def test_a_plan_that_does_not_fit_is_built_again_and_the_new_one_opened(
 
     bundle = spoil(planned, fake_machine)
     for backend in ("tensorrt", "auto"):
-        with open_engine(bundle, backend, rebuild=rebuild, say=pytest.fail) as engine:
+        with open_engine(bundle, backend, rebuild=rebuild) as engine:
             assert engine.bundle.folder.name == "rebuilt"
             assert red(engine)
+        assert said == []
         (given,) = asked
         assert given[:2] == (bundle, "tensorrt")
         assert re.fullmatch(r".*: expected .*, got .* rebuild it with: .*", given[2])
@@ -385,19 +386,17 @@ def test_what_building_cannot_mend_is_not_built(planned, fake_machine):
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
-def test_auto_takes_the_plan_that_there_is(red_bundle, add_plan, fake_machine, runtime):
+def test_auto_takes_the_plan_that_there_is(red_bundle, add_plan, fake_machine, runtime, said):
     fake_machine.install(runtime)
-    said = []
-    with open_engine(add_plan(red_bundle, runtime), say=said.append) as engine:
+    with open_engine(add_plan(red_bundle, runtime)) as engine:
         assert engine.description.startswith("TensorRT-RTX" if runtime == "tensorrt-rtx" else "TensorRT 10")
         assert red(engine)
     assert said == []
 
 
 @pytest.mark.parametrize("spoil", SIX, ids=lambda spoil: spoil.__name__)
-def test_auto_goes_on_with_onnx_runtime_and_says_why(planned, fake_machine, spoil):
-    said = []
-    with open_engine(spoil(planned, fake_machine), say=said.append) as engine:
+def test_auto_goes_on_with_onnx_runtime_and_says_why(planned, fake_machine, spoil, said):
+    with open_engine(spoil(planned, fake_machine)) as engine:
         assert engine.description.startswith("ONNX Runtime")
         assert red(engine)
     (line,) = said
@@ -405,22 +404,20 @@ def test_auto_goes_on_with_onnx_runtime_and_says_why(planned, fake_machine, spoi
     assert fake_machine.settings.deserialized == []
 
 
-def test_auto_goes_on_when_the_plan_cannot_be_built(planned):
+def test_auto_goes_on_when_the_plan_cannot_be_built(planned, said):
     def rebuild(*_):
         raise BuildError("no plan")
 
-    said = []
-    with open_engine(edit_entry(planned, version="9.0"), rebuild=rebuild, say=said.append) as engine:
+    with open_engine(edit_entry(planned, version="9.0"), rebuild=rebuild) as engine:
         assert engine.description.startswith("ONNX Runtime")
     assert said == ["on the CPU: no plan"]
 
 
 @pytest.mark.parametrize("lacking", ["refuse_context", "refuse_execute", "allocations_left"])
-def test_auto_goes_on_when_the_gpu_cannot_run_the_plan_and_gives_it_back(planned, fake_machine, lacking):
+def test_auto_goes_on_when_the_gpu_cannot_run_the_plan_and_gives_it_back(planned, fake_machine, lacking, said):
     given = fake_machine.gpu if lacking == "allocations_left" else fake_machine.settings
     setattr(given, lacking, 0 if lacking == "allocations_left" else True)
-    said = []
-    with open_engine(planned, rebuild=lambda *_: pytest.fail("rebuilt"), say=said.append) as engine:
+    with open_engine(planned, rebuild=lambda *_: pytest.fail("rebuilt")) as engine:
         assert engine.description.startswith("ONNX Runtime")
         assert red(engine)
     (line,) = said
@@ -435,7 +432,7 @@ def seen(monkeypatch):
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
-def test_auto_has_a_plan_built_for_the_gpu_that_is_here(red_bundle, add_plan, fake_machine, seen, runtime):
+def test_auto_has_a_plan_built_for_the_gpu_that_is_here(red_bundle, add_plan, fake_machine, seen, runtime, said):
     fake_machine.install(runtime)
     asked = []
 
@@ -443,47 +440,47 @@ def test_auto_has_a_plan_built_for_the_gpu_that_is_here(red_bundle, add_plan, fa
         asked.append(given[:2])
         return add_plan(*given[:2])
 
-    with open_engine(red_bundle, rebuild=rebuild, say=pytest.fail) as engine:
+    with open_engine(red_bundle, rebuild=rebuild) as engine:
         assert engine.bundle.manifest.engines[0].runtime == runtime
         assert red(engine)
     assert asked == [(red_bundle, runtime)]
+    assert said == []
 
 
 def test_auto_has_a_plan_built_where_the_one_that_is_there_is_for_what_is_not_here(
-    red_bundle, add_plan, fake_machine, seen
+    red_bundle, add_plan, fake_machine, seen, said
 ):
     bundle = add_plan(red_bundle, "tensorrt-rtx")
-    with open_engine(
-        bundle, rebuild=lambda *_: add_plan(red_bundle, "tensorrt", name="new"), say=pytest.fail
-    ) as engine:
+    with open_engine(bundle, rebuild=lambda *_: add_plan(red_bundle, "tensorrt", name="new")) as engine:
         assert engine.description.startswith("TensorRT 10.3")
+    assert said == []
 
 
-def test_auto_builds_nothing_where_it_may_not(red_bundle, fake_machine, seen):
-    with open_engine(red_bundle, say=pytest.fail) as engine:
+def test_auto_builds_nothing_where_it_may_not(red_bundle, fake_machine, seen, said):
+    with open_engine(red_bundle) as engine:
         assert engine.description.startswith("ONNX Runtime")
+    assert said == []
 
 
-def test_tensorrt_rtx_is_not_asked_of_a_gpu_that_it_does_not_know(red_bundle, fake_machine, seen):
+def test_tensorrt_rtx_is_not_asked_of_a_gpu_that_it_does_not_know(red_bundle, fake_machine, seen, said):
     fake_machine.install("tensorrt-rtx")
     fake_machine.gpu.capability = (9, 0)
-    said = []
-    with open_engine(red_bundle, rebuild=lambda *_: pytest.fail("built"), say=said.append) as engine:
+    with open_engine(red_bundle, rebuild=lambda *_: pytest.fail("built")) as engine:
         assert engine.description.startswith("ONNX Runtime")
     (line,) = said
     assert "TensorRT is not here" in line
 
 
-def test_without_a_sign_of_a_gpu_nothing_is_asked_or_said(red_bundle, fake_machine, monkeypatch):
+def test_without_a_sign_of_a_gpu_nothing_is_asked_or_said(red_bundle, fake_machine, monkeypatch, said):
     monkeypatch.setattr("pipeline.engines.is_seen", lambda *_: False)
     monkeypatch.setattr("pipeline.engines.gpu.first_runtime", pytest.fail)
-    with open_engine(red_bundle, rebuild=lambda *_: pytest.fail("built"), say=pytest.fail) as engine:
+    with open_engine(red_bundle, rebuild=lambda *_: pytest.fail("built")) as engine:
         assert engine.description.startswith("ONNX Runtime")
+    assert said == []
 
 
-def test_auto_says_nothing_of_backends_without_a_plan(red_bundle, fake_machine):
-    said = []
-    with open_engine(red_bundle, say=said.append) as engine:
+def test_auto_says_nothing_of_backends_without_a_plan(red_bundle, fake_machine, said):
+    with open_engine(red_bundle) as engine:
         assert engine.description.startswith("ONNX Runtime")
     assert said == []
 

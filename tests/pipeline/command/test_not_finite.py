@@ -10,7 +10,9 @@ from pipeline.bundles.bundle import Manifest
 from pipeline.command import not_finite
 from pipeline.command.not_finite import AGAIN_MOST_S, AGAIN_S, NotFiniteLines, not_finite_summary
 from pipeline.engines import open_engine
-from pipeline.flow.run import infer, run
+from pipeline.flow.inference import infer
+from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.masks.governor import Governor
 from pipeline.render.annotations import Annotations
@@ -78,7 +80,7 @@ def test_a_program_that_does_not_count_says_nothing(red_bundle):
 
 def test_a_source_is_told_of_its_frames_alone(engine):
     bad, good, sink = Given([0, 3, 4], "bad"), Given([0, 0], "good"), Kept()
-    run([bad, good], engine, lambda image, mask: image, [sink])
+    run([bad, good], engine, Views(lambda image, mask: image), [sink])
     assert (bad.telemetry.snapshot().not_finite, good.telemetry.snapshot().not_finite) == (2, 0)
     assert sorted(frame.not_finite for frame in sink.frames) == [0, 0, 0, 3, 4]
 
@@ -108,32 +110,31 @@ def test_how_long_every_frame_was_so(monkeypatch):
 # --- lines
 
 
-def test_one_line_at_first_and_then_fewer_and_fewer(monkeypatch):
-    now_s, told = [0.0], []
+def test_one_line_at_first_and_then_fewer_and_fewer(monkeypatch, said):
+    now_s, times = [0.0], []
     monkeypatch.setattr(not_finite, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
-    lines = NotFiniteLines(lambda line: told.append((now_s[0], line)))
+    lines = NotFiniteLines()
     (bad,), (good,) = frames([3]), frames([0])
     bad.not_finite = 3
     for second in range(8 * int(AGAIN_MOST_S)):
         now_s[0] = float(second)
         lines(bad)
         lines(good)
-    times = np.array([time_s for time_s, _ in told])
+        times += [now_s[0]] * (len(said) - len(times))
     gaps = np.diff(times)
     assert times[0] == 0
     assert gaps[0] == AGAIN_S
     assert (np.diff(gaps) >= 0).all()
     assert gaps[-1] == AGAIN_MOST_S
-    assert all("camera" in line and "3" in line for _, line in told)
+    assert all("camera" in line and "3" in line for line in said)
 
 
-def test_each_source_has_its_first_line():
-    told = []
-    lines = NotFiniteLines(told.append)
+def test_each_source_has_its_first_line(said):
+    lines = NotFiniteLines()
     for frame in (*frames([1, 1], "one"), *frames([1, 1], "two")):
         frame.not_finite = 1
         lines(frame)
-    assert [("one" in line, "two" in line) for line in told] == [(True, False), (False, True)]
+    assert [("one" in line, "two" in line) for line in said] == [(True, False), (False, True)]
 
 
 def test_the_summary_names_sources_that_had_some():

@@ -1,7 +1,13 @@
+from operator import attrgetter
+
 import pytest
 
 from pipeline.command.options import parse_options
+from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OutputOptions, RunOptions
 from pipeline.errors import OptionError
+from pipeline.page.options import Limits, PageOptions
+from pipeline.sinks.options import SinkOptions
+from pipeline.sources.options import LiveOptions
 from pipeline.yaml_file import LIMIT_BYTES
 
 
@@ -19,19 +25,60 @@ def config(tmp_path):
 
 def test_defaults():
     options = parse_options(["--source", "0"])
-    assert (options.source, options.model, options.output, options.backend) == (["0"], "u2netp", None, "auto")
-    assert (options.smooth, options.stall, options.reconnect, options.serve) == ("auto", 3.0, 5.0, None)
-    assert (options.render, options.alpha, options.threshold, options.palette) == ("overlay", 0.5, 0.5, "default")
-    assert (options.drop, options.max_frames, options.save, options.background) == ("auto", None, None, None)
-    assert not any((options.show, options.headless, options.legend, options.hud, options.quiet))
+    assert options == RunOptions(("0",))
+    assert (options.model.name, options.model.backend, options.model.may_build) == ("u2netp", "auto", True)
+    assert (options.masks.smooth, options.live.stall_s, options.live.reconnect_s) == ("auto", 3.0, 5.0)
+    assert (options.look.mode, options.look.alpha, options.look.threshold) == ("overlay", 0.5, 0.5)
+    assert (options.outputs.names, options.outputs.save, options.page) == ((), None, None)
+    assert (options.drop_oldest, options.max_frames) == (None, None)
 
 
 def test_the_command_line_alone():
     options = parse_options(
         ["-s", "a.mp4", "-o", "b.mp4", "-o", "c/", "--alpha", "0.25", "--max-frames=7", "--hud", "-q"]
     )
-    assert options.output == ["b.mp4", "c/"]
-    assert (options.alpha, options.max_frames, options.hud, options.quiet) == (0.25, 7, True, True)
+    assert options.outputs.names == ("b.mp4", "c/")
+    assert (options.look.alpha, options.max_frames, options.look.hud, options.quiet) == (0.25, 7, True, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sources"),
+    [
+        (["a.png"], ("a.png",)),
+        (["a.png", "b.png", "--output", "out/"], ("a.png", "b.png")),
+        (["--output", "out/", "a.png"], ("a.png",)),
+        (["a.png", "--output", "out/", "b.png", "--hud", "c.png"], ("a.png", "b.png", "c.png")),
+        (["a.png", "--source", "0", "b.png"], ("0", "a.png", "b.png")),
+    ],
+)
+def test_a_source_may_stand_alone(arguments, sources):
+    assert parse_options(arguments).sources == sources
+
+
+@pytest.mark.parametrize(("drop", "drop_oldest"), [("auto", None), ("latest", True), ("never", False)])
+def test_which_frames_are_dropped(drop, drop_oldest):
+    assert parse_options(["0", "--drop", drop]).drop_oldest is drop_oldest
+
+
+def test_every_option_arrives():
+    words = "0 --model m --backend onnxruntime --rebuild never --smooth strong --fps 5 --refine-edges --compose host --render mask "
+    words += "--alpha 0.1 --threshold 0.2 --palette voc --background #000000 --legend --hud --output a --save b --show --headless "
+    words += "--encoder x264 --segment-time 1m --segment-size 2 --keep-files 3 --keep-size 4 --min-free 5 --stall 1 --reconnect 2 "
+    words += "--max-reconnects 3 --on-corrupt pass --serve h:1 --serve-token t --serve-name n --serve-read-only --serve-viewers 2 "
+    options = parse_options([*words.split(), *["--drop", "latest", "--max-frames", "4", "--quiet"]])
+    assert options == RunOptions(
+        ("0",),
+        ModelOptions("m", "onnxruntime", may_build=False),
+        MaskOptions("strong", 5.0, True, "host"),
+        LookOptions("mask", 0.1, 0.2, "voc", "#000000", legend=True, hud=True),
+        OutputOptions(("a",), "b", show=True, headless=True),
+        SinkOptions(encoder="x264", segment_s=60, segment_bytes=2, keep_segments=3, keep_bytes=4, min_free_bytes=5),
+        LiveOptions(stall_s=1, reconnect_s=2, max_reconnects=3, on_corrupt="pass"),
+        PageOptions("h:1", "t", ("n",), read_only=True, limits=Limits(viewers=2)),
+        drop_oldest=True,
+        max_frames=4,
+        quiet=True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +86,7 @@ def test_the_command_line_alone():
     [([], None), (["--save"], ""), (["--save", "a.mp4"], "a.mp4"), (["--save=-a.mp4"], "-a.mp4")],
 )
 def test_save_with_and_without_a_path(arguments, saved):
-    assert parse_options(["--source", "0", *arguments]).save == saved
+    assert parse_options(["--source", "0", *arguments]).outputs.save == saved
 
 
 def test_help_names_every_option_and_its_default(capsys):
@@ -57,8 +104,11 @@ def test_help_names_every_option_and_its_default(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected --source: a camera"),
-        (["--sauce", "0"], "--sauce"),
+        ([], "expected a source: a camera"),
+        (["--sauce", "0"], "unrecognized arguments: --sauce: did you mean '--source'?"),
+        (["0", "--outptu", "a.mp4"], "did you mean '--output'?"),
+        (["0", "--max_frames=3"], "did you mean '--max-frames'?"),
+        (["0", "--zzzzzzzz"], "unrecognized arguments: --zzzzzzzz (see"),
         (["--source"], "expected one argument"),
         (["--source", "0", "--alpha", "1.5"], "--alpha: expected a number from 0 to 1, got 1.5"),
         (["--source", "0", "--alpha", "x"], "--alpha: expected a number from 0 to 1, got x"),
@@ -67,9 +117,10 @@ def test_help_names_every_option_and_its_default(capsys):
         (["--source", "0", "--max-frames", "0"], "--max-frames: expected a whole number from 1, got 0"),
         (["--source", "0", "--max-frames", "ten"], "--max-frames: expected a whole number from 1, got ten"),
         (["--source", "0", "--render", "glow"], "invalid choice: 'glow'"),
-        (["--source", "0", "--backend", "gpu"], "invalid choice: 'gpu'"),
+        (["--source", "0", "--backend", "gpu"], "invalid choice: 'gpu' (choose from auto, "),
         (["--source", "0", "--drop", "all"], "invalid choice: 'all'"),
-        (["--source", "0", "extra"], "unrecognized arguments: extra"),
+        (["0", "--backend", "onnx"], "did you mean 'onnxruntime'?"),
+        (["0", "--render", "mesk"], "invalid choice: 'mesk': did you mean 'mask'?"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(arguments, message):
@@ -82,68 +133,70 @@ def test_a_wrong_option_is_one_sentence(arguments, message):
 def test_a_file_gives_what_the_command_line_does_not(config):
     text = "source: a.mp4\nalpha: 0.25\nhud: true\nrender: contour\nmax_frames: 5\n"
     options = config(text, "--render", "mask")
-    assert (options.source, options.alpha, options.hud, options.max_frames) == (["a.mp4"], 0.25, True, 5)
-    assert options.render == "mask"
+    assert (options.sources, options.look.alpha, options.look.hud, options.max_frames) == (("a.mp4",), 0.25, True, 5)
+    assert options.look.mode == "mask"
 
 
 def test_the_command_line_wins_even_with_the_default(config):
     options = config("source: a.mp4\nalpha: 0.25\nmodel: x\noutput: [a, b]", "--alpha", "0.5", "--output", "c")
-    assert (options.alpha, options.model, options.output) == (0.5, "x", ["c"])
+    assert (options.look.alpha, options.model.name, options.outputs.names) == (0.5, "x", ("c",))
 
 
 def test_the_order_of_config_does_not_matter(config, tmp_path):
     config("source: a.mp4\nalpha: 0.25")
-    assert parse_options(["--alpha", "0.75", "--config", str(tmp_path / "c.yaml")]).alpha == 0.75
+    assert parse_options(["--alpha", "0.75", "--config", str(tmp_path / "c.yaml")]).look.alpha == 0.75
 
 
 def test_long_names_with_hyphen_or_underscore(config):
     assert config("source: 0\nmax-frames: 3").max_frames == 3
     assert config("source: 0\nmax_frames: 3").max_frames == 3
-    assert config("source: 0\nno_display: true").headless is True
+    assert config("source: 0\nno_display: true").outputs.headless is True
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [("true", True), ("yes", True), ("on", True), ("false", False), ("no", False)]
 )
 def test_switches(config, text, expected):
-    assert config(f"source: 0\nhud: {text}").hud is expected
+    assert config(f"source: 0\nhud: {text}").look.hud is expected
 
 
 def test_save_is_a_switch_or_a_value(config):
-    assert config("source: 0\nsave: true").save == ""
-    assert config("source: 0\nsave: false").save is None
-    assert config("source: 0\nsave: a.mp4").save == "a.mp4"
+    assert config("source: 0\nsave: true").outputs.save == ""
+    assert config("source: 0\nsave: false").outputs.save is None
+    assert config("source: 0\nsave: a.mp4").outputs.save == "a.mp4"
 
 
 def test_lists_are_for_what_may_be_repeated(config):
-    assert config("source: 0\noutput: [a.mp4, b/]").output == ["a.mp4", "b/"]
-    assert config("source: 0\noutput: a.mp4").output == ["a.mp4"]
-    assert config("source: 0\noutput: []").output is None
-    assert config("source: [rtsp://a/1, 0]").source == ["rtsp://a/1", "0"]
+    assert config("source: 0\noutput: [a.mp4, b/]").outputs.names == ("a.mp4", "b/")
+    assert config("source: 0\noutput: a.mp4").outputs.names == ("a.mp4",)
+    assert config("source: 0\noutput: []").outputs.names == ()
+    assert config("source: [rtsp://a/1, 0]").sources == ("rtsp://a/1", "0")
     with pytest.raises(OptionError, match="model: expected one value, got a list"):
         config("source: 0\nmodel: [a, b]")
 
 
 def test_a_source_of_the_command_line_replaces_those_of_the_file(config):
-    assert config("source: [a.mp4, b.mp4]", "--source", "c.mp4").source == ["c.mp4"]
+    assert config("source: [a.mp4, b.mp4]", "--source", "c.mp4").sources == ("c.mp4",)
+    assert config("source: [a.mp4, b.mp4]", "c.mp4").sources == ("c.mp4",)
 
 
 @pytest.mark.parametrize(
     ("text", "name", "value"),
     [
         ("stall: 500ms", None, None),
-        ("stall: 2m", "stall", 120.0),
-        ("segment-time: 1h", "segment_time", 3600.0),
-        ("segment-size: 500M", "segment_size", 500_000_000),
-        ("min-free: 0", "min_free", 0),
-        ("max-reconnects: 0", "max_reconnects", 0),
+        ("stall: 2m", "live.stall_s", 120.0),
+        ("segment-time: 1h", "recording.segment_s", 3600.0),
+        ("segment-size: 500M", "recording.segment_bytes", 500_000_000),
+        ("min-free: 0", "recording.min_free_bytes", 0),
+        ("max-reconnects: 0", "live.max_reconnects", 0),
         ("keep-files: 0", None, None),
         ("max-reconnects: -1", None, None),
         ("segment-time: soon", None, None),
         ("segment-size: -1", None, None),
-        ("serve: true", "serve", "127.0.0.1:8080"),
-        ("serve: 0.0.0.0:9000", "serve", "0.0.0.0:9000"),
-        ("serve-name: [a, b]", "serve_name", ["a", "b"]),
+        ("serve: true", "page.address", "127.0.0.1:8080"),
+        ("serve: 0.0.0.0:9000", "page.address", "0.0.0.0:9000"),
+        ("serve: 8099", "page.address", "8099"),
+        ("serve: true\nserve-name: [a, b]", "page.names", ("a", "b")),
     ],
 )
 def test_times_sizes_and_the_page(config, text, name, value):
@@ -151,17 +204,17 @@ def test_times_sizes_and_the_page(config, text, name, value):
         with pytest.raises(OptionError, match=text.split(":")[0]):
             config(f"source: 0\n{text}")
     else:
-        assert getattr(config(f"source: 0\n{text}"), name) == value
+        assert attrgetter(name)(config(f"source: 0\n{text}")) == value
 
 
 def test_numbers_dates_and_nothing(config):
-    assert config("source: 0").source == ["0"]
-    assert config("source: 2026-01-02").source == ["2026-01-02"]
+    assert config("source: 0").sources == ("0",)
+    assert config("source: 2026-01-02").sources == ("2026-01-02",)
     assert config("source: 0\nmodel:\nmax-frames: ~").max_frames is None
 
 
 def test_a_value_that_begins_like_an_option(config):
-    assert config("source: -a.mp4\noutput: ['--b.mp4']").output == ["--b.mp4"]
+    assert config("source: -a.mp4\noutput: ['--b.mp4']").outputs.names == ("--b.mp4",)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +268,7 @@ def test_aliases_of_aliases_do_not_fill_the_memory(config):
 
 
 def test_a_large_file_is_not_read(config):
-    assert config(b"source: 0\n#".ljust(LIMIT_BYTES)).source == ["0"]
+    assert config(b"source: 0\n#".ljust(LIMIT_BYTES)).sources == ("0",)
     with pytest.raises(OptionError, match=f"expected at most {LIMIT_BYTES} bytes, got more"):
         config(b"source: 0\n#".ljust(LIMIT_BYTES + 1))
 

@@ -6,17 +6,19 @@ import sys
 import numpy as np
 import pytest
 
+from pipeline.command.appearance import Appearance
 from pipeline.command.options import parse_options
 from pipeline.command.outputs import has_window, open_outputs, open_page, output_specs
 from pipeline.errors import BackendUnavailableError, OptionError, SinkError
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame
+from pipeline.page.options import Watched
 from pipeline.render.annotations import Annotations
 from pipeline.sources import open_sources
-from pipeline.stages.stage_timer import StageTimer
 
 
 @pytest.fixture
-def opened(red_bundle, renderer, tmp_path, monkeypatch):
+def opened(red_bundle, renderer, tmp_path, monkeypatch, said):
     """``opened("--output", …)``: the sinks for two sources of two names, with what was said."""
     monkeypatch.chdir(tmp_path)
     everything = []
@@ -24,22 +26,14 @@ def opened(red_bundle, renderer, tmp_path, monkeypatch):
     def call(*arguments, sources=("test://?frames=2&size=16x8", "test://?frames=2&size=16x8")):
         words = [word for spec in sources for word in ("--source", spec)]
         options = parse_options([*words, *map(str, arguments)])
-        opened_sources, sinks, said = open_sources(options.source), [], []
+        opened_sources, sinks = open_sources(options.sources), []
         everything.append(sinks)
         annotations = Annotations(red_bundle.manifest, "none", renderer, hud=False, legend=False)
-        open_outputs(
-            sinks,
-            options,
-            opened_sources,
-            red_bundle.manifest.classes,
-            renderer,
-            annotations,
-            window=False,
-            say=said.append,
-        )
-        if options.serve is not None:
-            more = {"healthy": lambda: "", "timer": StageTimer(), "tell": said.append}
-            sinks.append(open_page(options, opened_sources, red_bundle.manifest, "none", renderer, annotations, **more))
+        appearance = Appearance(renderer, annotations, Views(renderer))
+        open_outputs(sinks, options, opened_sources, appearance, classes=red_bundle.manifest.classes, window=False)
+        if options.page is not None:
+            run = Watched({source.info.name: source.telemetry for source in opened_sources})
+            sinks.append(open_page(options.page, run, appearance))
         return opened_sources, sinks, said
 
     yield call
@@ -93,13 +87,14 @@ def test_those_that_are_open_can_be_closed_when_the_next_cannot_be(opened, tmp_p
 
 
 @pytest.fixture
-def window(monkeypatch):
+def window(monkeypatch, said):
     """``window("--show", problem=…)``: whether there is one, and what was told."""
 
     def call(*arguments, problem="no screen"):
         monkeypatch.setattr("pipeline.sinks.display.display_problem", lambda: problem)
-        told = []
-        return has_window(parse_options(["--source", "0", *arguments]), told.append), told
+        said.clear()
+        options = parse_options(["--source", "0", *arguments])
+        return has_window(options.outputs, page=options.page is not None), said
 
     return call
 
@@ -145,7 +140,6 @@ def test_the_page_is_one_for_all_sources(opened):
 
 
 def test_without_its_packages_the_page_says_what_installs_them(opened, monkeypatch):
-    for name in ("pipeline.page.server", "pipeline.page.sink"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(BackendUnavailableError, match=r"--serve: .*install them with: pip install '\.\[page\]'$"):
+    monkeypatch.setitem(sys.modules, "pipeline.page.sink", None)
+    with pytest.raises(BackendUnavailableError, match=r"--serve: .*install them with: pip install 'edgemask\[page\]'$"):
         opened("--serve")

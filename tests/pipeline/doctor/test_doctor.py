@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.doctor import __main__ as command
-from pipeline.doctor import backends, cameras, packages, report
+from pipeline.doctor import cameras, report
 from pipeline.engines import ENGINES
 from pipeline.machine import gpu, machine
 from pipeline.machine.probe import Answer, Facts, Finding, Question, ask
@@ -363,11 +363,11 @@ def test_toolkit(desktop, tmp_path):
     row = rows(desktop, answers)
     assert row["cuda_toolkit"].text.startswith("CUDA 12.6 (")
     assert row["cuda_toolkit"].text.endswith(", not on PATH)")
-    assert row["pycuda"].mend == "PATH=/usr/local/cuda/bin:$PATH pip install '.[pycuda]'"
+    assert row["pycuda"].mend == "PATH=/usr/local/cuda/bin:$PATH pip install 'edgemask[pycuda]'"
     (desktop / "usr/local/cuda/bin/nvcc").chmod(0o755)
     row = rows(desktop, answers, environment={"PATH": str(desktop / "usr/local/cuda/bin")})
     assert "not on PATH" not in row["cuda_toolkit"].text
-    assert row["pycuda"].mend == "pip install '.[pycuda]'"
+    assert row["pycuda"].mend == "pip install 'edgemask[pycuda]'"
     row = rows(desktop, {**answers, "nvcc": Answer(problem="crashed (SIGBUS)")})["cuda_toolkit"]
     assert (row.state, "crashed (SIGBUS)" in row.text) == ("note", True)
 
@@ -431,7 +431,7 @@ def test_nothing_brings_a_second_opencv_to_a_jetson(jetson):
 
 def test_a_complete_desktop(desktop):
     backend, auto = judged(desktop, ON_DESKTOP, PIP)
-    assert {name: entry.can for name, entry in backend.items()} == dict.fromkeys(backends.BACKENDS, "run")
+    assert {name: entry.can for name, entry in backend.items()} == dict.fromkeys(ENGINES, "run")
     assert auto == "tensorrt"
     assert backend["onnxruntime"].reason == "ONNX Runtime 1.32.0, on the CPU"
     assert backend["tensorrt-rtx"].reason.startswith("TensorRT-RTX 1.7.1.116, on NVIDIA GeForce RTX 4090")
@@ -440,10 +440,10 @@ def test_a_complete_desktop(desktop):
 def test_what_a_desktop_lacks(desktop):
     backend, auto = judged(desktop, {"cuda": cuda(RTX_4090)})
     assert auto is None
-    assert backend["onnxruntime"].mend == "pip install '.[cpu]'"
-    assert backend["tensorrt"].mend == "pip install '.[tensorrt]'"
-    assert backend["tensorrt-rtx"].mend == "pip install '.[tensorrt-rtx]'"
-    assert backend["torch-tensorrt"].mend == "pip install '.[torch-tensorrt]'"
+    assert backend["onnxruntime"].mend == "pip install 'edgemask[cpu]'"
+    assert backend["tensorrt"].mend == "pip install 'edgemask[tensorrt]'"
+    assert backend["tensorrt-rtx"].mend == "pip install 'edgemask[tensorrt-rtx]'"
+    assert backend["torch-tensorrt"].mend == "pip install 'edgemask[torch-tensorrt]'"
     only_opencv = {name: answer for name, answer in ON_DESKTOP.items() if name != "cv2"}
     backend, auto = judged(desktop, only_opencv, PIP)
     assert auto is None
@@ -473,7 +473,7 @@ def test_the_list_of_gpus_is_the_one_of_tensorrt_rtx():
     from pipeline.engines.tensorrt_library import load_tensorrt_rtx
 
     known = load_tensorrt_rtx().ComputeCapability.__members__
-    ours = {f"SM{major}{minor}" for major, minor in packages.RTX_COMPUTE_CAPABILITIES}
+    ours = {f"SM{major}{minor}" for major, minor in ENGINES["tensorrt-rtx"].capabilities}
     assert ours == {name for name in known if name.startswith("SM")}
 
 
@@ -488,7 +488,10 @@ def test_without_a_gpu_tensorrt_rtx_builds(bare):
         "torch-tensorrt": "none",
     }
     backend, _ = judged(bare, answers, {})
-    assert (backend["tensorrt-rtx"].can, backend["tensorrt-rtx"].mend) == ("none", "pip install '.[cpu,compile]'")
+    assert (backend["tensorrt-rtx"].can, backend["tensorrt-rtx"].mend) == (
+        "none",
+        "pip install 'edgemask[cpu,compile]'",
+    )
     backend, _ = judged(bare, {**answers, "tensorrt_rtx": Answer(problem="ImportError: libx")}, PIP)
     assert backend["tensorrt-rtx"].can == "none"
 
@@ -508,12 +511,12 @@ def test_a_driver_older_than_the_packages(desktop):
 @pytest.mark.parametrize(
     ("versions", "answer", "text", "mend"),
     [
-        ({}, None, "not installed (nor is torch); it is optional", "pip install '.[torch-tensorrt]'"),
+        ({}, None, "not installed (nor is torch); it is optional", "pip install 'edgemask[torch-tensorrt]'"),
         (
             {"torch": "2.13.0"},
             None,
             "not installed (torch 2.13.0 is here); it is optional",
-            "pip install '.[torch-tensorrt]'",
+            "pip install 'edgemask[torch-tensorrt]'",
         ),
         (
             {"torch": "2.13.0", "torch-tensorrt": "2.12.1"},
@@ -531,7 +534,7 @@ def test_a_driver_older_than_the_packages(desktop):
             {"torch": "2.9.0", "torch-tensorrt": "2.9.0"},
             Answer(problem="x"),
             "2.9.0: too old, 2.11 or newer is needed",
-            "pip install '.[torch-tensorrt]' --upgrade",
+            "pip install 'edgemask[torch-tensorrt]' --upgrade",
         ),
         (
             {"torch": "2.13.0+cpu", "torch-tensorrt": "2.13.0"},
@@ -543,7 +546,7 @@ def test_a_driver_older_than_the_packages(desktop):
             {"torch": "2.14.0", "torch-tensorrt": "2.14.0"},
             Answer({"cuda": "13.0", "gpu": True}, "OSError: libnvinfer.so.10"),
             "installed, but cannot be loaded: OSError: libnvinfer.so.10",
-            "pip install '.[torch-tensorrt]' --force-reinstall",
+            "pip install 'edgemask[torch-tensorrt]' --force-reinstall",
         ),
         (
             {"torch": "2.13.0", "torch-tensorrt": "2.13.0"},
@@ -555,7 +558,7 @@ def test_a_driver_older_than_the_packages(desktop):
             {"torch-tensorrt-rtx": "2.13.0", "torch": "2.13.0"},
             None,
             "the RTX flavour (torch-tensorrt-rtx) is here",
-            "pip uninstall -y torch-tensorrt-rtx && pip install '.[torch-tensorrt]'",
+            "pip uninstall -y torch-tensorrt-rtx && pip install 'edgemask[torch-tensorrt]'",
         ),
     ],
 )
@@ -813,14 +816,17 @@ def test_a_question_that_cannot_be_put_becomes_a_row(bare, monkeypatch):
     assert row in report.examine(report.gather(bare)).findings
 
 
-def test_every_backend_is_judged():
-    assert set(ENGINES) <= set(backends.BACKENDS)
+def test_every_backend_is_judged_and_needs_what_the_report_knows(bare):
+    backend, _ = judged(bare, {})
+    assert set(backend) == set(ENGINES)
+    known = set(rows(bare))
+    assert all(set(kind.needs) <= known for kind in ENGINES.own.values())
 
 
 def test_commands_name_extras_that_exist(desktop, bare):
     extras = set(re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
     sources = "".join(path.read_text() for path in (ROOT / "pipeline" / "doctor").glob("*.py"))
-    named = {extra for group in re.findall(r"\.\[([a-z,-]+)\]", sources) for extra in group.split(",")}
+    named = {extra for group in re.findall(r"edgemask\[([a-z,-]+)\]", sources) for extra in group.split(",")}
     assert {"cpu", "tensorrt", "tensorrt-rtx", "torch-tensorrt"} <= named <= extras
 
 
@@ -853,12 +859,12 @@ def test_nothing_can_run(bare, monkeypatch, capsys, arguments):
     out, err = capsys.readouterr()
     assert err == (
         "error: no backend can run here: expected one of onnxruntime, tensorrt, tensorrt-rtx, torch-tensorrt, "
-        "got none: begin with: pip install '.[cpu]'\n"
+        "got none: begin with: pip install 'edgemask[cpu]'\n"
     )
     if arguments:
         assert json.loads(out)["auto"] is None
     else:
-        assert "$ pip install '.[cpu]'" in out
+        assert "$ pip install 'edgemask[cpu]'" in out
 
 
 def test_on_a_jetson_the_first_command_is_for_tensorrt(jetson, monkeypatch, capsys):
@@ -870,7 +876,9 @@ def test_on_a_jetson_the_first_command_is_for_tensorrt(jetson, monkeypatch, caps
 def test_wrong_option(cli):
     done = cli("pipeline.doctor", "--jsn")
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"error: unrecognized arguments: --jsn \(see .* --help\)\n", done.stderr)
+    assert re.fullmatch(
+        r"error: unrecognized arguments: --jsn: did you mean '--json'\? \(see .* --help\)\n", done.stderr
+    )
 
 
 def test_this_machine(cli):

@@ -72,8 +72,8 @@ def with_real_plan(bundle, runtime, folder):
     )
     program = bundle.program_path.read_bytes()
     plan = tensorrt_build.build_plan(program, options)
-    entry = plan.as_dict(manifest.precision)
-    files = {PROGRAM_NAME: program, entry["file"]: plan.content}
+    entry = plan.entry(manifest.precision)
+    files = {PROGRAM_NAME: program, entry.file: plan.content}
     return Bundle.write(folder, dataclasses.replace(manifest, engines=(entry,)), files)
 
 
@@ -365,7 +365,7 @@ def test_a_backend_whose_packages_are_missing_says_what_installs_them(red_bundle
         BackendUnavailableError, match=rf"^backend 'onnxruntime' cannot be loaded here \({error}\)"
     ) as caught:
         open_engine(red_bundle, "onnxruntime")
-    assert str(caught.value).endswith("pip install '.[cpu]'")
+    assert str(caught.value).endswith("pip install 'edgemask[cpu]'")
     assert caught.value.__cause__ is error
 
 

@@ -8,6 +8,7 @@ import pytest
 from pipeline.engines import open_engine
 from pipeline.errors import BundleError
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sinks.base import Sink
 from pipeline.sources.base import Source
@@ -93,5 +94,5 @@ def test_in_the_data_path_every_frame_comes_once(red_bundle):
 
     sink = Kept()
     with open_engine(red_bundle, "onnxruntime", overlap=True) as engine:
-        assert run(Clip(), engine, lambda image, mask: image, [sink]).frames == 30
+        assert run(Clip(), engine, Views(lambda image, mask: image), [sink]).frames == 30
     assert sink.seen == list(range(30))

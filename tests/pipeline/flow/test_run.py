@@ -7,7 +7,10 @@ import pytest
 
 from pipeline.engines.base import Computed, Engine
 from pipeline.errors import ShapeError, SinkError, SourceError
-from pipeline.flow.run import infer, run
+from pipeline.flow.events import Events
+from pipeline.flow.inference import infer
+from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sinks.base import Sink
 from pipeline.sources.base import Source
@@ -89,8 +92,11 @@ class Kept(Sink):
         return [frame.index for frame in self.frames]
 
 
-def view(image, mask):
+def draw(image, mask):
     return np.dstack([mask, mask, mask])
+
+
+view = Views(draw)
 
 
 def extra_threads():
@@ -161,14 +167,25 @@ def test_an_error_of_a_sink_ends_the_run_at_once():
     assert extra_threads() == []
 
 
-@pytest.mark.parametrize("broken", ["render", "decorate", "progress"])
+@pytest.mark.parametrize("broken", ["render", "refine", "annotate"])
 def test_errors_of_the_other_steps_come_out_too(broken):
     def fail(*_):
         raise ZeroDivisionError(broken)
 
-    steps = {"render": view, "decorate": None, "progress": None, broken: fail}
     with pytest.raises(ZeroDivisionError, match=broken):
-        run(Numbers(100), Red(), steps["render"], [Kept()], decorate=steps["decorate"], progress=steps["progress"])
+        run(Numbers(100), Red(), Views(**{"render": draw, broken: fail}), [Kept()])
+    assert extra_threads() == []
+
+
+@pytest.mark.parametrize("broken", ["written", "pulse"])
+def test_errors_of_who_is_told_come_out_too(broken):
+    def fail(*_):
+        raise ZeroDivisionError(broken)
+
+    events = Events()
+    setattr(events, broken, fail)
+    with pytest.raises(ZeroDivisionError, match=broken):
+        run(Numbers(100), Red(), view, [Kept()], events=events)
     assert extra_threads() == []
 
 
@@ -215,22 +232,26 @@ def test_nothing_is_dropped_unless_asked_for(live, drop_oldest):
     assert sink.numbers == list(range(50))
 
 
-def test_progress_hears_of_each_written_frame_and_of_the_drops():
+def test_each_written_frame_and_the_drops_are_told():
+    class Heard(Events):
+        def written(self, frame, dropped):
+            heard.append((frame.index, dropped))
+
     source, heard = Numbers(100, live=True), []
     engine = Red(wait_for=source.all_read)
-    result = run(source, engine, view, [Kept()], progress=lambda frame, dropped: heard.append((frame.index, dropped)))
+    result = run(source, engine, view, [Kept()], events=Heard())
     assert [index for index, _ in heard][-1] == 99
     assert heard[-1][1] == result.dropped
     assert len(heard) == result.frames
 
 
-def test_decorate_draws_onto_the_view_before_it_is_written():
-    def decorate(frame, timer):
+def test_annotate_draws_onto_the_view_before_it_is_written():
+    def annotate(frame, timer):
         assert isinstance(timer, StageTimer)
         frame.view[0, 0] = 255
 
     sink = Kept()
-    run(Numbers(3), Red(), view, [sink], decorate=decorate)
+    run(Numbers(3), Red(), Views(draw, annotate=annotate), [sink])
     assert all((frame.view[0, 0] == 255).all() for frame in sink.frames)
     assert all((frame.image[0, 0, :2] == 0).all() for frame in sink.frames)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.engines.base import Computed
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sinks.base import Sink
 from pipeline.sources.base import Source
@@ -73,7 +74,7 @@ def test_a_slow_engine_under_a_fast_camera():
     camera, engine, sink = Camera(), Sleeper(), Ages()
     gc.collect()
     threads = threading.active_count()
-    result = run(camera, engine, lambda image, mask: image, [sink])
+    result = run(camera, engine, Views(lambda image, mask: image), [sink])
     snapshot = camera.telemetry.snapshot()
     # Every frame that was read is written, or dropped for a reason that is told.
     assert snapshot.frames_in == SECONDS * FPS

@@ -9,7 +9,10 @@ import pytest
 
 from pipeline.engines.base import Computed
 from pipeline.errors import SinkError, SourceError
-from pipeline.flow.run import grouped, infer, run
+from pipeline.flow.events import Events
+from pipeline.flow.inference import grouped, infer
+from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sinks.base import Sink
 from pipeline.sinks.of_source import OfSource
@@ -84,8 +87,19 @@ class Kept(Sink):
         self.ended += 1
 
 
-def view(image, mask):
-    return image.copy()
+view = Views(lambda image, mask: image.copy())
+
+
+class Told(Events):
+    def __init__(self):
+        super().__init__()
+        self.pulses, self.errors = 0, []
+
+    def pulse(self):
+        self.pulses += 1
+
+    def lost(self, error):
+        self.errors.append(error)
 
 
 def test_files_are_lossless_and_in_order():
@@ -106,12 +120,12 @@ def test_turns_are_fair_while_both_have_frames():
 
 
 def test_a_source_that_fails_is_told_and_the_others_go_on():
-    told, sink = [], Kept()
+    told, sink = Told(), Kept()
     sources = [Numbers("a", 3, SourceError("a: unplugged")), Numbers("b", 20)]
-    result = run(sources, Red(), view, [sink], lost=told.append)
+    result = run(sources, Red(), view, [sink], events=told)
     assert Counter(frame.source for frame in sink.frames) == {"a": 3, "b": 20}
-    assert [str(error) for error in told] == ["a: unplugged"]
-    assert result.lost == tuple(told)
+    assert [str(error) for error in told.errors] == ["a: unplugged"]
+    assert result.lost == tuple(told.errors)
 
 
 def test_when_the_last_one_fails_it_is_an_error():
@@ -183,20 +197,20 @@ def test_a_file_has_ended_with_its_last_frame():
 
 
 def test_outputs_and_the_watchdog_are_looked_after_while_no_frame_comes():
-    source, sink, pulses = Numbers("a", 1, live=True, hold=threading.Event()), Kept(), []
-    result = run(source, Red(), view, [sink], pulse=lambda: pulses.append(1))
+    source, sink, told = Numbers("a", 1, live=True, hold=threading.Event()), Kept(), Told()
+    result = run(source, Red(), view, [sink], events=told)
     assert result.frames == 1
     assert sink.idled == 1  # which stopped the run
-    assert len(pulses) >= 2
+    assert told.pulses >= 2
     assert source.closed.is_set()
 
 
 def test_a_recording_that_fails_does_not_end_a_live_run():
-    told, recording, page = [], Kept(fail_at=2), Kept()
-    result = run(Numbers("a", 10, live=True), Red(), view, [recording, page], drop_oldest=False, lost=told.append)
+    told, recording, page = Told(), Kept(fail_at=2), Kept()
+    result = run(Numbers("a", 10, live=True), Red(), view, [recording, page], drop_oldest=False, events=told)
     assert (len(recording.frames), len(page.frames)) == (2, 10)
     assert recording.ended == 1
-    assert [str(error) for error in result.lost] == ["disk full"] == [str(error) for error in told]
+    assert [str(error) for error in result.lost] == ["disk full"] == [str(error) for error in told.errors]
 
 
 def test_the_last_output_that_fails_ends_it():

@@ -15,7 +15,6 @@ def picture(*shape, dtype=np.uint8):
 @pytest.mark.parametrize(
     ("image", "got"),
     [
-        (picture(4, 6), r"\(4, 6\) uint8"),
         (picture(4, 6, 1), r"\(4, 6, 1\) uint8"),
         (picture(4, 6, 4), r"\(4, 6, 4\) uint8"),
         (picture(1, 4, 6, 3), r"\(1, 4, 6, 3\) uint8"),
@@ -28,6 +27,15 @@ def picture(*shape, dtype=np.uint8):
 def test_what_is_no_bgr_picture_is_refused(image, got):
     with pytest.raises(ShapeError, match=rf"^frame 7 of cam: expected \(H, W, 3\) uint8, got {got}$"):
         Frame(image, 7, 0.0, "cam", "cam_000007")
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4)])  # the second could be NV12
+def test_a_grey_picture_is_not_taken_for_nv12(shape):
+    with pytest.raises(
+        ShapeError, match=r"expected \(H, W, 3\) uint8, got \(., .\) uint8: .*COLOR_GRAY2BGR.*format='nv12'"
+    ):
+        Frame(picture(*shape), 7, 0.0, "cam", "a")
+    assert Frame(picture(6, 4), 7, 0.0, "cam", "a", format="nv12").size_hw == (4, 4)
 
 
 def test_size_is_height_then_width():

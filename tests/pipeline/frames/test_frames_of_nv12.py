@@ -65,7 +65,7 @@ def frames_of(spec, pixels):
 
 def test_a_frame_of_nv12_is_bgr_for_whoever_asks():
     nv12 = to_nv12(photo())
-    frame = Frame(nv12, 0, 0.0, "cam", "a")
+    frame = Frame(nv12, 0, 0.0, "cam", "a", format="nv12")
     assert frame.size_hw == (96, 128)
     np.testing.assert_array_equal(frame.image, to_bgr(nv12))
     assert frame.image is frame.image  # converted once
@@ -87,8 +87,13 @@ def test_odd_sides_are_refused_in_one_line(shape):
 
 @pytest.mark.parametrize("shape", [(145, 128), (144, 127)])
 def test_what_cannot_be_nv12_is_no_frame(shape):
-    with pytest.raises(ShapeError, match=r"frame 0 of cam: expected"):
-        Frame(np.zeros(shape, np.uint8), 0, 0.0, "cam", "a")
+    with pytest.raises(ShapeError, match=r"frame 0 of cam: expected \(H·3/2, W\) uint8"):
+        Frame(np.zeros(shape, np.uint8), 0, 0.0, "cam", "a", format="nv12")
+
+
+def test_a_picture_of_bgr_is_no_nv12():
+    with pytest.raises(ShapeError, match=r"got \(96, 128, 3\) uint8: .*format='bgr'"):
+        Frame(photo(), 0, 0.0, "cam", "a", format="nv12")
 
 
 # --- sources
@@ -133,7 +138,8 @@ def test_values_of_limited_range_are_taken_as_they_are(width, made_as, color_ran
     if made_as == "yuv420p":
         chroma = planes[48:].reshape(2, 24, width // 2)
         expected[48:, 0::2], expected[48:, 1::2] = chroma
-    got = ToPixels("nv12")(decoded)
+    got, kind = ToPixels("nv12")(decoded)
+    assert kind == "nv12"
     assert got.flags.c_contiguous
     assert np.array_equal(got, expected) == (color_range == 1)
 
@@ -142,7 +148,7 @@ def test_a_turned_video_stays_bgr(tmp_path, write_video):
     path = write_video(tmp_path / "a.mp4", [photo()] * 2, rotation=90)
     (frame, _), (other, _) = frames_of(path, "nv12"), frames_of(path, "bgr")
     np.testing.assert_array_equal(frame.pixels, other.pixels)
-    assert frame.pixels.shape == (128, 96, 3)
+    assert (frame.format, frame.pixels.shape) == ("bgr", (128, 96, 3))
 
 
 def test_a_video_of_odd_sides_stays_bgr(tmp_path, write_video):
@@ -158,7 +164,8 @@ def test_pictures_of_a_pipe():
     )
     content = b"YUV4MPEG2 W128 H96 F25:1 C420\n" + b"FRAME\n" + i420.tobytes()
     reader = Yuv4mpegReader("nv12")
-    (picture,) = feed(reader, content)
+    ((picture, kind),) = feed(reader, content)
+    assert kind == "nv12"
     np.testing.assert_array_equal(picture[:96], i420[:96])
     chroma = i420[96:].reshape(2, 48, 64)
     np.testing.assert_array_equal(picture[96:, 0::2], chroma[0])

@@ -13,6 +13,7 @@ import pytest
 from pipeline.engines.base import Computed
 from pipeline.errors import OptionError, ShapeError
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.masks.governor import Governor, Reuse
 from pipeline.sinks.base import Sink
@@ -147,17 +148,15 @@ def computed_in_step(governor, **paths):
                 yield Frame(scene(x), index, index / 25, source, str(index))
 
 
-def test_calm_motion_is_never_stale():
-    said = []
-    engine, governor = Engine(), Governor(1000, "binary", say=said.append)
+def test_calm_motion_is_never_stale(said):
+    engine, governor = Engine(), Governor(1000, "binary")
     assert not any(frame.stale for frame in governor.masked(computed_in_step(governor, a=CALM), engine, StageTimer()))
     assert np.mean(governor.reuse.agreements) > 0.95
     assert (governor.reuse.stale, said) == (0, [])
 
 
-def test_masks_that_cannot_follow_stand_as_they_were_computed_and_say_so():
-    said = []
-    engine, governor = Recorder(), Governor(1000, "binary", say=said.append)
+def test_masks_that_cannot_follow_stand_as_they_were_computed_and_say_so(said):
+    engine, governor = Recorder(), Governor(1000, "binary")
     stale = 0
     for frame in governor.masked(computed_in_step(governor, door=JUMPING), engine, StageTimer()):
         if frame.stale:
@@ -184,9 +183,8 @@ def test_masks_are_compared_as_old_as_they_get():
     assert any(frame.stale for frame in done)
 
 
-def test_masks_move_again_when_they_can_follow():
-    said = []
-    engine, governor = Engine(), Governor(1000, "binary", say=said.append)
+def test_masks_move_again_when_they_can_follow(said):
+    engine, governor = Engine(), Governor(1000, "binary")
     stale, computed = [], []
     for frame in governor.masked(computed_in_step(governor, a=JUMPING[:6] + CALM + CALM[-2::-1]), engine, StageTimer()):
         stale.append(frame.stale)
@@ -197,9 +195,8 @@ def test_masks_move_again_when_they_can_follow():
     assert len(said) == 1
 
 
-def test_of_two_sources_only_the_one_that_moves_fast_is_stale():
-    said = []
-    engine, governor = Engine(), Governor(1000, "binary", say=said.append)
+def test_of_two_sources_only_the_one_that_moves_fast_is_stale(said):
+    engine, governor = Engine(), Governor(1000, "binary")
     paths = {"calm": CALM, "fast": JUMPING}
     done = [
         (frame.source, frame.stale)
@@ -211,9 +208,8 @@ def test_of_two_sources_only_the_one_that_moves_fast_is_stale():
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_live_mask_that_is_old_is_stale(live):
-    said = []
-    engine, governor = Recorder(hold=True), Governor(1000, "binary", live=["a"] if live else [], say=said.append)
+def test_a_live_mask_that_is_old_is_stale(live, said):
+    engine, governor = Recorder(hold=True), Governor(1000, "binary", live=["a"] if live else [])
     seconds = [0.0, 1.0, 2.0, 2.5, 4.0]
 
     def captured():
@@ -246,7 +242,7 @@ def test_stale_masks_are_counted_and_written_with_the_results(renderer, tmp_path
 
     source, governor = Jumping(), Governor(1000, "binary")
     sink = open_sink(str(tmp_path / "out.jsonl"), source.info, renderer)
-    result = run(source, Engine(), renderer, [sink], masks=governor.masked)
+    result = run(source, Engine(), Views(renderer, governor=governor), [sink])
     sink.close()
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(lines) == result.frames
@@ -326,7 +322,7 @@ def test_in_the_data_path():
             self.frames.append(frame)
 
     engine, governor, sink = Engine(), Governor(500, "binary"), Kept()
-    result = run(Clip(), engine, lambda image, mask: image, [sink], masks=governor.masked)
+    result = run(Clip(), engine, Views(lambda image, mask: image, governor=governor), [sink])
     assert result.frames == 30
     assert [frame.index for frame in sink.frames] == list(range(30))
     assert engine.threads == {"governed"}

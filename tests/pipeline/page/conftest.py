@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.bundles.bundle import Manifest
 from pipeline.frames.frame import Frame
+from pipeline.page.options import PageOptions, Watched
 from pipeline.page.sink import PageSink
 from pipeline.render.annotations import Annotations
 from pipeline.render.look import Look
@@ -39,17 +40,10 @@ class Rig:
         self.renderer = Renderer(Look(), task)
         manifest = Manifest("u2netp", task, classes, (32, 32), "fp32", {}, {}, {}, "")
         self.annotations = Annotations(manifest, "none", self.renderer, hud=False, legend=False)
-        self.said = []
-        self.sink = PageSink(
-            options.pop("address", "127.0.0.1:0"),
-            self.telemetries,
-            self.renderer,
-            self.annotations,
-            classes=classes,
-            about={"version": "0.1.0", "model": "u2netp"},
-            say=self.said.append,
-            **options,
-        )
+        of_run = {name: options.pop(name) for name in ("healthy", "timer") if name in options}
+        watched = Watched(self.telemetries, classes, {"version": "0.1.0", "model": "u2netp"}, **of_run)
+        page = PageOptions(**{"address": "127.0.0.1:0", **options})
+        self.sink = PageSink(page, watched, self.renderer, self.annotations)
         self.url = self.sink.url.partition("?")[0].replace("0.0.0.0", "127.0.0.1")
         self.port = int(re.search(r":(\d+)/", self.url)[1])
         self.index = itertools.count()

@@ -7,7 +7,7 @@ from pipeline.page.address import is_loopback, listen, url_of
 
 
 @pytest.mark.parametrize(
-    "address", ["", "1.2.3.4.5:x", "127.0.0.1:99999", "::1:8080", "http://127.0.0.1:80", "[::1", "a:1:2"]
+    "address", ["", "1.2.3.4.5:x", "127.0.0.1:99999", "::1:8080", "99999", "http://127.0.0.1:80", "[::1", "a:1:2"]
 )
 def test_an_address_written_otherwise_is_refused(address):
     with pytest.raises(OptionError, match=r"--serve: expected HOST:PORT such as 127\.0\.0\.1:8080"):
@@ -27,9 +27,10 @@ def test_a_taken_port_and_an_unknown_host_are_told_in_one_line():
 
 
 def test_addresses_and_how_a_browser_is_told():
-    with listen("localhost:0") as here, listen("0.0.0.0:0") as everywhere, listen(":0") as default:
+    with listen("localhost:0") as here, listen("0.0.0.0:0") as everywhere, listen(":0") as default, listen("0") as port:
         assert is_loopback(here)
         assert is_loopback(default)
+        assert is_loopback(port)
         assert not is_loopback(everywhere)
         assert url_of(default) == f"http://127.0.0.1:{default.getsockname()[1]}/"
         assert "0.0.0.0" not in url_of(everywhere)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.render.look import RENDER_MODES
+from pipeline.render.modes import MODES
 from pipeline.stages.telemetry import State
 
 pytestmark = pytest.mark.needs_program("chromium")
@@ -45,7 +45,7 @@ def test_every_control_and_key_does_what_it_says(make_rig, in_chromium, tmp_path
         await tab.until(DRAWN, 1)
         await moves(tab)
         # Fields.
-        for mode in (*RENDER_MODES[1:], "replace"):
+        for mode in (*list(MODES)[1:], "replace"):
             await tab.click(f"#modes input[value={mode}]")
             await until(lambda mode=mode: look().mode == mode)
         await tab.click("#background")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import OptionError, SinkError
-from pipeline.page.server import Limits
+from pipeline.page.options import Limits
 from pipeline.stages.telemetry import State
 
 TOKEN = "correct-horse-battery"
@@ -114,15 +114,15 @@ def test_too_many_wrong_tokens_stop_even_the_right_one_but_no_cookie(make_rig, g
     assert ask("/state", headers={"Cookie": cookie}).status == 200
 
 
-def test_on_a_network_a_token_is_made_and_told_once(make_rig, get):
+def test_on_a_network_a_token_is_made_and_told_once(make_rig, get, said):
     rig = make_rig(address="0.0.0.0:0")
     token = rig.sink.url.partition("?token=")[2]
     assert len(token) >= 32
-    assert rig.said == [f"page: {rig.sink.url}"]
+    assert said == [f"page: {rig.sink.url}"]
     assert get(rig)("/state").status == 403
     assert get(rig)("/state", headers={"Authorization": f"Bearer {token}"}).status == 200
-    own = make_rig(address="0.0.0.0:0", token=TOKEN)
-    assert TOKEN not in "".join(own.said)
+    make_rig(address="0.0.0.0:0", token=TOKEN)
+    assert TOKEN not in "".join(said)
 
 
 def test_a_token_that_is_too_short_and_a_taken_port_are_refused(make_rig):
@@ -133,13 +133,13 @@ def test_a_token_that_is_too_short_and_a_taken_port_are_refused(make_rig):
         make_rig(address=f"127.0.0.1:{taken.port}")
 
 
-def test_nothing_of_a_token_is_logged(make_rig, get, capfd, caplog):
+def test_nothing_of_a_token_is_logged(make_rig, get, capfd, caplog, said):
     rig = make_rig(token=TOKEN)
     get(rig)(f"/?token={TOKEN}")
     get(rig)("/?token=wrong-wrong-wrong-wrong")
     raw(rig.port, f"GET /?token={TOKEN} HTTP/9.9\r\nHost: localhost\r\n\r\n".encode())
     rig.close()
-    assert TOKEN not in caplog.text + "".join(capfd.readouterr()) + "".join(rig.said)
+    assert TOKEN not in caplog.text + "".join(capfd.readouterr()) + "".join(said)
 
 
 def test_headers_that_keep_others_out(rig, get):

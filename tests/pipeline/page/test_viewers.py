@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.page import channel, server
-from pipeline.page.server import Limits
+from pipeline.page.options import Limits
 from pipeline.page.viewer import WINDOW
 
 LIMIT_S = 30

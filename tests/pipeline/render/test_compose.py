@@ -11,6 +11,7 @@ from pipeline.engines import open_engine
 from pipeline.engines.base import Computed, Engine
 from pipeline.errors import BundleError, OptionError, PlanError, ShapeError
 from pipeline.flow.run import run
+from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.render.compose import composed_looks, look_values
 from pipeline.render.look import Look, soft_edge
@@ -423,12 +424,12 @@ def test_a_frame_is_drawn_once_by_whom_it_was_given_to(bundle, renderer, in_flig
 
     given = iter([0.1, 0.2, None, 0.4, 0.5, 0.6, None, 0.8])
 
-    def composed():
+    def looks():
         alpha = next(given)
         return None if alpha is None else look_values(Look(alpha=alpha))
 
     images = [np.full((4, 6, 3), number, np.uint8) for number in range(8 * batch)]
-    run(Pictures(images), Labelled(bundle, in_flight, batch), render, [sink], composed=composed)
+    run(Pictures(images), Labelled(bundle, in_flight, batch), Views(render, looks), [sink])
     expected = [value for value in (10, 20, 200, 40, 50, 60, 200, 80) for _ in range(batch)]
     assert [int(frame.view[0, 0, 0]) for frame in sink.frames] == expected
     assert drawn == [number for number, value in enumerate(expected) if value == 200]
@@ -443,21 +444,23 @@ def test_a_mask_that_was_changed_is_drawn_by_the_host(bundle, renderer):
 
     sink, images = Kept(), [np.full((4, 6, 3), number, np.uint8) for number in range(3)]
     engine = Labelled(bundle, 1, 1)
-    run(Pictures(images), engine, renderer, [sink], composed=lambda: look_values(Look(alpha=0.5)), refine=refine)
-    views = [frame.view for frame in sink.frames]
-    assert (views[0] == 50).all()
-    np.testing.assert_array_equal(views[1], renderer(images[1], np.full((4, 6), 255, np.uint8)))
-    assert (views[2] == 50).all()
+    views = Views(renderer, lambda: look_values(Look(alpha=0.5)), refine=refine)
+    run(Pictures(images), engine, views, [sink])
+    drawn = [frame.view for frame in sink.frames]
+    assert (drawn[0] == 50).all()
+    np.testing.assert_array_equal(drawn[1], renderer(images[1], np.full((4, 6), 255, np.uint8)))
+    assert (drawn[2] == 50).all()
 
 
 def test_views_are_drawn_onto_as_the_hosts_are(bundle, renderer, red_images):
-    def decorate(frame, _):
+    def annotate(frame, _):
         frame.view[0, 0] = 255
 
     sink, kept = Kept(), [image.copy() for image in red_images]
     with open_engine(bundle, "onnxruntime") as engine:
         looks = composed_looks("device", engine, renderer, steady=False)
-        run(Pictures(red_images), engine, lambda *_: pytest.fail("drawn"), [sink], composed=looks, decorate=decorate)
+        views = Views(lambda *_: pytest.fail("drawn"), looks, annotate=annotate)
+        run(Pictures(red_images), engine, views, [sink])
     assert len(sink.frames) == 12
     for frame, image in zip(sink.frames, kept, strict=True):
         np.testing.assert_array_equal(frame.image, image)

@@ -5,8 +5,11 @@ from pipeline.bundles.bundle import Manifest
 from pipeline.errors import OptionError
 from pipeline.render.annotations import Annotations
 from pipeline.render.controls import BACKGROUNDS, Command, Controls
-from pipeline.render.look import GREEN_SCREEN, RENDER_MODES, WHITE, Look
+from pipeline.render.look import GREEN_SCREEN, Look
+from pipeline.render.modes import MODES, WHITE
 from pipeline.render.overlay import Renderer
+
+NAMES = tuple(MODES)
 
 
 def make(look=None):
@@ -53,14 +56,14 @@ def test_only_the_low_byte_counts():
 def test_modes_go_round_both_ways():
     controls, renderer, _ = make()
     seen = []
-    for _ in RENDER_MODES:
+    for _ in NAMES:
         assert controls.press(ord("m")) is Command.REDRAW
         seen.append(renderer.look.mode)
-    assert seen == [*RENDER_MODES[1:], RENDER_MODES[0]]
+    assert seen == [*NAMES[1:], NAMES[0]]
     controls.press(ord("n"))
-    assert renderer.look.mode == RENDER_MODES[-1]
+    assert renderer.look.mode == NAMES[-1]
     controls.press(ord("M"))
-    assert renderer.look.mode == RENDER_MODES[-2]
+    assert renderer.look.mode == NAMES[-2]
 
 
 @pytest.mark.parametrize("key", ["+", "=", "\xab"])
@@ -146,7 +149,7 @@ def test_help_names_every_key_and_the_values_now():
     controls.press(ord("h"))
     text = "\n".join(controls.help_lines())
     assert "alpha (0.55)" in text
-    assert f"mode ({RENDER_MODES[1]})" in text
+    assert f"mode ({NAMES[1]})" in text
     assert "numbers (on)" in text
     assert "legend (off)" in text
 

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import OptionError, ShapeError
-from pipeline.render.look import GREEN_SCREEN, RENDER_MODES, Look, soft_edge, subject_level
-from pipeline.render.overlay import Renderer, blurred_background, cutout_bgra
+from pipeline.render.look import GREEN_SCREEN, Look, soft_edge, subject_level
+from pipeline.render.modes import MODES
+from pipeline.render.modes.blur import blurred_background
+from pipeline.render.modes.cutout import cutout_bgra
+from pipeline.render.overlay import Renderer
 from pipeline.render.palette import Palette, load_palette
 
 RED = load_palette("#ff0000")
@@ -45,7 +48,7 @@ def assert_within_one(view: np.ndarray, expected: np.ndarray) -> None:
 # What every mode promises
 
 
-@pytest.mark.parametrize("mode", RENDER_MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("task", ["binary", "classes"])
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 7), (7, 1), (2, 3), (33, 65), (64, 64), (131, 97)])
 def test_any_size_gives_a_new_picture_and_leaves_its_inputs_alone(mode, task, size_hw):
@@ -65,7 +68,7 @@ def test_any_size_gives_a_new_picture_and_leaves_its_inputs_alone(mode, task, si
     np.testing.assert_array_equal(mask, mask_before)
 
 
-@pytest.mark.parametrize("mode", RENDER_MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_memory_layout_changes_nothing(mode):
     renderer = Renderer(Look(mode=mode), "binary")
     image, mask = noise(1, 40, 60, 3), noise(2, 40, 60)
@@ -77,7 +80,7 @@ def test_memory_layout_changes_nothing(mode):
     assert view.flags.c_contiguous
 
 
-@pytest.mark.parametrize("mode", RENDER_MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("task", ["binary", "classes"])
 def test_two_frames_do_not_share_memory(mode, task):
     renderer = Renderer(Look(mode=mode, background=noise(3, 5, 5, 3)), task)
@@ -516,8 +519,8 @@ def test_cutout_bgra_of_classes_is_all_or_nothing():
         ({"alpha": 1.01}, r"alpha: expected 0 to 1, got 1\.01"),
         ({"alpha": float("nan")}, "alpha: expected 0 to 1, got nan"),
         ({"threshold": -0.1}, r"threshold: expected 0 to 1, got -0\.1"),
-        ({"background": (0, 0, 256)}, r"background colour: expected \(b, g, r\) of 0 to 255, got \(0, 0, 256\)"),
-        ({"background": (0, 0)}, "background colour"),
+        ({"background": (0, 0, 256)}, r"background color: expected \(b, g, r\) of 0 to 255, got \(0, 0, 256\)"),
+        ({"background": (0, 0)}, "background color"),
         (
             {"background": np.zeros((4, 4), np.uint8)},
             r"background picture: expected \(h, w, 3\) uint8 BGR, got \(4, 4\)",

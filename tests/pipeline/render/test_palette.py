@@ -112,7 +112,7 @@ def test_a_palette_keeps_its_own_colours():
     ],
 )
 def test_wrong_arrays_are_refused(colours, got):
-    with pytest.raises(OptionError, match=r"palette colours: expected \(N, 3\) uint8 with 1 to 256 rows, got " + got):
+    with pytest.raises(OptionError, match=r"palette colors: expected \(N, 3\) uint8 with 1 to 256 rows, got " + got):
         Palette(colours)
 
 
@@ -177,8 +177,8 @@ def test_a_yaml_list(tmp_path):
         ("[[0, 0, 0], [true, 0, 0]]", r"entry 1: .*got \[True, 0, 0\]"),
         ("[[0.5, 0, 0]]", "entry 0"),
         ("['red']", "entry 0: .*got 'red'"),
-        ("person: [1, 2, 3]", "expected a list of 1 to 256 colours, got dict"),
-        ("[]", "expected a list of 1 to 256 colours, got a list of 0"),
+        ("person: [1, 2, 3]", "expected a list of 1 to 256 colors, got dict"),
+        ("[]", "expected a list of 1 to 256 colors, got a list of 0"),
         ("[" + "[0, 0, 0]," * 257 + "]", "got a list of 257"),
         ("", "got NoneType"),
         ("[1, 2", "expected YAML, got: while parsing a flow sequence"),

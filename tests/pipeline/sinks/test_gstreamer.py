@@ -10,7 +10,6 @@ import pytest
 from pipeline.errors import SinkError
 from pipeline.sinks import gstreamer, stream
 from pipeline.sinks.gstreamer import GStreamerSink
-from pipeline.sinks.options import SinkOptions
 
 pytestmark = pytest.mark.needs_program("gst-launch-1.0")
 WAIT_S = 30  # only a broken test waits so long
@@ -21,11 +20,8 @@ def open_pipeline(make_info, renderer, monkeypatch):
     monkeypatch.setattr(stream, "_FIRST_WAIT_S", 0.05)
     sinks = []
 
-    def start(pipeline, said=None, **facts):
-        say = (said if said is not None else []).append
-        sinks.append(
-            GStreamerSink(f"gst:{pipeline}", make_info(**{"fps": 25, **facts}), renderer, SinkOptions(say=say))
-        )
+    def start(pipeline, **facts):
+        sinks.append(GStreamerSink(f"gst:{pipeline}", make_info(**{"fps": 25, **facts}), renderer))
         return sinks[-1]
 
     yield start
@@ -130,9 +126,8 @@ def test_passwords_are_not_said(open_pipeline, make_frame):
     assert "hunter2" not in write_until_refused(sink, make_frame)
 
 
-def test_a_live_pipeline_that_ends_is_started_again(open_pipeline, make_frame, tmp_path):
-    said = []
-    sink = open_pipeline("identity error-after=5 ! fakesink", said, live=True)
+def test_a_live_pipeline_that_ends_is_started_again(open_pipeline, make_frame, tmp_path, said):
+    sink = open_pipeline("identity error-after=5 ! fakesink", live=True)
     threads = threading.active_count()
     image = np.zeros((32, 48, 3), np.uint8)
     end_s = time.monotonic() + WAIT_S
@@ -148,10 +143,9 @@ def test_a_live_pipeline_that_ends_is_started_again(open_pipeline, make_frame, t
     assert said[1].endswith("): trying again")
 
 
-def test_a_live_pipeline_that_takes_nothing_holds_nobody_up(open_pipeline, make_frame, monkeypatch):
+def test_a_live_pipeline_that_takes_nothing_holds_nobody_up(open_pipeline, make_frame, monkeypatch, said):
     monkeypatch.setattr(gstreamer, "_TAKE_WITHIN_S", 0.3)
-    said = []
-    sink = open_pipeline("identity sleep-time=100000000 ! fakesink", said, live=True)
+    sink = open_pipeline("identity sleep-time=100000000 ! fakesink", live=True)
     image = np.zeros((480, 640, 3), np.uint8)
     slowest_s, end_s = 0.0, time.monotonic() + WAIT_S
     index = 0

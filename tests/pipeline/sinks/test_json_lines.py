@@ -231,9 +231,8 @@ def pipe(monkeypatch):
     os.close(writer)
 
 
-def test_a_reader_that_does_not_read_misses_lines_and_holds_nobody_up(open_lines, two_parts, pipe):
-    said = []
-    sink = open_lines("jsonl:-", live=True, say=said.append)
+def test_a_reader_that_does_not_read_misses_lines_and_holds_nobody_up(open_lines, two_parts, pipe, said):
+    sink = open_lines("jsonl:-", live=True)
     for index in range(1000):
         sink.write(frame_of(two_parts, index))
     content = os.read(pipe, 1 << 20)

@@ -249,13 +249,12 @@ def test_files_of_earlier_runs_count_and_are_the_oldest(open_recording, record, 
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link"])
-def test_nothing_is_replaced(open_recording, record, tmp_path, kind):
-    said = []
+def test_nothing_is_replaced(open_recording, record, tmp_path, kind, said):
     if kind == "file":
         (tmp_path / "out.mp4").write_bytes(b"precious")
     else:
         (tmp_path / "out.mp4").symlink_to(tmp_path / "elsewhere")
-    sink = record(open_recording(say=said.append, encoder="x264"), range(3))
+    sink = record(open_recording(encoder="x264"), range(3))
     sink.close()
     assert sink.written == str(tmp_path / "out-0002.mp4")
     assert said == [

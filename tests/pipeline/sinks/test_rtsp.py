@@ -13,7 +13,6 @@ import pytest
 
 from pipeline.errors import SinkError
 from pipeline.sinks import rtsp, stream
-from pipeline.sinks.options import SinkOptions
 from pipeline.sinks.rtsp import RtspSink
 
 SERVER = Path(__file__).with_name("rtsp_record_server.py")
@@ -74,22 +73,21 @@ def serve(tmp_path):
 
 
 @pytest.fixture
-def publish(make_info, make_frame, renderer, monkeypatch):
+def publish(make_info, make_frame, renderer, monkeypatch, said):
     """Opens a sink; ``push`` writes frames at about 50 FPS until something is so, and tells how long the slowest write took."""
     monkeypatch.setattr(stream, "_FIRST_WAIT_S", 0.05)
     sinks = []
 
     class Publisher:
         def __init__(self, address, live=True):
-            self.said = []
             self.index = 0
-            self.sink = RtspSink(address, make_info(fps=50, live=live), renderer, SinkOptions(say=self.said.append))
+            self.sink = RtspSink(address, make_info(fps=50, live=live), renderer)
             sinks.append(self.sink)
 
         def push(self, until, size_hw=(64, 96), pause_s=0.02):
             slowest_s, end_s = 0.0, time.monotonic() + WAIT_S
             while not until():
-                assert time.monotonic() < end_s, self.said
+                assert time.monotonic() < end_s, said
                 image = np.full((*size_hw, 3), (self.index * 2) % 200 + 20, np.uint8)
                 image[: size_hw[0] // 2] = np.random.default_rng(self.index).integers(
                     0, 255, (size_hw[0] // 2, size_hw[1], 3), np.uint8
@@ -106,13 +104,13 @@ def publish(make_info, make_frame, renderer, monkeypatch):
         sink.discard()
 
 
-def test_a_server_gets_the_pictures(serve, publish):
+def test_a_server_gets_the_pictures(serve, publish, said):
     server = serve()
     publisher = publish(server.address)
     publisher.push(lambda: publisher.index % 25 == 24 and len(server.received()) >= 20)
     publisher.sink.close()
     publisher.sink.close()
-    assert publisher.said == [f"{server.address}: sending"]
+    assert said == [f"{server.address}: sending"]
     images = server.received()
     assert {image.shape for image in images} == {(64, 96, 3)}
     levels = [int(image[56, 48, 0]) for image in images]
@@ -120,25 +118,25 @@ def test_a_server_gets_the_pictures(serve, publish):
     assert set(np.diff(levels)) <= set(range(1, 12))
 
 
-def test_a_server_that_was_killed_gets_them_again(serve, publish):
+def test_a_server_that_was_killed_gets_them_again(serve, publish, said):
     server = serve("first")
     publisher = publish(server.address)
     publisher.push(lambda: publisher.index % 25 == 24 and server.received())
     threads = threading.active_count()
     server.stop()
-    slowest_s = publisher.push(lambda: len(publisher.said) == 2)
-    assert publisher.said[1].startswith(f"{server.address}: not sent (")
-    assert publisher.said[1].endswith("): trying again")
+    slowest_s = publisher.push(lambda: len(said) == 2)
+    assert said[1].startswith(f"{server.address}: not sent (")
+    assert said[1].endswith("): trying again")
     dropped = publisher.sink.dropped
     again = serve("second", server.port)
     slowest_s = max(slowest_s, publisher.push(lambda: publisher.index % 25 == 24 and again.received()))
-    assert publisher.said[2:] == [f"{server.address}: sending"]
+    assert said[2:] == [f"{server.address}: sending"]
     assert publisher.sink.dropped >= dropped > 0
     assert threading.active_count() == threads
     assert slowest_s < 1
 
 
-def test_a_server_that_has_stopped_holds_nobody_up(serve, publish, monkeypatch):
+def test_a_server_that_has_stopped_holds_nobody_up(serve, publish, monkeypatch, said):
     monkeypatch.setattr(rtsp, "_SOCKET_TIMEOUT_US", 400_000)
     monkeypatch.setattr(rtsp, "_SEND_WITHIN_S", 0.3)
     server = serve()
@@ -146,20 +144,20 @@ def test_a_server_that_has_stopped_holds_nobody_up(serve, publish, monkeypatch):
     large_hw = 480, 640  # the system keeps megabytes for a server that does not read
     publisher.push(lambda: publisher.index % 25 == 24 and server.received(), large_hw)
     server.process.send_signal(signal.SIGSTOP)
-    slowest_s = publisher.push(lambda: len(publisher.said) >= 2, large_hw)
-    assert publisher.said[1].startswith(f"{server.address}: not sent (")
+    slowest_s = publisher.push(lambda: len(said) >= 2, large_hw)
+    assert said[1].startswith(f"{server.address}: not sent (")
     assert slowest_s < 1
     server.process.send_signal(signal.SIGCONT)
-    publisher.push(lambda: publisher.said[-1].endswith(": sending"), large_hw)
+    publisher.push(lambda: said[-1].endswith(": sending"), large_hw)
 
 
-def test_another_size_is_announced_again(serve, publish):
+def test_another_size_is_announced_again(serve, publish, said):
     server = serve()
     publisher = publish(server.address)
     publisher.push(lambda: publisher.index % 25 == 24 and server.received())
     publisher.push(lambda: publisher.index % 25 == 24 and server.received(2), size_hw=(48, 48))
     assert server.received(2)[0].shape == (48, 48, 3)
-    assert publisher.said[1:] == [
+    assert said[1:] == [
         f"{server.address}: not sent (the size of the picture has changed): trying again",
         f"{server.address}: sending",
     ]
@@ -195,8 +193,8 @@ def test_a_hundred_failures_leave_nothing_behind(publish, monkeypatch):
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
 
-def test_no_server_and_no_password_in_what_is_said(publish):
+def test_no_server_and_no_password_in_what_is_said(publish, said):
     publisher = publish("rtsp://me:hunter2@127.0.0.1:9/live")
     assert publisher.push(lambda: publisher.sink.dropped > 20) < 1
     publisher.sink.close()
-    assert publisher.said == ["rtsp://***@127.0.0.1:9/live: not sent (connection refused): trying again"]
+    assert said == ["rtsp://***@127.0.0.1:9/live: not sent (connection refused): trying again"]

@@ -224,9 +224,8 @@ def test_a_closed_output_takes_no_frame(tmp_path, make_info, make_frame, rendere
         sink.write(make_frame(red_images[0]))
 
 
-def test_the_encoder_is_told_once(tmp_path, make_info, make_frame, renderer, red_images):
-    said = []
-    sink = VideoSink(str(tmp_path / "out.mp4"), make_info(), renderer, SinkOptions(encoder="x264", say=said.append))
+def test_the_encoder_is_told_once(tmp_path, make_info, make_frame, renderer, red_images, said):
+    sink = VideoSink(str(tmp_path / "out.mp4"), make_info(), renderer, SinkOptions(encoder="x264"))
     for index, image in enumerate(red_images):
         sink.write(make_frame(image, index))
     sink.discard()

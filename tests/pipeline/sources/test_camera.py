@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.sources import camera
 from pipeline.sources.camera import CameraSource
-from pipeline.sources.live import LiveOptions
+from pipeline.sources.options import LiveOptions
 
 
 class Camera:
@@ -97,33 +97,30 @@ def test_frames_come_in_order_from_the_first_with_rising_times(fake):
     assert not np.shares_memory(frames[0].image, frames[1].image)
 
 
-def opened(fake, lines=None, **facts):
-    say = [].append if lines is None else lines.append
-    return fake(live=LiveOptions(backoff_s=0.001, backoff_max_s=0.01, say=say), **facts)
+def opened(fake, **facts):
+    return fake(live=LiveOptions(backoff_s=0.001, backoff_max_s=0.01), **facts)
 
 
-def test_a_camera_that_is_unplugged_is_opened_again_by_its_path_with_its_settings(fake):
-    lines = []
-    source, first = opened(fake, lines=lines, frames=3)
+def test_a_camera_that_is_unplugged_is_opened_again_by_its_path_with_its_settings(fake, said):
+    source, first = opened(fake, frames=3)
     frames = list(itertools.islice(source, 5))
     assert [frame.image[0, 0, 0] for frame in frames] == [1, 2, 3, 1, 2]
     assert [frame.index for frame in frames] == list(range(5))
-    assert lines[:2] == ["video7: running", "video7: reconnecting: no picture came: was it unplugged?"]
+    assert said[:2] == ["video7: running", "video7: reconnecting: no picture came: was it unplugged?"]
     _, second = type(first).made[:2]
     assert second.asked == first.asked
     assert first.released >= 1
     source.close()
 
 
-def test_a_camera_that_is_not_back_yet_is_waited_for(fake, tmp_path):
-    lines = []
-    source, _ = opened(fake, lines=lines, frames=2)
+def test_a_camera_that_is_not_back_yet_is_waited_for(fake, tmp_path, said):
+    source, _ = opened(fake, frames=2)
     frames = iter(source)
     list(itertools.islice(frames, 2))
     (tmp_path / "video7").rename(tmp_path / "away")
     threading.Timer(0.3, lambda: (tmp_path / "away").rename(tmp_path / "video7")).start()
     assert next(frames).index == 2
-    assert "video7: running again after" in lines[-1]
+    assert "video7: running again after" in said[-1]
     source.close()
 
 

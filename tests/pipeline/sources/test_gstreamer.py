@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import BackendUnavailableError, SourceError
 from pipeline.sources import gstreamer, open_source
 from pipeline.sources.address import Address
-from pipeline.sources.live import LiveOptions
+from pipeline.sources.options import LiveOptions
 from pipeline.sources.yuv4mpeg import Yuv4mpegReader
 from pipeline.stages.telemetry import State
 
@@ -33,11 +33,8 @@ def wait_until(condition):
 
 
 def opened(spec, **options):
-    lines = []
     quick = {"stall_s": 0.5, "reconnect_s": 0.5, "connect_s": WAIT_S, "backoff_s": 0.01, "backoff_max_s": 0.01}
-    source = open_source(spec, LiveOptions(**{**quick, "say": lines.append, **options}))
-    source.lines = lines
-    return source
+    return open_source(spec, LiveOptions(**{**quick, **options}))
 
 
 @pytest.fixture(autouse=True)
@@ -93,12 +90,12 @@ def test_every_matrix_and_range_is_understood(colorimetry):
 
 
 @real
-def test_the_end_of_a_pipeline_is_a_reconnection():
+def test_the_end_of_a_pipeline_is_a_reconnection(said):
     with opened("gst:videotestsrc num-buffers=2 ! video/x-raw,width=8,height=8") as source:
         assert source.info.name == "gst"
         frames = list(itertools.islice(source, 5))
     assert [frame.index for frame in frames] == list(range(5))
-    assert source.lines[:2] == ["gst: running", "gst: reconnecting: the stream ended"]
+    assert said[:2] == ["gst: running", "gst: reconnecting: the stream ended"]
 
 
 @real
@@ -131,7 +128,7 @@ def test_what_fails_for_now_is_told_and_tried_again():
 
 
 @real
-def test_a_child_that_stops_is_a_stall_and_is_killed():
+def test_a_child_that_stops_is_a_stall_and_is_killed(said):
     wait_until(lambda: not children())  # those of the tests before
     with opened("gst:videotestsrc is-live=true ! video/x-raw,width=64,height=48") as source:
         frames = iter(source)
@@ -141,7 +138,7 @@ def test_a_child_that_stops_is_a_stall_and_is_killed():
         while source.telemetry.snapshot().reconnects == 0 or source.telemetry.state is not State.RUNNING:
             next(frames)
         wait_until(lambda: child not in children())
-    assert "gst: stalled: no frame for 0.5 s" in source.lines
+    assert "gst: stalled: no frame for 0.5 s" in said
     wait_until(lambda: not children())
 
 
@@ -198,7 +195,7 @@ def test_what_a_plugin_prints_is_no_picture(programs):
         assert next(iter(source)).size_hw == (2, 8)
 
 
-def test_the_reason_of_an_end_is_its_first_error_without_secrets(programs):
+def test_the_reason_of_an_end_is_its_first_error_without_secrets(programs, said):
     error = "ERROR: from element /GstPipeline:p/GstSrc:s: cannot open http://me:secret@cam/1 with pa55word."
     programs(launch=f'echo "{error}" >&2; echo "ERROR: pipeline does not want to preroll." >&2; exit 1')
     with opened('gst:src location=http://me:secret@cam/1 user-pw="pa55word"', max_reconnects=0) as source:
@@ -206,7 +203,7 @@ def test_the_reason_of_an_end_is_its_first_error_without_secrets(programs):
         with pytest.raises(SourceError) as caught:
             next(iter(source))
     assert str(caught.value).startswith("gst: cannot open http://***@cam/1 with ***; gave up")
-    assert "secret" not in f"{source.info} {source.lines} {source.telemetry.snapshot()}"
+    assert "secret" not in f"{source.info} {said} {source.telemetry.snapshot()}"
 
 
 def test_a_child_that_writes_something_else_is_left(programs):
@@ -330,7 +327,7 @@ def test_pictures_in_pieces_of_any_length(filled, piece):
         count = min(piece, len(space), len(content))
         space[:count] = content[:count]
         content = content[count:]
-        images += reader.received(count)
+        images += [decoded.pixels for decoded in reader.received(count)]
     assert [image.shape[:2] for image in images] == [*sizes, (4, 8)]
     for number, image in enumerate(images[:-1]):
         np.testing.assert_allclose(image, round((24 + 10 * number) * 255 / 219), atol=2)
@@ -361,7 +358,7 @@ def test_pictures_have_memory_of_their_own():
     for value in (50, 200):
         content = b"YUV4MPEG2 W8 H2\nFRAME\n" + bytes([value] * 16 + [128] * 8)
         reader.space()[: len(content)] = content
-        images += reader.received(len(content))
+        images += [decoded.pixels for decoded in reader.received(len(content))]
     assert images[0][0, 0, 0] < images[1][0, 0, 0]
 
 

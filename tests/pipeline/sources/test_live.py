@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipeline.errors import OptionError, SourceError
 from pipeline.frames.frame import SourceInfo
 from pipeline.sources import live
-from pipeline.sources.live import Connection, LiveOptions, LiveSource, LostError, Picture, StreamClock
+from pipeline.sources.live import Connection, LiveSource, LostError, Picture, StreamClock
+from pipeline.sources.options import LiveOptions
 from pipeline.stages.telemetry import CORRUPT, State
 
 WAIT_S = 10  # only a broken test waits so long
@@ -52,7 +53,7 @@ def make():
     sources = []
 
     def call(*scripts, **options):
-        lines, made = [], []
+        made = []
         quick = {"stall_s": 0.15, "reconnect_s": 0.15, "connect_s": 5.0, "backoff_s": 0.001, "backoff_max_s": 0.01}
 
         def connect():
@@ -61,8 +62,8 @@ def make():
             return made[-1]
 
         info = SourceInfo("cam/1", "a camera", live=True)
-        source = LiveSource(info, connect, LiveOptions(**{**quick, "say": lines.append, **options}))
-        source.lines, source.made = lines, made
+        source = LiveSource(info, connect, LiveOptions(**{**quick, **options}))
+        source.made = made
         sources.append(source)
         return source
 
@@ -86,7 +87,7 @@ def test_opening_neither_connects_nor_waits(make):
     assert (source.made, source.telemetry.state) == ([], State.ENDED)
 
 
-def test_the_end_of_a_connection_is_not_the_end(make):
+def test_the_end_of_a_connection_is_not_the_end(make, said):
     source = make([picture(1), picture(2)], [picture(3)])
     frames = list(itertools.islice(source, 4))
     assert [frame.image[0, 0, 0] for frame in frames] == [1, 2, 3, 3]
@@ -96,28 +97,28 @@ def test_the_end_of_a_connection_is_not_the_end(make):
     assert times_s[0] == 0
     assert all(later > earlier for earlier, later in itertools.pairwise(times_s))
     assert source.telemetry.snapshot().reconnects == 2
-    assert source.lines[0] == "cam/1: running"
-    assert source.lines[1] == "cam/1: reconnecting: the stream ended"
-    assert source.lines[2].startswith("cam/1: running again after 0.")
+    assert said[0] == "cam/1: running"
+    assert said[1] == "cam/1: reconnecting: the stream ended"
+    assert said[2].startswith("cam/1: running again after 0.")
 
 
-def test_a_break_is_told_and_mended(make):
+def test_a_break_is_told_and_mended(make, said):
     source = make(
         [picture(), LostError("connection refused")], [LostError("no route")], [LostError("no route")], [picture()]
     )
     assert len(list(itertools.islice(source, 2))) == 2
-    assert source.lines[1] == "cam/1: reconnecting: connection refused"
-    assert len(source.lines) == 3  # a state is told once, however many attempts it takes
+    assert said[1] == "cam/1: reconnecting: connection refused"
+    assert len(said) == 3  # a state is told once, however many attempts it takes
     assert source.telemetry.snapshot().reconnects == 1
 
 
-def test_a_peer_that_is_not_there_yet_is_waited_for(make):
+def test_a_peer_that_is_not_there_yet_is_waited_for(make, said):
     source = make([LostError("connection refused")], [LostError("connection refused")], [picture()])
     assert next(iter(source)).index == 0
-    assert source.lines[0] == "cam/1: reconnecting: connection refused"
+    assert said[0] == "cam/1: reconnecting: connection refused"
 
 
-def test_a_stall_is_told_once_and_ends_by_itself(make):
+def test_a_stall_is_told_once_and_ends_by_itself(make, said):
     go_on = threading.Event()
     source = make([picture(1), go_on, picture(2), "hang"], reconnect_s=WAIT_S)
     frames = iter(source)
@@ -127,15 +128,15 @@ def test_a_stall_is_told_once_and_ends_by_itself(make):
     ).start()
     assert next(frames).image[0, 0, 0] == 2
     assert source.telemetry.state is State.RUNNING
-    assert source.lines == ["cam/1: running", "cam/1: stalled: no frame for 0.15 s", "cam/1: running"]
+    assert said == ["cam/1: running", "cam/1: stalled: no frame for 0.15 s", "cam/1: running"]
     assert (len(source.made), source.telemetry.snapshot().reconnects) == (1, 0)
 
 
-def test_a_stall_that_lasts_is_left_behind(make):
+def test_a_stall_that_lasts_is_left_behind(make, said):
     source = make([picture(1), "hang"], [picture(2)])
     frames = list(itertools.islice(source, 2))
     assert [frame.image[0, 0, 0] for frame in frames] == [1, 2]
-    assert source.lines[1:3] == [
+    assert said[1:3] == [
         "cam/1: stalled: no frame for 0.15 s",
         "cam/1: reconnecting: nothing came for 0.3 s",
     ]
@@ -143,13 +144,13 @@ def test_a_stall_that_lasts_is_left_behind(make):
     assert source.made[0].ended.wait(WAIT_S)
 
 
-def test_a_connection_that_stays_silent_is_left_behind(make):
+def test_a_connection_that_stays_silent_is_left_behind(make, said):
     source = make(["hang"], [picture()], connect_s=0.1)
     assert next(iter(source)).index == 0
-    assert source.lines[0] == "cam/1: reconnecting: nothing came for 0.1 s"
+    assert said[0] == "cam/1: reconnecting: nothing came for 0.1 s"
 
 
-def test_signs_of_life_keep_a_connection_but_are_no_frames(make):
+def test_signs_of_life_keep_a_connection_but_are_no_frames(make, said):
     def signs():
         for _ in range(6):
             time.sleep(0.05)
@@ -158,7 +159,7 @@ def test_signs_of_life_keep_a_connection_but_are_no_frames(make):
 
     source = make(signs, stall_s=0.1, reconnect_s=0.1, connect_s=0.2)
     assert next(iter(source)).index == 0
-    assert (len(source.made), source.lines, source.telemetry.snapshot().frames_in) == (1, ["cam/1: running"], 0)
+    assert (len(source.made), said, source.telemetry.snapshot().frames_in) == (1, ["cam/1: running"], 0)
 
 
 @pytest.mark.parametrize("where", ["stalled", "backing off", "connecting", "held by the consumer"])
@@ -200,13 +201,13 @@ def test_leaving_the_iterator_ends_the_connection(make):
     assert source.telemetry.state is State.ENDED
 
 
-def test_what_can_never_work_fails_at_once(make):
+def test_what_can_never_work_fails_at_once(make, said):
     source = make([SourceError("cam/1: expected to be let in, got 401 unauthorized: check user and password")])
     with pytest.raises(SourceError, match=r"^cam/1: expected to be let in"):
         next(iter(source))
     assert source.telemetry.state is State.FAILED
     assert "401" in source.telemetry.snapshot().problem
-    assert (len(source.made), source.lines) == (1, [])
+    assert (len(source.made), said) == (1, [])
 
 
 def test_what_worked_before_may_work_again(make):

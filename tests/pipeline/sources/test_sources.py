@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BackendUnavailableError, SourceError
-from pipeline.sources import PICTURE_SUFFIXES, SOURCES, open_source, open_sources, source_kind
+from pipeline.sources import SOURCES, open_source, open_sources, source_kind
 
 ROOT = Path(__file__).parents[3]
 
@@ -53,7 +53,7 @@ def test_what_a_string_names(spec, kind):
     assert kind in SOURCES
 
 
-@pytest.mark.parametrize("suffix", sorted(PICTURE_SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(SOURCES["pictures"].suffixes))
 def test_suffixes_of_pictures(suffix):
     assert source_kind(f"a{suffix}") == source_kind(f"a{suffix.upper()}") == "pictures"
 

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.sources import open_source, stream
-from pipeline.sources.live import LiveOptions
+from pipeline.sources.options import LiveOptions
 from pipeline.stages.telemetry import CORRUPT, State
 
 WAIT_S = 20  # only a broken test waits so long
@@ -31,11 +31,7 @@ def wait_until(condition, within_s=WAIT_S):
 
 
 def opened(spec, **options):
-    """A source whose lines are kept in ``lines``."""
-    lines = []
-    source = open_source(spec, LiveOptions(**{**QUICK, "say": lines.append, **options}))
-    source.lines = lines
-    return source
+    return open_source(spec, LiveOptions(**{**QUICK, **options}))
 
 
 def assert_increasing(frames):
@@ -47,7 +43,7 @@ def assert_increasing(frames):
 # RTSP ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_frames_of_a_real_server(serve):
+def test_frames_of_a_real_server(serve, said):
     server = serve(size="160x120", pattern="blue")
     with opened(f"rtsp://{server.place}") as source:
         assert (source.info.name, source.info.live, source.info.fps) == (server.place, True, None)
@@ -55,7 +51,7 @@ def test_frames_of_a_real_server(serve):
     assert [frame.size_hw for frame in frames] == [(120, 160)] * 10
     np.testing.assert_allclose(frames[-1].image[60, 80], (255, 0, 0), atol=6)
     assert_increasing(frames)
-    assert source.lines[0] == f"{server.place}: running"
+    assert said[0] == f"{server.place}: running"
 
 
 def test_headers_between_the_slices_of_a_picture_do_not_split_it(serve):
@@ -66,7 +62,7 @@ def test_headers_between_the_slices_of_a_picture_do_not_split_it(serve):
             np.testing.assert_allclose(frame.image.reshape(-1, 3), [(0, 0, 255)] * (120 * 160), atol=12)
 
 
-def test_a_server_that_stops_is_told_and_goes_on_by_itself(serve):
+def test_a_server_that_stops_is_told_and_goes_on_by_itself(serve, said):
     server = serve()
     source = opened(f"rtsp://{server.place}", reconnect_s=WAIT_S)
     frames = []
@@ -88,7 +84,7 @@ def test_a_server_that_stops_is_told_and_goes_on_by_itself(serve):
     thread.join(WAIT_S)
     assert time.monotonic() - closing_s < 1
     assert not thread.is_alive()
-    assert source.lines == [
+    assert said == [
         f"{server.place}: running",
         f"{server.place}: stalled: no frame for 1 s",
         f"{server.place}: running",
@@ -115,7 +111,7 @@ def test_a_server_that_is_killed_and_comes_back_with_another_size(serve):
     assert_increasing(frames)
 
 
-def test_a_wrong_password_fails_in_one_line_without_it(serve):
+def test_a_wrong_password_fails_in_one_line_without_it(serve, said):
     server = serve(user="admin", password="right")
     for credentials in ("", "admin:secret@", "admin:sec/r@et#@"):
         source = opened(f"rtsp://{credentials}{server.place}")
@@ -125,7 +121,7 @@ def test_a_wrong_password_fails_in_one_line_without_it(serve):
         ):
             next(iter(source))
         assert source.telemetry.state is State.FAILED
-        assert "sec" not in f"{source.lines} {source.info} {source.telemetry.snapshot()}"
+        assert "sec" not in f"{said} {source.info} {source.telemetry.snapshot()}"
 
 
 @pytest.mark.parametrize("password", ["right", "p@ss/w:rd #1%?"])
@@ -135,13 +131,13 @@ def test_a_password_may_hold_any_character(serve, password):
         assert next(iter(source)).size_hw == (120, 160)
 
 
-def test_a_server_that_is_not_there_is_waited_for_and_told_why():
+def test_a_server_that_is_not_there_is_waited_for_and_told_why(said):
     with (
         opened("rtsp://u:secret@127.0.0.1:1/x", max_reconnects=1) as source,
         pytest.raises(SourceError, match=r"^127.0.0.1:1/x: connection refused; gave up after 1 reconnections$"),
     ):
         next(iter(source))
-    assert source.lines == ["127.0.0.1:1/x: reconnecting: connection refused"]
+    assert said == ["127.0.0.1:1/x: reconnecting: connection refused"]
 
 
 def test_a_name_that_is_not_known_may_become_known():
@@ -261,14 +257,14 @@ def test_motion_jpeg_has_the_colours_and_times_of_its_pictures(site):
     assert_increasing(frames)
 
 
-def test_credentials_reach_the_server_and_nobody_else(site):
+def test_credentials_reach_the_server_and_nobody_else(site, said):
     site.pages["/clip"] = clip("mpegts", noise(5))
     with opened(f"http://me:p@ss w/rd@{site.place}/clip") as source:
         next(iter(source))
     import base64
 
     assert site.asked[-1] in (None, "Basic " + base64.b64encode(b"me:p@ss w/rd").decode())
-    assert "ss w" not in f"{source.lines} {source.info} {source.telemetry.snapshot()}"
+    assert "ss w" not in f"{said} {source.info} {source.telemetry.snapshot()}"
 
 
 @pytest.mark.parametrize(
@@ -400,13 +396,13 @@ def test_being_refused_fails_at_once(site, status, said):
 
 
 @pytest.mark.parametrize("page", [404, 500, b"", b"<html>hello</html>" * 50])
-def test_what_may_become_right_is_asked_for_again(site, page):
+def test_what_may_become_right_is_asked_for_again(site, page, said):
     site.pages["/x"] = page
     with opened(f"http://{site.place}/x") as source:
         threading.Thread(target=lambda: list(itertools.islice(source, 1)), daemon=True).start()
         wait_until(lambda: len(site.asked) > 1 and source.telemetry.state is State.RECONNECTING)
         site.pages["/x"] = clip("mpegts", noise(50))
-        wait_until(lambda: source.lines[-1:] and "running again" in source.lines[-1])
+        wait_until(lambda: said[-1:] and "running again" in said[-1])
 
 
 def test_a_single_picture_is_no_stream(site):

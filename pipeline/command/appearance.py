@@ -1,0 +1,95 @@
+"""What draws in a run, made of its options: look, masks over time, annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.command.run_options import LookOptions, MaskOptions, RunOptions
+from pipeline.errors import OptionError, SourceError
+from pipeline.flow.views import Views
+from pipeline.frames.frame import Image
+from pipeline.masks.steady import Steady
+from pipeline.render.annotations import Annotations
+from pipeline.render.compose import composed_looks
+from pipeline.render.look import Color, Look
+from pipeline.render.overlay import Renderer
+from pipeline.render.palette import load_palette
+
+if TYPE_CHECKING:
+    from pipeline.bundles.bundle import Task
+    from pipeline.engines.base import Engine
+    from pipeline.masks.governor import Governor
+    from pipeline.sources.base import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Appearance:
+    """What draws, and what of it windows and the page can change.
+
+    Attributes:
+        renderer: its look is changed while it runs.
+        annotations: likewise.
+        views: both, with what is done to masks before.
+        governor: of ``--fps``, which the views have too; None: there is none.
+    """
+
+    renderer: Renderer
+    annotations: Annotations
+    views: Views
+    governor: Governor | None = None
+
+
+def read_look(options: LookOptions) -> Look:
+    """The look that a run begins with.
+
+    Raises:
+        OptionError: there is no such palette or background.
+    """
+    return Look(
+        options.mode, options.alpha, options.threshold, load_palette(options.palette), _background(options.background)
+    )
+
+
+def make_appearance(options: RunOptions, look: Look, engine: Engine, sources: Sequence[Source]) -> Appearance:
+    """Make what draws the masks of an engine over the frames of sources.
+
+    Raises:
+        OptionError: the engine's program cannot do what is asked for, or a rate is none.
+    """
+    manifest, masks = engine.bundle.manifest, options.masks
+    renderer = Renderer(look, manifest.task)
+    annotations = Annotations(manifest, engine.description, renderer, hud=options.look.hud, legend=options.look.legend)
+    governor = _governor(masks, manifest.task, sources)
+    steady = Steady(masks.smooth, masks.refine_edges, manifest.task, renderer, sources)
+    views = Views(
+        renderer,
+        looks=composed_looks(masks.compose, engine, renderer, steady=steady.changes or governor is not None),
+        governor=governor,
+        refine=steady if steady.changes else None,
+        annotate=annotations,
+    )
+    return Appearance(renderer, annotations, views, governor)
+
+
+def _governor(options: MaskOptions, task: Task, sources: Sequence[Source]) -> Governor | None:
+    if options.fps is None:
+        return None
+    from pipeline.masks.governor import Governor
+
+    return Governor(options.fps, task, live=[source.info.name for source in sources if source.info.live])
+
+
+def _background(text: str | None) -> Color | Image | None:
+    if text is None:
+        return None
+    if text.startswith("#"):
+        return load_palette(text).color(1)  # the one color that is given; 0 is background
+    from pipeline.sources.pictures import read_picture
+
+    try:
+        return read_picture(Path(text))
+    except SourceError as error:
+        raise OptionError(f"--background: expected #rrggbb or a picture: {error}") from error

@@ -1,0 +1,112 @@
+"""What a run is asked for. Only this leaves the command line; nothing else sees argparse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.page.options import PageOptions
+from pipeline.sinks.options import SinkOptions
+from pipeline.sources.options import LiveOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What computes the masks.
+
+    Attributes:
+        name: a bundle's folder, or the name of a published network.
+        backend: a key of ``ENGINES``, or "auto".
+        may_build: where the bundle has no plan for this GPU and its TensorRT, build it here, once.
+    """
+
+    name: str = "u2netp"
+    backend: str = "auto"
+    may_build: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MaskOptions:
+    """What becomes of masks before they are drawn.
+
+    Attributes:
+        smooth: steady over time: "off", "on", "strong", or "auto": on for live sources.
+        fps: keep this rate in Hz on a slower engine: between its masks the last one is moved; None: every frame is computed.
+        refine_edges: draw masks to the edges in the picture.
+        compose: where the overlay is drawn: "host", "device", or "auto": by a GPU whose bundle can.
+    """
+
+    smooth: str = "auto"
+    fps: float | None = None
+    refine_edges: bool = False
+    compose: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class LookOptions:
+    """How masks are shown.
+
+    Attributes:
+        mode: one of ``RENDER_MODES``.
+        alpha: strength of the colour, 0 to 1.
+        threshold: probability from which a pixel counts, 0 to 1.
+        palette: a name, a YAML file, or "#rrggbb,#rrggbb".
+        background: behind "cutout" and "replace": "#rrggbb" or a picture's path; None: the mode's own.
+        legend: draw the classes and the share of the picture that each covers.
+        hud: draw rate, times and model.
+    """
+
+    mode: str = "overlay"
+    alpha: float = 0.5
+    threshold: float = 0.5
+    palette: str = "default"
+    background: str | None = None
+    legend: bool = False
+    hud: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """Where views and masks go.
+
+    Attributes:
+        names: the outputs' strings, as ``open_sink`` takes them; "{source}" in one is the source's name.
+        save: one more; "": named after the source; None: there is none.
+        show: a window beside other outputs. Where there is no other, there is a window in any case.
+        headless: never a window.
+    """
+
+    names: tuple[str, ...] = ()
+    save: str | None = None
+    show: bool = False
+    headless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """One run of ``python -m pipeline``.
+
+    Attributes:
+        sources: their strings, as ``open_source`` takes them.
+        model: what computes the masks.
+        masks: what becomes of them.
+        look: how they are shown.
+        outputs: where they go.
+        recording: what outputs may need beyond their names.
+        live: how long cameras and streams are waited for.
+        page: the page; None: there is none.
+        drop_oldest: give the engine the newest frame and drop older ones; None: for live sources.
+        max_frames: end after so many frames of a source; None: with its last one.
+        quiet: say nothing but warnings and errors.
+    """
+
+    sources: tuple[str, ...]
+    model: ModelOptions = ModelOptions()
+    masks: MaskOptions = MaskOptions()
+    look: LookOptions = LookOptions()
+    outputs: OutputOptions = OutputOptions()
+    recording: SinkOptions = field(default_factory=SinkOptions)
+    live: LiveOptions = field(default_factory=LiveOptions)
+    page: PageOptions | None = None
+    drop_oldest: bool | None = None
+    max_frames: int | None = None
+    quiet: bool = False

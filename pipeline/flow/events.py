@@ -1,0 +1,27 @@
+"""What a run tells while it goes on."""
+
+from __future__ import annotations
+
+from pipeline.errors import SinkError, SourceError
+from pipeline.frames.frame import Frame
+from pipeline.stages.stage_timer import StageTimer
+
+
+class Events:
+    """Hears of a run; a subclass overrides what it wants to know.
+
+    Args:
+        timer: gets the time of each stage; None: one of its own.
+    """
+
+    def __init__(self, timer: StageTimer | None = None) -> None:
+        self.timer = timer or StageTimer()
+
+    def written(self, frame: Frame, dropped: int) -> None:
+        """A frame is in all outputs; so many were dropped so far. On the thread of ``run``."""
+
+    def pulse(self) -> None:
+        """The loop has come round: after each frame, and a few times a second while none comes. On the thread of ``run``."""
+
+    def lost(self, error: SinkError | SourceError) -> None:
+        """An output or a source has failed while others go on. On any thread."""

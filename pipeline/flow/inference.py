@@ -1,0 +1,92 @@
+"""Frames through an engine: as many together and in flight as it can hold."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.frames.frame import Frame, Image
+from pipeline.stages.stage_timer import StageTimer
+
+if TYPE_CHECKING:
+    from pipeline.engines.base import Engine
+
+Looks = Callable[[], "NDArray[np.float32] | None"]
+"""Asked for the look of each submission (``pipeline.render.compose``); gives None where the engine is to give masks alone."""
+
+
+def infer(
+    frames: Iterable[Frame],
+    engine: Engine,
+    timer: StageTimer,
+    more: Callable[[], bool] = lambda: True,
+    looks: Looks | None = None,
+) -> Iterator[Frame]:
+    """Add its mask to each frame, and its view where the engine draws it, with as many frames in flight as the engine can hold.
+
+    Args:
+        frames: in order.
+        engine: frames to masks; it gets frames of one size together, as many as it takes at once.
+        timer: gets the time that submitting and collecting took, per frame: the mean of as many submissions as are in flight, for of
+            two that are computed at once one is waited for, and the other is there then.
+        more: whether the next frame is there; where it is not, no mask waits for it, as a camera's next frame may take long.
+        looks: those in which the engine draws views; None: masks alone.
+    """
+    waiting: deque[tuple[list[Frame], float]] = deque()
+    lately_ms: deque[float] = deque(maxlen=engine.in_flight)
+
+    def finish() -> Iterator[Frame]:
+        group, submit_ms = waiting.popleft()
+        start_ns = time.perf_counter_ns()
+        masks_nhw, views_nhwc, not_finite = engine.collect_all()
+        lately_ms.append((submit_ms + (time.perf_counter_ns() - start_ns) / 1e6) / len(group))
+        views: Iterable[Image | None] = repeat(None, len(group)) if views_nhwc is None else views_nhwc
+        counts = repeat(0, len(group)) if not_finite is None else map(int, not_finite)
+        for frame, mask, view, count in zip(group, masks_nhw, views, counts, strict=True):
+            frame.mask, frame.view, frame.not_finite = mask, view, count
+            timer.add("engine", statistics.fmean(lately_ms))
+            yield frame
+
+    try:
+        for group in grouped(frames, engine.batch, more):
+            start_ns = time.perf_counter_ns()
+            pictures = [frame.as_pixels(engine.pixels) for frame in group]
+            engine.submit(
+                pictures[0][None] if len(group) == 1 else np.stack(pictures), None if looks is None else looks()
+            )
+            waiting.append((group, (time.perf_counter_ns() - start_ns) / 1e6))
+            while waiting and (len(waiting) == engine.in_flight or not more()):
+                yield from finish()
+    except Exception:
+        while waiting:  # an error comes after the frames before it
+            yield from finish()
+        raise
+    while waiting:
+        yield from finish()
+
+
+def grouped(frames: Iterable[Frame], most: int, more: Callable[[], bool]) -> Iterator[list[Frame]]:
+    """Successive frames of one size, up to ``most`` together, as long as the next one is there."""
+    group: list[Frame] = []
+    try:
+        for frame in frames:
+            if group and frame.size_hw != group[0].size_hw:
+                yield group
+                group = []
+            group.append(frame)
+            if len(group) == most or not more():
+                yield group
+                group = []
+    except Exception:
+        if group:  # an error comes after the frames before it
+            yield group
+        raise
+    if group:
+        yield group
