@@ -11,6 +11,7 @@ EdgemaskError
 ├── OptionError               an option has no such value
 ├── CalibrationError          a calibration set cannot be collected, written or trusted
 ├── CompileError              a network cannot be compiled, or what came out does not agree with it
+│   └── NotConvertibleError   its file is sound, but not of a form that the searches for FP16 and INT8 take
 └── ModelError                a trained network cannot be had
     ├── CheckpointError           its file of weights cannot be used
     │   └── NotOurNetworkError    the file is whole, but holds another network than U-Net or U²-Net
@@ -76,6 +77,10 @@ class CalibrationError(EdgemaskError):
 
 class CompileError(EdgemaskError):
     """A network cannot be compiled, or what came out does not agree with it."""
+
+
+class NotConvertibleError(CompileError):
+    """A network's file is sound, but holds what the one form of networks lacks; a caller may compile it in FP32 as it is."""
 
 
 class ModelError(EdgemaskError):

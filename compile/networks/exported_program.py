@@ -1,0 +1,285 @@
+"""A network that ``torch.export.save`` wrote (``.pt2``) in the one form of networks.
+
+``torch.export.load`` is not safe for a stranger's file: it unpickles what the file says is pickled, loads compiled code that lies in
+it, evaluates texts as expressions, and looks up the names of functions anywhere below ``torch``. So the file is read here first, once,
+and what is handed on is a new archive in memory, with what was looked at and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from compile.networks.layered import LayeredNetwork, check_elements, layered, take_into
+from pipeline.errors import CompileError, NotConvertibleError
+
+MOST_BYTES = 2**31 - 1
+
+_MODEL, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
+_CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+_PLAIN = re.compile(
+    r"(archive_format|archive_version|byteorder|\.data/version|version|\.data/serialization_id|"
+    r"data/weights/weight_\d+|data/constants/tensor_\d+)"
+)
+# ATen's operators, and Python's on numbers of a shape; "torch.ops.aten.conv2d.default".
+_TARGET = re.compile(
+    r"torch\.ops\.aten\.\w+\.\w+|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|eq|ne|lt|le|gt|ge)"
+)
+_EXPRESSION = re.compile(r"[\w+\-*/%(), .<>=]{1,200}")
+_SYMBOL = re.compile(r"Symbol\('([su]\d+)'(, (positive|nonnegative|integer)=(True|False))*\)")
+_NAMES = re.compile(r"[A-Za-z_]\w*")
+_KNOWN_NAMES = re.compile(
+    r"[su]\d+|Integer|Add|Mul|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|IntTrueDiv|FloatTrueDiv|ModularIndexing|"
+    r"oo|int_oo|true|false|True|False"
+)
+
+
+def exported_network(path: str | Path) -> LayeredNetwork:
+    """Read a ``.pt2`` file and make modules of its convolutions and linear layers.
+
+    Args:
+        path: as ``torch.export.save`` writes it; the network takes one tensor and gives one, or several, of which the first is taken.
+
+    Raises:
+        CompileError: it is damaged, or carries what would be run when it is loaded.
+        NotConvertibleError: it takes or gives something else.
+    """
+    path = Path(path)
+    try:
+        program = torch.export.load(io.BytesIO(_cleaned(path)))
+        network = program.module(check_guards=False)
+    except CompileError:
+        raise
+    except Exception as error:  # zip, JSON and PyTorch's loader share no exception
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CompileError(
+            f"{path}: expected a file of torch.export.save, got one that is damaged ({reason})"
+        ) from error
+    if not isinstance(network, fx.GraphModule):
+        raise NotConvertibleError(f"{path}: expected a graph, got {type(network).__name__}")
+    return with_layers(network, str(path))
+
+
+def with_layers(network: fx.GraphModule, what: str) -> LayeredNetwork:
+    """A graph of ATen's operators with its convolutions and linear layers as modules.
+
+    Args:
+        network: its weights are attributes.
+        what: its name in messages.
+
+    Raises:
+        NotConvertibleError: it takes more than one picture, or gives no tensor.
+    """
+    root, graph = fx.GraphModule({}, fx.Graph()), fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    pictures = [node for node in network.graph.nodes if node.op == "placeholder"]
+    if len(pictures) != 1:
+        raise NotConvertibleError(f"{what}: expected a network with one input, got {len(pictures)}")
+    result: Any = None
+    for node in network.graph.nodes:
+        if node.op == "output":
+            result = next((one for one in node.all_input_nodes if one in copied), None)
+        elif node.op == "call_module":
+            continue  # checks of the input's size, which is always the same here
+        elif node.op == "get_attr":
+            if any(_weight_of(user, node) is None for user in node.users):
+                name = f"_constant_{len(copied)}"
+                root.register_buffer(name, _tensor(network, node))
+                copied[node] = graph.get_attr(name)
+        elif not _norm(node, network, root, copied):
+            copied[node] = _layer(node, network, root, graph, copied) or graph.node_copy(node, copied.__getitem__)
+    if result is None:
+        raise NotConvertibleError(f"{what}: expected a network that gives a tensor, got one that gives none")
+    graph.output(copied[result])
+    return layered(root, graph)
+
+
+_ATEN = torch.ops.aten
+_LAYERS = {
+    _ATEN.conv2d.default: "input weight bias stride padding dilation groups",
+    _ATEN.conv2d.padding: "input weight bias stride padding dilation groups",
+    _ATEN.conv_transpose2d.input: "input weight bias stride padding output_padding groups dilation",
+    _ATEN.linear.default: "input weight bias",
+}
+_NORM = "input weight bias running_mean running_var training momentum eps cudnn_enabled"
+
+
+def _arguments(node: fx.Node, names: str) -> dict[str, Any]:
+    return dict(zip(names.split(), node.args, strict=False)) | node.kwargs
+
+
+def _weight_of(user: fx.Node, weight: fx.Node) -> fx.Node | None:
+    """The layer that takes a weight in; None if it stays a value of its own."""
+    names = _LAYERS.get(user.target)  # type: ignore[call-overload]
+    if names is not None:
+        given = _arguments(user, names)
+        return user if weight in (given["weight"], given.get("bias")) and _is_held(given) else None
+    return user if user.target is _ATEN.batch_norm.default and _layer_before(user) is not None else None
+
+
+def _is_held(given: dict[str, Any]) -> bool:
+    parts = (given["weight"], given.get("bias"))
+    return all(part is None or (isinstance(part, fx.Node) and part.op == "get_attr") for part in parts)
+
+
+def _layer(
+    node: fx.Node, network: fx.GraphModule, root: fx.GraphModule, graph: fx.Graph, copied: dict[fx.Node, fx.Node]
+) -> fx.Node | None:
+    """The node as a module; None if it is no layer with weights of its own."""
+    names = _LAYERS.get(node.target)  # type: ignore[call-overload]
+    if names is None or not _is_held(given := _arguments(node, names)):
+        return None
+    weight, bias = _tensor(network, given.pop("weight")), given.pop("bias", None)
+    name, read = str(_arguments(node, names)["weight"].target).removesuffix(".weight"), given.pop("input")
+    module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+    if node.target is _ATEN.linear.default:
+        module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    else:
+        sizes: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in given.items()}
+        kernel, groups = tuple(weight.shape[2:]), sizes.get("groups", 1)
+        if node.target is _ATEN.conv_transpose2d.input:
+            channels, of_module = (weight.shape[0], weight.shape[1] * groups), nn.ConvTranspose2d
+        else:
+            channels, of_module = (weight.shape[1] * groups, weight.shape[0]), nn.Conv2d  # type: ignore[assignment]
+        module = of_module(*channels, kernel, bias=bias is not None, device="meta", **sizes)  # type: ignore[arg-type]
+    module.weight = nn.Parameter(weight.clone())
+    if bias is not None:
+        module.bias = nn.Parameter(_tensor(network, bias).clone())
+    free, count = name, 1
+    while free in {other for other, _ in root.named_modules()}:  # a layer that runs twice
+        count += 1
+        free = f"{name}_{count}"
+    root.add_submodule(free, module)
+    return graph.call_module(free, (copied[read],))
+
+
+def _layer_before(norm: fx.Node) -> fx.Node | None:
+    """The layer whose output a batch normalisation alone reads."""
+    given = _arguments(norm, _NORM)
+    before = given["input"]
+    names = _LAYERS.get(before.target)
+    fits = names is not None and names != "input weight bias" and _is_held(_arguments(before, names))
+    return before if fits and len(before.users) == 1 and not given["training"] else None
+
+
+def _norm(node: fx.Node, network: fx.GraphModule, root: fx.GraphModule, copied: dict[fx.Node, fx.Node]) -> bool:
+    """Take a batch normalisation into the layer before it; whether it was one that can be."""
+    if node.target is not _ATEN.batch_norm.default or (before := _layer_before(node)) is None:
+        return False
+    given = _arguments(node, _NORM)
+    mean, variance = (_tensor(network, given[name]).double() for name in ("running_mean", "running_var"))
+    scale, bias = (
+        None if given[name] is None else _tensor(network, given[name]).double() for name in ("weight", "bias")
+    )
+    factor = torch.rsqrt(variance + given["eps"]) * (1.0 if scale is None else scale)
+    layer: Any = root.get_submodule(str(copied[before].target))
+    take_into(layer, factor, (0.0 if bias is None else bias) - mean * factor)
+    copied[node] = copied[before]
+    return True
+
+
+def _tensor(network: fx.GraphModule, node: fx.Node) -> Tensor:
+    found: Any = network
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    tensor: Tensor = found.detach()
+    return tensor
+
+
+def _cleaned(path: Path) -> bytes:
+    """The archive with what was looked at, and nothing else."""
+    try:
+        content = path.read_bytes() if path.stat().st_size <= MOST_BYTES else None
+    except OSError as error:
+        raise CompileError(f"{path}: expected a file of torch.export.save, got {error.strerror}") from error
+    if content is None:
+        raise CompileError(f"{path}: expected a file below 2 GiB, got a larger one")
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as new:
+        names = [entry.filename for entry in old.infolist()]
+        if len(set(names)) != len(names) or not any(name.endswith(f"/{_MODEL}") for name in names):
+            raise CompileError(
+                f"{path}: expected a file of torch.export.save of PyTorch 2.8 or newer, got another: save the program again"
+            )
+        for entry in old.infolist():
+            name = entry.filename.partition("/")[2]
+            if name.startswith("extra/"):
+                continue
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise CompileError(f"{path}: {name}: expected it as torch.export.save writes it, got it compressed")
+            if name == _SAMPLES:
+                data = b""  # pickled
+            elif name == _MODEL:
+                data = json.dumps(_checked(json.loads(old.read(entry)), path)).encode()
+            elif name in _CONFIGS:
+                data = json.dumps(_checked_config(json.loads(old.read(entry)), path)).encode()
+            elif _PLAIN.fullmatch(name):
+                data = old.read(entry)
+            else:
+                raise CompileError(
+                    f"{path}: expected weights and a graph alone, got {name}, which is not opened: it may run code when it is loaded"
+                )
+            new.writestr(zipfile.ZipInfo(entry.filename), data)
+    return made.getvalue()
+
+
+def _checked_config(config: Any, path: Path) -> Any:
+    """A list of tensors, none of which is pickled or larger than a weight can be."""
+    for name, entry in config["config"].items():
+        if entry["use_pickle"] is not False or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
+            raise CompileError(f"{path}: {name}: expected plain numbers, got a pickled object, which is not opened")
+        check_elements([side["as_int"] for side in entry["tensor_meta"]["sizes"]])
+    return config
+
+
+def _checked(model: Any, path: Path) -> Any:
+    """The program without what is only told, and with nothing that is evaluated."""
+    model["guards_code"] = []
+    for item in _objects(model):
+        if "metadata" in item:
+            item["metadata"] = {}
+        target = item.get("target")
+        # Beside steps, weights have a target: their own name.
+        if isinstance(target, str) and "inputs" in item and not _TARGET.fullmatch(target):
+            raise NotConvertibleError(f"{path}: expected ATen's operators alone, got {target}")
+        for text in (item.get("expr_str"), *(item.get("range_constraints") or {})):
+            if text is not None and not _is_harmless(text):
+                raise CompileError(f"{path}: expected sizes as expressions of numbers and symbols, got {text!r}")
+        for key in ("in_spec", "out_spec"):
+            types = re.findall(r'"type": ?"([^"]*)"', item.get(key) or "")
+            if not set(types) <= {"builtins.tuple", "builtins.list", "builtins.dict"}:
+                raise NotConvertibleError(f"{path}: expected tensors in tuples, lists or dictionaries, got {types}")
+    if model["graph_module"]["graph"].get("custom_obj_values"):
+        raise CompileError(f"{path}: expected tensors, got objects of other kinds, which are not opened")
+    return model
+
+
+def _is_harmless(text: Any) -> bool:
+    """Whether a text can be evaluated as an expression: numbers, symbols of sizes and known functions alone."""
+    if not isinstance(text, str):
+        return False
+    text = _SYMBOL.sub(r"\1", text)
+    return (
+        _EXPRESSION.fullmatch(text) is not None
+        and "**" not in text
+        and re.search(r"[A-Za-z_)\d]\.[A-Za-z_]|\._|__", text) is None
+        and all(_KNOWN_NAMES.fullmatch(name) for name in _NAMES.findall(text))
+    )
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        for item in value.values():
+            yield from _objects(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _objects(item)

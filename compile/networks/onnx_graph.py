@@ -1,0 +1,411 @@
+"""Any segmentation network as ONNX in the one form of networks, proven against ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor, fx
+
+from calibration.sets.photographs import PhotographSource
+from compile.networks.layered import GraphBuilder, Layer, LayeredNetwork, Norm, Value, layered
+from compile.networks.onnx_file import Layout, opset_of, read_onnx
+from compile.networks.onnx_operators import OPERATORS, Step, attributes_of, permute, tensor_of
+from compile.networks.onnx_runtime import SECONDS, compute
+from pipeline.errors import NotConvertibleError
+
+for _table in ("onnx_layers", "onnx_resize"):  # they add themselves to the operators
+    importlib.import_module(f"compile.networks.{_table}")
+
+MOST_DIFFERENCE = 1e-3
+"""Between the network in its one form and ONNX Runtime, as a share of the range of the output's values."""
+
+# Of a file that computes in FP16 itself: what its own rounding may do in many layers, one after the other.
+_MOST_HALF_DIFFERENCE = 0.03
+# Of the places of a picture, those whose class may be another: where two scores are equal but for rounding.
+_MOST_OTHER_CLASSES = 1e-3
+_SAME_IN_BATCH = 1e-4
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_ACTIVATIONS = {
+    torch.sigmoid: "sigmoid",
+    torch.softmax: "softmax",
+    torch.log_softmax: "log_softmax",
+    torch.argmax: "argmax",
+}
+
+ActivationKind = Literal["sigmoid", "softmax", "log_softmax", "argmax"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The last step of a network, if it makes something else of its scores.
+
+    Attributes:
+        kind: what it is.
+        axis: over which axis of its input it works, counted from the front; None for a sigmoid.
+        input_name: the step of the graph whose value it takes: the scores.
+    """
+
+    kind: ActivationKind
+    axis: int | None
+    input_name: str
+
+
+@dataclass(frozen=True)
+class GraphNetwork:
+    """A network in the one form, and what is known of it.
+
+    Attributes:
+        module: (N, C, h, w) float32 pictures to what the file's output is, its channels on axis 1 if it has 4 axes.
+        input_shape: (1, C, h, w).
+        output_shape: for one picture.
+        output: name of the file's output.
+        outputs: names of all of them.
+        opset: of the file.
+        layers: those with weights, in the order in which they run.
+        first_layers: those that read the picture, or what no other layer changed.
+        last_layers: those behind which no other layer is.
+        norms: batch normalisations that no layer before them could take in.
+        activation: the last step, if it is one.
+        takes_batch: whether several pictures at once give what each gives alone.
+        difference: the largest from ONNX Runtime, as a share of the range of the output's values; of classes, the share that differs.
+        operators: how often each operator of ONNX was converted.
+    """
+
+    module: LayeredNetwork
+    input_shape: tuple[int, int, int, int]
+    output_shape: tuple[int, ...]
+    output: str
+    outputs: tuple[str, ...]
+    opset: int
+    layers: tuple[Layer, ...]
+    first_layers: tuple[str, ...]
+    last_layers: tuple[str, ...]
+    norms: tuple[Norm, ...]
+    activation: Activation | None
+    takes_batch: bool
+    difference: float
+    operators: dict[str, int]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all layers, for one picture."""
+        return sum(layer.macs for layer in self.layers)
+
+    def scores(self) -> LayeredNetwork:
+        """The network up to its scores, without the last activation; it shares its layers with ``module``."""
+        if self.activation is None:
+            return self.module
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        output = graph.graph_copy(self.module.graph, copied)
+        assert output is not None
+        (cut,) = [made for node, made in copied.items() if node.name == self.activation.input_name]
+        # The channels stay where the whole network has them.
+        graph.output(_moved_behind(graph, cut, copied, self.module.graph, self.activation))
+        return layered(self.module, graph)
+
+
+def network_of(
+    path: str | Path,
+    imgsz: tuple[int, int],
+    *,
+    layout: Layout = "nchw",
+    output_layout: Layout | None = None,
+    output: str | None = None,
+    inputs: Sequence[NDArray[np.float32]] | None = None,
+    seconds: float = SECONDS,
+) -> GraphNetwork:
+    """Bring a segmentation network as ONNX into the one form, and prove that it is still the same.
+
+    Args:
+        path: the ``.onnx`` file; its weights may be in files beside it.
+        imgsz: (height, width) for an input that leaves them open.
+        layout: axis order of the file's input.
+        output_layout: of its output; None for that of the input.
+        output: its name; None takes the first.
+        inputs: (1, C, h, w) pictures as the network takes them, to prove it on; None takes noise and photographs of the
+            package, scaled as most networks take them.
+        seconds: that ONNX Runtime may take for them.
+
+    Raises:
+        NotConvertibleError: an operator, or a variant of one, is missing, or what came out differs.
+        CompileError: the file cannot be read or run.
+    """
+    path = Path(path)
+    file = read_onnx(path, imgsz, layout=layout, output=output)
+    shape = file.input_shape if layout == "nchw" else tuple(file.input_shape[axis] for axis in (0, 3, 1, 2))
+    pictures = list(_pictures(shape, file.dtype) if inputs is None else inputs)
+    given = [x if layout == "nchw" else np.ascontiguousarray(x.transpose(0, 2, 3, 1)) for x in pictures]
+    computed = compute(file.original, file.single, given, str(path), seconds=seconds)
+    last_layout = output_layout or layout
+    made = convert(computed.folded, shape, layout, last_layout, str(path))
+    results = [_run(made.module, x, path) for x in pictures]
+    expected = [_channels_first(y, last_layout) for y in computed.outputs]
+    if file.is_half:
+        _compare(path, results, expected, _MOST_HALF_DIFFERENCE)
+        expected = [_channels_first(y, last_layout) for y in computed.single]
+    difference = _compare(path, results, expected, MOST_DIFFERENCE)
+    return GraphNetwork(
+        made.module,
+        (1, int(shape[1]), int(shape[2]), int(shape[3])),
+        made.output_shape,
+        file.original.graph.output[0].name,
+        file.outputs,
+        file.opset,
+        made.layers,
+        first_layers(made.module),
+        last_layers(made.module),
+        made.norms,
+        final_activation(made.module),
+        _takes_batch(made.module, pictures, results),
+        difference,
+        made.operators,
+    )
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A graph in the one form, not yet proven.
+
+    Attributes:
+        module: as in ``GraphNetwork``.
+        output_shape: for one picture.
+        layers: as in ``GraphNetwork``.
+        norms: as in ``GraphNetwork``.
+        operators: as in ``GraphNetwork``.
+    """
+
+    module: LayeredNetwork
+    output_shape: tuple[int, ...]
+    layers: tuple[Layer, ...]
+    norms: tuple[Norm, ...]
+    operators: dict[str, int]
+
+
+def convert(
+    model: onnx.ModelProto, input_shape: Sequence[int], layout: Layout, output_layout: Layout, what: str
+) -> Converted:
+    """Walk through the nodes of a graph; what each gives is kept by its name while somebody reads it.
+
+    Args:
+        model: of one input and one output, its nodes in order.
+        input_shape: (1, C, h, w).
+        layout: axis order of the file's input.
+        output_layout: of its output.
+        what: the file's name in messages.
+
+    Raises:
+        NotConvertibleError: an operator, or a variant of one, is missing.
+    """
+    graph, builder, opset = model.graph, GraphBuilder(), opset_of(model)
+    counts: Counter[str] = Counter()
+    values = {tensor.name: Value(tensor_of(numpy_helper.to_array(tensor))) for tensor in graph.initializer}
+    x = builder.picture(input_shape)
+    for entry in graph.input:
+        if entry.name not in values:
+            values[entry.name] = permute(builder, x, [0, 2, 3, 1]) if layout == "nhwc" else x
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(value.name for value in graph.output)
+    left = readers.copy()
+    for node in graph.node:
+        counts[node.op_type] += 1
+        made = _step(builder, node, opset, values, readers, what)
+        values.update(zip(node.output, made, strict=False))
+        for name in node.input:  # what nobody reads any more needs no memory
+            left[name] -= 1
+            if not left[name]:
+                values.pop(name, None)
+    last = values[graph.output[0].name]
+    if last.is_constant:
+        raise NotConvertibleError(f"{what}: expected an output that depends on the picture, got a constant")
+    if output_layout == "nhwc" and len(last.shape) == 4:
+        last = permute(builder, last, [0, 3, 1, 2])
+    module = builder.finish(last)
+    used = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
+    layers = tuple(layer for layer in builder.layers if layer.name in used)
+    return Converted(module, last.shape, layers, tuple(builder.norms), dict(counts))
+
+
+def _step(
+    builder: GraphBuilder,
+    node: onnx.NodeProto,
+    opset: int,
+    values: Mapping[str, Value],
+    readers: Mapping[str, int],
+    what: str,
+) -> list[Value]:
+    """What one node gives."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+        name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}:{node.op_type}"
+        raise NotConvertibleError(f"{what}: {node.name!r}: expected operators that are known, got {name}")
+    try:
+        step = Step(
+            node.op_type,
+            node.name,
+            opset,
+            attributes_of(node),
+            tuple(values[name] if name else None for name in node.input),
+            tuple(readers[name] == 1 for name in node.input),
+            sum(1 for name in node.output if name and readers[name]),
+        )
+        made = OPERATORS[node.op_type](builder, step)
+    except Exception as error:  # whatever PyTorch's functions say of what a stranger's file asks of them
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NotConvertibleError(f"{what}: {node.op_type} {node.name!r}: {reason}") from error
+    return made if isinstance(made, list) else [made]
+
+
+def last_layers(network: fx.GraphModule) -> tuple[str, ...]:
+    """The layers from which the output is reached without another layer, in the order in which they run."""
+    return _nearest(network, [node for node in network.graph.nodes if node.op == "output"], "all_input_nodes")
+
+
+def first_layers(network: fx.GraphModule) -> tuple[str, ...]:
+    """The layers that are reached from the picture without another layer, in the order in which they run."""
+    return _nearest(network, [node for node in network.graph.nodes if node.op == "placeholder"], "users")
+
+
+def _nearest(
+    network: fx.GraphModule, start: list[fx.Node], direction: Literal["all_input_nodes", "users"]
+) -> tuple[str, ...]:
+    seen: set[fx.Node] = set()
+    while start:
+        node = start.pop()
+        if node not in seen:
+            seen.add(node)
+            if node.op != "call_module":
+                start.extend(getattr(node, direction))
+    return tuple(str(node.target) for node in network.graph.nodes if node in seen and node.op == "call_module")
+
+
+def final_activation(network: fx.GraphModule) -> Activation | None:
+    """What a network makes of its scores in the end, if nothing but the order and number of axes changes behind it."""
+    (end,) = [node for node in network.graph.nodes if node.op == "output"]
+    node: Any = end.args[0]
+    while node.op == "call_function" and node.target in _MOVES:
+        node = node.args[0]
+    kind: Any = _ACTIVATIONS.get(node.target) if node.op == "call_function" else None
+    if kind is None:
+        return None
+    axis = None if kind == "sigmoid" else int(node.args[1])
+    return Activation(kind, axis, node.args[0].name)
+
+
+_MOVES = (torch.permute, torch.reshape, torch.squeeze, torch.unsqueeze, torch.Tensor.to)
+
+
+def _moved_behind(
+    graph: fx.Graph, cut: fx.Node, copied: dict[fx.Node, fx.Node], original: fx.Graph, activation: Activation
+) -> fx.Node:
+    """Do to the scores what is done behind the activation with the order of their axes."""
+    (end,) = [node for node in original.nodes if node.op == "output"]
+    moves: list[Any] = []
+    node: Any = end.args[0]
+    while node.target in _MOVES:
+        moves.append(node)
+        node = node.args[0]
+    if activation.kind == "argmax":
+        if activation.axis in (1, -3):
+            return cut
+        order = [0, *[axis for axis in (1, 2, 3) if axis != activation.axis]]
+        order.insert(1, activation.axis or 0)
+        return graph.call_function(torch.permute, (cut, order))
+    for move in reversed(moves):
+        if move.target is torch.permute:
+            cut = graph.call_function(torch.permute, (cut, move.args[1]))
+        elif move.target is not torch.Tensor.to:
+            cut = graph.call_function(move.target, (cut, *move.args[1:]), dict(move.kwargs))
+    return cut
+
+
+def _pictures(shape: Sequence[int], dtype: np.dtype[np.generic]) -> list[NDArray[np.float32]]:
+    """Noise, and photographs of the package, as most networks take them."""
+    _, channels, height, width = shape
+    random = np.random.default_rng(0)
+    is_bytes = dtype == np.uint8
+    noise = random.integers(0, 256, shape).astype(np.float32) if is_bytes else random.standard_normal(shape, np.float32)
+    pictures = [noise]
+    with PhotographSource("verification") as source:
+        for frame in islice(source, 2):
+            image = torch.from_numpy(np.ascontiguousarray(frame.image[..., ::-1])).permute(2, 0, 1)[None].float()
+            x = F.interpolate(image, (height, width), mode="bilinear", antialias=True)
+            if is_bytes:
+                x = x.round()
+            else:
+                x = (x / 255 - torch.tensor(_MEAN).view(1, 3, 1, 1)) / torch.tensor(_STD).view(1, 3, 1, 1)
+            pictures.append(
+                np.ascontiguousarray(np.resize(x.numpy(), shape) if channels > 3 else x[:, :channels].numpy())
+            )
+    return pictures
+
+
+def _run(module: LayeredNetwork, x: NDArray[np.float32], path: Path) -> Tensor:
+    try:
+        with torch.inference_mode():
+            y: Tensor = module(torch.from_numpy(x))
+    except Exception as error:
+        raise NotConvertibleError(
+            f"{path}: what came of it does not run: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return y
+
+
+def _channels_first(array: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    return array.transpose(0, 3, 1, 2) if layout == "nhwc" and array.ndim == 4 else array
+
+
+def _compare(path: Path, got: Sequence[Tensor], expected: Sequence[NDArray[Any]], most: float) -> float:
+    """The largest difference, as a share of the range of the values."""
+    largest = 0.0
+    for ours, reference in zip(got, expected, strict=True):
+        theirs = torch.from_numpy(np.ascontiguousarray(reference))
+        if ours.shape != theirs.shape:
+            raise NotConvertibleError(
+                f"{path}: expected the shape that ONNX Runtime gives, {tuple(theirs.shape)}, got {tuple(ours.shape)}"
+            )
+        if not theirs.is_floating_point():
+            share, limit = float((ours != theirs).double().mean()), _MOST_OTHER_CLASSES
+        else:
+            exact, mine = theirs.double(), ours.double()
+            finite = torch.isfinite(exact)
+            span = float(exact[finite].max() - exact[finite].min()) if bool(finite.any()) else 0.0
+            span = span or float(exact[finite].abs().max()) if bool(finite.any()) else 1.0
+            same = torch.equal(finite, torch.isfinite(mine))
+            share = float((mine - exact)[finite].abs().max()) / (span or 1.0) if same else float("inf")
+            limit = most
+        if not share <= limit:
+            raise NotConvertibleError(
+                f"{path}: expected what ONNX Runtime gives, within {limit:g} of the range of its values, "
+                f"got a difference of {share:.3g}"
+            )
+        largest = max(largest, share)
+    return largest
+
+
+def _takes_batch(module: LayeredNetwork, pictures: Sequence[NDArray[np.float32]], alone: Sequence[Tensor]) -> bool:
+    """Whether three pictures at once give what each gives alone."""
+    three = [index % len(pictures) for index in range(3)]
+    try:
+        with torch.inference_mode():
+            together: Tensor = module(torch.from_numpy(np.concatenate([pictures[index] for index in three])))
+        singles = torch.cat([alone[index] for index in three])
+        if together.shape != singles.shape:
+            return False
+        if not singles.is_floating_point():
+            return float((together != singles).double().mean()) <= _MOST_OTHER_CLASSES
+        span = float(singles.max() - singles.min()) or 1.0
+        return float((together - singles).abs().max()) <= _SAME_IN_BATCH * span
+    except (RuntimeError, IndexError, ValueError):  # its shapes hold for one picture alone
+        return False
