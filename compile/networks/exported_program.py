@@ -162,7 +162,7 @@ def _layer(
 
 
 def _layer_before(norm: fx.Node) -> fx.Node | None:
-    """The layer whose output a batch normalisation alone reads."""
+    """The layer whose output a batch normalization alone reads."""
     given = _arguments(norm, _NORM)
     before = given["input"]
     names = _LAYERS.get(before.target)
@@ -171,7 +171,7 @@ def _layer_before(norm: fx.Node) -> fx.Node | None:
 
 
 def _norm(node: fx.Node, network: fx.GraphModule, root: fx.GraphModule, copied: dict[fx.Node, fx.Node]) -> bool:
-    """Take a batch normalisation into the layer before it; whether it was one that can be."""
+    """Take a batch normalization into the layer before it; whether it was one that can be."""
     if node.target is not _ATEN.batch_norm.default or (before := _layer_before(node)) is None:
         return False
     given = _arguments(node, _NORM)

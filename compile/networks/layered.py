@@ -86,11 +86,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Norm:
-    """A batch normalisation that is a step of its own.
+    """A batch normalization that is a step of its own.
 
     Attributes:
         name: of the file's node.
-        after: the layer whose output it normalises, and which others read too; None where it follows something else.
+        after: the layer whose output it normalizes, and which others read too; None where it follows something else.
     """
 
     name: str
@@ -102,7 +102,7 @@ class GraphBuilder:
 
     Attributes:
         layers: made so far, in the order in which they run.
-        norms: batch normalisations that no layer before them could take in.
+        norms: batch normalizations that no layer before them could take in.
     """
 
     def __init__(self) -> None:

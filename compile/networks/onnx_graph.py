@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class GraphNetwork:
         layers: those with weights, in the order in which they run.
         first_layers: those that read the picture, or what no other layer changed.
         last_layers: those behind which no other layer is.
-        norms: batch normalisations that no layer before them could take in.
+        norms: batch normalizations that no layer before them could take in.
         activation: the last step, if it is one.
         takes_batch: whether several pictures at once give what each gives alone.
         difference: the largest from ONNX Runtime, as a share of the range of the output's values; of classes, the share that differs.
@@ -378,13 +379,7 @@ def _compare(path: Path, got: Sequence[Tensor], expected: Sequence[NDArray[Any]]
         if not theirs.is_floating_point():
             share, limit = float((ours != theirs).double().mean()), _MOST_OTHER_CLASSES
         else:
-            exact, mine = theirs.double(), ours.double()
-            finite = torch.isfinite(exact)
-            span = float(exact[finite].max() - exact[finite].min()) if bool(finite.any()) else 0.0
-            span = span or float(exact[finite].abs().max()) if bool(finite.any()) else 1.0
-            same = torch.equal(finite, torch.isfinite(mine))
-            share = float((mine - exact)[finite].abs().max()) / (span or 1.0) if same else float("inf")
-            limit = most
+            share, limit = _difference(ours.double(), theirs.double()), most
         if not share <= limit:
             raise NotConvertibleError(
                 f"{path}: expected what ONNX Runtime gives, within {limit:g} of the range of its values, "
@@ -392,6 +387,18 @@ def _compare(path: Path, got: Sequence[Tensor], expected: Sequence[NDArray[Any]]
             )
         largest = max(largest, share)
     return largest
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, as a share of the range of ``theirs``; infinite if only one of both is a number somewhere."""
+    finite = torch.isfinite(theirs)
+    if not torch.equal(finite, torch.isfinite(ours)):
+        return math.inf
+    if not bool(finite.any()):
+        return 0.0
+    ours, theirs = ours[finite], theirs[finite]
+    span = float(theirs.max() - theirs.min()) or float(theirs.abs().max()) or 1.0
+    return float((ours - theirs).abs().max()) / span
 
 
 def _takes_batch(module: LayeredNetwork, pictures: Sequence[NDArray[np.float32]], alone: Sequence[Tensor]) -> bool:

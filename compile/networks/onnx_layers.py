@@ -1,4 +1,4 @@
-"""ONNX's operators with weights, its normalisations and its pooling, in the table of ``onnx_operators``."""
+"""ONNX's operators with weights, its normalizations and its pooling, in the table of ``onnx_operators``."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _filled(layer: _Layer, weight: Value, bias: Value | None) -> _Layer:
 def _batch_norm(graph: GraphBuilder, step: Step) -> Value:
     if step.attributes.get("training_mode", 0) or step.outputs > 1:
         raise NotConvertibleError(
-            "expected batch normalisation as it infers, got it as it trains: export in evaluation mode"
+            "expected batch normalization as it infers, got it as it trains: export in evaluation mode"
         )
     parts = [step.input(index) for index in range(1, 5)]
     for part in parts:

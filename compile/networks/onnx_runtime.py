@@ -2,7 +2,7 @@
 
 A graph is a program: a loop may never end, and a few bytes may ask for all of the memory. So what ONNX Runtime computes of it
 happens in a child process that may use only so much memory and time. There its BASIC level folds what is constant (shapes, weights,
-batch normalisations after convolutions), and the original graph says what the network gives for some inputs.
+batch normalizations after convolutions), and the original graph says what the network gives for some inputs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from pipeline.own_process import module_command
 SECONDS = 600
 """The most that the child process may take."""
 
-_MOST_OPTIMISED = 2**31 - 1
+_MOST_OPTIMIZED = 2**31 - 1
+_MOST_WRITTEN = 4 << 30
 # Beside what the machine has: its virtual addresses, not what it touches, are counted.
 _LEAST_MEMORY = 6 << 30
 
@@ -117,7 +118,10 @@ def _run(model: Path, inputs: Sequence[NDArray[np.float32]], folded: Path | None
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(entry.type, np.float32)
-    return [np.asarray(session.run(None, {entry.name: x.astype(dtype)})[0]) for x in inputs]
+    results = [session.run(None, {entry.name: x.astype(dtype)})[0] for x in inputs]
+    if not all(isinstance(result, np.ndarray) and result.dtype.kind in "biuf" for result in results):
+        raise ValueError("its output is no tensor of numbers")
+    return results
 
 
 def _child(folder: Path) -> None:
@@ -129,7 +133,7 @@ def _child(folder: Path) -> None:
         np.savez(folder / "single.npz", *_run(single, inputs, folder / "folded.onnx"))
     else:
         np.savez(folder / "outputs.npz", *_run(original, inputs, folder / "folded.onnx"))
-    if (folder / "folded.onnx").stat().st_size > _MOST_OPTIMISED:
+    if (folder / "folded.onnx").stat().st_size > _MOST_OPTIMIZED:
         raise ValueError("what it makes of the constants is larger than 2 GiB")
 
 
@@ -138,6 +142,7 @@ def _main(arguments: Sequence[str]) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     # Of all threads together: no more than as if each core worked all of the time.
     resource.setrlimit(resource.RLIMIT_CPU, (seconds * 64, seconds * 64))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_WRITTEN, _MOST_WRITTEN))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     result: dict[str, str] = {}
     try:

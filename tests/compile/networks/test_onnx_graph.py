@@ -355,7 +355,7 @@ def test_a_convolution_over_a_line():
 
 @pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
 @pytest.mark.parametrize("group", [1, 3])
-def test_normalisations_are_taken_into_the_layer_before_them(op_type, group):
+def test_normalizations_are_taken_into_the_layer_before_them(op_type, group):
     channels = 6
     shape = (channels, 3 // group, 3, 3) if op_type == "Conv" else (3, channels // group, 3, 3)
     nodes = [
@@ -747,7 +747,7 @@ def test_what_differs_is_refused(tmp_path, monkeypatch):
 
 
 class DenseBlock(nn.Module):
-    """Normalisation before each convolution, and all that came before as its input."""
+    """Normalization before each convolution, and all that came before as its input."""
 
     def __init__(self):
         super().__init__()
