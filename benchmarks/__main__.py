@@ -24,26 +24,26 @@ from pipeline.terminal import shown_log
 
 QUESTIONS = {
     # question: (module, what it answers)
-    "accuracy": ("benchmarks.questions.accuracy", "how good are the masks, against ground truth"),
-    "energy": ("benchmarks.questions.energy", "how many frames does a joule give, and is the machine throttled"),
+    "accuracy": ("benchmarks.questions.accuracy", "how good the masks are, compared with ground truth"),
+    "energy": ("benchmarks.questions.energy", "how many frames a joule gives, and whether the machine is throttled"),
     "flicker": (
         "benchmarks.questions.flicker",
-        "how much do masks flicker on video, and what does smoothing leave of it",
+        "how much masks flicker on video, without and with smoothing",
     ),
-    "gpu": ("benchmarks.questions.gpu", "what does an NVIDIA GPU make of the frame program"),
-    "host": ("benchmarks.questions.host", "what does each step cost that the processor does for a frame"),
+    "gpu": ("benchmarks.questions.gpu", "how fast an NVIDIA GPU runs the program"),
+    "host": ("benchmarks.questions.host", "time of each step that the CPU does for a frame"),
     "latency": (
         "benchmarks.questions.latency",
-        "what is left of an engine's rate in the pipeline, and where a frame's time goes",
+        "pipeline throughput relative to the backend alone, and the latency of each stage",
     ),
-    "sizes": ("benchmarks.questions.sizes", "which --imgsz for which frame rate, and what is left of the masks"),
-    "soak": ("benchmarks.questions.soak", "does anything grow over many frames"),
-    "start": ("benchmarks.questions.start", "how long from the command to the first mask"),
-    "throughput": ("benchmarks.questions.throughput", "how do frames per second go with the number of sources"),
-    "int8": ("benchmarks.questions.int8", "how much of the masks does INT8 keep, ours and other tools'"),
+    "sizes": ("benchmarks.questions.sizes", "which --imgsz reaches which frame rate, and how good its masks are"),
+    "soak": ("benchmarks.questions.soak", "whether memory grows over many frames"),
+    "start": ("benchmarks.questions.start", "time from the command to the first mask"),
+    "throughput": ("benchmarks.questions.throughput", "throughput with several sources"),
+    "int8": ("benchmarks.questions.int8", "masks in INT8 compared with FP32, here and with other tools"),
     "peers": (
         "benchmarks.questions.peers",
-        "how many frames per second, beside rembg, supervision, loops with OpenCV and PyTorch, and trtexec",
+        "throughput compared with rembg, supervision, loops with OpenCV and PyTorch, and trtexec",
     ),
 }
 
@@ -75,7 +75,7 @@ def _measure(arguments: list[str]) -> None:
         else f"questions, each with options of its own (python -m benchmarks QUESTION --help):\n{questions}",
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", metavar="FILE", help="write the result with its environment")
+    parser.add_argument("--json", metavar="FILE", help="write the result and the machine it was measured on as JSON")
     module.add_options(parser)
     options = module.Options(**vars(parser.parse_args(arguments)))
     if getattr(options, "plot", None):

@@ -1,8 +1,8 @@
-"""How fast is a network on this machine, and what is left of its masks? Each backend and precision that runs here, one row each.
+"""How fast a network is on this machine, and how far its masks agree with FP32: a row for each backend and precision that runs here.
 
-Every row is measured in a process of its own, so that its memory is its own and a crash is a row that says so. FPS and latency are
-those of the engine, frames in memory to masks in memory, copies to a GPU and back included; what decoding, drawing and writing take
-of that is what ``python -m benchmarks latency`` says.
+Each row is measured in a process of its own, so that its memory is its own and a crash is a row that says so. FPS and latency are
+those of the backend alone, from frames in memory to masks in memory, copies to a GPU and back included. What decoding, drawing and
+writing add is what ``python -m benchmarks latency`` measures.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument(
         "--source", metavar="SOURCE", help="frames to time on (default: photographs of the package at 1280×720)"
     )
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the frames a second")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the frames per second")
 
 
 def measure(options: Options) -> None:

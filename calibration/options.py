@@ -60,10 +60,10 @@ def parse_options(arguments: Sequence[str] | None = None) -> CalibrateOptions:
 def _parser() -> OptionParser:
     parser = OptionParser(
         prog="python -m calibration",
-        description="A calibration set: the frames of a source that differ most, without near-duplicates, spread over its scenes "
-        "and its brightness, some of its scenes set apart to verify on.",
-        epilog="Exit status: 0 done, 2 a mistake in the input (one line says which), 1 a bug, 130 interrupted, 143 terminated; "
-        "an interrupted one makes the set of what it has seen.",
+        description="Collect a calibration set: the frames of a source that differ most, without near-duplicates, "
+        "spread over scenes and brightness. Some scenes are set apart for verification.",
+        epilog="Exit status: 0 done, 2 a mistake in the input (one line says which), 1 a bug, 130 interrupted, 143 "
+        "terminated. When interrupted, the set is made of the frames seen so far.",
     )
     parser.add_argument(
         "-s",
@@ -78,7 +78,7 @@ def _parser() -> OptionParser:
         required=True,
         type=_folder,
         metavar="DIR",
-        help="the set's folder; a set that is there is replaced",
+        help="the set's folder; an existing set is replaced",
     )
     parser.add_argument(
         "--count",
@@ -92,13 +92,13 @@ def _parser() -> OptionParser:
         type=_verify_share,
         default=0.2,
         metavar="SHARE",
-        help="which share of them to verify on, as near as whole scenes allow (default: %(default)s)",
+        help="share of the pictures for verification, as near as whole scenes allow (default: %(default)s)",
     )
     parser.add_argument(
         "--max-frames",
         type=whole_number(1),
         metavar="N",
-        help="frames to look at (default: all; of a camera ten minutes, or until Ctrl-C)",
+        help="frames to look at (default: all; for a camera ten minutes, or until Ctrl-C)",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress and no report")
     return parser

@@ -276,7 +276,7 @@ def _option(field: str) -> str:
 def _parser() -> OptionParser:
     parser = OptionParser(
         prog="python -m compile",
-        description="Trained weights to a bundle for python -m pipeline.",
+        description="Compile a trained network into a bundle, and compare its masks with those of the trained network.",
         epilog="Published networks: "
         + "; ".join(f"{entry.name} ({entry.description})" for entry in ZOO.values())
         + ".",
@@ -294,16 +294,16 @@ def _add_network(parser: OptionParser) -> None:
         "-m",
         "--model",
         metavar="NAME",
-        help="a published network, downloaded on first use; or with --weights a name for the bundle",
+        help="a published network, downloaded on first use; with --weights, a name for the bundle",
     )
     parser.add_argument(
         "-w", "--weights", metavar="FILE", help="a checkpoint (.pt .pth .safetensors) or an ONNX network"
     )
-    parser.add_argument("-o", "--output", metavar="DIR", help="the bundle's folder; a bundle that is there is replaced")
+    parser.add_argument("-o", "--output", metavar="DIR", help="the bundle's folder; an existing bundle is replaced")
     parser.add_argument(
         "--bundle",
         metavar="DIR",
-        help="build a plan from the program of a bundle that is there, and put it in; needs no PyTorch",
+        help="build a plan from the program of an existing bundle, and add it to the bundle; needs no PyTorch",
     )
 
 
@@ -312,30 +312,33 @@ def _add_target(parser: OptionParser) -> None:
         "--target",
         default="onnx",
         choices=TARGETS,
-        help="what the bundle is for (default: %(default)s, which runs anywhere as it is, and makes plans later); onnxruntime: "
-        "CPUs, whose INT8 is another graph than TensorRT's",
+        help="what the bundle is for. %(default)s, the default, runs anywhere, and plans can be built from it later; "
+        "onnxruntime is for INT8 on CPUs, which is another graph than TensorRT's",
     )
     parser.add_argument(
         "--sm",
         type=_capabilities,
         metavar="86,89,120",
-        help="tensorrt-rtx: GPUs by compute capability; they need not be here (default: this machine's, else 86,89,120)",
+        help="tensorrt-rtx: compute capabilities of the GPUs to build for, which need not be in this machine "
+        "(default: this machine's, else 86,89,120)",
     )
-    parser.add_argument("--batch", type=_batch, metavar="N", help="plans: the most frames at once (default: 1)")
+    parser.add_argument("--batch", type=_batch, metavar="N", help="plans: frames in one batch, at most (default: 1)")
     parser.add_argument(
         "--workspace",
         dest="workspace_bytes",
         type=_gibibytes,
         metavar="GIB",
-        help="plans: memory for a layer (default: half of what is free)",
+        help="plans: memory that a layer may use while it runs (default: half of what is free)",
     )
     parser.add_argument(
         "--timing-cache",
         metavar="FILE",
-        help="tensorrt: times of earlier builds, which make the next one faster (default: in the cache folder)",
+        help="tensorrt: a file of earlier timings, which makes the next build faster (default: in the cache folder)",
     )
     parser.add_argument(
-        "--version-compatible", action="store_true", help="tensorrt: a plan that later versions load too; slower"
+        "--version-compatible",
+        action="store_true",
+        help="tensorrt: a plan that later versions of TensorRT load too; slower",
     )
     parser.add_argument(
         "--hardware-compatible",
@@ -347,7 +350,7 @@ def _add_target(parser: OptionParser) -> None:
         type=int,
         choices=range(8),
         metavar="N",
-        help="tensorrt: run on this deep learning accelerator of a Jetson",
+        help="tensorrt: run on deep learning accelerator N of a Jetson",
     )
 
 
@@ -356,13 +359,15 @@ def _add_precision(parser: OptionParser) -> None:
         "--precision",
         default="fp32",
         choices=get_args(WantedPrecision),
-        help="of the network inside; auto: the fastest on this device that passes, INT8 too if there is --calib (default: %(default)s)",
+        help="what the network computes in; auto takes the fastest on this device that passes the gate, INT8 too if "
+        "--calib is given (default: %(default)s)",
     )
     parser.add_argument(
         "--calib",
         dest="calibration",
         metavar="SOURCE",
-        help="int8: frames to take ranges from, other ones than those of --verify",
+        help="int8: calibration frames (pictures, a video, a camera or a calibration set); other frames than those "
+        "of --verify",
     )
     parser.add_argument(
         "--calib-size",
@@ -370,23 +375,26 @@ def _add_precision(parser: OptionParser) -> None:
         type=whole_number(1, _MOST_FRAMES),
         default=64,
         metavar="N",
-        help="int8: how many of them (default: %(default)s)",
+        help="int8: how many calibration frames (default: %(default)s)",
     )
     parser.add_argument(
         "--calib-method",
         dest="calibration_method",
         default="mse",
         choices=METHODS,
-        help="int8: how values become a range (default: %(default)s)",
+        help="int8: how a range is taken from values (default: %(default)s)",
     )
     parser.add_argument(
         "--calib-masks",
         dest="calibration_masks",
         metavar="DIR",
-        help="ground truth of the frames of --verify, NAME.png each: the masks must not fall behind the trained network's",
+        help="ground truth of the frames of --verify, a NAME.png for each: compiled masks must not be worse than the "
+        "trained network's",
     )
     parser.add_argument(
-        "--strict", action="store_true", help="int8: fail where INT8 does not pass, in place of taking FP16 or FP32"
+        "--strict",
+        action="store_true",
+        help="int8: fail where INT8 does not pass the gate; without it FP16 or FP32 is taken",
     )
 
 
@@ -395,20 +403,25 @@ def _add_frames(parser: OptionParser) -> None:
         "--contract",
         default="stream",
         metavar="stream|official|FILE",
-        help="how frames go in and masks come out (default: %(default)s)",
+        help="how frames become the network's input and its output becomes masks (default: %(default)s)",
     )
     parser.add_argument(
         "--imgsz", type=read_size, metavar="N|HxW", help="size inside the network (default: the contract's)"
     )
     parser.add_argument(
-        "--frame", dest="frame_size_hw", type=read_size, metavar="HxW", help="fix the size of the frames (default: any)"
+        "--frame",
+        dest="frame_size_hw",
+        type=read_size,
+        metavar="HxW",
+        help="compile for frames of one size (default: any size)",
     )
-    parser.add_argument("--classes", type=int, metavar="N", help="refuse weights with another number of classes")
+    parser.add_argument("--classes", type=int, metavar="N", help="refuse weights whose number of classes is not N")
     parser.add_argument(
         "--upsample",
         default="mask",
         choices=get_args(Upsampling),
-        help="more classes: what is enlarged to the frame's size; scores: smooth borders, slower (default: %(default)s)",
+        help="several classes: what is enlarged to the frame's size; scores gives smooth borders and is slower "
+        "(default: %(default)s)",
     )
     # What it was called before; in the run half --smooth means time.
     parser.add_argument("--smooth", action="store_const", dest="upsample", const="scores", help=argparse.SUPPRESS)
@@ -416,15 +429,15 @@ def _add_frames(parser: OptionParser) -> None:
         "--compose",
         default="host",
         choices=get_args(Composing),
-        help="one class: device = the program draws the overlay too, so that a GPU gives pictures that are ready to be shown "
-        "(default: %(default)s)",
+        help="one class: with device the program draws the overlay too, so that a GPU gives finished views (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--pixels",
         default="bgr",
         choices=get_args(Pixels),
-        help="frames that the program takes: nv12 = as decoders give them, half as many bytes, whose colours a GPU converts then "
-        "(default: %(default)s)",
+        help="pixel format that the program takes; nv12 is what decoders give: half as many bytes, and a GPU "
+        "converts the colors (default: %(default)s)",
     )
 
 
@@ -432,30 +445,31 @@ def _add_proof(parser: OptionParser) -> None:
     parser.add_argument(
         "--verify",
         metavar="SOURCE",
-        help="frames to prove it on, pictures or a video of your own (default: frames held back from --calib, else photographs of "
-        "the package)",
+        help="frames for the gate: pictures or a video of your own (default: frames held back from --calib, else "
+        "photographs of the package)",
     )
     parser.add_argument(
         "--verify-count",
         type=whole_number(1, _MOST_FRAMES),
         metavar="N",
-        help="how many of them (default: 8 to 32, fewer for large networks)",
+        help="how many frames for the gate (default: 8 to 32, fewer for large networks)",
     )
     parser.add_argument(
         "--min-iou",
         type=share,
         default=0.99,
         metavar="0..1",
-        help="write no bundle where the mean IoU with the trained network may be lower: judges the lower end of its 95 %% interval "
-        "(default: %(default)s)",
+        help="gate: the mean IoU with the trained network must reach this at the lower end of its 95 %% interval; "
+        "else no bundle is written (default: %(default)s)",
     )
     parser.add_argument(
         "--min-worst-iou",
         type=share,
         metavar="0..1",
-        help="nor where the worst frame with a clear subject has less (default: 0.9, or --min-iou if that is less)",
+        help="gate: IoU that the worst frame with a clear subject must reach (default: 0.9, or --min-iou if that is "
+        "less)",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 
 
 def _capabilities(text: str) -> tuple[int, ...]:

@@ -105,6 +105,13 @@ def test_every_public_name_is_told():
     assert sorted(told) == sorted(name for name in edgemask.__all__ if not name.startswith("_"))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_extras_that_are_named_exist(page):
+    extras = set(re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
+    for group in re.findall(r"(?:edgemask|'\.)\[([a-z,-]+)\]", WRITTEN[page]):
+        assert set(group.split(",")) <= extras, group
+
+
 def test_help_reads_the_same_on_the_page():
     assert (
         site_pages()._text("a|b *c* {source} <d> --fps 25 ``x -y``")

@@ -70,16 +70,20 @@ def add_options(parser: OptionParser) -> None:
     )
     parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=_positive, default=10.0, metavar="S", help="how long a pass takes (default: %(default)s)"
+        "--seconds", type=_positive, default=10.0, metavar="S", help="length of a pass (default: %(default)s)"
     )
     parser.add_argument(
         "--rounds", type=whole_number(1), default=3, metavar="N", help="pairs of passes (default: %(default)s)"
     )
     parser.add_argument(
-        "--idle", type=_positive, default=5.0, metavar="S", help="at rest before them (default: %(default)s)"
+        "--idle",
+        type=_positive,
+        default=5.0,
+        metavar="S",
+        help="seconds at rest before the passes (default: %(default)s)",
     )
     parser.add_argument(
-        "--watts", type=_positive, metavar="W", help="what a meter at the socket shows under load, as a constant"
+        "--watts", type=_positive, metavar="W", help="power under load that a meter at the socket shows, in watts"
     )
     parser.add_argument("--plot", metavar="FILE.png", help="draw the frames per joule")
 

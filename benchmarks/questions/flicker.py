@@ -93,10 +93,12 @@ def add_options(parser: OptionParser) -> None:
         type=float,
         default=6.0,
         metavar="LEVELS",
-        help="standard deviation of the noise that is added, of 255 (default: %(default)s)",
+        help="standard deviation of the added noise, in levels of 255 (default: %(default)s)",
     )
     parser.add_argument("--max-frames", type=int, metavar="N", help="measure on the first N frames (default: all)")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the flicker of every frame, without and by default")
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="draw the flicker of every frame, without smoothing and with the default"
+    )
 
 
 def measure(options: Options) -> None:

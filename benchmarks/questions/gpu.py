@@ -80,13 +80,13 @@ def add_options(parser: OptionParser) -> None:
         type=float,
         default=330,
         metavar="S",
-        help="begin nothing after so many seconds (default: %(default)s)",
+        help="start no further part after this many seconds (default: %(default)s)",
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help=argparse.SUPPRESS)
     parser.add_argument(
         "--quick", action="store_true", help=argparse.SUPPRESS
     )  # small frames, few runs: to try the code
-    parser.add_argument("--part", choices=PARTS, help="this part alone, in this process")
+    parser.add_argument("--part", choices=PARTS, help="run only this part, in this process")
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)  # where a process of its own leaves its rows
 
 

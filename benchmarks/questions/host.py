@@ -95,14 +95,14 @@ class Options:
 
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks host`` takes."""
-    parser.add_argument("--sizes", default=SIZES, metavar="WxH,…", help="of the frames (default: %(default)s)")
+    parser.add_argument("--sizes", default=SIZES, metavar="WxH,…", help="size of the frames (default: %(default)s)")
     parser.add_argument(
-        "--rounds", type=int, default=40, metavar="N", help="timed calls of a step (default: %(default)s)"
+        "--rounds", type=int, default=40, metavar="N", help="timed calls of each step (default: %(default)s)"
     )
     parser.add_argument(
-        "--frames", type=int, default=6, metavar="N", help="frames that come in turn (default: %(default)s)"
+        "--frames", type=int, default=6, metavar="N", help="different frames, used in turn (default: %(default)s)"
     )
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the time of each step, of that of copying the frame")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the time of each step relative to copying the frame")
 
 
 def measure(options: Options) -> None:

@@ -99,17 +99,21 @@ def add_options(parser: OptionParser) -> None:
         "--data", required=True, metavar="DIR", help="a folder with images/ and masks/ of the same names"
     )
     parser.add_argument("--model", default="u2netp", metavar="NAME", help="a published network (default: %(default)s)")
-    parser.add_argument("--weights", metavar="FILE", help="a checkpoint in its place")
-    parser.add_argument("--bundle", metavar="DIR", help="ours, compiled before (default: compile it now, in minutes)")
-    parser.add_argument("--contract", default="stream", help="of the network (default: %(default)s)")
+    parser.add_argument("--weights", metavar="FILE", help="a checkpoint in place of --model")
+    parser.add_argument(
+        "--bundle",
+        metavar="DIR",
+        help="an INT8 bundle that was compiled before (default: compile one now, which takes minutes)",
+    )
+    parser.add_argument("--contract", default="stream", help="contract of the network (default: %(default)s)")
     parser.add_argument(
         "--calib", metavar="SOURCE", help="pictures to calibrate on (default: those of DIR/images whose names end in 0)"
     )
     parser.add_argument(
-        "--calib-size", type=int, default=64, metavar="N", help="at most so many (default: %(default)s)"
+        "--calib-size", type=int, default=64, metavar="N", help="calibration pictures, at most (default: %(default)s)"
     )
     parser.add_argument("--verify", metavar="SOURCE", help="pictures to measure on (default: the others)")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the IoU of every picture, sorted, one line a tool")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the IoU of every picture, sorted, one line per tool")
 
 
 def measure(options: Options) -> None:

@@ -73,7 +73,7 @@ def add_options(parser: OptionParser) -> None:
         "--model", default="u2netp", metavar="NAME|DIR", help="a bundle or a published network (default: %(default)s)"
     )
     parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=24, metavar="N", help="frames of a pass (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=24, metavar="N", help="frames per pass (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="pairs of passes (default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the times of the stages")
 

@@ -104,10 +104,12 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument(
         "--network",
         metavar="FILE.onnx",
-        help="the same network for the others (default: the published file of --model)",
+        help="the same network as ONNX, for the other tools (default: the published file of --model)",
     )
-    parser.add_argument("--frames", type=int, default=50, metavar="N", help="frames of each run (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="runs of each (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=50, metavar="N", help="frames per run (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=2, metavar="N", help="runs of each command (default: %(default)s)"
+    )
     parser.add_argument("--only", metavar="KEY,…", help=f"some of {', '.join(KEYS)} (default: all)")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the ratios")
 

@@ -88,38 +88,48 @@ class Options:
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks sizes`` takes."""
     parser.add_argument("--model", default="u2netp", metavar="NAME", help="a published network (default: %(default)s)")
-    parser.add_argument("--weights", metavar="FILE", help="a checkpoint in its place")
+    parser.add_argument("--weights", metavar="FILE", help="a checkpoint in place of --model")
     parser.add_argument(
         "--sizes",
         type=_sizes,
         default=SIZES,
         metavar="N|HxW,…",
-        help="inside the network, beside its own; multiples of what it takes (default: %(default)s)",
+        help="sizes inside the network to compare with its own (default: %(default)s)",
     )
-    parser.add_argument("--contract", default="stream", help="of the network (default: %(default)s)")
+    parser.add_argument("--contract", default="stream", help="contract of the network (default: %(default)s)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16"), help="(default: %(default)s)")
-    parser.add_argument("--target", default="onnx", help="as of python -m compile (default: %(default)s)")
+    parser.add_argument(
+        "--target", default="onnx", help="the same as --target of the compile command (default: %(default)s)"
+    )
     parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
-    parser.add_argument("--clip", default="samples/clip.mp4", metavar="VIDEO", help="to time on (default: %(default)s)")
+    parser.add_argument(
+        "--clip", default="samples/clip.mp4", metavar="VIDEO", help="video to time on (default: %(default)s)"
+    )
     parser.add_argument(
         "--pictures",
         default=str(FOLDER),
         metavar="SOURCE",
-        help="to compare masks on, beside frames of the clip (default: the photographs of the package)",
+        help="pictures to compare masks on, besides frames of the clip (default: the photographs of the package)",
     )
-    parser.add_argument("--truth", metavar="DIR", help="masks of the pictures, of the same names as PNG")
+    parser.add_argument("--truth", metavar="DIR", help="ground truth of the pictures: PNG files of the same names")
     parser.add_argument(
         "--most",
         type=whole_number(1),
         default=32,
         metavar="N",
-        help="compare on so many frames of the clip, evenly (default: %(default)s)",
+        help="frames of the clip to compare masks on, evenly spaced (default: %(default)s)",
     )
     parser.add_argument(
-        "--frames", type=whole_number(1), default=16, metavar="N", help="of a pass, at least (default: %(default)s)"
+        "--frames",
+        type=whole_number(1),
+        default=16,
+        metavar="N",
+        help="frames per pass, at least (default: %(default)s)",
     )
-    parser.add_argument("--rounds", type=whole_number(1), default=5, metavar="N", help="turns (default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the IoU over the rate")
+    parser.add_argument(
+        "--rounds", type=whole_number(1), default=5, metavar="N", help="rounds over all sizes (default: %(default)s)"
+    )
+    parser.add_argument("--plot", metavar="FILE.png", help="draw IoU over throughput")
 
 
 def measure(options: Options) -> None:

@@ -65,17 +65,19 @@ class Options:
 
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks soak`` takes."""
-    parser.add_argument("--frames", type=int, default=20_000, metavar="N", help="written frames (default: %(default)s)")
-    parser.add_argument("--size", default="640x360", metavar="WxH", help="of the frames (default: %(default)s)")
+    parser.add_argument(
+        "--frames", type=int, default=20_000, metavar="N", help="frames to write (default: %(default)s)"
+    )
+    parser.add_argument("--size", default="640x360", metavar="WxH", help="size of the frames (default: %(default)s)")
     parser.add_argument(
         "--engine-ms",
         type=float,
         default=1.0,
         metavar="MS",
-        help="what the stand-in engine takes (default: %(default)s)",
+        help="milliseconds that the stand-in backend takes per frame (default: %(default)s)",
     )
     parser.add_argument("--render", default="overlay", choices=Choices(MODES), help="(default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the memory over the frames")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw memory over frames")
 
 
 def measure(options: Options) -> None:

@@ -65,7 +65,9 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument(
         "--model", default="u2netp", metavar="NAME|DIR", help="a bundle or a published network (default: %(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="runs of each (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=15, metavar="N", help="runs of each command (default: %(default)s)"
+    )
     parser.add_argument("--plot", metavar="FILE.png", help="draw the times")
 
 

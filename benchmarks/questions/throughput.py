@@ -60,9 +60,11 @@ def add_options(parser: OptionParser) -> None:
         "--model", default="u2netp", metavar="NAME|DIR", help="a bundle or a published network (default: %(default)s)"
     )
     parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
-    parser.add_argument("--sources", default="1,2,4", metavar="N,…", help="how many at once (default: %(default)s)")
+    parser.add_argument(
+        "--sources", default="1,2,4", metavar="N,…", help="numbers of sources at once (default: %(default)s)"
+    )
     parser.add_argument("--frames", type=int, default=48, metavar="N", help="frames in all (default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the rates")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the throughput")
 
 
 def measure(options: Options) -> None:

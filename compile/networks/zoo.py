@@ -125,7 +125,7 @@ def fetch(name: str, folder: str | os.PathLike[str], *, progress: bool = True) -
     except ImportError as error:
         raise WeightsUnavailableError(
             f"weights {name!r}: expected pooch, which downloads them, got none ({error}): install it with: pip install "
-            f"'.[compile]', or put the file {path.name} (from {weights.url}) at {path}"
+            f"'edgemask[compile]', or put the file {path.name} (from {weights.url}) at {path}"
         ) from error
     sources = sources_of(weights, progress=progress)
     with one_maker(path, cache_folder() / "locks"):

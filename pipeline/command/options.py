@@ -134,7 +134,7 @@ def _parser() -> OptionParser:
 
 
 def _add_input(parser: OptionParser) -> None:
-    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{source_forms()}; several share the engine")
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{source_forms()}; several share the backend")
     parser.add_argument(
         "-s",
         "--source",

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from pipeline.command.appearance import Appearance
 from pipeline.command.run_options import OutputOptions, RunOptions
 from pipeline.command.service import Health
-from pipeline.errors import BackendUnavailableError, OptionError, SinkError, SourceError
+from pipeline.errors import OptionError, SinkError, SourceError
 from pipeline.frames.frame import SourceInfo
 from pipeline.page.options import PageOptions, Watched
 from pipeline.signals import StoppedError, uninterrupted
-from pipeline.sinks import open_sink, path_for_source, sink_kind
+from pipeline.sinks import SINKS, open_sink, path_for_source, sink_kind
 from pipeline.sinks.base import Sink
 from pipeline.sinks.naming import file_name_of
 from pipeline.sinks.of_source import OfSource
@@ -115,13 +115,10 @@ def open_outputs(
             for spec in output_specs(options, info):
                 add(open_sink(path_for_source(spec, info.name, many), info, appearance.renderer, sink_options), info)
             if window:
-                from pipeline.sinks.window import WindowSink
-
+                make = SINKS.load(SINKS["window"], "--show: the window cannot be opened here")
                 telemetry = source.telemetry
                 add(
-                    WindowSink(
-                        info, appearance.renderer, appearance.annotations, options=sink_options, telemetry=telemetry
-                    ),
+                    make(info, appearance.renderer, appearance.annotations, options=sink_options, telemetry=telemetry),
                     info,
                 )
 
@@ -153,14 +150,10 @@ def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> Sin
         BackendUnavailableError: the page's packages are not here.
         EdgemaskError: it cannot be served there.
     """
-    try:
-        from pipeline.page.sink import PageSink
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"--serve: the page needs packages that are not here ({error}): install them with: pip install 'edgemask[page]'"
-        ) from error
+    make = SINKS.load(SINKS["page"], "--serve: the page needs packages that are not here")
     options = replace(options, token=options.token or os.environ.get("EDGEMASK_TOKEN") or None)
-    return PageSink(options, run, appearance.renderer, appearance.annotations)
+    page: Sink = make(options, run, appearance.renderer, appearance.annotations)
+    return page
 
 
 @contextmanager

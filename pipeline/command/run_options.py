@@ -46,7 +46,7 @@ class LookOptions:
     """How masks are shown.
 
     Attributes:
-        mode: one of ``RENDER_MODES``.
+        mode: a key of ``pipeline.render.modes.MODES``.
         alpha: strength of the colour, 0 to 1.
         threshold: probability from which a pixel counts, 0 to 1.
         palette: a name, a YAML file, or "#rrggbb,#rrggbb".

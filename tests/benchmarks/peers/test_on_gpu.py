@@ -151,7 +151,10 @@ def test_trtexec_gets_the_plan_and_the_frames_of_the_clip_and_is_compared_with_o
 ):
     calls = install("trtexec")
     ours = iter([(260.0, 65.0), (130.0, 13.0), (130.298, 130.298)])
-    answers = {"_plan_here": lambda *_: (ENTRY, "10.3.0.30"), "our_rates": lambda *_: Rates(*next(ours), "TensorRT")}
+    answers = {
+        "_plan_here": lambda *_: (PlanEntry.from_dict(ENTRY), "10.3.0.30"),
+        "our_rates": lambda *_: Rates(*next(ours), "TensorRT"),
+    }
     with_gpu(monkeypatch, answers)
     entries = asked(place, "trtexec", rounds=3)
     plan = f"--loadEngine={place / 'bundle' / 'engines' / 'x.plan'}"
@@ -196,7 +199,7 @@ def test_frames_go_to_a_program_of_nv12_as_nv12(place, red_bundle):
 
 def test_tensorrt_rtx_is_told_to_copy_and_its_summary_is_read(install, bundle):
     calls = install("tensorrt_rtx", HELP_RTX, PRINTED_RTX)
-    arguments = command(find_program("tensorrt_rtx"), bundle(), ENTRY, (720, 1280))
+    arguments = command(find_program("tensorrt_rtx"), bundle(), PlanEntry.from_dict(ENTRY), (720, 1280))
     summary = measured_by(arguments)
     (call,) = calls()
     assert call[1:] == ["--shapes=frames:1x720x1280x3", "--rtxCudaGraphStrategy=wholeGraph", "--includeDataTransfers"]
@@ -223,7 +226,7 @@ def test_a_plan_is_loaded_as_it_was_built(install, bundle, manifest, entry, expe
 def test_a_plan_that_composes_is_not_compared(install, bundle):
     install("trtexec")
     with pytest.raises(BackendUnavailableError, match="got one of --compose device"):
-        command(find_program("trtexec"), bundle(composes=True), ENTRY, (64, 96))
+        command(find_program("trtexec"), bundle(composes=True), PlanEntry.from_dict(ENTRY), (64, 96))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +245,7 @@ def test_a_plan_that_composes_is_not_compared(install, bundle):
 def test_a_program_that_fails_is_told(install, bundle, printed, status, message):
     install("trtexec", printed=printed, status=status)
     with pytest.raises(BackendUnavailableError, match=re.escape(f"trtexec: {message}")):
-        measured_by(command(find_program("trtexec"), bundle(), ENTRY, (64, 96)))
+        measured_by(command(find_program("trtexec"), bundle(), PlanEntry.from_dict(ENTRY), (64, 96)))
 
 
 def test_a_program_is_found_where_jetpack_puts_it_and_one_that_is_not_here_is_told(

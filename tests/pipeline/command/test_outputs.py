@@ -141,5 +141,5 @@ def test_the_page_is_one_for_all_sources(opened):
 
 def test_without_its_packages_the_page_says_what_installs_them(opened, monkeypatch):
     monkeypatch.setitem(sys.modules, "pipeline.page.sink", None)
-    with pytest.raises(BackendUnavailableError, match=r"--serve: .*install them with: pip install 'edgemask\[page\]'$"):
+    with pytest.raises(BackendUnavailableError, match=r"--serve: .*: pip install 'edgemask\[page\]'$"):
         opened("--serve")

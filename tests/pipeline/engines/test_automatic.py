@@ -43,18 +43,16 @@ def test_one_that_runs_programs_on_a_gpu_is_taken_where_one_is_seen(add, red_bun
         assert isinstance(engine, FastEngine)
 
 
-def test_one_that_cannot_run_is_passed_over_and_told(add, red_bundle):
+def test_one_that_cannot_run_is_passed_over_and_told(add, red_bundle, said):
     add(AbsentEngine, gpu_is_seen=True)
-    said = []
-    with open_engine(red_bundle, say=said.append) as engine:
+    with open_engine(red_bundle) as engine:
         assert engine.description.startswith("ONNX Runtime")
     assert said == ["on the CPU: its driver is too old"]
 
 
-def test_without_a_gpu_it_is_not_even_tried(add, red_bundle):
+def test_without_a_gpu_it_is_not_even_tried(add, red_bundle, said):
     add(AbsentEngine, gpu_is_seen=False)
-    said = []
-    with open_engine(red_bundle, say=said.append) as engine:
+    with open_engine(red_bundle) as engine:
         assert engine.description.startswith("ONNX Runtime")
     assert said == []
 

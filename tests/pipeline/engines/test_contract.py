@@ -72,8 +72,8 @@ def with_real_plan(bundle, runtime, folder):
     )
     program = bundle.program_path.read_bytes()
     plan = tensorrt_build.build_plan(program, options)
-    entry = plan.as_dict(manifest.precision)
-    files = {PROGRAM_NAME: program, entry["file"]: plan.content}
+    entry = plan.entry(manifest.precision)
+    files = {PROGRAM_NAME: program, entry.file: plan.content}
     return Bundle.write(folder, dataclasses.replace(manifest, engines=(entry,)), files)
 
 

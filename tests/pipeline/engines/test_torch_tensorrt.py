@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.engines import torch_tensorrt, torch_tensorrt_library
 from pipeline.engines.torch_tensorrt import CPU_SM, TorchTensorRTEngine
 from pipeline.engines.torch_tensorrt_library import load_torch_tensorrt, public_version
@@ -93,7 +94,7 @@ def with_engine(folder, bundle, content, **entry):
         "size_bytes": len(content),
         **entry,
     }
-    manifest = dataclasses.replace(bundle.manifest, engines=(entry,))
+    manifest = dataclasses.replace(bundle.manifest, engines=(PlanEntry.from_dict(entry),))
     return Bundle.write(folder, manifest, {PROGRAM_NAME: bundle.program_path.read_bytes(), FILE: content})
 
 
