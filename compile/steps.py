@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +57,7 @@ class Trained:
     Attributes:
         network: ready to compile.
         weights: the file that it was read from.
-        weights_sha256: of that file.
+        weights_sha256: of that file; where weights are in others beside it, of all files' sums.
         name: the bundle's.
     """
 
@@ -109,7 +110,9 @@ def open_trained(options: BuildOptions) -> Trained:
         smooth=options.upsample == "scores",
     )
     if options.target == "torch-tensorrt" and not network.has_layers:
-        raise OptionError("--target: expected onnx or tensorrt for a network given as ONNX, got torch-tensorrt")
+        raise OptionError(
+            "--target: expected onnx or tensorrt for a network that cannot be brought into layers, got torch-tensorrt"
+        )
     height, width = network.contract.imgsz
     log.info(
         "%s: %s (%s), %d class(es), %d×%d",
@@ -119,7 +122,15 @@ def open_trained(options: BuildOptions) -> Trained:
         raise OptionError(
             f"--compose device: expected a network of one class, got {network.class_count}: leave --compose out"
         )
-    return Trained(network, weights, file_sha256(weights), options.model or weights.stem)
+    return Trained(network, weights, _sha256(weights, network.data_files), options.model or weights.stem)
+
+
+def _sha256(weights: Path, beside: Sequence[Path]) -> str:
+    """Of the weights, in however many files they are."""
+    first = file_sha256(weights)
+    if not beside:
+        return first
+    return hashlib.sha256("".join([first, *(file_sha256(path) for path in beside)]).encode()).hexdigest()
 
 
 def _published_contract(name: str, contract: str) -> Contract | None:

@@ -72,8 +72,10 @@ class ChannelGraph:
                 channels[node] = np.zeros(int(shape[1]), np.int64)
             elif node.op == "call_function":
                 traced = self._trace(node, channels, parameters)
-                if traced is not None:
+                if traced is not None and len(shape) > 1 and len(traced) == shape[1]:
                     channels[node] = traced
+                elif traced is not None:  # its channels are not on axis 1, or not one to one
+                    self._fix([traced])
             elif node.op == "output":
                 self._fix(channels[read] for read in node.all_input_nodes if read in channels)
 
@@ -120,7 +122,9 @@ class ChannelGraph:
         if operator in _HOMOGENEOUS or (operator == "pad" and _pads_with_zeros(node)):
             return read[0]
         if operator == "cat" and _dimension(node) == 1:
-            return np.concatenate(read)
+            parts: Any = node.args[0]
+            if all(part in channels for part in parts):
+                return np.concatenate([channels[part] for part in parts])
         if operator in ("add", "add_") and len(read) == 2 and len(read[0]) == len(read[1]):
             for first, second in zip(*read, strict=True):
                 self._join(int(first), int(second))

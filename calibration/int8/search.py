@@ -10,7 +10,7 @@ layers whole, and of large ones a few input channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,9 @@ GOAL_IOU = 0.995
 
 LEAST_SHARE = 0.97
 """Of the convolutions' multiply-accumulates, what stays INT8 whatever it would help to give up."""
+
+GROUPED, LINEAR = "a grouped convolution", "a linear layer"
+"""Why layers stay FP16 that are never INT8."""
 
 # How far channels are brought to one reach: 0 not at all, 1 wholly.
 _POWERS = (0.0, 0.5, 0.75, 1.0)
@@ -61,16 +64,28 @@ class Int8Search:
         network: in evaluation mode, FP32; copied, its batch normalizations folded.
         input_size_hw: (height, width) of its input.
         channels: of its input.
+        first_layers: names of the layers that read the picture; None takes the one that runs first.
+        last_layers: names of those that give the scores; None takes the convolutions with the fewest output channels.
 
     Attributes:
         network: the copy, which is run on the calibration frames inside ``observe``.
     """
 
-    def __init__(self, network: nn.Module, input_size_hw: tuple[int, int], channels: int = 3) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        input_size_hw: tuple[int, int],
+        channels: int = 3,
+        *,
+        first_layers: Collection[str] | None = None,
+        last_layers: Collection[str] | None = None,
+    ) -> None:
         self.network = fold_norms(copy.deepcopy(network)).requires_grad_(False)
         self._graph = ChannelGraph(self.network, (1, channels, *input_size_hw))
         modules = self.network.named_modules()
         self._layers = {name: layer for name, layer in modules if isinstance(layer, nn.Conv2d)}
+        self._linear = {name: layer for name, layer in self.network.named_modules() if isinstance(layer, nn.Linear)}
+        self._first, self._last = first_layers, last_layers
         generator = torch.Generator().manual_seed(0)
         self._histograms = {name: Histograms() for name in self._layers}
         self._moments = {name: Moments(layer, generator) for name, layer in self._layers.items() if layer.groups == 1}
@@ -99,7 +114,14 @@ class Int8Search:
 
             return hook
 
+        def count(name: str) -> Any:
+            def hook(layer: nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
+                self._macs[name] = float(layer.in_features) * output.numel() / max(1, output.shape[0])
+
+            return hook
+
         handles = [layer.register_forward_hook(watch(name)) for name, layer in self._layers.items()]
+        handles += [layer.register_forward_hook(count(name)) for name, layer in self._linear.items()]
         try:
             with torch.inference_mode():
                 run()
@@ -153,6 +175,10 @@ class Int8Search:
         damages = self._damages(best, examples, lambda share: advance(share * _BACK))
         total = sum(one.total for one in damages.values()) or 1.0
         best = replace(best, damage={name: one.total / total for name, one in damages.items()})
+        if best.share < least_share:
+            # A mobile network: of what can be INT8 at all.
+            able = 1.0 - sum(best.work[name] for name, why in left.items() if why in (GROUPED, LINEAR))
+            least_share *= able
         for names, channels in self._worst(best, damages, least_share):
             if best.result.iou >= goal_iou:
                 break
@@ -166,13 +192,17 @@ class Int8Search:
         return replace(best, steps=tuple(steps))
 
     def _left(self) -> dict[str, str]:
-        order = list(self._macs)
-        fewest = min(layer.out_channels for layer in self._layers.values())
-        left = {order[0]: "the first layer"} if order else {}
-        left |= {
-            name: "a last layer" for name in order if self._layers[name].out_channels == fewest and name not in left
-        }
-        return left | {name: "a grouped convolution" for name in order if self._layers[name].groups > 1}
+        order = [name for name in self._macs if name in self._layers]
+        first = order[:1] if self._first is None else [name for name in order if name in self._first]
+        if self._last is None:
+            fewest = min((layer.out_channels for layer in self._layers.values()), default=0)
+            last = [name for name in order if self._layers[name].out_channels == fewest]
+        else:
+            last = [name for name in order if name in self._last]
+        left = dict.fromkeys(first, "the first layer")
+        left |= {name: "a last layer" for name in last if name not in left}
+        left |= {name: GROUPED for name in order if self._layers[name].groups > 1}
+        return left | {name: LINEAR for name in self._macs if name in self._linear}
 
     def _start(
         self,

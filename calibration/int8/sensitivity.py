@@ -131,6 +131,9 @@ def damage_by_layer(
     finally:
         for handle in handles:
             handle.remove()
+    for name in layers.keys() - channels.keys():  # nothing depends on them
+        layer: Any = network.get_submodule(name)
+        channels[name] = torch.zeros(layer.in_channels)
     return {name: LayerDamage(total, channels[name]) for name, total in totals.items()}
 
 

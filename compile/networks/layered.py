@@ -187,7 +187,7 @@ class GraphBuilder:
     def _free_name(self, name: str) -> str:
         # A name's parts become attributes of modules, which have some already.
         parts = [re.sub(r"\W", "_", part) for part in name.split(".") if part] or ["layer"]
-        parts = [f"{part}_" if hasattr(nn.Conv2d, part) or hasattr(fx.GraphModule, part) else part for part in parts]
+        parts = [f"{part}_" if hasattr(nn.Conv2d, part) or hasattr(LayeredNetwork, part) else part for part in parts]
         taken = {layer.name for layer in self.layers}
         wanted = ".".join(parts)
         free, count = wanted, 1

@@ -48,6 +48,7 @@ class OnnxFile:
         dtype: float32, float16 or uint8, of ``original``'s input.
         opset: the version of ONNX's own operators.
         outputs: names of all outputs of the file; ``original`` has one of them.
+        beside: the files beside it that hold weights.
     """
 
     original: onnx.ModelProto
@@ -56,6 +57,7 @@ class OnnxFile:
     dtype: np.dtype[np.generic]
     opset: int
     outputs: tuple[str, ...]
+    beside: tuple[Path, ...] = ()
 
     @property
     def is_half(self) -> bool:
@@ -95,8 +97,7 @@ def read_onnx(
     size = sum(_bytes_of(tensor) for tensor in elsewhere)  # many may name the same place of a file
     if size > MOST_BYTES:
         raise CompileError(f"{path}: expected less than 2 GiB of weights, got {size / 2**30:.1f} GiB in other files")
-    for tensor in elsewhere:
-        _take_in(tensor, path)
+    beside = tuple(sorted({_take_in(tensor, path) for tensor in elsewhere}))
     for tensor in tensors:
         _check_size(tensor, path)
     _check_made_sizes(model, path)
@@ -108,7 +109,7 @@ def read_onnx(
     _keep_output(model.graph, output, path)
     shape, dtype = _fix_input(model.graph, path, imgsz, layout, channels)
     single = _in_single(model)
-    return OnnxFile(model, single, shape, dtype, opset, outputs)
+    return OnnxFile(model, single, shape, dtype, opset, outputs, beside)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -204,15 +205,15 @@ def _parse(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _take_in(tensor: TensorProto, path: Path) -> None:
-    """Read a tensor's data from the file beside the network that it names."""
+def _take_in(tensor: TensorProto, path: Path) -> Path:
+    """Read a tensor's data from the file beside the network that it names, which is returned."""
     place = {entry.key: entry.value for entry in tensor.external_data}
     location, folder = place.get("location", ""), path.parent.resolve()
     where = f"{path}: weights {tensor.name!r}"
     if not location or os.path.isabs(location) or "\\" in location or ".." in Path(location).parts or "\0" in location:
         raise CompileError(f"{where}: expected a file beside it, got {location!r}, which is not opened")
     try:
-        data = (folder / location).resolve()
+        data: Path = (folder / location).resolve()
         if not data.is_relative_to(folder):
             raise CompileError(
                 f"{where}: expected a file in {folder}, got {location!r}, a link to another folder: copy the file to it"
@@ -241,6 +242,7 @@ def _take_in(tensor: TensorProto, path: Path) -> None:
         raise CompileError(f"{where}: expected numbers for offset and length, got {error}") from error
     del tensor.external_data[:]
     tensor.data_location = TensorProto.DEFAULT
+    return data
 
 
 def _bytes_of(tensor: TensorProto) -> int:

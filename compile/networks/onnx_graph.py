@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from torch import Tensor, fx
+from torch import Tensor
 
 from calibration.sets.photographs import PhotographSource
-from compile.networks.layered import GraphBuilder, Layer, LayeredNetwork, Norm, Value, layered
-from compile.networks.onnx_file import Layout, opset_of, read_onnx
+from compile.networks.ends import Activation, final_activation, first_layers, last_layers, without_activation
+from compile.networks.layered import GraphBuilder, Layer, LayeredNetwork, Norm, Value
+from compile.networks.onnx_file import Layout, OnnxFile, opset_of, read_onnx
 from compile.networks.onnx_operators import OPERATORS, Step, attributes_of, permute, tensor_of
 from compile.networks.onnx_runtime import SECONDS, compute
 from pipeline.errors import NotConvertibleError
@@ -38,29 +39,6 @@ _MOST_HALF_DIFFERENCE = 0.03
 _MOST_OTHER_CLASSES = 1e-3
 _SAME_IN_BATCH = 1e-4
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ACTIVATIONS = {
-    torch.sigmoid: "sigmoid",
-    torch.softmax: "softmax",
-    torch.log_softmax: "log_softmax",
-    torch.argmax: "argmax",
-}
-
-ActivationKind = Literal["sigmoid", "softmax", "log_softmax", "argmax"]
-
-
-@dataclass(frozen=True)
-class Activation:
-    """The last step of a network, if it makes something else of its scores.
-
-    Attributes:
-        kind: what it is.
-        axis: over which axis of its input it works, counted from the front; None for a sigmoid.
-        input_name: the step of the graph whose value it takes: the scores.
-    """
-
-    kind: ActivationKind
-    axis: int | None
-    input_name: str
 
 
 @dataclass(frozen=True)
@@ -108,14 +86,7 @@ class GraphNetwork:
         """The network up to its scores, without the last activation; it shares its layers with ``module``."""
         if self.activation is None:
             return self.module
-        graph = fx.Graph()
-        copied: dict[fx.Node, fx.Node] = {}
-        output = graph.graph_copy(self.module.graph, copied)
-        assert output is not None
-        (cut,) = [made for node, made in copied.items() if node.name == self.activation.input_name]
-        # The channels stay where the whole network has them.
-        graph.output(_moved_behind(graph, cut, copied, self.module.graph, self.activation))
-        return layered(self.module, graph)
+        return without_activation(self.module, self.activation)
 
 
 def network_of(
@@ -146,12 +117,44 @@ def network_of(
     """
     path = Path(path)
     file = read_onnx(path, imgsz, layout=layout, output=output)
+    return graph_of(file, path, layout, output_layout, inputs=inputs, seconds=seconds)
+
+
+OutputLayout = Layout | Callable[[Sequence[int]], Layout]
+"""The axis order of an output, or what tells it from the output's shape for one picture."""
+
+
+def graph_of(
+    file: OnnxFile,
+    path: Path,
+    layout: Layout,
+    output_layout: OutputLayout | None = None,
+    *,
+    inputs: Sequence[NDArray[np.float32]] | None = None,
+    seconds: float = SECONDS,
+) -> GraphNetwork:
+    """The same of a file that was read.
+
+    Args:
+        file: as ``read_onnx`` gives it.
+        path: its name in messages.
+        layout: axis order of its input.
+        output_layout: of its output; None for that of the input.
+        inputs: as for ``network_of``.
+        seconds: as for ``network_of``.
+
+    Raises:
+        NotConvertibleError: as ``network_of``.
+        CompileError: it cannot be run, or ``output_layout`` refuses its shape.
+    """
     shape = file.input_shape if layout == "nchw" else tuple(file.input_shape[axis] for axis in (0, 3, 1, 2))
     pictures = list(_pictures(shape, file.dtype) if inputs is None else inputs)
+    if file.dtype == np.uint8:
+        pictures = [np.rint(x).clip(0, 255) for x in pictures]
     given = [x if layout == "nchw" else np.ascontiguousarray(x.transpose(0, 2, 3, 1)) for x in pictures]
     computed = compute(file.original, file.single, given, str(path), seconds=seconds)
-    last_layout = output_layout or layout
-    made = convert(computed.folded, shape, layout, last_layout, str(path))
+    last_layout = output_layout(computed.outputs[0].shape) if callable(output_layout) else output_layout or layout
+    made = convert(computed.folded, shape, layout, last_layout, str(path), whole=file.dtype == np.uint8)
     results = [_run(made.module, x, path) for x in pictures]
     expected = [_channels_first(y, last_layout) for y in computed.outputs]
     if file.is_half:
@@ -170,7 +173,7 @@ def network_of(
         last_layers(made.module),
         made.norms,
         final_activation(made.module),
-        _takes_batch(made.module, pictures, results),
+        takes_batch(made.module, pictures, results),
         difference,
         made.operators,
     )
@@ -196,7 +199,13 @@ class Converted:
 
 
 def convert(
-    model: onnx.ModelProto, input_shape: Sequence[int], layout: Layout, output_layout: Layout, what: str
+    model: onnx.ModelProto,
+    input_shape: Sequence[int],
+    layout: Layout,
+    output_layout: Layout,
+    what: str,
+    *,
+    whole: bool = False,
 ) -> Converted:
     """Walk through the nodes of a graph; what each gives is kept by its name while somebody reads it.
 
@@ -206,6 +215,7 @@ def convert(
         layout: axis order of the file's input.
         output_layout: of its output.
         what: the file's name in messages.
+        whole: whether it takes whole numbers, to which pictures are rounded.
 
     Raises:
         NotConvertibleError: an operator, or a variant of one, is missing.
@@ -214,6 +224,8 @@ def convert(
     counts: Counter[str] = Counter()
     values = {tensor.name: Value(tensor_of(numpy_helper.to_array(tensor))) for tensor in graph.initializer}
     x = builder.picture(input_shape)
+    if whole:
+        x = builder.call(torch.round, x)
     for entry in graph.input:
         if entry.name not in values:
             values[entry.name] = permute(builder, x, [0, 2, 3, 1]) if layout == "nhwc" else x
@@ -266,69 +278,6 @@ def _step(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NotConvertibleError(f"{what}: {node.op_type} {node.name!r}: {reason}") from error
     return made if isinstance(made, list) else [made]
-
-
-def last_layers(network: fx.GraphModule) -> tuple[str, ...]:
-    """The layers from which the output is reached without another layer, in the order in which they run."""
-    return _nearest(network, [node for node in network.graph.nodes if node.op == "output"], "all_input_nodes")
-
-
-def first_layers(network: fx.GraphModule) -> tuple[str, ...]:
-    """The layers that are reached from the picture without another layer, in the order in which they run."""
-    return _nearest(network, [node for node in network.graph.nodes if node.op == "placeholder"], "users")
-
-
-def _nearest(
-    network: fx.GraphModule, start: list[fx.Node], direction: Literal["all_input_nodes", "users"]
-) -> tuple[str, ...]:
-    seen: set[fx.Node] = set()
-    while start:
-        node = start.pop()
-        if node not in seen:
-            seen.add(node)
-            if node.op != "call_module":
-                start.extend(getattr(node, direction))
-    return tuple(str(node.target) for node in network.graph.nodes if node in seen and node.op == "call_module")
-
-
-def final_activation(network: fx.GraphModule) -> Activation | None:
-    """What a network makes of its scores in the end, if nothing but the order and number of axes changes behind it."""
-    (end,) = [node for node in network.graph.nodes if node.op == "output"]
-    node: Any = end.args[0]
-    while node.op == "call_function" and node.target in _MOVES:
-        node = node.args[0]
-    kind: Any = _ACTIVATIONS.get(node.target) if node.op == "call_function" else None
-    if kind is None:
-        return None
-    axis = None if kind == "sigmoid" else int(node.args[1])
-    return Activation(kind, axis, node.args[0].name)
-
-
-_MOVES = (torch.permute, torch.reshape, torch.squeeze, torch.unsqueeze, torch.Tensor.to)
-
-
-def _moved_behind(
-    graph: fx.Graph, cut: fx.Node, copied: dict[fx.Node, fx.Node], original: fx.Graph, activation: Activation
-) -> fx.Node:
-    """Do to the scores what is done behind the activation with the order of their axes."""
-    (end,) = [node for node in original.nodes if node.op == "output"]
-    moves: list[Any] = []
-    node: Any = end.args[0]
-    while node.target in _MOVES:
-        moves.append(node)
-        node = node.args[0]
-    if activation.kind == "argmax":
-        if activation.axis in (1, -3):
-            return cut
-        order = [0, *[axis for axis in (1, 2, 3) if axis != activation.axis]]
-        order.insert(1, activation.axis or 0)
-        return graph.call_function(torch.permute, (cut, order))
-    for move in reversed(moves):
-        if move.target is torch.permute:
-            cut = graph.call_function(torch.permute, (cut, move.args[1]))
-        elif move.target is not torch.Tensor.to:
-            cut = graph.call_function(move.target, (cut, *move.args[1:]), dict(move.kwargs))
-    return cut
 
 
 def _pictures(shape: Sequence[int], dtype: np.dtype[np.generic]) -> list[NDArray[np.float32]]:
@@ -401,7 +350,7 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max()) / span
 
 
-def _takes_batch(module: LayeredNetwork, pictures: Sequence[NDArray[np.float32]], alone: Sequence[Tensor]) -> bool:
+def takes_batch(module: LayeredNetwork, pictures: Sequence[NDArray[np.float32]], alone: Sequence[Tensor]) -> bool:
     """Whether three pictures at once give what each gives alone."""
     three = [index % len(pictures) for index in range(3)]
     try:

@@ -44,8 +44,9 @@ def read_u2net_onnx(path: Path) -> tuple[dict[str, torch.Tensor], Literal["u2net
         the same graph, but the last layer keeps its name.
 
     Raises:
-        NotOurNetworkError: The file is whole, but its graph is not a U²-Net with folded normalisation.
-        CheckpointError: The file is not there, is damaged, or keeps its weights in other files.
+        NotOurNetworkError: The file is whole, but its graph is not a U²-Net with folded normalisation, or its weights are in
+            other files.
+        CheckpointError: The file is not there or is damaged.
     """
     read_first_bytes(path)
     try:
@@ -58,9 +59,8 @@ def read_u2net_onnx(path: Path) -> tuple[dict[str, torch.Tensor], Literal["u2net
         raise CheckpointError(f"{path}: expected an ONNX file, got one without a graph: copy or download it again")
     tensors = [*graph.initializer, *(attribute.t for node in graph.node for attribute in node.attribute)]
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
-        raise CheckpointError(
-            f"{path}: expected the weights inside the file, got some in other files, which are not opened: "
-            "save it as one file with onnx.save(onnx.load(path), path)"
+        raise NotOurNetworkError(
+            f"{path}: expected the weights of a U²-Net inside the file, got some in other files: take it as a foreign network"
         )
     ours = narrowest_u2net()
     try:

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from calibration.inference_form import convolutions_before_norms, fold_norms
+from compile.networks.ends import layers_before
 from pipeline.errors import CompileError
 
 # A quarter of FP16's largest value: frames that nobody has seen yet give larger values than those that were looked at.
@@ -38,6 +39,8 @@ class RangeRecorder:
         self._network = network
         self._outputs: dict[str, float] = {}
         self._inputs: dict[str, float] = {}
+        self._steps: dict[fx.Node, float] = {}  # what functions between the layers of a graph give
+        self.is_watching = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -45,11 +48,22 @@ class RangeRecorder:
         handles = [
             module.register_forward_hook(self._hook(name)) for name, module in self._network.named_modules() if name
         ]
+        self.is_watching = True
         try:
             yield
         finally:
+            self.is_watching = False
             for handle in handles:
                 handle.remove()
+
+    def run(self, x: Tensor) -> Tensor:
+        """The network's scores of (N, C, h, w) inputs; of a graph the steps between its layers are watched too."""
+        network: Any = self._network
+        if self.is_watching and isinstance(network, fx.GraphModule):
+            scores: Tensor = _Watched(network, self._steps).run(x)
+        else:
+            scores = network.logits(x)
+        return scores
 
     def beyond_half(self) -> dict[str, float]:
         """Layers that must stay FP32, and the largest value that each one takes or gives.
@@ -76,6 +90,11 @@ class RangeRecorder:
             # A sum between layers: in FP32 if what is added is.
             if largest > LARGEST and inside and not any(leaf in beyond for leaf in inside):
                 beyond |= dict.fromkeys(inside, largest)
+        if isinstance(self._network, fx.GraphModule):
+            for step, largest in self._steps.items():
+                if largest > LARGEST:  # in FP32 if what it is made of is
+                    for name in layers_before(self._network, [step]):
+                        beyond.setdefault(name, largest)
         # The others have no weights, and take the type that comes.
         weighted = set(_weighted(self._network)) - set(folded.values())
         return {name: largest for name, largest in beyond.items() if name in weighted}
@@ -88,6 +107,22 @@ class RangeRecorder:
                 self._outputs[name] = max(self._outputs.get(name, 0.0), _largest(output), key=_rank)
 
         return record
+
+
+class _Watched(fx.Interpreter):
+    """Runs a graph, and notes the largest absolute value of each function's result."""
+
+    def __init__(self, network: fx.GraphModule, largest: dict[fx.Node, float]) -> None:
+        super().__init__(network)
+        self._largest = largest
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "call_function" and isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            finite = value[torch.isfinite(value)]  # padding before a maximum is infinite, and stays so in FP16
+            if finite.numel():
+                self._largest[n] = max(self._largest.get(n, 0.0), _largest(finite))
+        return value
 
 
 class HalfEmulation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -33,10 +34,12 @@ class Network(ABC):
     Attributes:
         giga_macs: multiply-accumulates for one frame, in thousands of millions; None where that is not known.
         has_layers: whether its layers are known by name: such a network takes FP16 and INT8, with some layers kept.
+        data_files: what holds its weights beside the file that was named.
     """
 
     giga_macs: float | None = None
     has_layers = False
+    data_files: tuple[Path, ...] = ()
 
     def __init__(self, family: str, architecture: str, contract: Contract, class_count: int) -> None:
         self.family, self.architecture = family, architecture
@@ -142,7 +145,9 @@ class Network(ABC):
         raise self._no_int8()
 
     def _no_int8(self) -> CompileError:
-        return CompileError(f"{self.architecture}: expected fp32 for a network of another family, got int8")
+        return CompileError(
+            f"{self.architecture}: expected fp32 for a network that cannot be brought into layers, got int8"
+        )
 
 
 def check_classes(contract: Contract, count: int) -> None:

@@ -1,4 +1,4 @@
-"""A segmentation network of any other family, given as ONNX: as it is, in FP32."""
+"""A segmentation network as ONNX that cannot be brought into layers: as it is, in FP32."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ class OnnxNetwork(Network):
         """The frame program as ONNX: see ``Network.export``."""
         if precision != "fp32":
             raise CompileError(
-                f"--precision: expected fp32 for a network of another family, got {precision}: convert the .onnx file first"
+                f"--precision: expected fp32 for a network that cannot be brought into layers, got {precision}: convert the .onnx "
+                "file first"
             )
         return wrap(self._network, self.contract, frame_size_hw, smooth=self._smooth)
 

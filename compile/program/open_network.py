@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from compile.networks.checkpoint import load_network
 from compile.networks.contract import CONTRACTS, Contract, built_in_contract, read_contract
 from compile.program.family_network import FamilyNetwork
+from compile.program.graph_network import ExportedLayers, OnnxLayers
 from compile.program.network import Network
 from compile.program.onnx_network import OnnxNetwork
-from pipeline.errors import CompileError, NotOurNetworkError
+from pipeline.errors import CompileError, NotConvertibleError, NotOurNetworkError
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 
 def open_network(
@@ -26,7 +31,8 @@ def open_network(
     """Read weights and their contract.
 
     Args:
-        weights: a checkpoint of U-Net or U²-Net, or any segmentation network as ONNX.
+        weights: a checkpoint of U-Net or U²-Net, or any segmentation network as ONNX or as
+            ``torch.export.save`` writes it (``.pt2``).
         contract: "stream", "official", or a YAML file; a foreign network needs a file.
         foreign_contract: taken in its place if the network turns out to be a foreign one.
         imgsz: (height, width) inside the network in place of the contract's.
@@ -37,19 +43,37 @@ def open_network(
         CompileError: the weights and the contract do not fit.
         ModelError: the weights cannot be read.
     """
+    if weights.suffix.lower() == ".pt2":
+        return ExportedLayers(
+            weights, _foreign_contract(weights, contract, foreign_contract), imgsz=imgsz, classes=classes, smooth=smooth
+        )
     try:
         loaded = load_network(weights, classes=classes)
     except NotOurNetworkError as error:
         if weights.suffix.lower() != ".onnx":
             raise
-        if foreign_contract is None and contract in CONTRACTS["unet"]:
-            raise CompileError(
-                f"{error}; to compile it as it is, say how frames go in: --contract contract.yaml (see docs/contracts.md)"
-            ) from error
-        found = foreign_contract or read_contract(Path(contract))
-        return OnnxNetwork(weights, found, imgsz=imgsz, classes=classes, smooth=smooth)
+        found = _foreign_contract(error, contract, foreign_contract)
+        return _open_onnx(weights, found, imgsz=imgsz, classes=classes, smooth=smooth)
     found = contract_of(loaded.family, contract, loaded.n_channels)
     return FamilyNetwork(loaded, replace(found, imgsz=imgsz or found.imgsz), smooth=smooth)
+
+
+def _foreign_contract(what: object, contract: str, given: Contract | None) -> Contract:
+    if given is None and contract in CONTRACTS["unet"]:
+        raise CompileError(
+            f"{what}; to compile it as it is, say how frames go in: --contract contract.yaml (see docs/contracts.md)"
+        )
+    return given or read_contract(Path(contract))
+
+
+def _open_onnx(weights: Path, contract: Contract, **options: Any) -> Network:
+    """As layers if it can be; else as it is."""
+    try:
+        return OnnxLayers(weights, contract, **options)
+    except NotConvertibleError as error:
+        network = OnnxNetwork(weights, contract, **options)
+        log.info("FP32 alone, for the network cannot be brought into layers: %s", error)
+        return network
 
 
 def contract_of(family: str, contract: str, n_channels: int) -> Contract:

@@ -12,14 +12,17 @@ benchmarks and the pipeline all run it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from calibration.inference_form import fold_norms
 from compile.networks.contract import Contract
+from compile.networks.ends import OuterActivation
 from pipeline.errors import CompileError
 
 # ITU-R BT.601 luma, as OpenCV and Pillow make gray pictures, for BGR.
@@ -78,12 +81,14 @@ class ScoresToMask(nn.Module):
 
     One class: probability × 255. More classes: the index of the largest score, at the network's size and enlarged by nearest
     neighbor, or with ``smooth`` after the scores were enlarged. Where scores are NaN the mask is wrong, and often 0: so they are
-    counted.
+    counted. ``ends_in`` is an activation that belongs to the network, cut off so that it is FP32: what it gives are the scores that the
+    contract speaks of.
     """
 
-    def __init__(self, contract: Contract, *, smooth: bool = False) -> None:
+    def __init__(self, contract: Contract, *, smooth: bool = False, ends_in: OuterActivation | None = None) -> None:
         super().__init__()
         self.activation = contract.activation
+        self.ends_in = ends_in
         self.stretch = contract.stretch
         self.layout = contract.output_layout or contract.layout
         self.smooth = smooth
@@ -93,9 +98,18 @@ class ScoresToMask(nn.Module):
         scores = scores.float()
         return self._masks(scores, (frames_nhwc.shape[1], frames_nhwc.shape[2])), _count_not_finite(scores)
 
+    def activated(self, scores: Tensor) -> Tensor:
+        """(N, C, h, w) scores with the activation that belongs to the network."""
+        if self.ends_in == "sigmoid":
+            return torch.sigmoid(scores)
+        if self.ends_in is None:
+            return scores
+        return (torch.softmax if self.ends_in == "softmax" else torch.log_softmax)(scores, 1)
+
     def _masks(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
         if self.layout == "nhwc":
             scores = scores.permute(0, 3, 1, 2)
+        scores = self.activated(scores)
         if scores.shape[1] > 1:
             return self._class_index(scores, size_hw)
         x = torch.sigmoid(scores) if self.activation == "sigmoid" else scores
@@ -143,7 +157,7 @@ class Overlay(nn.Module):
 
 
 class FrameProgram(nn.Module):
-    """The frame program around a network of ours.
+    """The frame program around a network in PyTorch.
 
     Args:
         network: gives (N, classes, h, w) scores by its ``logits`` method.
@@ -151,6 +165,7 @@ class FrameProgram(nn.Module):
         half: run the network in FP16, changed in place; what is before and after it stays FP32.
         keep: names of the network's layers that stay FP32 all the same.
         smooth: see ``ScoresToMask``.
+        ends_in: see ``ScoresToMask``.
 
     Raises:
         CompileError: a weight does not fit FP16.
@@ -164,11 +179,12 @@ class FrameProgram(nn.Module):
         half: bool = False,
         keep: Collection[str] = (),
         smooth: bool = False,
+        ends_in: OuterActivation | None = None,
     ) -> None:
         super().__init__()
         self.before = FrameToInput(contract)
         self.network = _halve(network, keep) if half else network
-        self.after = ScoresToMask(contract, smooth=smooth)
+        self.after = ScoresToMask(contract, smooth=smooth, ends_in=ends_in)
         self.half_network = half
 
     def forward(self, frames_nhwc: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,23 +208,60 @@ class _Typed(nn.Module):
         return y
 
 
+class _Promoted:
+    """A function of a graph that takes FP16 and FP32 at once, and computes in FP32 then, which not all of PyTorch's functions do."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.__name__ = self.__qualname__ = f"promoted_{getattr(function, '__name__', 'function')}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        types = {leaf.dtype for leaf in tree_leaves((args, kwargs)) if _is_float(leaf)}
+        if len(types) > 1:
+            args, kwargs = tree_map(lambda leaf: leaf.float() if _is_float(leaf) else leaf, (args, kwargs))
+        return self.function(*args, **kwargs)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def _halve(network: nn.Module, keep: Collection[str]) -> nn.Module:
     # In FP32: running variances leave FP16's range at both ends where the folded weights do not.
     fold_norms(network)
-    for name, weight in network.named_parameters():
-        if (
-            name.rpartition(".")[0] not in keep
-            and (largest := float(weight.detach().abs().max())) > torch.finfo(torch.float16).max
-        ):
+    graph = network if isinstance(network, fx.GraphModule) else None
+    constants = {} if graph is None else {n: c for n, c in graph.named_buffers(recurse=False) if _is_float(c)}
+    for name, weight in (*network.named_parameters(), *constants.items()):
+        finite = weight.detach()[torch.isfinite(weight)] if name in constants else weight.detach()
+        if (name.rpartition(".")[0] not in keep or name in constants) and (
+            largest := float(finite.abs().max()) if finite.numel() else 0.0
+        ) > torch.finfo(torch.float16).max:
             raise CompileError(
                 f"--precision: expected fp32, for FP16 ends at 65504, got fp16 and {largest:.3g} in {name}: take fp32"
             )
     if not keep and not any(getattr(layer, "typed", False) for layer in network.modules()):
+        if graph is not None:
+            _cast_to_half(graph)
         return network.half()
     layers = [(name, layer) for name, layer in network.named_modules() if layer._parameters]
     for name, layer in layers:
         network.set_submodule(name, _Typed(layer, torch.float32 if name in keep else torch.float16))
+    if graph is not None:
+        for name, constant in constants.items():
+            setattr(graph, name, constant.half())
+        for node in graph.graph.nodes:
+            if node.op == "call_function":
+                node.target = _Promoted(node.target)
+        graph.recompile()
     return network
+
+
+def _cast_to_half(graph: fx.GraphModule) -> None:
+    """Let casts to FP32 give FP16, as what is around them."""
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.target is torch.Tensor.to:
+            node.args = tuple(torch.float16 if part is torch.float32 else part for part in node.args)
+    graph.recompile()
 
 
 def _count_not_finite(scores: Tensor) -> Tensor:

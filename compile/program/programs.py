@@ -16,7 +16,7 @@ from compile.program.cpu_int8 import exact_layers
 from compile.program.network import Network
 from compile.proof.verify import Sample
 from pipeline.bundles.bundle import CPU_GRAPH, Precision, cache_folder
-from pipeline.errors import OptionError
+from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame
 from pipeline.sources.base import Source
 from pipeline.terminal import logger_of
@@ -121,7 +121,7 @@ class Programs:
     def _search_int8(self) -> Int8Recipe:
         options, network = self._options, self._network
         if not network.has_layers:
-            raise OptionError("--precision: expected fp32 for a network of another family, got int8")
+            raise CompileError("--precision: expected fp32 for a network that cannot be brought into layers, got int8")
         source = self._frames
         assert source is not None  # the options were checked
         hashed = HashedFrames(source)

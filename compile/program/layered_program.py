@@ -1,0 +1,197 @@
+"""A network of named layers in PyTorch, whatever its weights came from: with every precision."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from calibration.int8.ranges import Method
+from calibration.int8.recipe import Int8Recipe, Step
+from calibration.int8.search import Int8Search
+from calibration.int8.sensitivity import Example
+from calibration.metrics.agreement import iou
+from compile.networks.contract import Contract
+from compile.networks.ends import OuterActivation, with_logits
+from compile.networks.layered import LayeredNetwork
+from compile.program.cpu_int8 import exact_layers, quantise, rounded_network
+from compile.program.fp16 import HalfEmulation, RangeRecorder, find_sensitive
+from compile.program.network import Network, undecided
+from compile.program.onnx_export import export_program
+from compile.program.program import FrameProgram, FrameToInput
+from compile.proof.verify import Expected, Sample, require_finite
+from pipeline.bundles.bundle import Precision
+from pipeline.frames.frame import Frame
+
+# Frames that a search for FP16 runs on: four, and for large networks fewer. For INT8: 24, and for large networks fewer.
+_SEARCH_GIGA_MACS = 80
+_EXAMPLE_GIGA_MACS = 480
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A trained network as its layers.
+
+    Attributes:
+        module: FP32, in evaluation mode; its ``logits`` take (N, C, h, w) and give (N, classes, h, w) scores.
+        class_count: channels of its output; 1 for a binary mask.
+        giga_macs: multiply-accumulates for one frame, in thousands of millions.
+        first: layers that read the picture; None takes the one that runs first.
+        last: layers that give the scores; None takes the convolutions with the fewest output channels.
+        ends_in: an activation that belongs to the network, behind its ``logits``; None if there is none.
+    """
+
+    module: nn.Module
+    class_count: int
+    giga_macs: float
+    first: tuple[str, ...] | None = None
+    last: tuple[str, ...] | None = None
+    ends_in: OuterActivation | None = None
+
+
+class LayeredProgram(Network):
+    """A network of named layers.
+
+    Args:
+        family: checkpoint family, "foreign", or "exported".
+        architecture: name of the network, for the manifest.
+        contract: how frames go into the file's network and masks come out of it.
+        layers: the network itself, not changed. Its axes are batch, channel, height and width, whatever the file's are.
+        smooth: enlarge class scores, not class indices.
+    """
+
+    has_layers = True
+    giga_macs: float
+
+    def __init__(
+        self, family: str, architecture: str, contract: Contract, layers: Layers, *, smooth: bool = False
+    ) -> None:
+        super().__init__(family, architecture, contract, layers.class_count)
+        self.giga_macs = layers.giga_macs
+        self._layers, self._trained, self._smooth = layers, layers.module, smooth
+        self._inside = channels_first(contract)
+        self._program = self._around(layers.module).eval()
+        self._ranges = RangeRecorder(layers.module)
+        self._recipe: Int8Recipe | None = None
+
+    def reference(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
+        """Run the frame program around the trained network."""
+        frames = torch.from_numpy(frames_nhwc)
+        with torch.inference_mode():
+            scores = self._ranges.run(self._program.before(frames))
+            masks, not_finite = self._program.after(scores, frames)
+            require_finite(not_finite.numpy(), "the network")
+            return Expected(masks.numpy(), undecided(self._program.after.activated(scores)))
+
+    def export(
+        self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]
+    ) -> onnx.ModelProto:
+        """The frame program as ONNX: see ``Network.export``."""
+        return export_program(self.module(precision, keep), frame_size_hw)
+
+    def module(self, precision: Precision, keep: Collection[str]) -> FrameProgram:
+        """The frame program in PyTorch, with a copy of the network."""
+        if precision == "int8":
+            recipe = self._found()
+            network = recipe.apply(self._trained, torch.float16, keep)
+            keep = [name for name in keep if name not in recipe.layers]
+        else:
+            network = copy.deepcopy(self._trained)
+        return self._around(network, half=precision != "fp32", keep=keep)
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Record the largest values of each layer."""
+        return self._ranges.watching()
+
+    def beyond_half(self) -> Mapping[str, float]:
+        """Layers whose values FP16 does not hold."""
+        return self._ranges.beyond_half()
+
+    def sensitive(self, samples: Sequence[Sample], keep: Collection[str]) -> tuple[str, ...]:
+        """Layers that FP16 would spoil, found by emulating it on the samples that it moves most."""
+        emulation = HalfEmulation(self._trained)
+        emulated = self._around(emulation.network).eval()
+        # Those that rounding moves most: with most of the mask near the threshold.
+        count = min(max(int(_SEARCH_GIGA_MACS / self.giga_macs), 2), 4)
+        hardest = sorted(samples, key=_certainty)[:count]
+        return find_sensitive(emulation, lambda: self._agreement(emulated, hardest), keep)
+
+    def search_int8(
+        self,
+        frames: Iterable[Frame],
+        method: Method,
+        tried: Callable[[Step], None],
+        progress: Callable[[float], object] = lambda _: None,
+    ) -> Int8Recipe:
+        """Find how the network can be INT8: see ``Network.search_int8``."""
+        search = Int8Search(
+            self._searched(),
+            self.contract.imgsz,
+            len(self.contract.mean),
+            first_layers=self._layers.first,
+            last_layers=self._layers.last,
+        )
+        before = FrameToInput(self._inside).eval()
+        count = min(max(int(_EXAMPLE_GIGA_MACS / self.giga_macs), 3), 24)
+        examples: list[Example] = []
+        for frame in frames:
+            with torch.inference_mode():
+                x = before(torch.from_numpy(np.ascontiguousarray(frame.image[None])))
+            found: list[Example] = []
+            search.observe(lambda x=x, found=found: found.append(Example(x, search.network.logits(x))))  # type: ignore[misc, operator]
+            examples = sorted([*examples, *found], key=lambda example: -example.doubt)[:count]
+        self._recipe = search.find(examples, method, tried=tried, progress=progress)
+        return self._recipe
+
+    def use_int8(self, recipe: Int8Recipe) -> None:
+        """Take what an earlier search has found."""
+        self._recipe = recipe
+
+    def export_for_cpu(
+        self, frame_size_hw: tuple[int, int] | None, frames: Iterable[Frame], method: Method
+    ) -> tuple[onnx.ModelProto, float]:
+        """The program as CPUs take INT8: see ``Network.export_for_cpu``."""
+        recipe = self._found()
+        program = self._around(rounded_network(self._trained, recipe))
+        return quantise(export_program(program, frame_size_hw), exact_layers(recipe), frames, method)
+
+    def _found(self) -> Int8Recipe:
+        assert self._recipe is not None, "INT8 before a search for it"
+        return self._recipe
+
+    def _around(self, network: nn.Module, *, half: bool = False, keep: Collection[str] = ()) -> FrameProgram:
+        """The frame program around one of the network's forms."""
+        ends_in = self._layers.ends_in
+        return FrameProgram(network, self._inside, half=half, keep=keep, smooth=self._smooth, ends_in=ends_in)
+
+    def _searched(self) -> nn.Module:
+        """The network with logits, which the search for INT8 is written for, as its output."""
+        module = self._trained
+        gives_probabilities = self.contract.activation == "none" and self.class_count == 1 and not self._layers.ends_in
+        return with_logits(module) if gives_probabilities and isinstance(module, LayeredNetwork) else module
+
+    def _agreement(self, program: FrameProgram, samples: Sequence[Sample]) -> float:
+        """Mean IoU of a program with the reference."""
+        with torch.inference_mode():
+            masks = [program(torch.from_numpy(sample.frames_nhwc))[0].numpy()[0] for sample in samples]
+        ious = [iou(mask, sample.expected_nhw[0], self.task) for mask, sample in zip(masks, samples, strict=True)]
+        return float(np.mean(ious))
+
+
+def channels_first(contract: Contract) -> Contract:
+    """A contract for the same network with its axes in the order batch, channel, height, width."""
+    return replace(contract, layout="nchw", output_layout="nchw", output=None)
+
+
+def _certainty(sample: Sample) -> float:
+    """How far a mask is from its threshold, where there is a subject; smaller is harder to keep."""
+    mask = sample.expected_nhw.astype(np.int16)
+    subject = max(1, int((mask > 16).sum()))
+    return -float((np.abs(mask - 128) < 64).sum()) / subject
