@@ -35,7 +35,7 @@ def build(
     """Compile a trained network, check it against the network on real frames, and write it as a bundle.
 
     Args:
-        network: name of a published network, or a file of weights: a checkpoint of U-Net or U²-Net, or an ONNX network.
+        network: name of a published network, or a file of weights: a checkpoint of U-Net or U²-Net, or any network as ONNX or ``.pt2``.
         output: the bundle's folder; a bundle that is there is replaced.
         precision: "fp32", "fp16", "int8" (with ``calibration``), or "auto": the fastest on this device that passes.
         calibration: for INT8, a source of frames or a calibration set.

@@ -297,7 +297,7 @@ def _add_network(parser: OptionParser) -> None:
         help="a published network, downloaded on first use; with --weights, a name for the bundle",
     )
     parser.add_argument(
-        "-w", "--weights", metavar="FILE", help="a checkpoint (.pt .pth .safetensors) or an ONNX network"
+        "-w", "--weights", metavar="FILE", help="a checkpoint (.pt .pth .safetensors), or a network as .onnx or .pt2"
     )
     parser.add_argument("-o", "--output", metavar="DIR", help="the bundle's folder; an existing bundle is replaced")
     parser.add_argument(

@@ -59,7 +59,7 @@ def load_network(path: str | Path, *, classes: int | None = None) -> LoadedNetwo
     suffix = path.suffix.lower()
     if suffix not in (*SUFFIXES, ".onnx"):
         raise CheckpointError(
-            f"{path}: expected a name that ends in {', '.join(SUFFIXES)} or .onnx, got {suffix!r}: "
+            f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, .onnx or .pt2, got {suffix!r}: "
             "save or convert the weights to one of these"
         )
     family_name: FamilyName
@@ -73,7 +73,8 @@ def load_network(path: str | Path, *, classes: int | None = None) -> LoadedNetwo
         if found is None:
             raise NotOurNetworkError(
                 f"{path}: expected {' or '.join(family.description for family in FAMILIES)}, "
-                f"got a file with {few(weights)}: give weights of one of these"
+                f"got a file with {few(weights)}: give weights of one of these, or the "
+                "network itself, as torch.onnx.export or torch.export.save writes it, with a --contract"
             )
         family, family_name = found, found.name
     _check_values(path, weights)

@@ -390,42 +390,37 @@ def test_what_two_steps_read_is_not_changed():
 
 
 RESIZES = [
-    (mode, coordinates, nearest, scale)
-    for scale in ((2.0, 3.0), (1.5, 2.25), (0.5, 0.4), (0.75, 1.375))
-    for mode, coordinates, nearest in (
-        *(
-            ("nearest", coordinates, nearest)
-            for coordinates in ("half_pixel", "asymmetric", "pytorch_half_pixel", "align_corners")
-            for nearest in ("floor", "round_prefer_floor", "round_prefer_ceil", "ceil")
-        ),
-        *(
-            (mode, coordinates, None)
-            for mode in ("linear", "cubic")
-            for coordinates in (
-                "half_pixel",
-                "asymmetric",
-                "pytorch_half_pixel",
-                "align_corners",
-                "half_pixel_symmetric",
-            )
-        ),
-    )
+    *(
+        ("nearest", coordinates, nearest)
+        for coordinates in ("half_pixel", "asymmetric", "pytorch_half_pixel", "align_corners")
+        for nearest in ("floor", "round_prefer_floor", "round_prefer_ceil", "ceil")
+    ),
+    *(
+        (mode, coordinates, None)
+        for mode in ("linear", "cubic")
+        for coordinates in ("half_pixel", "asymmetric", "pytorch_half_pixel", "align_corners", "half_pixel_symmetric")
+    ),
 ]
 
 
-@pytest.mark.parametrize("by", ["scales", "sizes"])
-def test_resizes(by):
+# Up by whole numbers and by others, down, and both at once.
+@pytest.mark.parametrize(
+    ("by", "scale"),
+    [("scales", (2.0, 3.0)), ("scales", (0.75, 1.375)), ("sizes", (1.5, 2.25)), ("sizes", (0.5, 0.4))],
+    ids=str,
+)
+def test_resizes(by, scale):
     failed = []
-    for mode, coordinates, nearest, scale in RESIZES:
+    for mode, coordinates, nearest in RESIZES:
         options = {"nearest_mode": nearest} if nearest else {}
         sizes = [1, 3, *(int(side * one) for side, one in zip(SIZE_HW, scale, strict=True))]
         inputs = ["x", "", "c"] if by == "scales" else ["x", "", "", "c"]
         constant = np.array([1, 1, *scale], np.float32) if by == "scales" else np.array(sizes)
         node = one("Resize", inputs, mode=mode, coordinate_transformation_mode=coordinates, **options)
         try:
-            check(model_of([node], {"c": constant}, opset=19))
+            check(model_of([node], {"c": constant}, opset=19), batch=coordinates == "asymmetric")
         except AssertionError as error:
-            failed.append((mode, coordinates, nearest, scale, str(error).strip().splitlines()[:3]))
+            failed.append((mode, coordinates, nearest, str(error).strip().splitlines()[:3]))
     assert failed == []
 
 
@@ -718,7 +713,7 @@ def test_a_loop_without_end(tmp_path):
     node = helper.make_node("Loop", ["", "yes", "one"], ["a"], body=body)
     model = model_of([node, one("Mul", ["x", "a"])], {"yes": np.array(True), "one": F32(1)})
     with pytest.raises(CompileError, match="endless loop"):
-        network_of(saved(tmp_path / "n.onnx", model), SIZE_HW, seconds=8)
+        network_of(saved(tmp_path / "n.onnx", model), SIZE_HW, seconds=3)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08", b"no network" * 50], ids=["empty", "cut", "text"])
@@ -864,22 +859,40 @@ def built(name):
     return network
 
 
-def exported(network, path, dynamo, size_hw=(64, 64)):
+def exported(network, path, dynamo):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        x = torch.randn(1, 3, *size_hw)
+        x = torch.randn(1, 3, SIDE, SIDE)
         options = {"dynamo": True, "verbose": False} if dynamo else {"dynamo": False, "opset_version": 17}
         torch.onnx.export(network, (x,), str(path), **options)
     return path
 
 
-@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "traced"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_whole_networks(tmp_path, capfd, name, dynamo):
-    network = built(name)
-    found = network_of(exported(network, tmp_path / "n.onnx", dynamo), (64, 64))
+SIDE = 32
+BY_DYNAMO = "attending"  # with layers of all kinds but one; the others are traced
+
+
+@pytest.fixture(scope="session")
+def file_of(tmp_path_factory):
+    """The network of a name, and its file; it is exported once."""
+    made = {}
+
+    def get(name, dynamo=False):
+        if (name, dynamo) not in made:
+            network = built(name)
+            path = tmp_path_factory.mktemp("networks") / "n.onnx"
+            made[name, dynamo] = network, exported(network, path, dynamo)
+        return made[name, dynamo]
+
+    return get
+
+
+@pytest.mark.parametrize(("name", "dynamo"), [*((name, False) for name in NETWORKS), (BY_DYNAMO, True)])
+def test_whole_networks(file_of, capfd, name, dynamo):
+    network, path = file_of(name, dynamo)
+    found = network_of(path, (SIDE, SIDE))
     assert found.difference < 1e-4
-    x = torch.randn(1, 3, 64, 64)
+    x = torch.randn(1, 3, SIDE, SIDE)
     with torch.inference_mode():
         expected = network(x)
         expected = expected if isinstance(expected, torch.Tensor) else expected[0]
@@ -895,16 +908,16 @@ def test_whole_networks(tmp_path, capfd, name, dynamo):
 
 
 @pytest.mark.parametrize("name", ["unet", "mobile", "attending"])
-def test_what_is_written_for_layers_runs_on_it(tmp_path, capfd, name):
-    network = network_of(exported(built(name), tmp_path / "n.onnx", True), (64, 64)).scores()
-    x = torch.rand(2, 3, 64, 64)
+def test_what_is_written_for_layers_runs_on_it(file_of, capfd, name):
+    network = network_of(file_of(name)[1], (SIDE, SIDE)).scores()
+    x = torch.rand(2, 3, SIDE, SIDE)
     with torch.inference_mode():
         exact = network.logits(x)
         emulation = HalfEmulation(network)
         with emulation.keeping(()):
             half = emulation.network(x)
         assert 0 < (half - exact).abs().max() < 0.02 * exact.abs().max()
-        search = Int8Search(network, (64, 64))
+        search = Int8Search(network, (SIDE, SIDE))
         search.observe(lambda: search.network.logits(x))
     recipe = search.find([Example(x[:1], exact[:1].clone())], "max", goal_iou=0.5)
     assert recipe.layers
@@ -921,7 +934,7 @@ def test_what_is_written_for_layers_runs_on_it(tmp_path, capfd, name):
 def exported_file(path, name="unet"):
     network = built(name)
     program = torch.export.export(
-        network, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim("N", max=64)},)
+        network, (torch.randn(2, 3, SIDE, SIDE),), dynamic_shapes=({0: torch.export.Dim("N", max=64)},)
     )
     torch.export.save(program, path)
     return network
@@ -931,7 +944,7 @@ def exported_file(path, name="unet"):
 def test_exported_programs(tmp_path, name):
     network = exported_file(tmp_path / "n.pt2", name)
     found = exported_network(tmp_path / "n.pt2")
-    x = torch.randn(3, 3, 64, 64)
+    x = torch.randn(3, 3, SIDE, SIDE)
     with torch.inference_mode():
         torch.testing.assert_close(found.logits(x), network(x), rtol=1e-4, atol=1e-5)
     names = {
@@ -952,6 +965,12 @@ class Evil:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture(scope="session")
+def unet_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "n.pt2"
+    return exported_file(path), path
 
 
 def rewritten(source, target, change):
@@ -997,20 +1016,19 @@ def evil_code(name, data, bad):
 
 
 @pytest.mark.parametrize("attack", [evil_pickle, evil_constant, evil_target, evil_expression, evil_code])
-def test_programs_that_would_run_code(tmp_path, attack):
-    exported_file(tmp_path / "n.pt2")
+def test_programs_that_would_run_code(tmp_path, unet_file, attack):
     bad = Evil(tmp_path / "done")
-    path = rewritten(tmp_path / "n.pt2", tmp_path / "bad.pt2", lambda name, data: attack(name, data, bad))
+    path = rewritten(unet_file[1], tmp_path / "bad.pt2", lambda name, data: attack(name, data, bad))
     with pytest.raises(CompileError):
         exported_network(path)
     assert not (tmp_path / "done").exists()
 
 
-def test_pickled_examples_are_not_opened(tmp_path):
-    network = exported_file(tmp_path / "n.pt2")
+def test_pickled_examples_are_not_opened(tmp_path, unet_file):
+    network, source = unet_file
     bad = Evil(tmp_path / "done")
-    path = rewritten(tmp_path / "n.pt2", tmp_path / "bad.pt2", lambda name, data: evil_samples(name, data, bad))
-    x = torch.randn(1, 3, 64, 64)
+    path = rewritten(source, tmp_path / "bad.pt2", lambda name, data: evil_samples(name, data, bad))
+    x = torch.randn(1, 3, SIDE, SIDE)
     torch.testing.assert_close(exported_network(path)(x), network(x), rtol=1e-4, atol=1e-5)
     assert not (tmp_path / "done").exists()
 
