@@ -116,7 +116,8 @@ class Int8Search:
 
         def count(name: str) -> Any:
             def hook(layer: nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
-                self._macs[name] = float(layer.in_features) * output.numel() / max(1, output.shape[0])
+                # Frames come one at a time: its first axis may be places of a picture.
+                self._macs[name] = float(layer.in_features) * output.numel()
 
             return hook
 

@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,7 @@ def _layer(
     else:
         sizes: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in given.items()}
         kernel, groups = tuple(weight.shape[2:]), sizes.get("groups", 1)
+        sizes["padding"] = _padding(sizes.get("padding", 0), kernel, sizes.get("dilation", (1, 1)))
         if node.target is _ATEN.conv_transpose2d.input:
             channels, of_module = (weight.shape[0], weight.shape[1] * groups), nn.ConvTranspose2d
         else:
@@ -159,6 +160,14 @@ def _layer(
         free = f"{name}_{count}"
     root.add_submodule(free, module)
     return graph.call_module(free, (copied[read],))
+
+
+def _padding(given: Any, kernel: Sequence[int], dilation: Sequence[int]) -> Any:
+    """Padding by its name as numbers, where both sides have the same: what looks at layers reads numbers."""
+    totals = [apart * (side - 1) for side, apart in zip(kernel, dilation, strict=True)]
+    if given == "same" and not any(total % 2 for total in totals):
+        return tuple(total // 2 for total in totals)
+    return (0, 0) if given == "valid" else given
 
 
 def _layer_before(norm: fx.Node) -> fx.Node | None:

@@ -266,7 +266,7 @@ def _step(
     try:
         step = Step(
             node.op_type,
-            node.name,
+            node.name.removesuffix("/MatMulAddFusion"),  # ONNX Runtime's, of two nodes that it made one
             opset,
             attributes_of(node),
             tuple(values[name] if name else None for name in node.input),
