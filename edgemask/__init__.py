@@ -14,6 +14,9 @@ one of the GPU extras. Everything that can go wrong is an ``EdgemaskError``.
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -80,13 +83,18 @@ _HOMES = {
 __all__ = sorted([*_HOMES, "__version__"])
 
 
+_PLACE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PACKAGES = ("pipeline", "calibration", "compile", "benchmarks")
+
+
 def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgemask' has no attribute {name!r}")
+    _find_packages()
     if name == "__version__":
         from pipeline.version import version
 
         return version()
-    if name not in _HOMES:
-        raise AttributeError(f"module 'edgemask' has no attribute {name!r}")
     try:
         value = getattr(import_module(_HOMES[name]), name)
     except ImportError as error:
@@ -102,3 +110,21 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _find_packages() -> None:
+    """Load this project's packages from where this one is: the current folder comes first, and may have some of these names."""
+    for name in _PACKAGES:
+        path = os.path.join(_PLACE, name, "__init__.py")
+        loaded = sys.modules.get(name)
+        if loaded is None:
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules[name] = module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        elif os.path.abspath(getattr(loaded, "__file__", None) or "") != path:
+            raise ImportError(
+                f"edgemask: expected its own package {name!r} from {_PLACE}, got that of {loaded.__file__}, which was imported before: "
+                "use edgemask before it is imported, or call it something else"
+            )

@@ -23,7 +23,30 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 
+# Files that take longest, as they were timed. Several workers are done at the same time if they begin with these.
+LONGEST = (
+    "test_int8_trained",
+    "test_demo",
+    "test_quantized",
+    "test_onnx_graph",
+    "test_published",
+    "test_onnx_export",
+    "test_tensorrt_build",
+    "test_accuracy",
+    "test_precisions",
+    "test_not_finite",
+    "test_torch_tensorrt_build",
+    "test_slow_engine",
+    "test_cpu_int8",
+    "test_nv12",
+    "test_cli",
+    "test_gpu_by_itself",
+)
+
+
 def pytest_collection_modifyitems(items):
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))  # stable: the others keep their order
     for item in items:
         for mark in item.iter_markers("needs"):
             _skip_without(item, mark.args[0], importlib.util.find_spec(mark.args[0]) is not None)
@@ -63,6 +86,12 @@ def said():
     yield lines
     logger.removeHandler(handler)
     logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _no_width(monkeypatch):
+    """What is printed has the width that it has without a terminal; workers of pytest-xdist are told one."""
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture(autouse=True)

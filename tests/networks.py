@@ -13,15 +13,6 @@ from compile.networks.unet import UNet
 TINY_STAGES = ((3, 2, 4), *((4, 2, 4),) * 5, *((8, 2, 4),) * 5)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    # Threads that wait for each other cost such small networks many times their own work.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def tiny_unet():
     """``tiny_unet(n_classes, bilinear, n_channels)``: random, but its scores spread over the picture."""

@@ -63,6 +63,23 @@ def test_modules_run_where_other_packages_are_called_like_ours(crowded, module):
     assert f"python -m {module}" in done.stdout
 
 
+def test_the_package_works_where_others_are_called_like_its_parts(crowded, red_bundle):
+    code = f"""
+import sys
+sys.path.insert(1, {str(ROOT)!r})
+from edgemask import BuildOptions, Model, open_source
+with Model({str(red_bundle.folder)!r}) as model, open_source("picture.png") as source:
+    print([float(frame.mask.mean()) for frame in model.stream(source)])
+"""
+    done = run(start=("-c", code), cwd=crowded)
+    assert (done.returncode, done.stdout) == (0, "[90.0]\n"), done.stderr
+    theirs = "import types, sys; sys.modules['pipeline'] = types.ModuleType('pipeline'); "
+    done = run(
+        start=("-c", theirs + "sys.modules['pipeline'].__file__ = 'p.py'; import edgemask; edgemask.Model"), cwd=crowded
+    )
+    assert "ImportError: edgemask: expected its own package 'pipeline'" in done.stderr
+
+
 def test_version_overview_and_help(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("edgemask ")

@@ -346,7 +346,7 @@ def test_what_is_no_program_is_told(look, read, copied, content):
     with pytest.raises(CompileError, match="expected an ONNX program, got"):
         read_program(content)
     folder = copied({PROGRAM_NAME: content})
-    assert "layers      not shown: " in look(folder)
+    assert re.search(r"layers +not shown:\s", look(folder))  # a long path goes to the next line
     assert read(folder)["program"] is None
 
 
