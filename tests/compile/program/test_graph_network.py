@@ -102,7 +102,8 @@ def exported(network, path, *, dynamo=False):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options = {"verbose": False} if dynamo else {"opset_version": 17}
-        torch.onnx.export(network, (torch.randn(1, 3, SIZE, SIZE),), str(path), dynamo=dynamo, **options)
+        # Of one that is not, the exporter leaves every part in training mode.
+        torch.onnx.export(network.eval(), (torch.randn(1, 3, SIZE, SIZE),), str(path), dynamo=dynamo, **options)
     return path
 
 
@@ -344,7 +345,9 @@ def test_a_contract_of_the_file_s_axes(trained, tmp_path, pictures):
 
 def saved(network, path, *, dynamic=True):
     shapes = ({0: torch.export.Dim("N", max=64)},) if dynamic else None
-    torch.export.save(torch.export.export(network, (torch.randn(2, 3, SIZE, SIZE),), dynamic_shapes=shapes), path)
+    torch.export.save(
+        torch.export.export(network.eval(), (torch.randn(2, 3, SIZE, SIZE),), dynamic_shapes=shapes), path
+    )
     return path
 
 
