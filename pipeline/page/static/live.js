@@ -43,7 +43,7 @@ export class Live {
   }
 
   send(message) {
-    if (this.socket !== null) this.socket.send(JSON.stringify(message));
+    if (this.socket !== null && this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 }
 
