@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shared.clip_options import ClipOptions, add_clip_options
 from benchmarks.shared.environment import write_result
 from benchmarks.shared.passes import Repeated, alone_hz, pipeline_pass, read_images
 from benchmarks.shared.power_meter import Meter, Reading
@@ -35,40 +36,26 @@ idle and load: mean power before the passes and during them. Frames per joule: h
 machine draws at rest. A sensor with a dash is a part of the one above it. The ratio: the pipeline's frames per joule / the engine's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(ClipOptions):
     """What ``python -m benchmarks energy`` is asked.
 
     Attributes:
-        clip: a video.
-        model: a bundle's folder or a published network's name.
-        backend: what runs the network.
         seconds: how long a pass takes, s.
         rounds: pairs of passes.
         idle: at rest before them, s.
         watts: what a meter at the socket shows under load.
-        plot: a PNG file for the plot; None: no plot.
-        json: a file for the result; None: no file.
     """
 
-    clip: str
-    model: str
-    backend: str
     seconds: float
     rounds: int
     idle: float
     watts: float | None
-    plot: str | None
-    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks energy`` takes."""
-    parser.add_argument("--clip", default="samples/clip.mp4", metavar="VIDEO", help="a video (default: %(default)s)")
-    parser.add_argument(
-        "--model", default="u2netp", metavar="NAME|DIR", help="a bundle or a published network (default: %(default)s)"
-    )
-    parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
+    add_clip_options(parser, plot="draw the frames per joule")
     parser.add_argument(
         "--seconds", type=_positive, default=10.0, metavar="S", help="length of a pass (default: %(default)s)"
     )
@@ -85,7 +72,6 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument(
         "--watts", type=_positive, metavar="W", help="power under load that a meter at the socket shows, in watts"
     )
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the frames per joule")
 
 
 def measure(options: Options) -> None:

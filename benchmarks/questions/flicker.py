@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.shared.bundles import read_or_compile
+from benchmarks.shared.clip_options import ClipOptions, add_clip_options
 from benchmarks.shared.environment import write_result
 from calibration.metrics.agreement import iou
 from calibration.metrics.flicker import FlickerMeter
@@ -58,36 +59,22 @@ flicker: mean change of the mask from frame to frame where the picture does not 
 of the masks, 1 is all. cuts: changes of scene that were noticed, where smoothing begins anew."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(ClipOptions):
     """What ``python -m benchmarks flicker`` is asked.
 
     Attributes:
-        clip: a video.
-        model: a bundle's folder or a published network's name.
-        backend: what runs the network.
         noise: standard deviation of the noise that is added, of 255.
         max_frames: measure on the first so many; None: on all.
-        plot: a PNG file for the plot; None: no plot.
-        json: a file for the result; None: no file.
     """
 
-    clip: str
-    model: str
-    backend: str
     noise: float
     max_frames: int | None
-    plot: str | None
-    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks flicker`` takes."""
-    parser.add_argument("--clip", default="samples/clip.mp4", metavar="SOURCE", help="a video (default: %(default)s)")
-    parser.add_argument(
-        "--model", default="u2netp", metavar="NAME|DIR", help="a bundle or a published network (default: %(default)s)"
-    )
-    parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
+    add_clip_options(parser, plot="draw the flicker of every frame, without smoothing and with the default")
     parser.add_argument(
         "--noise",
         type=float,
@@ -96,9 +83,6 @@ def add_options(parser: OptionParser) -> None:
         help="standard deviation of the added noise, in levels of 255 (default: %(default)s)",
     )
     parser.add_argument("--max-frames", type=int, metavar="N", help="measure on the first N frames (default: all)")
-    parser.add_argument(
-        "--plot", metavar="FILE.png", help="draw the flicker of every frame, without smoothing and with the default"
-    )
 
 
 def measure(options: Options) -> None:

@@ -19,6 +19,7 @@ import av
 import cv2
 import numpy as np
 
+from benchmarks.shared.clip_options import ClipOptions, add_clip_options
 from benchmarks.shared.environment import write_result
 from benchmarks.shared.passes import MOST_IN_MEMORY, alone_hz, pipeline_pass, read_images
 from benchmarks.shared.stand_in import Sleeper
@@ -43,39 +44,24 @@ ratio: throughput of the pipeline relative to the engine alone, the median of th
 99 of 100 frames take at most so long in that stage. Stages overlap, so that the slowest decides the rate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(ClipOptions):
     """What ``python -m benchmarks latency`` is asked.
 
     Attributes:
-        clip: a video.
-        model: a bundle's folder or a published network's name.
-        backend: what runs the network.
         frames: of a pass.
         rounds: pairs of passes.
-        plot: a PNG file for the plot; None: no plot.
-        json: a file for the result; None: no file.
     """
 
-    clip: str
-    model: str
-    backend: str
     frames: int
     rounds: int
-    plot: str | None
-    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks latency`` takes."""
-    parser.add_argument("--clip", default="samples/clip.mp4", metavar="VIDEO", help="a video (default: %(default)s)")
-    parser.add_argument(
-        "--model", default="u2netp", metavar="NAME|DIR", help="a bundle or a published network (default: %(default)s)"
-    )
-    parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
+    add_clip_options(parser, plot="draw the times of the stages")
     parser.add_argument("--frames", type=int, default=24, metavar="N", help="frames per pass (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="pairs of passes (default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the times of the stages")
 
 
 def measure(options: Options) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shared.clip_options import ClipOptions, add_clip_options
 from benchmarks.shared.environment import write_result
 from pipeline.builds.model_name import open_model
 from pipeline.command.command_line import OptionParser
@@ -30,41 +31,26 @@ FPS in all: frames of all sources together. The slowest: what the source gets th
 first row."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(ClipOptions):
     """What ``python -m benchmarks throughput`` is asked.
 
     Attributes:
-        clip: a video.
-        model: a bundle's folder or a published network's name.
-        backend: what runs the network.
         sources: how many at once, N,….
         frames: in all.
-        plot: a PNG file for the plot; None: no plot.
-        json: a file for the result; None: no file.
     """
 
-    clip: str
-    model: str
-    backend: str
     sources: str
     frames: int
-    plot: str | None
-    json: str | None
 
 
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks throughput`` takes."""
-    parser.add_argument("--clip", default="samples/clip.mp4", metavar="VIDEO", help="a video (default: %(default)s)")
-    parser.add_argument(
-        "--model", default="u2netp", metavar="NAME|DIR", help="a bundle or a published network (default: %(default)s)"
-    )
-    parser.add_argument("--backend", default="auto", help="what runs the network (default: %(default)s)")
+    add_clip_options(parser, plot="draw the throughput")
     parser.add_argument(
         "--sources", default="1,2,4", metavar="N,…", help="numbers of sources at once (default: %(default)s)"
     )
     parser.add_argument("--frames", type=int, default=48, metavar="N", help="frames in all (default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the throughput")
 
 
 def measure(options: Options) -> None:
