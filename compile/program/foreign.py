@@ -87,6 +87,31 @@ def fixed_imgsz(model: onnx.ModelProto, contract: Contract) -> Contract:
     return replace(contract, imgsz=(height or contract.imgsz[0], width or contract.imgsz[1]))
 
 
+def fitted_contract(
+    network: onnx.ModelProto, contract: Contract, weights: Path, imgsz: tuple[int, int] | None
+) -> Contract:
+    """The contract at the size that is wanted and that the network takes.
+
+    Args:
+        network: as it was read.
+        contract: as it was given.
+        weights: the file, for a message.
+        imgsz: (height, width) in place of the contract's; None: the contract's.
+
+    Raises:
+        CompileError: the network takes another size alone, or the contract's channels are not its own.
+    """
+    fitted = fixed_imgsz(network, contract)
+    if imgsz is None or imgsz == fitted.imgsz:
+        return fitted
+    fixed = fixed_imgsz(network, replace(contract, imgsz=imgsz))
+    if fixed.imgsz != imgsz:
+        raise CompileError(
+            f"--imgsz: expected {fixed.imgsz[0]}×{fixed.imgsz[1]}, the one size that {weights} takes, got {imgsz[0]}×{imgsz[1]}"
+        )
+    return fixed
+
+
 def wrap(
     network: onnx.ModelProto, contract: Contract, frame_size_hw: tuple[int, int] | None, *, smooth: bool = False
 ) -> onnx.ModelProto:

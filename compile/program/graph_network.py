@@ -27,9 +27,9 @@ from compile.networks.exported_program import exported_network
 from compile.networks.layered import LayeredNetwork
 from compile.networks.onnx_file import read_onnx
 from compile.networks.onnx_graph import graph_of, takes_batch
-from compile.program.foreign import ValueRange, find_output_layout, fixed_imgsz
+from compile.program.foreign import ValueRange, find_output_layout, fitted_contract
 from compile.program.layered_program import LayeredProgram, Layers, channels_first
-from compile.program.network import check_classes, undecided
+from compile.program.network import check_count, undecided
 from compile.program.program import FrameToInput, ScoresToMask
 from compile.proof.verify import Expected, open_session, require_finite
 from pipeline.errors import CompileError, NotConvertibleError
@@ -64,12 +64,7 @@ class OnnxLayers(LayeredProgram):
     ) -> None:
         wanted = replace(contract, imgsz=imgsz or contract.imgsz)
         file = read_onnx(weights, wanted.imgsz, layout=wanted.layout, channels=len(wanted.mean), output=wanted.output)
-        fitted = fixed_imgsz(file.original, wanted)
-        if imgsz is not None and fitted.imgsz != imgsz:
-            taken = "×".join(map(str, fitted.imgsz))
-            raise CompileError(
-                f"--imgsz: expected {taken}, the one size that {weights} takes, got {imgsz[0]}×{imgsz[1]}"
-            )
+        fitted = fitted_contract(file.original, wanted, weights, imgsz)
         name, layouts = file.original.graph.output[0].name, []
 
         def layout_of(shape: Sequence[int]) -> Any:
@@ -91,7 +86,7 @@ class OnnxLayers(LayeredProgram):
                 "name another output in the contract"
             )
         class_count = graph.output_shape[1]
-        _check_count(weights, fitted, class_count, classes)
+        check_count(weights, fitted, class_count, classes)
         self._input, self._dtype = entry.name, file.dtype
         self.data_files = file.beside
         layers = _layers(graph.module, graph.activation, class_count, graph.macs / 1e9)
@@ -185,7 +180,7 @@ class ExportedLayers(LayeredProgram):
                 f"{weights}: expected a network for any number of pictures, got one for one alone: export it with "
                 "dynamic_shapes={0: torch.export.Dim('N')} and an example of two pictures"
             )
-        _check_count(weights, fitted, scores.shape[1], classes)
+        check_count(weights, fitted, scores.shape[1], classes)
         layers = _layers(module, final_activation(module), scores.shape[1], counter.get_total_flops() / 2e9)
         super().__init__("foreign", weights.stem, fitted, layers, smooth=smooth)
         self._values = ValueRange(fitted, scores.shape[1])
@@ -216,9 +211,3 @@ def _layers(module: LayeredNetwork, activation: Activation | None, class_count: 
     if activation is not None and ends_in is not None:
         module = without_activation(module, activation)
     return Layers(module, class_count, giga_macs, first_layers(module), last_layers(module), ends_in)
-
-
-def _check_count(weights: Path, contract: Contract, count: int, wanted: int | None) -> None:
-    if wanted is not None and wanted != count:
-        raise CompileError(f"{weights}: expected {wanted} classes, got {count}: leave --classes out")
-    check_classes(contract, count)

@@ -172,6 +172,17 @@ def check_classes(contract: Contract, count: int) -> None:
         )
 
 
+def check_count(weights: Path, contract: Contract, count: int, wanted: int | None) -> None:
+    """Refuse a number of classes that was not wanted, or that the contract does not fit.
+
+    Raises:
+        CompileError: it is so.
+    """
+    if wanted is not None and wanted != count:
+        raise CompileError(f"{weights}: expected {wanted} classes, got {count}: leave --classes out")
+    check_classes(contract, count)
+
+
 def undecided(scores: torch.Tensor) -> NDArray[np.bool_] | None:
     """Where the two likeliest of several classes are close, (N, h, w); None for one class, where the mask shows it.
 

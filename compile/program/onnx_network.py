@@ -17,12 +17,12 @@ from compile.program.foreign import (
     ValueRange,
     count_classes,
     find_output_layout,
-    fixed_imgsz,
+    fitted_contract,
     read_foreign,
     scores_output,
     wrap,
 )
-from compile.program.network import Network, check_classes, undecided
+from compile.program.network import Network, check_count, undecided
 from compile.program.program import FrameToInput, ScoresToMask
 from compile.proof.verify import Expected, open_session, require_finite
 from pipeline.bundles.bundle import Precision
@@ -54,7 +54,7 @@ class OnnxNetwork(Network):
     ) -> None:
         self._weights, self._smooth = weights, smooth
         self._network = read_foreign(weights)
-        fitted = _fitted(self._network, contract, weights, imgsz)
+        fitted = fitted_contract(self._network, contract, weights, imgsz)
         self._session = open_session(str(weights), str(weights))
         entry = self._session.get_inputs()[0]
         self._input, self._dtype = entry.name, np.float16 if "float16" in entry.type else np.float32
@@ -63,9 +63,7 @@ class OnnxNetwork(Network):
         shape = self._run(empty, fitted.imgsz).shape
         fitted = replace(fitted, output_layout=find_output_layout(shape, fitted, self._output))
         class_count = count_classes(self._network, fitted)
-        if classes is not None and classes != class_count:
-            raise CompileError(f"{weights}: expected {classes} classes, got {class_count}: leave --classes out")
-        check_classes(fitted, class_count)
+        check_count(weights, fitted, class_count, classes)
         super().__init__("foreign", weights.stem, fitted, class_count)
         self._before, self._after = FrameToInput(fitted).eval(), ScoresToMask(fitted, smooth=smooth).eval()
         self._values = ValueRange(fitted, class_count)
@@ -87,8 +85,7 @@ class OnnxNetwork(Network):
         """The frame program as ONNX: see ``Network.export``."""
         if precision != "fp32":
             raise CompileError(
-                f"--precision: expected fp32 for a network that cannot be brought into layers, got {precision}: convert the .onnx "
-                "file first"
+                f"--precision: expected fp32 for a network that cannot be brought into layers, got {precision}: take fp32"
             )
         return wrap(self._network, self.contract, frame_size_hw, smooth=self._smooth)
 
@@ -105,16 +102,3 @@ class OnnxNetwork(Network):
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
         return np.asarray(scores)
-
-
-def _fitted(network: onnx.ModelProto, contract: Contract, weights: Path, imgsz: tuple[int, int] | None) -> Contract:
-    """The contract at the size that is wanted and that the network takes."""
-    fitted = fixed_imgsz(network, contract)
-    if imgsz is None or imgsz == fitted.imgsz:
-        return fitted
-    fixed = fixed_imgsz(network, replace(contract, imgsz=imgsz))
-    if fixed.imgsz != imgsz:
-        raise CompileError(
-            f"--imgsz: expected {fixed.imgsz[0]}×{fixed.imgsz[1]}, the one size that {weights} takes, got {imgsz[0]}×{imgsz[1]}"
-        )
-    return fixed
