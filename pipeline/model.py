@@ -53,15 +53,11 @@ class Model:
     def __init__(self, model: str | Path = "u2netp", backend: str = "auto", *, rebuild: bool = True) -> None:
         on_gpu = rebuild and backend in ("auto", *BUILT_FROM_PROGRAM)
         self.bundle = open_model(str(model), on_gpu=on_gpu, quiet=True)
-        self._engine = open_engine(
-            self.bundle,
-            backend,
-            overlap=False,
-            rebuild=partial(rebuild_plan, quiet=True) if rebuild else None,
-        )
+        self._engine = open_engine(self.bundle, backend, rebuild=partial(rebuild_plan, quiet=True) if rebuild else None)
         self.classes = self.bundle.manifest.classes
         self.description = self._engine.description
         self._renderer = Renderer(Look(), self.bundle.manifest.task)
+        self._drawn: dict[str, Any] = {}
         self._streaming = False
 
     def __enter__(self) -> Model:
@@ -126,7 +122,8 @@ class Model:
         Args:
             frame: a frame of ``stream``, or a picture (H, W, 3) uint8 BGR with ``mask``. Not changed.
             mask: (H, W) uint8 of this model; None: the frame's own.
-            look: how it is shown, as ``Look`` takes it: ``mode="blur"``, ``alpha=0.5``, ``threshold=0.5`` …
+            look: how it is shown, as ``Look`` takes it: ``mode="blur"``, ``alpha=0.5``, ``threshold=0.5`` …; a background picture is
+                not to be changed afterwards.
 
         Returns:
             (H, W, 3) uint8 BGR; in mode "side" (H, 2W, 3). The caller's own.
@@ -144,7 +141,9 @@ class Model:
             mask = frame.mask
         if mask is None:
             raise ShapeError("draw: expected a frame with a mask, or a picture and its mask, got no mask")
-        self._renderer.look = Look(**look)
+        # A look that stays is not made anew: the renderer keeps tables and the scaled background of the last one.
+        if look.keys() != self._drawn.keys() or any(value is not self._drawn[name] for name, value in look.items()):
+            self._renderer.look, self._drawn = Look(**look), look
         return self._renderer(image, mask)
 
     def renderer(self, **look: Any) -> Renderer:

@@ -69,6 +69,10 @@ def test_views(model):
     mask = model(image)
     assert (model.draw(image, mask, mode="mask") == 255).all()
     assert model.draw(image, mask, mode="side").shape == (8, 16, 3)
+    strong, weak = (model.draw(image, mask, alpha=alpha) for alpha in (1.0, 0.25))
+    assert (strong != weak).any()  # each look is that of its own call
+    assert (model.draw(image, mask, alpha=1.0) == strong).all()
+    assert (model.draw(image, mask) == model.draw(image, mask, mode="overlay")).all()
     with open_source(SOURCE) as source:
         frame = next(model.stream(source))
     assert model.draw(frame, alpha=0.0).shape == frame.image.shape
