@@ -84,25 +84,11 @@ class Layer:
     weight_shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A batch normalization that is a step of its own.
-
-    Attributes:
-        name: of the file's node.
-        after: the layer whose output it normalizes, and which others read too; None where it follows something else.
-    """
-
-    name: str
-    after: str | None
-
-
 class GraphBuilder:
     """Builds a network step by step.
 
     Attributes:
         layers: made so far, in the order in which they run.
-        norms: batch normalizations that no layer before them could take in.
     """
 
     def __init__(self) -> None:
@@ -110,7 +96,6 @@ class GraphBuilder:
         self._graph = fx.Graph()
         self._held: dict[int, tuple[Tensor, str]] = {}
         self.layers: list[Layer] = []
-        self.norms: list[Norm] = []
 
     def picture(self, shape: Sequence[int]) -> Value:
         """The network's input, (1, C, h, w) float32."""
@@ -161,11 +146,6 @@ class GraphBuilder:
         if node is None or node.op != "call_module" or (alone and node.users):
             return None
         return self._root.get_submodule(str(node.target))
-
-    def layer_name(self, value: Value) -> str | None:
-        """The name of the layer that gave a value; None if a function did."""
-        node = value.node
-        return str(node.target) if node is not None and node.op == "call_module" else None
 
     def finish(self, output: Value) -> LayeredNetwork:
         """The network, in evaluation mode, without what nothing reads."""

@@ -20,9 +20,9 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from calibration.sets.photographs import PhotographSource
-from compile.networks.ends import Activation, final_activation, first_layers, last_layers, without_activation
-from compile.networks.layered import GraphBuilder, Layer, LayeredNetwork, Norm, Value
-from compile.networks.onnx_file import Layout, OnnxFile, opset_of, read_onnx
+from compile.networks.ends import Activation, final_activation
+from compile.networks.layered import GraphBuilder, Layer, LayeredNetwork, Value
+from compile.networks.onnx_file import Layout, OnnxFile, opset_of
 from compile.networks.onnx_operators import OPERATORS, Step, attributes_of, permute, tensor_of
 from compile.networks.onnx_runtime import SECONDS, compute
 from pipeline.errors import NotConvertibleError
@@ -50,74 +50,25 @@ class GraphNetwork:
         input_shape: (1, C, h, w).
         output_shape: for one picture.
         output: name of the file's output.
-        outputs: names of all of them.
-        opset: of the file.
         layers: those with weights, in the order in which they run.
-        first_layers: those that read the picture, or what no other layer changed.
-        last_layers: those behind which no other layer is.
-        norms: batch normalizations that no layer before them could take in.
         activation: the last step, if it is one.
         takes_batch: whether several pictures at once give what each gives alone.
         difference: the largest from ONNX Runtime, as a share of the range of the output's values; of classes, the share that differs.
-        operators: how often each operator of ONNX was converted.
     """
 
     module: LayeredNetwork
     input_shape: tuple[int, int, int, int]
     output_shape: tuple[int, ...]
     output: str
-    outputs: tuple[str, ...]
-    opset: int
     layers: tuple[Layer, ...]
-    first_layers: tuple[str, ...]
-    last_layers: tuple[str, ...]
-    norms: tuple[Norm, ...]
     activation: Activation | None
     takes_batch: bool
     difference: float
-    operators: dict[str, int]
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of all layers, for one picture."""
         return sum(layer.macs for layer in self.layers)
-
-    def scores(self) -> LayeredNetwork:
-        """The network up to its scores, without the last activation; it shares its layers with ``module``."""
-        if self.activation is None:
-            return self.module
-        return without_activation(self.module, self.activation)
-
-
-def network_of(
-    path: str | Path,
-    imgsz: tuple[int, int],
-    *,
-    layout: Layout = "nchw",
-    output_layout: Layout | None = None,
-    output: str | None = None,
-    inputs: Sequence[NDArray[np.float32]] | None = None,
-    seconds: float = SECONDS,
-) -> GraphNetwork:
-    """Bring a segmentation network as ONNX into the one form, and prove that it is still the same.
-
-    Args:
-        path: the ``.onnx`` file; its weights may be in files beside it.
-        imgsz: (height, width) for an input that leaves them open.
-        layout: axis order of the file's input.
-        output_layout: of its output; None for that of the input.
-        output: its name; None takes the first.
-        inputs: (1, C, h, w) pictures as the network takes them, to prove it on; None takes noise and photographs of the
-            package, scaled as most networks take them.
-        seconds: that ONNX Runtime may take for them.
-
-    Raises:
-        NotConvertibleError: an operator, or a variant of one, is missing, or what came out differs.
-        CompileError: the file cannot be read or run.
-    """
-    path = Path(path)
-    file = read_onnx(path, imgsz, layout=layout, output=output)
-    return graph_of(file, path, layout, output_layout, inputs=inputs, seconds=seconds)
 
 
 OutputLayout = Layout | Callable[[Sequence[int]], Layout]
@@ -133,18 +84,19 @@ def graph_of(
     inputs: Sequence[NDArray[np.float32]] | None = None,
     seconds: float = SECONDS,
 ) -> GraphNetwork:
-    """The same of a file that was read.
+    """Bring a segmentation network as ONNX into the one form, and prove that it is still the same.
 
     Args:
         file: as ``read_onnx`` gives it.
         path: its name in messages.
         layout: axis order of its input.
         output_layout: of its output; None for that of the input.
-        inputs: as for ``network_of``.
-        seconds: as for ``network_of``.
+        inputs: (1, C, h, w) pictures as the network takes them, to prove it on; None takes noise and photographs of the
+            package, scaled as most networks take them.
+        seconds: that ONNX Runtime may take for them.
 
     Raises:
-        NotConvertibleError: as ``network_of``.
+        NotConvertibleError: an operator, or a variant of one, is missing, or what came out differs.
         CompileError: it cannot be run, or ``output_layout`` refuses its shape.
     """
     shape = file.input_shape if layout == "nchw" else tuple(file.input_shape[axis] for axis in (0, 3, 1, 2))
@@ -166,16 +118,10 @@ def graph_of(
         (1, int(shape[1]), int(shape[2]), int(shape[3])),
         made.output_shape,
         file.original.graph.output[0].name,
-        file.outputs,
-        file.opset,
         made.layers,
-        first_layers(made.module),
-        last_layers(made.module),
-        made.norms,
         final_activation(made.module),
         takes_batch(made.module, pictures, results),
         difference,
-        made.operators,
     )
 
 
@@ -187,15 +133,11 @@ class Converted:
         module: as in ``GraphNetwork``.
         output_shape: for one picture.
         layers: as in ``GraphNetwork``.
-        norms: as in ``GraphNetwork``.
-        operators: as in ``GraphNetwork``.
     """
 
     module: LayeredNetwork
     output_shape: tuple[int, ...]
     layers: tuple[Layer, ...]
-    norms: tuple[Norm, ...]
-    operators: dict[str, int]
 
 
 def convert(
@@ -221,7 +163,6 @@ def convert(
         NotConvertibleError: an operator, or a variant of one, is missing.
     """
     graph, builder, opset = model.graph, GraphBuilder(), opset_of(model)
-    counts: Counter[str] = Counter()
     values = {tensor.name: Value(tensor_of(numpy_helper.to_array(tensor))) for tensor in graph.initializer}
     x = builder.picture(input_shape)
     if whole:
@@ -233,7 +174,6 @@ def convert(
     readers.update(value.name for value in graph.output)
     left = readers.copy()
     for node in graph.node:
-        counts[node.op_type] += 1
         made = _step(builder, node, opset, values, readers, what)
         values.update(zip(node.output, made, strict=False))
         for name in node.input:  # what nobody reads any more needs no memory
@@ -248,7 +188,7 @@ def convert(
     module = builder.finish(last)
     used = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
     layers = tuple(layer for layer in builder.layers if layer.name in used)
-    return Converted(module, last.shape, layers, tuple(builder.norms), dict(counts))
+    return Converted(module, last.shape, layers)
 
 
 def _step(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compile.networks.layered import GraphBuilder, Norm, Value, take_into
+from compile.networks.layered import GraphBuilder, Value, take_into
 from compile.networks.onnx_operators import Step, operator_for, pad, permute, reshape
 from pipeline.errors import NotConvertibleError
 
@@ -147,7 +147,6 @@ def _batch_norm(graph: GraphBuilder, step: Step) -> Value:
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) or (isinstance(layer, nn.Linear) and len(step.x.shape) == 2):
         take_into(layer, factor, offset)
         return step.x
-    graph.norms.append(Norm(step.name, graph.layer_name(step.x)))
     shape = [1, -1, *[1] * (len(step.x.shape) - 2)]
     scaled = graph.call(operator.mul, step.x, Value(factor.float().view(shape)))
     return graph.call(operator.add, scaled, Value(offset.float().view(shape)))

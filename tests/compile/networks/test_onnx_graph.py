@@ -1,5 +1,6 @@
 # Graphs of one operator each, and what ONNX Runtime gives; files that lie; and whole networks as PyTorch exports them.
 
+import operator
 import os
 import pickle
 import shutil
@@ -17,10 +18,11 @@ from torch import fx, nn
 
 from calibration.int8.search import Int8Search
 from calibration.int8.sensitivity import Example
+from compile.networks.ends import first_layers, last_layers, without_activation
 from compile.networks.exported_program import exported_network, with_layers
 from compile.networks.layered import LayeredNetwork
 from compile.networks.onnx_file import read_onnx
-from compile.networks.onnx_graph import convert, network_of
+from compile.networks.onnx_graph import convert, graph_of
 from compile.networks.u2net import u2net_lite
 from compile.networks.unet import UNet
 from compile.program.fp16 import HalfEmulation
@@ -50,6 +52,21 @@ def model_of(
     for value in graph.output:
         value.type.tensor_type.elem_type = TensorProto.FLOAT
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 21 else 10)
+
+
+def network_of(path, imgsz, *, layout="nchw", output=None, **options):
+    """A file in the one form, as a compilation reads it."""
+    return graph_of(read_onnx(path, imgsz, layout=layout, output=output), path, layout, **options)
+
+
+def scores_of(network):
+    """A network without its last activation, as the searches see it."""
+    return without_activation(network.module, network.activation)
+
+
+def functions_of(made):
+    """The steps that are no layers."""
+    return [node.target for node in made.module.graph.nodes if node.op == "call_function"]
 
 
 def one(op_type, inputs=("x",), **attributes):
@@ -378,7 +395,7 @@ def test_normalizations_are_taken_into_the_layer_before_them(op_type, group):
     ]
     some = {name: weights(channels) for name in "csbm"} | {"v": np.abs(weights(channels)) + 1, "w": weights(*shape)}
     made = check(model_of(nodes, some), layers=[getattr(nn, f"{op_type}2d")])
-    assert made.norms == ()
+    assert functions_of(made) == []
 
 
 def test_what_two_steps_read_is_not_changed():
@@ -386,7 +403,9 @@ def test_what_two_steps_read_is_not_changed():
     nodes = [helper.make_node("Conv", ["x", "first.weight"], ["a"]), norm, one("Add", ["a", "n"])]
     some = {name: weights(4) for name in "sbm"} | {"v": np.abs(weights(4)) + 1, "first.weight": weights(4, 3, 1, 1)}
     made = check(model_of(nodes, some))
-    assert [(norm.name, norm.after is not None) for norm in made.norms] == [("norm", True)]
+    (layer,) = [module for module in made.module.modules() if isinstance(module, nn.Conv2d)]
+    assert torch.equal(layer.weight, torch.from_numpy(some["first.weight"]))
+    assert operator.mul in functions_of(made)
 
 
 RESIZES = [
@@ -535,15 +554,15 @@ def test_what_is_known_of_a_network(tmp_path, opset):
     network = network_of(saved(tmp_path / "n.onnx", small(opset=opset)), SIZE_HW)
     assert [layer.name for layer in network.layers] == ["body.0", "head"]
     assert [layer.macs for layer in network.layers] == [SIZE_HW[0] * SIZE_HW[1] * n for n in (8 * 27, 16)]
-    assert (network.first_layers, network.last_layers) == (("body.0",), ("head",))
-    assert (network.activation.kind, network.activation.axis, network.opset) == ("sigmoid", None, opset)
+    assert (first_layers(network.module), last_layers(network.module)) == (("body.0",), ("head",))
+    assert (network.activation.kind, network.activation.axis) == ("sigmoid", None)
     assert network.takes_batch
     assert network.difference < 1e-5
     assert network.macs == sum(layer.macs for layer in network.layers)
     x = torch.randn(2, 3, *SIZE_HW)
-    torch.testing.assert_close(network.scores()(x).sigmoid(), network.module(x))
+    torch.testing.assert_close(scores_of(network)(x).sigmoid(), network.module(x))
     # One set of layers: what is changed in one is changed in the other.
-    assert network.scores().get_submodule("head") is network.module.get_submodule("head")
+    assert scores_of(network).get_submodule("head") is network.module.get_submodule("head")
 
 
 def test_nodes_in_any_order(tmp_path):
@@ -572,7 +591,7 @@ def test_one_of_two_outputs_and_channels_last(tmp_path):
     ]
     model = model_of(nodes, {"w": weights(4, 3, 3, 3)}, input_shape=("n", "h", "w", 3), outputs=("unknown", "y"))
     network = network_of(saved(tmp_path / "n.onnx", model), SIZE_HW, layout="nhwc", output="y")
-    assert (network.output, network.outputs) == ("y", ("unknown", "y"))
+    assert network.output == "y"
     assert (network.input_shape, network.output_shape) == ((1, 3, *SIZE_HW), (1, 4, *SIZE_HW))
     # The transpositions at both ends undo what was there.
     assert [node.target for node in network.module.graph.nodes if node.target is torch.permute] == []
@@ -597,7 +616,7 @@ def test_an_argmax_can_be_cut_off(tmp_path, layout):
     network = network_of(tmp_path / "n.onnx", SIZE_HW, output_layout="nchw")
     assert network.activation.kind == "argmax"
     x = torch.randn(1, 3, *SIZE_HW)
-    assert torch.equal(network.scores()(x).argmax(1).flatten(), network.module(x).flatten())
+    assert torch.equal(scores_of(network)(x).argmax(1).flatten(), network.module(x).flatten())
 
 
 def test_files_of_half_precision(tmp_path):
@@ -901,15 +920,19 @@ def test_whole_networks(file_of, capfd, name, dynamo):
     for kind in modules:
         count = sum(isinstance(module, kind) for module in network.modules())
         assert sum(isinstance(module, kind) for module in found.module.modules()) == count, kind
-    assert [norm.after for norm in found.norms] == (["stem", None, None] if name == "dense" else [])
+    if name == "dense":  # normalizations in front of their convolutions stay steps of their own
+        assert functions_of(found).count(operator.mul) == 3
     if name in ("dense", "attending"):
         assert found.activation.kind == ("sigmoid" if name == "dense" else "softmax")
-    assert found.last_layers[-1].startswith("out_conv" if name == "u2netp" else "outc" if "unet" in name else "head")
+    assert last_layers(found.module)[-1].startswith(
+        "out_conv" if name == "u2netp" else "outc" if "unet" in name else "head"
+    )
 
 
 @pytest.mark.parametrize("name", ["unet", "mobile", "attending"])
 def test_what_is_written_for_layers_runs_on_it(file_of, capfd, name):
-    network = network_of(file_of(name)[1], (SIDE, SIDE)).scores()
+    network = network_of(file_of(name)[1], (SIDE, SIDE))
+    network = network.module if network.activation is None else scores_of(network)
     x = torch.rand(2, 3, SIDE, SIDE)
     with torch.inference_mode():
         exact = network.logits(x)
