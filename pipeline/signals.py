@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# Long enough for a finalizer to end, too short for anybody to see.
+_AGAIN_S = 0.05
 
 
 class StoppedError(BaseException):
@@ -14,12 +19,17 @@ class StoppedError(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.status = 128 + number
 
 
 @contextmanager
 def uninterrupted() -> Iterator[list[int]]:
-    """Put a first SIGINT or SIGTERM off until the end of the body; a second one ends the process at once."""
+    """Put a first SIGINT or SIGTERM off until the end of the body; a second one ends the process at once.
+
+    Yields:
+        The signal that came, once it has: a body that loops looks at it and ends early.
+    """
     came: list[int] = []
 
     def put_off(number: int, _: FrameType | None) -> None:
@@ -37,8 +47,38 @@ def uninterrupted() -> Iterator[list[int]]:
             signal.raise_signal(came[0])
 
 
-def first_signal(number: int, _: FrameType | None) -> None:
-    """Raise ``StoppedError``; a second signal ends the process at once."""
+@contextmanager
+def ends_on_signals() -> Iterator[None]:
+    """Within the body SIGINT and SIGTERM raise ``StoppedError`` in the main thread; a second one ends the process at once.
+
+    Python drops what is raised inside a finalizer or a callback from C, and whoever sent the signal would wait without end: it
+    is then raised again, a little later.
+    """
+    before = sys.unraisablehook
+
+    def unraisable(dropped: sys.UnraisableHookArgs) -> None:
+        if not isinstance(dropped.exc_value, StoppedError):
+            before(dropped)
+            return
+        _listen()
+        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), dropped.exc_value.number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = unraisable
+    _listen()
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _listen() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _first)
+
+
+def _first(number: int, _: FrameType | None) -> None:
     for other in (signal.SIGINT, signal.SIGTERM):
         signal.signal(other, lambda again, _: os._exit(128 + again))
     raise StoppedError(number)

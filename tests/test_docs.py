@@ -176,11 +176,14 @@ def test_the_example_is_the_same_everywhere():
     compile(examples[0], "README.md", "exec")
 
 
-def test_the_site_builds_strictly_and_asks_nobody(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site's folder."""
+    folder = tmp_path_factory.mktemp("site")
     for package in ("mkdocs", "material", "mkdocstrings"):
         pytest.importorskip(package, reason="the site needs: pip install 'edgemask[docs]'")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -188,11 +191,36 @@ def test_the_site_builds_strictly_and_asks_nobody(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    for page in tmp_path.rglob("*.html"):
+    return folder
+
+
+def test_the_site_asks_nobody(site):
+    for page in site.rglob("*.html"):
         loaded = re.findall(
             r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=[\"']?(https?://[^\"'\s>]+)",
             page.read_text(encoding="utf-8"),
         )
         assert loaded == [], page.name
-    assert "--refine-edges" in (tmp_path / "command-line.html").read_text(encoding="utf-8")
-    assert (tmp_path / "search" / "search_index.js").exists()
+    assert "--refine-edges" in (site / "command-line.html").read_text(encoding="utf-8")
+    assert (site / "search" / "search_index.js").exists()
+
+
+@pytest.mark.needs_program("chromium")
+@pytest.mark.parametrize(
+    ("question", "page", "heading"),
+    [
+        ("INT8 on Orin", "jetson.html", "int8-on-orin"),
+        ("mask as PNG", "quickstart.html", "save-the-mask-as-png"),
+        ("stream to browser", "live.html", "the-page-stream-to-a-browser"),
+    ],
+)
+def test_the_site_s_own_search_answers(site, tmp_path, question, page, heading):
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    command += ["--allow-file-access-from-files", "--virtual-time-budget=20000", "--dump-dom"]
+    address = f"file://{site}/index.html?q={question.replace(' ', '+')}"
+    done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True)
+    found = re.findall(
+        r'href="file://[^"]*/([\w-]+\.html)\?[^"#]*(#[\w-]+)?" class="md-search-result__link"', done.stdout
+    )
+    assert found[0][0] == page
+    assert (page, f"#{heading}") in found[:3]

@@ -27,6 +27,7 @@ from pipeline.flow.run import run
 from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, Image
 from pipeline.frames.pixels import frames_shape
+from pipeline.own_process import module_command
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks import open_sink
@@ -37,7 +38,7 @@ INSTALL = "pip install 'edgemask[peers]'"
 
 def our_command(job: Job, folder: Path, render: str) -> Run:
     """``python -m pipeline``, which writes a picture for each frame."""
-    command = [sys.executable, "-m", "pipeline", "--source", str(job.clip), "--model", str(job.bundle.folder)]
+    command = [*module_command("pipeline"), "--source", str(job.clip), "--model", str(job.bundle.folder)]
     command += ["--backend", "onnxruntime", "--render", render, "--output", f"{folder}{os.sep}", "--quiet"]
     start_s = time.perf_counter()
     _call([*command, "--max-frames", str(job.frames)])

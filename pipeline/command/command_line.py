@@ -7,7 +7,6 @@ import difflib
 import math
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from pipeline.errors import ERRORS_VARIABLE, EdgemaskError, OptionError
-from pipeline.signals import StoppedError, first_signal
+from pipeline.signals import StoppedError, ends_on_signals
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
@@ -115,10 +114,9 @@ def run_command(command: Callable[[], None], mistakes: tuple[type[Exception], ..
     Returns:
         The exit status: 0, 2, 130 or 143.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, first_signal)
     try:
-        command()
+        with ends_on_signals():
+            command()
     except SaidError:
         return 2
     except mistakes as error:

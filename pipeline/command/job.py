@@ -70,13 +70,14 @@ def run_job(options: RunOptions) -> None:
                         sinks.append(open_page(options.page, watched(sources, engine, health, timer), appearance))
                 service.ready(_status(options, info, window=window))
                 most = options.max_frames and options.max_frames * len(sources)
-                with Progress(info, most, quiet=options.quiet) as progress:
+                # A frame that is being written is written to its end.
+                with Progress(info, most, quiet=options.quiet) as progress, uninterrupted() as signals:
                     run(
                         sources,
                         engine,
                         appearance.views,
                         sinks,
-                        events=_Told(timer, service.pulse, progress, lost),
+                        events=_Told(timer, service.pulse, progress, lost, signals),
                         drop_oldest=options.drop_oldest,
                         max_frames=options.max_frames,
                     )
@@ -96,13 +97,18 @@ def run_job(options: RunOptions) -> None:
 
 
 class _Told(Events):
-    """Shows how far the run is, says what is wrong with it, and keeps what was lost."""
+    """Shows how far the run is, says what is wrong with it, keeps what was lost, and ends it on a signal."""
 
     def __init__(
-        self, timer: StageTimer, pulse: Callable[[], None], progress: Progress, lost: list[SinkError | SourceError]
+        self,
+        timer: StageTimer,
+        pulse: Callable[[], None],
+        progress: Progress,
+        lost: list[SinkError | SourceError],
+        signals: Sequence[int],
     ) -> None:
         super().__init__(timer)
-        self._pulse, self._progress, self._lost = pulse, progress, lost
+        self._pulse, self._progress, self._lost, self._signals = pulse, progress, lost, signals
         self._not_finite = NotFiniteLines()
 
     def written(self, frame: Frame, dropped: int) -> None:
@@ -110,6 +116,8 @@ class _Told(Events):
         self._not_finite(frame)
 
     def pulse(self) -> None:
+        if self._signals:
+            raise StoppedError(self._signals[0])
         self._pulse()
 
     def lost(self, error: SinkError | SourceError) -> None:

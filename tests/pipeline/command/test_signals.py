@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: the status that a shell expects, and nothing half-written."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -123,6 +124,28 @@ def test_without_a_signal_nothing_is_raised_and_the_handlers_come_back():
         done.append("end")
 
     assert in_command(body) == (0, ["end"])
+
+
+@pytest.mark.parametrize("swallows", ["finalizer", "callback from C"])
+def test_a_signal_that_a_finalizer_or_a_callback_swallows_ends_the_command_all_the_same(swallows):
+    class Dies:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    @ctypes.CFUNCTYPE(None)
+    def called():
+        signal.raise_signal(signal.SIGTERM)
+
+    def body(done):
+        if swallows == "finalizer":
+            Dies()
+        else:
+            called()
+        done.append("goes on")
+        time.sleep(WAIT_S)
+        done.append("not reached")
+
+    assert in_command(body) == (143, ["goes on"])
 
 
 def test_an_error_of_what_is_not_interrupted_comes_out():
