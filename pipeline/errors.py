@@ -63,6 +63,18 @@ class SourceError(EdgemaskError):
     """Frames cannot be read from a source."""
 
 
+class TruncatedError(SourceError):
+    """A file ends before its frames do.
+
+    Attributes:
+        end_s: time of the last frame that could be read, in seconds from the first.
+    """
+
+    def __init__(self, message: str, end_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.end_s = end_s
+
+
 class SinkError(EdgemaskError):
     """Frames cannot be written to an output."""
 

@@ -14,15 +14,16 @@ LIMIT_BYTES = 64 * 1024
 DEPTH_LIMIT = 20
 
 
-def read_yaml(path: Path, what: str) -> Any:
+def read_yaml(path: Path, what: str, *, as_text: bool = False) -> Any:
     """Read a file of plain values, lists and mappings; JSON is YAML too.
 
     Args:
         path: the file.
         what: how messages call it, such as "--config".
+        as_text: give every value as it is spelled, and nothing for one that is left out.
 
     Returns:
-        What ``yaml.safe_load`` makes of it.
+        What ``yaml.safe_load`` makes of it, or texts alone.
 
     Raises:
         OptionError: it cannot be read, is too large, is not YAML, or has aliases or deep nesting, which make a few lines into
@@ -44,7 +45,7 @@ def read_yaml(path: Path, what: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > DEPTH_LIMIT:
                 raise OptionError(f"{what} {path}: expected plain values and lists, got aliases or deep nesting")
-        return yaml.safe_load(content)
+        return yaml.load(content, yaml.BaseLoader if as_text else yaml.SafeLoader)
     except OptionError:
         raise
     except Exception as error:  # beside its own errors PyYAML lets those of int() and of dates through

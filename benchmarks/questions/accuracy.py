@@ -15,7 +15,7 @@ from calibration.metrics.saliency import SaliencyMetrics
 from pipeline.command.command_line import OptionParser
 from pipeline.engines import open_engine
 from pipeline.sources import open_source
-from pipeline.sources.pictures import read_picture
+from pipeline.sources.picture_file import read_picture
 
 COLUMNS = {  # entry of a result: what the table calls it
     "max_f": "max F-measure",

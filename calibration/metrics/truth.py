@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import Task
 from pipeline.errors import CalibrationError, EdgemaskError
-from pipeline.sources.pictures import read_picture
+from pipeline.sources.picture_file import read_picture
 
 Truth = NDArray[np.uint8]
 """(H, W) uint8: for "binary" 255 on the subject, 0 elsewhere and ``VOID`` of "binary" where nobody knows; for "classes" class indices,

@@ -13,7 +13,7 @@ import numpy as np
 
 from calibration.sets.selection import BRIGHTNESS_BANDS, Candidate, Seen, Split, SplitName, brightness_band
 from pipeline.frames.frame import Image, SourceInfo
-from pipeline.sources.pictures import read_picture
+from pipeline.sources.picture_file import read_picture
 
 _WIDTH = 1920
 _FEWEST_COLUMNS = 4

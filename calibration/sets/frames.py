@@ -44,7 +44,7 @@ from pipeline.errors import CalibrationError
 from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
-from pipeline.sources.pictures import read_picture
+from pipeline.sources.picture_file import read_picture
 
 DEFAULT_COUNT = 256
 LIVE_S = 600.0

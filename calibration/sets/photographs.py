@@ -14,7 +14,7 @@ from typing import Literal
 
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
-from pipeline.sources.pictures import read_picture
+from pipeline.sources.picture_file import read_picture
 
 FOLDER = Path(__file__).with_name("photographs")
 

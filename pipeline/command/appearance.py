@@ -87,7 +87,7 @@ def _background(text: str | None) -> Color | Image | None:
         return None
     if text.startswith("#"):
         return load_palette(text).color(1)  # the one color that is given; 0 is background
-    from pipeline.sources.pictures import read_picture
+    from pipeline.sources.picture_file import read_picture
 
     try:
         return read_picture(Path(text))

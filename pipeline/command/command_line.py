@@ -50,6 +50,10 @@ class OptionParser(argparse.ArgumentParser):
             message += nearest(wrong.partition("=")[0], self._option_string_actions)
         raise OptionError(f"{message} (see {self.prog} --help)")
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        # No shell has expanded "--output=~/x", nor a path in YAML: it would be a new folder of the name "~".
+        return super()._get_value(action, os.path.expanduser(arg_string) if arg_string.startswith("~") else arg_string)
+
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]

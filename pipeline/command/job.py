@@ -63,7 +63,7 @@ def run_job(options: RunOptions) -> None:
         service = stack.enter_context(Service(health))
         summary = Summary(sources, info, timer, appearance.governor)
         try:
-            with ended(sinks, live=info.live):
+            with ended(sinks, live=info.live, on_truncated=options.on_truncated):
                 open_outputs(sinks, options, sources, appearance, classes=engine.bundle.manifest.classes, window=window)
                 if options.page is not None:
                     with uninterrupted():  # a page that is open must be in the list
@@ -130,6 +130,8 @@ def _open_sources(options: RunOptions, stack: ExitStack) -> list[Source]:
     for source in sources:
         stack.callback(source.close)
         log.info(f"source: {source.info.name}, {source.info.description}")
+        if source.info.left_out:
+            log.info(f"{source.info.name}: left out of the outputs: {source.info.left_out}")
     return sources
 
 

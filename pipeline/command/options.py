@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.command.command_line import OptionParser, nearest, share, whole_number
-from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OutputOptions, RunOptions
+from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OnTruncated, OutputOptions, RunOptions
 from pipeline.engines import ENGINES
 from pipeline.errors import OptionError
 from pipeline.page.options import ADDRESS, Limits, PageOptions
@@ -100,8 +100,16 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         page,
         drop_oldest=_DROP[values["drop"]],
         max_frames=values["max_frames"],
+        on_truncated=values["on_truncated"],
         quiet=values["quiet"],
     )
+
+
+# What YAML takes for true and false. It is read as text, or "off" would be false, and 10:30 would be 630.
+_SWITCHES = {
+    **dict.fromkeys(("true", "True", "TRUE", "yes", "on"), True),
+    **dict.fromkeys(("false", "False", "FALSE", "no", "off"), False),
+}
 
 
 class _Parser(OptionParser):
@@ -169,6 +177,13 @@ def _add_input(parser: OptionParser) -> None:
         "auto = latest for cameras and streams, never for files (default: %(default)s)",
     )
     parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end each source after N frames")
+    parser.add_argument(
+        "--on-truncated",
+        default="auto",
+        choices=get_args(OnTruncated),
+        help="a file that is cut off: keep = what came before it is kept, as NAME.cut-off.mp4; refuse = it is not; auto = keep from a "
+        "minute on; the status is 2 in any case (default: %(default)s)",
+    )
 
 
 def _add_outputs(parser: OptionParser) -> None:
@@ -357,7 +372,7 @@ def _add_page(group: argparse._ArgumentGroup) -> None:
 def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
     from pipeline.yaml_file import read_yaml  # few runs read YAML, and all would wait for its package
 
-    entries = read_yaml(path, "--config")
+    entries = read_yaml(path, "--config", as_text=True)
     if not isinstance(entries, dict):
         raise OptionError(f"--config {path}: expected options as 'name: value', got {type(entries).__name__}")
     actions = {
@@ -372,16 +387,21 @@ def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
             hint = nearest(name, actions) or f": there are {', '.join(actions)}"
             raise OptionError(f"--config {path}: unknown key {key!r}{hint}")
         action = actions[name]
-        if isinstance(value, bool):
-            if action.nargs not in (0, "?"):
-                raise OptionError(f"--config {path}: {key}: expected a value, got {str(value).lower()}")
-            arguments += [f"--{name}"] if value else []
+        if value in ("", None):
+            raise OptionError(
+                f"--config {path}: {key}: expected a value, got none: after # all is a comment, so put quotes around a color, "
+                f'{key}: "#ff0000", or take the line out'
+            )
+        if action.nargs == 0 or (action.nargs == "?" and value in _SWITCHES):
+            if value not in _SWITCHES:
+                raise OptionError(f"--config {path}: {key}: expected true or false, got {value!r}")
+            arguments += [f"--{name}"] if _SWITCHES[value] else []
             continue
         if isinstance(value, list) and not isinstance(action, argparse._AppendAction):
             raise OptionError(f"--config {path}: {key}: expected one value, got a list")
         # Checked before anything is made a string: a few nested aliases would fill the memory.
-        items = value if isinstance(value, list) else [] if value is None else [value]
-        if any(item is None or isinstance(item, (bool, list, dict, set)) for item in items):
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str) and item for item in items):
             raise OptionError(f"--config {path}: {key}: expected a value or a list of values, got something nested")
         arguments += [f"--{name}={item}" for item in items]
     return arguments

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.command.appearance import Appearance
-from pipeline.command.run_options import OutputOptions, RunOptions
+from pipeline.command.run_options import OnTruncated, OutputOptions, RunOptions
 from pipeline.command.service import Health
-from pipeline.errors import OptionError, SinkError, SourceError
+from pipeline.errors import OptionError, SinkError, SourceError, TruncatedError
 from pipeline.frames.frame import SourceInfo
 from pipeline.page.options import PageOptions, Watched
 from pipeline.signals import StoppedError, uninterrupted
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from pipeline.engines.base import Engine
 
 log = logger_of(__name__)
+
+# Of a file of which so much could be read, nobody wants to compute it again.
+_LONG_S = 60.0
 
 
 def check_outputs(options: OutputOptions) -> None:
@@ -157,22 +160,35 @@ def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> Sin
 
 
 @contextmanager
-def ended(sinks: Sequence[Sink], *, live: bool) -> Iterator[None]:
+def ended(sinks: Sequence[Sink], *, live: bool, on_truncated: OnTruncated = "auto") -> Iterator[None]:
     """End outputs with the body: complete, or without a result where it fails.
 
-    A recording that was stopped, or whose camera failed, is worth keeping; half of a file's video is not.
+    A recording that was stopped, or whose camera failed, is worth keeping. Half of a file's video is not, but for one whose file
+    itself ends too soon, under a name that says so.
 
     Args:
         sinks: those that are there at the end.
         live: a source is.
+        on_truncated: whether the part of a file that is cut off is kept; "auto": from a minute on.
 
     Raises:
+        TruncatedError: a file was cut off; with what was kept of it.
         SinkError: an output cannot be ended complete.
     """
     try:
         yield
         with uninterrupted():  # a video that is all written needs only its last bytes
             _end(sinks, keep=True)
+    except TruncatedError as error:
+        keep = on_truncated == "keep" or (on_truncated == "auto" and error.end_s > _LONG_S)
+        for sink in sinks:
+            if keep:
+                sink.cut_off()
+        _end(sinks, keep=keep)
+        kept = ", ".join(sink.written for sink in sinks if sink.written)
+        if keep and kept:
+            raise TruncatedError(f"{error}; kept as {kept}", error.end_s) from error
+        raise
     except BaseException as error:
         _end(sinks, keep=isinstance(error, StoppedError) or (live and isinstance(error, (SourceError, SinkError))))
         raise

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.page.options import PageOptions
 from pipeline.sinks.options import SinkOptions
 from pipeline.sources.options import LiveOptions
+
+OnTruncated = Literal["auto", "keep", "refuse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class RunOptions:
         live: how long cameras and streams are waited for.
         page: the page; None: there is none.
         drop_oldest: give the engine the newest frame and drop older ones; None: for live sources.
+        on_truncated: of a file that is cut off, "keep" what came before under a name that says so, "refuse" it, or "auto": keep it
+            from a minute on.
         max_frames: end after so many frames of a source; None: with its last one.
         quiet: say nothing but warnings and errors.
     """
@@ -109,4 +114,5 @@ class RunOptions:
     page: PageOptions | None = None
     drop_oldest: bool | None = None
     max_frames: int | None = None
+    on_truncated: OnTruncated = "auto"
     quiet: bool = False

@@ -32,6 +32,8 @@ class Frame:
         view: (h, w, 3) uint8, BGR, what outputs show. None before rendering.
         not_finite: how many of the network's scores, of which the mask was made, are NaN or infinite; 0 where nobody counts them.
         stale: the mask is of an earlier picture, and this one has changed since.
+        sample_aspect: the shape of a pixel as it is to be shown, width to height; 1 if it is square.
+        alpha: (H, W) uint8, how opaque the source says the picture is, 255 where it is wholly; None: everywhere.
     """
 
     pixels: Image
@@ -45,6 +47,8 @@ class Frame:
     view: Image | None = None
     not_finite: int = 0
     stale: bool = False
+    sample_aspect: Fraction = Fraction(1)
+    alpha: Image | None = None
     _bgr: Image | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -117,6 +121,7 @@ class SourceInfo:
         frame_count: how many frames to expect; None when unknown or endless.
         live: frames come at their own time and cannot wait.
         paths: the local files that are read, so that no output overwrites them.
+        left_out: what the source holds beside its pictures and no output gets, such as sound, for one line; empty if nothing.
     """
 
     name: str
@@ -127,6 +132,7 @@ class SourceInfo:
     frame_count: int | None = None
     live: bool = False
     paths: tuple[str, ...] = ()
+    left_out: str = ""
 
 
 def check_mask(what: str, image_hwc: Image, mask_hw: Image) -> None:

@@ -7,11 +7,13 @@ import threading
 import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from fractions import Fraction
 
 import cv2
 import numpy as np
 
 from pipeline.frames.frame import Frame, Image
+from pipeline.render.square import squared
 
 LONGEST_SIDE = 1280
 """Larger pictures are reduced to this width or height: more is not seen on a page and costs the network."""
@@ -59,6 +61,7 @@ class Channel:
         self._waiting: Image | None = None  # the newest view, until it is encoded
         self._spare: Image | None = None  # memory for the one after it
         self._number = self._index = 0
+        self._sample_aspect = Fraction(1)
         self._due_s = 0.0
         self._told = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -88,7 +91,7 @@ class Channel:
             np.copyto(memory, frame.view)
             self._waiting = memory
             self._number += 1
-            self._index = frame.index
+            self._index, self._sample_aspect = frame.index, frame.sample_aspect
             if self._loop is not None and not self._told:
                 self._told = True  # one call at a time, should the loop be late
                 self._loop.call_soon_threadsafe(self._tell)
@@ -126,10 +129,10 @@ class Channel:
     def _encoded(self) -> Picture | None:
         with self._lock:
             view, self._waiting = self._waiting, None
-            number, index = self._number, self._index
+            number, index, sample_aspect = self._number, self._index, self._sample_aspect
         if view is None:
             return self._newest
-        picture = Picture(number, index, encode(view))
+        picture = Picture(number, index, encode(squared(view, sample_aspect)))
         with self._lock:
             self._spare = view
         return picture

@@ -79,6 +79,9 @@ class Sink(ABC):
         """
         return
 
+    def cut_off(self) -> None:  # noqa: B027 - most outputs show by themselves what they hold
+        """Called before ``close`` where the source ended too soon: the result's name is to say so."""
+
     def discard(self) -> None:
         """End without a result: leave nothing half-written behind. Safe to call twice and after ``close``."""
         self.close()
@@ -90,6 +93,11 @@ def scratch_path(path: Path) -> Path:
     The name is known before the file is made, so that it can be removed whatever happens; its suffix tells the format.
     """
     return path.with_name(f".edgemask.{secrets.token_hex(8)}{path.suffix}")
+
+
+def cut_off_path(path: Path) -> Path:
+    """What a result is called that ends before its source does: "out.cut-off.mp4"."""
+    return path.with_name(f"{path.stem}.cut-off{path.suffix}")
 
 
 def make_room(path: Path) -> None:

@@ -119,15 +119,16 @@ class H264Muxer:
         self._reformatter = VideoReformatter()
         self._container = av.open(target, "w", format=container_format, options=dict(options or {}))
 
-    def write(self, view: Image, pts_s: float) -> None:
+    def write(self, view: Image, pts_s: float, sample_aspect: Fraction = Fraction(1)) -> None:
         """Encode a picture.
 
         Args:
             view: (H, W, 3) uint8 BGR; one of another size than the first is scaled into it. Not kept.
             pts_s: its time stamp; moved forward where it does not increase.
+            sample_aspect: the shape of its pixels, width to height; the first picture's is that of the stream.
         """
         view = even(view)
-        stream = self._stream or self._start((view.shape[0], view.shape[1]))
+        stream = self._stream or self._start((view.shape[0], view.shape[1]), sample_aspect)
         picture = self._reformatter.reformat(
             av.VideoFrame.from_ndarray(view, format="bgr24"),
             width=stream.width,
@@ -161,7 +162,7 @@ class H264Muxer:
         with contextlib.suppress(*Error):
             self._container.close()
 
-    def _start(self, size_hw: tuple[int, int]) -> av.VideoStream:
+    def _start(self, size_hw: tuple[int, int], sample_aspect: Fraction) -> av.VideoStream:
         encoder = choose_encoder(self._wanted, size_hw, live=self._live)
         try:
             added = self._container.add_stream(encoder.name, rate=self._fps, options=dict(encoder.options))
@@ -176,6 +177,9 @@ class H264Muxer:
         context = stream.codec_context
         context.colorspace, context.color_primaries, context.color_trc = _BT709, _BT709, _BT709
         context.color_range = ColorRange.MPEG
+        if sample_aspect != 1:
+            # The codec keeps 16 bits of each number, and some containers are written from the stream's alone.
+            context.sample_aspect_ratio = sample_aspect.limit_denominator(1000)
         if self._live:
             context.gop_size = max(1, round(self._fps * Fraction(_KEYFRAME_EVERY_S)))
         self._stream, self.size_hw, self.description = stream, size_hw, encoder.description

@@ -20,7 +20,7 @@ from pipeline.frames.frame import Frame, Image
 from pipeline.redaction import redact
 from pipeline.render.look import subject_level
 from pipeline.render.overlay import Renderer
-from pipeline.sinks.base import Sink, make_room, scratch_path
+from pipeline.sinks.base import Sink, cut_off_path, make_room, scratch_path
 from pipeline.sinks.disk import FreeSpace
 from pipeline.sinks.kinds import SinkKind
 from pipeline.terminal import logger_of
@@ -138,6 +138,12 @@ class JsonLinesSink(Sink):
             except OSError as error:
                 self.discard()
                 raise SinkError(f"{self._path}: cannot be finished ({error.strerror})") from error
+
+    def cut_off(self) -> None:
+        """Let the file's name say that it is a part."""
+        if self._scratch is not None and self._path is not None:
+            self._path = cut_off_path(self._path)
+            self.written = str(self._path)
 
     def discard(self) -> None:
         """Remove what was written of a job that has an end."""

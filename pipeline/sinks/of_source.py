@@ -40,6 +40,10 @@ class OfSource(Sink):
         """Finish the output."""
         self._sink.close()
 
+    def cut_off(self) -> None:
+        """Tell the output that its source ended too soon."""
+        self._sink.cut_off()
+
     def discard(self) -> None:
         """Discard the output."""
         self._sink.discard()

@@ -94,7 +94,11 @@ class OnePictureSink(Sink):
 def _content(frame: Frame, renderer: Renderer) -> NDArray[np.uint8]:
     if frame.mask is None or frame.view is None:
         raise ValueError(f"{frame!r} has no mask or view yet")
-    return picture_of(frame.image, frame.mask, frame.view, renderer)
+    picture = picture_of(frame.image, frame.mask, frame.view, renderer)
+    if frame.alpha is not None and picture.shape[2:] == (4,):
+        # What its source hid stays hidden.
+        picture[..., 3] = np.minimum(picture[..., 3], frame.alpha)
+    return picture
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -90,7 +91,7 @@ class RecordingSink(Sink):
         try:
             self._space.check()
             segment = self._segment_for(view, frame.pts_s)
-            segment.write(view, frame.pts_s)
+            segment.write(view, frame.pts_s, frame.sample_aspect)
         except SinkError as error:
             raise self._end(str(error)) from error
         except Error as error:
@@ -237,10 +238,10 @@ class _Segment:
             path.unlink()
             raise
 
-    def write(self, view: Image, pts_s: float) -> None:
+    def write(self, view: Image, pts_s: float, sample_aspect: Fraction) -> None:
         """Encode a picture; an error of FFmpeg leaves the file to `close`."""
         try:
-            self._muxer.write(view, pts_s - self.start_pts_s)
+            self._muxer.write(view, pts_s - self.start_pts_s, sample_aspect)
         except (SinkError, *Error):
             self._is_broken = True
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import SinkError
 from pipeline.frames.frame import Frame
-from pipeline.sinks.base import Sink, make_room, scratch_path
+from pipeline.sinks.base import Sink, cut_off_path, make_room, scratch_path
 from pipeline.sinks.h264 import Error, H264Muxer, reason
 from pipeline.sinks.kinds import SinkKind
 from pipeline.terminal import logger_of
@@ -68,7 +68,7 @@ class VideoSink(Sink):
         if frame.view is None or self._muxer is None:
             raise ValueError(f"{frame!r} has no view, or the output is closed")
         try:
-            self._muxer.write(frame.view, frame.pts_s)
+            self._muxer.write(frame.view, frame.pts_s, frame.sample_aspect)
         except SinkError as error:
             raise SinkError(f"{self._path}: {error}") from error
         except Error as error:
@@ -91,6 +91,11 @@ class VideoSink(Sink):
         except Error as error:
             self._abandon(muxer)
             raise SinkError(f"{self._path}: cannot be finished ({reason(error)})") from error
+
+    def cut_off(self) -> None:
+        """Let the file's name say that it is a part."""
+        self._path = cut_off_path(self._path)
+        self.written = str(self._path)
 
     def discard(self) -> None:
         """Remove what was written."""

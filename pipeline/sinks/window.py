@@ -20,6 +20,7 @@ from pipeline.render.controls import Command, Controls
 from pipeline.render.hud import draw_help
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
+from pipeline.render.square import squared
 from pipeline.sinks import open_sink
 from pipeline.sinks.base import Sink
 from pipeline.sinks.kinds import SinkKind
@@ -180,7 +181,7 @@ class WindowSink(Sink):
 
     def _show(self, frame: Frame) -> None:
         assert frame.view is not None
-        view = _shrunk(frame.view)
+        view = squared(_shrunk(frame.view), frame.sample_aspect)
         try:
             if self._window_wh is None:
                 self._open_window(view)

@@ -164,8 +164,8 @@ class GstreamerConnection(Connection):
                     pictures_now = reader.received(count)
                 except ValueError as error:
                     raise LostError(f"expected pictures of {LAUNCH}, got {error}") from error
-                for pixels, kind in pictures_now:
-                    yield Picture(pixels, format=kind)
+                for pixels, kind, aspect in pictures_now:
+                    yield Picture(pixels, format=kind, sample_aspect=aspect)
 
     def _listen(self, errors: int) -> bool:
         text = os.read(errors, 1 << 14)

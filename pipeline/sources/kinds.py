@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import SourceError
 from pipeline.registry import Registry, Row, listed
+from pipeline.sources.content import content_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,8 @@ def kind_of(spec: str) -> SourceKind:
     if os.path.isdir(spec) or (any(mark in spec for mark in "*?[") and not is_there):
         return next(kind for kind in own if kind.folders)
     return (
-        _by_suffix(spec, own)
+        _by_content(spec, own)
+        or _by_suffix(spec, own)
         or _by_form(spec, is_there, SOURCES.others.values())
         or _by_suffix(spec, SOURCES.others.values())
         or next(kind for kind in own if kind.files)
@@ -88,6 +90,14 @@ def _by_form(spec: str, is_there: bool, kinds: Iterable[SourceKind]) -> SourceKi
         if kind.pattern and re.fullmatch(kind.pattern, spec, re.DOTALL) and not is_path:
             return kind
     return None
+
+
+def _by_content(spec: str, kinds: Iterable[SourceKind]) -> SourceKind | None:
+    """For a file whose suffix says something else than its content, or nothing."""
+    said, found = _by_suffix(spec, kinds), content_of(spec)
+    if found is None or (found == "picture" and said is not None and said.files):
+        return None  # a file of an animation is a video too
+    return next(kind for kind in kinds if (kind.folders if found == "picture" else kind.files))
 
 
 def _by_suffix(spec: str, kinds: Iterable[SourceKind]) -> SourceKind | None:

@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 
 from pipeline.errors import SourceError
@@ -48,6 +49,7 @@ class Picture:
         corrupt: it was damaged on the way.
         format: of ``pixels``: "bgr" or "nv12".
         captured_ns: ``time.monotonic_ns()`` when it was complete.
+        sample_aspect: the shape of a pixel, width to height.
     """
 
     pixels: Image | None
@@ -55,6 +57,7 @@ class Picture:
     corrupt: bool = False
     format: Pixels = "bgr"
     captured_ns: int = field(default_factory=time.monotonic_ns)
+    sample_aspect: Fraction = Fraction(1)
 
 
 class Connection(ABC):
@@ -191,7 +194,16 @@ class LiveSource(Source):
             return None
         pts_s = self._clock(picture.captured_ns, picture.pts_s)
         name = f"{self._stem}_{index:06d}"
-        return Frame(picture.pixels, index, pts_s, self.info.name, name, picture.format, picture.captured_ns)
+        return Frame(
+            picture.pixels,
+            index,
+            pts_s,
+            self.info.name,
+            name,
+            picture.format,
+            picture.captured_ns,
+            sample_aspect=picture.sample_aspect,
+        )
 
     def _back_off(self, problem: str) -> None:
         """Wait before the next attempt, a random time so that a hundred boxes do not come back in step."""

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from pipeline.errors import SourceError
-from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
+from pipeline.sources.content import content_of
+from pipeline.sources.display import Notes
 from pipeline.sources.kinds import SourceKind
+from pipeline.sources.picture_file import Picture, count_pictures, read_all, read_one
 
 # fmt: off
 PICTURES = SourceKind(
@@ -27,7 +27,7 @@ PICTURES = SourceKind(
     forms=("a picture", "a folder", "a glob"),
     suffixes=(
         ".avif", ".bmp", ".dib", ".exr", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pic", ".png",
-        ".pnm", ".ppm", ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp",
+        ".pnm", ".ppm", ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp", ".apng", ".heic", ".heif", ".hif", ".jfif",
     ),
     folders=True,
 )
@@ -38,30 +38,43 @@ class PictureSource(Source):
     """A picture, the pictures of a folder (not of folders in it), or what a glob matches (``**`` for folders in folders).
 
     Order is that of the names, with numbers in them counted as numbers. Pictures are read as they are shown: turned by their
-    EXIF orientation, gray made BGR, 16 bits made 8, an alpha channel left out. A picture that cannot be read does not stop the
-    others: it is named in the error that ends the iteration.
+    EXIF orientation, in sRGB's colors, on white where they are transparent, gray made BGR, 16 bits made 8. A picture that cannot be
+    read does not stop the others: it is named in the error that ends the iteration. One animation or document gives all its
+    pictures, each for its time.
     """
 
     def __init__(self, spec: str) -> None:
-        self._paths = _find(spec)
+        self._paths, left_out = _find(spec)
         self._names = _distinct_names(self._paths, _root(spec))
         count = len(self._paths)
+        self._pages = count_pictures(self._paths[0]) if count == 1 else 1
+        if self._pages > 1:
+            description = f"{self._pages} pictures of one file"
+        else:
+            description = "1 picture" if count == 1 else f"{count} pictures"
         self.info = SourceInfo(
             name=Path(spec).name or spec,
-            description="1 picture" if count == 1 else f"{count} pictures",
-            frame_count=count,
+            description=description,
+            frame_count=max(count, self._pages),
             paths=tuple(str(path) for path in self._paths),
+            left_out=left_out,
         )
 
     def __iter__(self) -> Iterator[Frame]:
+        note = Notes(self.info.name)
+        if self._pages > 1:
+            yield from self._animation(note)
+            return
         unreadable: list[str] = []
         for index, (path, name) in enumerate(zip(self._paths, self._names, strict=True)):
             try:
-                image = read_picture(path)
+                picture = read_one(path)
+                if len(self._paths) > 1 and count_pictures(path) > 1:
+                    note(f"{path.name}: an animation or document: its first picture alone is read")
             except SourceError as error:
                 unreadable.append(str(error))
                 continue
-            yield Frame(image, index, float(index), self.info.name, name)
+            yield self._frame(picture, index, float(index), name, note)
         if len(unreadable) == 1:
             raise SourceError(unreadable[0])
         if unreadable:
@@ -69,38 +82,21 @@ class PictureSource(Source):
                 f"{len(unreadable)} of {len(self._paths)} pictures could not be read, the first: {unreadable[0]}"
             )
 
+    def _animation(self, note: Notes) -> Iterator[Frame]:
+        """All pictures of one file, each for its time."""
+        pts_s = 0.0
+        for index, picture in enumerate(read_all(self._paths[0])):
+            yield self._frame(picture, index, pts_s, f"{self._names[0]}_{index:06d}", note)
+            pts_s += picture.duration_s
 
-def read_picture(path: Path) -> Image:
-    """Read a picture file as it is shown.
-
-    Returns:
-        (H, W, 3) uint8, BGR, contiguous. Owned by the caller.
-
-    Raises:
-        SourceError: it is missing, no picture, damaged, or larger than OPENCV_IO_MAX_IMAGE_PIXELS allows.
-    """
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    except cv2.error as error:
-        if "MAX_IMAGE" not in str(error):
-            raise SourceError(f"{path}: expected a picture, got a file that cannot be decoded ({error.err})") from error
-        limit = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 30))
-        raise SourceError(
-            f"{path}: expected a picture of at most {limit} pixels, got a larger one: "
-            "make it smaller, or set OPENCV_IO_MAX_IMAGE_PIXELS"
-        ) from error
-    if image is None:
-        raise SourceError(
-            f"{path}: expected a picture, got {'an empty file' if not content.size else 'a file that is none or is damaged'}"
-        )
-    return np.ascontiguousarray(image, dtype=np.uint8)
+    def _frame(self, picture: Picture, index: int, pts_s: float, name: str, note: Notes) -> Frame:
+        for sentence in picture.notes:
+            note(sentence)
+        return Frame(picture.image, index, pts_s, self.info.name, name, alpha=picture.alpha)
 
 
-def _find(spec: str) -> list[Path]:
+def _find(spec: str) -> tuple[list[Path], str]:
+    """The pictures, and how many other files there are, in words."""
     if os.path.isdir(spec):
         kind = "folder"
         try:
@@ -108,16 +104,20 @@ def _find(spec: str) -> list[Path]:
         except OSError as error:
             raise SourceError(f"{spec}: cannot be read ({error.strerror})") from error
     elif os.path.exists(spec):
-        return [Path(spec)]
+        return [Path(spec)], ""
     elif glob.has_magic(spec):
         kind, found = "pattern", [Path(entry) for entry in glob.iglob(spec, recursive=True)]
     else:
         raise SourceError(f"{spec}: no such file")
-    pictures = {entry for entry in found if entry.suffix.lower() in PICTURES.suffixes and os.path.isfile(entry)}
+    files = [entry for entry in found if os.path.isfile(entry)]
+    pictures = {one for one in files if one.suffix.lower() in PICTURES.suffixes or content_of(str(one)) == "picture"}
     if not pictures:
-        suffixes = " ".join(sorted(PICTURES.suffixes))
-        raise SourceError(f"{spec}: expected pictures ({suffixes}), got a {kind} with none")
-    return sorted(pictures, key=_natural_order)
+        raise SourceError(f"{spec}: expected pictures ({' '.join(sorted(PICTURES.suffixes))}), got a {kind} with none")
+    others = sorted((one for one in files if one not in pictures), key=_natural_order)
+    left_out = (
+        f"{len(others)} files that are no pictures ({others[0].name}{', …' if others[1:] else ''})" if others else ""
+    )
+    return sorted(pictures, key=_natural_order), left_out
 
 
 def _natural_order(path: Path) -> tuple[tuple[bool, int, str], ...]:

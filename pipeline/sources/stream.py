@@ -16,10 +16,12 @@ from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact
 from pipeline.sources.address import Address
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
+from pipeline.sources.display import pixel_shape
 from pipeline.sources.gstreamer import GstreamerConnection, has_jetson_decoder, jetson_rtsp
 from pipeline.sources.kinds import SourceKind
 from pipeline.sources.live import Connection, LifeSigns, LiveSource, LostError, Picture
 from pipeline.sources.options import LiveOptions
+from pipeline.sources.tracks import film_of
 
 STREAM = SourceKind(
     name="stream",
@@ -113,19 +115,20 @@ class StreamConnection(Connection):
             ) from None
         except (av.error.FFmpegError, ValueError) as error:
             raise self._lost(error, time.monotonic() - started_s) from None
-        streams = container.streams.video
+        film = film_of(container)
         problem = None
-        if not streams:
+        if film is None:
             problem = f"{address.name}: expected a stream, got one without pictures"
-        elif streams[0].height * streams[0].width > MAX_PIXELS:
-            problem = f"{address.name}: expected frames of at most {MAX_PIXELS} pixels, got {streams[0].width}×{streams[0].height}"
+        elif film.height * film.width > MAX_PIXELS:
+            problem = f"{address.name}: expected frames of at most {MAX_PIXELS} pixels, got {film.width}×{film.height}"
         if problem is not None:
             container.close()
             raise SourceError(problem)
         return container
 
     def _pictures(self, container: av.container.InputContainer) -> Iterator[Picture]:
-        stream = container.streams.video[0]
+        stream = film_of(container)
+        assert stream is not None  # it was checked
         context = stream.codec_context
         context.options = {"max_pixels": str(MAX_PIXELS)}  # a later picture may claim more than the first
         context.thread_type = "SLICE"  # threads that take a frame each would give every frame that much later
@@ -134,7 +137,7 @@ class StreamConnection(Connection):
             # each would become a picture, half of it green, that is not even marked as damaged.
             context.flags2 |= Flags2.chunks
         timed = container.format.name not in _WITHOUT_TIMES
-        to_pixels, life = ToPixels(self._pixels), LifeSigns()
+        to_pixels, life = ToPixels(self._pixels, pixel_shape(stream.sample_aspect_ratio)), LifeSigns()
         for packet in container.demux(stream):
             try:
                 pictures = packet.decode()
@@ -146,8 +149,8 @@ class StreamConnection(Connection):
                 pts_s = None
                 if timed and decoded.pts is not None and decoded.time_base is not None:
                     pts_s = float(decoded.pts * decoded.time_base)
-                pixels, kind = to_pixels(decoded)
-                yield Picture(pixels, pts_s, decoded.is_corrupt, kind)
+                pixels, kind, aspect = to_pixels(decoded)
+                yield Picture(pixels, pts_s, decoded.is_corrupt, kind, sample_aspect=aspect)
             if life.due() and not pictures:
                 yield Picture(None)
 

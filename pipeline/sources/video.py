@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import av.error
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, TruncatedError
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
+from pipeline.sources.completeness import is_cut_off
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
+from pipeline.sources.display import Notes, pixel_shape
 from pipeline.sources.kinds import SourceKind
+from pipeline.sources.tracks import film_of, left_out
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 VIDEO = SourceKind(
     name="video",
@@ -33,9 +39,11 @@ CONTAINERS = (
     "asf,avi,av1,dv,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,"
     "rm,webp_anim,yuv4mpegpipe"
 )
-# Containers that know how long they are. A stream made to be cut anywhere (MPEG-TS) cannot be cut off.
-_COMPLETE = frozenset(("avi", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"))
-# A file ends where its header says, give or take: the last frame's duration is not always written.
+# Where parts of several recordings may follow each other, each with its own clock.
+_TRANSPORTS = frozenset(("mpegts", "mpeg"))
+# A stamp that goes back so far, or in a transport stream ahead so far, is another clock's.
+_BACK_S, _AHEAD_S = 0.5, 5.0
+# A file ends where its header says, give or take what two frames last, and this.
 _MISSING_S = 1.0
 
 
@@ -59,10 +67,12 @@ class VideoSource(Source):
             raise SourceError(
                 f"{spec}: expected a video, got a file that is none or is cut off ({reason(error)})"
             ) from error
-        if not self._container.streams.video:
+        film = film_of(self._container)
+        if film is None:
+            beside = " but a cover" if self._container.streams.video else ""
             self._container.close()
-            raise SourceError(f"{spec}: expected a video, got a file without a picture track")
-        stream = self._stream = self._container.streams.video[0]
+            raise SourceError(f"{spec}: expected a video, got a file without a picture track{beside}")
+        stream = self._stream = film
         stream.thread_type = "AUTO"
         height, width = stream.height, stream.width
         if height * width > MAX_PIXELS:
@@ -78,6 +88,7 @@ class VideoSource(Source):
             time_base=stream.time_base or Fraction(1, 90_000),
             frame_count=count or self._count_from_duration(fps),
             paths=(str(self._path),),
+            left_out=left_out(self._container, stream),
         )
 
     def _count_from_duration(self, fps: Fraction | None) -> int | None:
@@ -86,12 +97,12 @@ class VideoSource(Source):
         return max(1, round(self._container.duration / av.time_base * fps))
 
     def __iter__(self) -> Iterator[Frame]:
-        first_pts: int | None = None
-        last_s = end_s = 0.0
+        end_s = 0.0
         cut = False
-        step_s = float(1 / self.info.fps) if self.info.fps else 0.04
         stem, index = self._path.stem, 0
-        to_pixels = ToPixels(self.pixels)
+        note = Notes(self.info.name)
+        clock = FileClock(self.info.fps, is_transport=self._container.format.name in _TRANSPORTS, note=note)
+        to_pixels = ToPixels(self.pixels, pixel_shape(self._stream.sample_aspect_ratio), note)
         try:
             for packet in self._container.demux():
                 if packet.size:
@@ -102,25 +113,33 @@ class VideoSource(Source):
                     end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
                 for decoded in packet.decode():
                     assert isinstance(decoded, av.VideoFrame)
-                    if decoded.pts is None:
-                        pts_s = last_s + step_s if index else 0.0
-                    else:
-                        if first_pts is None:
-                            first_pts = decoded.pts
-                        pts_s = float((decoded.pts - first_pts) * (decoded.time_base or self.info.time_base))
-                    last_s = pts_s
-                    pixels, kind = to_pixels(decoded)
-                    yield Frame(pixels, index, pts_s, self.info.name, f"{stem}_{index:06d}", kind)
+                    stamp_s = (
+                        None if decoded.pts is None else float(decoded.pts * (decoded.time_base or self.info.time_base))
+                    )
+                    pts_s = clock(stamp_s)
+                    pixels, kind, aspect = to_pixels(decoded)
+                    yield Frame(pixels, index, pts_s, self.info.name, f"{stem}_{index:06d}", kind, sample_aspect=aspect)
                     index += 1
         except av.error.FFmpegError as error:
-            raise SourceError(f"{self._path}: cut off or damaged after {index} frames ({reason(error)})") from error
+            raise TruncatedError(
+                f"{self._path}: cut off or damaged after {index} frames ({reason(error)})", clock.last_s
+            ) from error
         if index == 0:
             raise SourceError(f"{self._path}: expected frames, got none that can be decoded: the file is damaged")
+        self._check_end(index, end_s, clock, cut=cut)
+
+    def _check_end(self, frames: int, end_s: float, clock: FileClock, *, cut: bool) -> None:
         declared_s = self._declared_end_s()
-        if self._container.format.name in _COMPLETE and (cut or (declared_s and end_s < declared_s - _MISSING_S)):
+        container = self._container.format.name
+        if (cut and container not in _TRANSPORTS) or is_cut_off(self._path, container):
             length = f" of {declared_s:.1f} s" if declared_s else ""
-            raise SourceError(
-                f"{self._path}: expected a complete file{length}, got one that is cut off after {index} frames"
+            raise TruncatedError(
+                f"{self._path}: expected a complete file{length}, got one that is cut off after {frames} frames",
+                clock.last_s,
+            )
+        if declared_s and end_s < declared_s - max(_MISSING_S, 2 * clock.step_s):
+            log.info(
+                f"{self.info.name}: its header says {declared_s:.1f} s, and its frames end after {end_s:.1f} s: taken as complete"
             )
 
     def _declared_end_s(self) -> float | None:
@@ -138,3 +157,55 @@ class VideoSource(Source):
     def close(self) -> None:
         """Close the file."""
         self._container.close()
+
+
+class FileClock:
+    """Presentation times that strictly increase, counted from the first frame's.
+
+    Stamps are kept as they are, at whatever rate. Where they go back, or in a transport stream far ahead, another recording
+    begins (``cat a.ts b.ts``) or the counter has wrapped: time then goes on by the mean step of the frames so far.
+
+    Args:
+        fps: the file's mean rate in Hz; None if it has none.
+        is_transport: whether stamps may jump ahead too.
+        note: told once when they have jumped.
+
+    Attributes:
+        last_s: time of the last frame.
+    """
+
+    _LEAST_S = 1e-4
+
+    def __init__(
+        self, fps: Fraction | None, *, is_transport: bool, note: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._nominal_s = float(1 / fps) if fps else 0.04
+        self._is_transport, self._note = is_transport, note
+        self._stamp_s: float | None = None  # of the last frame that had one
+        self._offset_s = 0.0
+        self._frames = 0
+        self.last_s = 0.0
+
+    @property
+    def step_s(self) -> float:
+        """Mean time between frames so far."""
+        return self.last_s / (self._frames - 1) if self._frames > 1 and self.last_s else self._nominal_s
+
+    def __call__(self, stamp_s: float | None) -> float:
+        """The time of the next frame, by its stamp in seconds, if it has one."""
+        if not self._frames:
+            pts_s = 0.0
+            self._offset_s = -(stamp_s or 0.0)
+        elif stamp_s is None:
+            pts_s = self.last_s + self.step_s
+        else:
+            pts_s = stamp_s + self._offset_s
+            jump_s = stamp_s - self._stamp_s if self._stamp_s is not None else 0.0
+            if jump_s < -_BACK_S or (self._is_transport and jump_s > _AHEAD_S):
+                pts_s = self.last_s + self.step_s
+                self._offset_s = pts_s - stamp_s
+                self._note(f"its time stamps jump by {jump_s:+.1f} s at {pts_s:.1f} s: time goes on at its mean rate")
+        self._stamp_s = self._stamp_s if stamp_s is None else stamp_s
+        self.last_s = max(pts_s, self.last_s + self._LEAST_S) if self._frames else pts_s
+        self._frames += 1
+        return self.last_s

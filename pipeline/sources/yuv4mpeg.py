@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 import av
 import numpy as np
 
 from pipeline.frames.pixels import Pixels
 from pipeline.sources.decoded import MAX_PIXELS, Decoded, ToPixels
+from pipeline.sources.display import SQUARE, pixel_shape
 
 _LINE_BYTES = 256  # no header is longer
 _AHEAD_BYTES = 1 << 16
@@ -25,6 +27,7 @@ class Yuv4mpegReader:
     """
 
     def __init__(self, pixels: Pixels = "bgr") -> None:
+        self._pixels = pixels
         self._to_pixels = ToPixels(pixels)
         self._buffer = bytearray(_LINE_BYTES + _AHEAD_BYTES)
         self._filled = 0
@@ -67,6 +70,7 @@ class Yuv4mpegReader:
         words = self._buffer[start:end].decode("ascii", "replace").split(" ")
         if words[0] == "YUV4MPEG2":
             self._size_hw = _size_hw(words[1:])
+            self._to_pixels = ToPixels(self._pixels, _sample_aspect(words[1:]))
             self._rows_filled = None if _length(*self._size_hw, False) != _length(*self._size_hw, True) else False
         elif words[0] == "FRAME" and self._size_hw is not None:
             self._in_frame = True
@@ -128,6 +132,11 @@ def _size_hw(words: list[str]) -> tuple[int, int]:
     if not 0 < int(width) * int(height) <= MAX_PIXELS:
         raise ValueError(f"pictures of {width}×{height}, at most {MAX_PIXELS} pixels are taken")
     return int(height), int(width)
+
+
+def _sample_aspect(words: list[str]) -> Fraction:
+    shape = next((re.fullmatch(r"A(\d{1,6}):(\d{1,6})", word) for word in words if word.startswith("A")), None)
+    return SQUARE if shape is None or not int(shape[2]) else pixel_shape(Fraction(int(shape[1]), int(shape[2])))
 
 
 def _planes(height: int, width: int, filled: bool) -> list[tuple[int, int, int, int]]:

@@ -11,7 +11,7 @@ from PIL import Image
 from calibration.metrics.agreement import iou
 from calibration.sets.photographs import PhotographSource
 from compile.program.open_network import open_network
-from pipeline.sources.pictures import read_picture
+from pipeline.sources.picture_file import read_picture
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).with_name("golden") / "official"

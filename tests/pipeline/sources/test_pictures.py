@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.sources import open_source
-from pipeline.sources.pictures import read_picture
+from pipeline.sources.picture_file import read_picture
 
 ROOT = Path(__file__).parents[3]
 
@@ -177,7 +177,7 @@ def test_a_header_that_claims_the_machines_memory(tmp_path, side):
 def test_the_command_sets_a_limit_that_its_error_names(tmp_path):
     path = tmp_path / "large.png"
     path.write_bytes(png(12_000, 12_000, 0, 1, bytes(1501) * 12_000))
-    code = "import pathlib, sys, pipeline.__main__; from pipeline.sources.pictures import read_picture as read\n"
+    code = "import pathlib, sys, pipeline.__main__; from pipeline.sources.picture_file import read_picture as read\n"
     code += "try: read(pathlib.Path(sys.argv[1]))\nexcept pipeline.SourceError as error: print(error)"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENCV")}
     done = subprocess.run(

@@ -1,0 +1,273 @@
+"""A picture file as it is shown: upright, in sRGB's colors, on white where it is transparent.
+
+OpenCV decodes; Pillow says what else the file holds, converts colors by LittleCMS, and decodes what OpenCV cannot or reads in part:
+AVIF's and HEIC's mirrors, tiles and turns, and animations.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import ImageCms, ImageOps
+
+from pipeline.errors import BackendUnavailableError, EdgemaskError, SourceError, TruncatedError
+from pipeline.frames.frame import Image
+from pipeline.sources.content import begins_as_heif
+
+# What OpenCV reads in part: no mirrors, no turns, the first tile.
+_BY_PILLOW = frozenset(("AVIF", "HEIF"))
+# Not a phone's JPEG with previews behind it, nor its HEIC.
+_SEVERAL = frozenset(("GIF", "WEBP", "PNG", "AVIF", "TIFF"))
+_MOST_BYTES = 1 << 31
+_limit_lock = threading.Lock()
+_PAGE_S = 1.0  # pages of a document and pictures without a time
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as it is shown; its arrays are the caller's.
+
+    Attributes:
+        image: (H, W, 3) uint8 BGR, contiguous.
+        alpha: (H, W) uint8, 255 is opaque; None where all of it is.
+        duration_s: how long an animation shows it.
+        notes: what was done to it, each a few words for one line.
+    """
+
+    image: Image
+    alpha: Image | None = None
+    duration_s: float = _PAGE_S
+    notes: tuple[str, ...] = ()
+
+
+def read_picture(path: Path) -> Image:
+    """Read a picture file as it is shown, the first one where it holds several.
+
+    Returns:
+        (H, W, 3) uint8, BGR, contiguous. Owned by the caller.
+
+    Raises:
+        SourceError: it is missing, no picture, damaged, or larger than OPENCV_IO_MAX_IMAGE_PIXELS allows.
+        BackendUnavailableError: it is HEIC, and what reads it is not here.
+    """
+    return read_one(path).image
+
+
+def read_one(path: Path) -> Picture:
+    """The same with its transparency; raises as ``read_picture``."""
+    content = _read(path)
+    with _opened(path, content) as probe:
+        return _decoded(path, content, probe)
+
+
+def read_all(path: Path) -> Iterator[Picture]:
+    """Every picture of an animation or document, in order; raises as ``read_picture``."""
+    content = _read(path)
+    with _opened(path, content) as probe:
+        count = _count(probe)
+        if probe is None or count == 1:
+            yield _decoded(path, content, probe)
+            return
+        # The picture for readers that know no animations is not a part of it.
+        first = 1 if probe.info.get("default_image") else 0
+        for index in range(first, count):
+            try:
+                probe.seek(index)
+                picture = _by_pillow(path, probe)
+            except (EOFError, OSError, ValueError, SyntaxError) as error:
+                raise TruncatedError(
+                    f"{path}: cut off or damaged after {index - first} of {count - first} pictures"
+                ) from error
+            yield picture
+
+
+def count_pictures(path: Path) -> int:
+    """How many pictures an animation or a document has; 1 for any other file, and where nobody can tell."""
+    try:
+        with _opened(path, _read(path)) as probe:
+            count = _count(probe)
+            return count - 1 if count > 1 and probe is not None and probe.info.get("default_image") else count
+    except EdgemaskError:  # what is wrong with it is said when it is read
+        return 1
+
+
+def _count(probe: PillowImage.Image | None) -> int:
+    if probe is None or probe.format not in _SEVERAL:
+        return 1
+    return max(1, int(getattr(probe, "n_frames", 1)))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise SourceError(f"{path}: expected a picture, got something that is no file")
+            if status.st_size > _MOST_BYTES:
+                raise SourceError(
+                    f"{path}: expected a picture of at most {_MOST_BYTES >> 20} MiB, got {status.st_size >> 20} MiB"
+                )
+            return file.read()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def _opened(path: Path, content: bytes) -> Iterator[PillowImage.Image | None]:
+    """What Pillow says of a file, not yet decoded; None where it knows no such format."""
+    is_heif = begins_as_heif(content[:64])
+    if is_heif:
+        _register_heif(path)
+    probe = None
+    # Pillow's own limit is lower than OpenCV's, which is told. One thread at a time changes it.
+    with _limit_lock, warnings.catch_warnings():
+        before, PillowImage.MAX_IMAGE_PIXELS = PillowImage.MAX_IMAGE_PIXELS, None
+        try:
+            probe = PillowImage.open(io.BytesIO(content)) if content else None
+        except Exception as error:
+            if is_heif:
+                raise SourceError(
+                    f"{path}: expected a picture, got a file that cannot be decoded ({_first_line(error)})"
+                ) from error
+        finally:
+            PillowImage.MAX_IMAGE_PIXELS = before
+    if probe is None:
+        yield None
+        return
+    with probe:
+        if probe.width * probe.height > _most_pixels():
+            raise _too_large(path)
+        yield probe
+
+
+def _register_heif(path: Path) -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise BackendUnavailableError(f"{path}: HEIC cannot be decoded here: pip install 'edgemask[heic]'") from error
+    pillow_heif.register_heif_opener(thumbnails=False)
+
+
+def _decoded(path: Path, content: bytes, probe: PillowImage.Image | None) -> Picture:
+    is_pillows = probe is not None and (probe.format in _BY_PILLOW or probe.mode == "CMYK")
+    if probe is not None and is_pillows:
+        return _by_pillow(path, probe)
+    image = _by_opencv(path, content)
+    if probe is None:
+        return Picture(image)
+    profile = probe.info.get("icc_profile")
+    if _is_transparent(probe):
+        alpha = np.asarray(ImageOps.exif_transpose(probe).convert("RGBA").getchannel("A"), np.uint8)
+        if alpha.shape == image.shape[:2]:
+            return _shown(image, alpha, profile)
+    return _shown(image, None, profile)
+
+
+def _by_opencv(path: Path, content: bytes) -> Image:
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    except cv2.error as error:
+        if "MAX_IMAGE" in str(error):
+            raise _too_large(path) from error
+        raise SourceError(f"{path}: expected a picture, got a file that cannot be decoded ({error.err})") from error
+    if image is None:
+        got = "a file that is none or is damaged" if content else "an empty file"
+        raise SourceError(f"{path}: expected a picture, got {got}")
+    return np.ascontiguousarray(image, dtype=np.uint8)
+
+
+def _by_pillow(path: Path, probe: PillowImage.Image) -> Picture:
+    duration_ms = probe.info.get("duration")
+    try:
+        upright = ImageOps.exif_transpose(probe)
+        profile = probe.info.get("icc_profile")
+        alpha = None
+        if _is_transparent(probe):
+            alpha = np.asarray(upright.convert("RGBA").getchannel("A"), np.uint8)
+        if upright.mode == "CMYK" and profile:
+            rgb, profile = _in_srgb(upright, profile), None
+        elif upright.mode.startswith("I;16"):
+            rgb = PillowImage.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
+        else:
+            rgb = upright.convert("RGB")
+    except (OSError, ValueError, SyntaxError, ImageCms.PyCMSError) as error:
+        raise SourceError(
+            f"{path}: expected a picture, got a file that cannot be decoded ({_first_line(error)})"
+        ) from error
+    image = np.asarray(cv2.cvtColor(np.asarray(rgb), cv2.COLOR_RGB2BGR), np.uint8)
+    picture = _shown(image, alpha, profile)
+    if duration_ms is None:
+        return picture
+    # Browsers show a picture whose time is 0 for a tenth of a second.
+    return replace(picture, duration_s=float(duration_ms) / 1000 or 0.1)
+
+
+def _is_transparent(probe: PillowImage.Image) -> bool:
+    return probe.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in probe.info
+
+
+def _shown(image: Image, alpha: Image | None, profile: bytes | None) -> Picture:
+    """Colors as sRGB's, and white below what is transparent."""
+    notes = []
+    if profile and (transform := _transform(profile)) is not None:
+        rgb = PillowImage.fromarray(np.ascontiguousarray(image[..., ::-1]))
+        image = np.ascontiguousarray(np.asarray(ImageCms.applyTransform(rgb, transform))[..., ::-1])
+        notes.append("another color profile than sRGB: converted")
+    if alpha is not None and int(alpha.min()) == 255:
+        alpha = None
+    if alpha is not None:
+        weight = alpha[..., None].astype(np.uint16)
+        image = ((image * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+        notes.append("transparent in part: seen on white, and no cut-out shows more of it")
+    return Picture(image, alpha, notes=tuple(notes))
+
+
+@lru_cache(maxsize=8)
+def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """From an RGB profile to sRGB; None where it is sRGB already, of other colors, or damaged."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != "RGB" or "srgb" in (source.profile.profile_description or "").lower():
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), "RGB", "RGB")
+    except (OSError, ImageCms.PyCMSError):
+        return None
+
+
+def _in_srgb(image: PillowImage.Image, profile: bytes) -> PillowImage.Image:
+    srgb = ImageCms.createProfile("sRGB")
+    try:
+        converted = ImageCms.profileToProfile(
+            image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), srgb, outputMode="RGB"
+        )
+    except (OSError, ImageCms.PyCMSError):
+        converted = None
+    return converted or image.convert("RGB")
+
+
+def _most_pixels() -> int:
+    wanted = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "")
+    return int(wanted) if wanted.isdecimal() else 1 << 30
+
+
+def _too_large(path: Path) -> SourceError:
+    return SourceError(
+        f"{path}: expected a picture of at most {_most_pixels()} pixels, got a larger one: "
+        "make it smaller, or set OPENCV_IO_MAX_IMAGE_PIXELS"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

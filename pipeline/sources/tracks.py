@@ -1,0 +1,41 @@
+"""Which of a container's tracks is the film, and what else is in it."""
+
+from __future__ import annotations
+
+import av
+import av.container
+from av.stream import Disposition
+
+# Pictures beside the film: covers, and previews of a time line.
+_BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails
+
+
+def film_of(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The picture track that players show: FFmpeg's choice of those that are no cover; None if there is none."""
+    films = [stream for stream in container.streams.video if not stream.disposition & _BESIDE]
+    best = container.streams.best("video")
+    first = films[0] if films else None
+    return next((stream for stream in films if best is not None and stream.index == best.index), first)
+
+
+def left_out(container: av.container.InputContainer, film: av.VideoStream) -> str:
+    """What else a file holds, for one line: "sound (aac), 2 tracks of subtitles"; empty if nothing."""
+    streams, parts = container.streams, []
+    if streams.audio:
+        codecs = ", ".join(sorted({stream.codec_context.name for stream in streams.audio}))
+        parts.append(
+            f"sound ({codecs})" if len(streams.audio) == 1 else f"{len(streams.audio)} tracks of sound ({codecs})"
+        )
+    if count := len(streams.subtitles):
+        parts.append("subtitles" if count == 1 else f"{count} tracks of subtitles")
+    others = [stream for stream in streams.video if stream.index != film.index]
+    covers = sum(bool(stream.disposition & _BESIDE) for stream in others)
+    if covers:
+        parts.append("a cover" if covers == 1 else f"{covers} covers")
+    if count := len(others) - covers:
+        parts.append("another picture track" if count == 1 else f"{count} other picture tracks")
+    if count := len(container.chapters()):
+        parts.append("a chapter" if count == 1 else f"{count} chapters")
+    if "timecode" in film.metadata or any("timecode" in stream.metadata for stream in streams.data):
+        parts.append("the timecode")
+    return ", ".join(parts)
