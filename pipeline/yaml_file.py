@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,21 @@ LIMIT_BYTES = 64 * 1024
 DEPTH_LIMIT = 20
 
 
+class _Texts(yaml.SafeLoader):
+    """Plain values as they are spelled; only a null that is written out is one."""
+
+
+_NULL = "tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL)\Z")
+_Texts.yaml_implicit_resolvers = {first: [_NULL] for first in "~nN"}
+
+
 def read_yaml(path: Path, what: str, *, as_text: bool = False) -> Any:
     """Read a file of plain values, lists and mappings; JSON is YAML too.
 
     Args:
         path: the file.
         what: how messages call it, such as "--config".
-        as_text: give every value as it is spelled, and nothing for one that is left out.
+        as_text: give every value as it is spelled: an empty text for one that is left out.
 
     Returns:
         What ``yaml.safe_load`` makes of it, or texts alone.
@@ -45,7 +54,7 @@ def read_yaml(path: Path, what: str, *, as_text: bool = False) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > DEPTH_LIMIT:
                 raise OptionError(f"{what} {path}: expected plain values and lists, got aliases or deep nesting")
-        return yaml.load(content, yaml.BaseLoader if as_text else yaml.SafeLoader)
+        return yaml.load(content, _Texts if as_text else yaml.SafeLoader)  # noqa: S506 - both are safe loaders
     except OptionError:
         raise
     except Exception as error:  # beside its own errors PyYAML lets those of int() and of dates through

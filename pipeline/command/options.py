@@ -387,7 +387,9 @@ def _config_arguments(parser: OptionParser, path: Path) -> list[str]:
             hint = nearest(name, actions) or f": there are {', '.join(actions)}"
             raise OptionError(f"--config {path}: unknown key {key!r}{hint}")
         action = actions[name]
-        if value in ("", None):
+        if value is None:  # written out: it is meant
+            continue
+        if value == "":
             raise OptionError(
                 f"--config {path}: {key}: expected a value, got none: after # all is a comment, so put quotes around a color, "
                 f'{key}: "#ff0000", or take the line out'

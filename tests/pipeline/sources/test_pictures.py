@@ -205,9 +205,12 @@ def test_colour_comes_as_bgr(tmp_path, suffix):
     np.testing.assert_array_equal(read_bytes(tmp_path, cv2.imencode(suffix, PIXELS)[1].tobytes(), suffix), PIXELS)
 
 
-def test_an_alpha_channel_is_left_out(tmp_path):
-    given = np.dstack([PIXELS, np.array([[0, 255], [128, 1]], np.uint8)])
-    np.testing.assert_array_equal(read_bytes(tmp_path, cv2.imencode(".png", given)[1].tobytes()), PIXELS)
+def test_what_is_transparent_is_seen_on_white(tmp_path):
+    alpha = np.array([[0, 255], [128, 1]], np.uint8)
+    given = np.dstack([PIXELS, alpha])
+    on_white = PIXELS * (alpha / 255)[..., None] + 255 * (1 - alpha / 255)[..., None]
+    read = read_bytes(tmp_path, cv2.imencode(".png", given)[1].tobytes())
+    np.testing.assert_allclose(read, on_white, atol=0.51)
 
 
 def test_sixteen_bits_become_eight(tmp_path):
