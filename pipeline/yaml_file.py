@@ -54,7 +54,7 @@ def read_yaml(path: Path, what: str, *, as_text: bool = False) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > DEPTH_LIMIT:
                 raise OptionError(f"{what} {path}: expected plain values and lists, got aliases or deep nesting")
-        return yaml.load(content, _Texts if as_text else yaml.SafeLoader)  # noqa: S506 - both are safe loaders
+        return yaml.load(content, _Texts if as_text else yaml.SafeLoader)
     except OptionError:
         raise
     except Exception as error:  # beside its own errors PyYAML lets those of int() and of dates through

@@ -38,7 +38,7 @@ def _lacks_boxes(file: IO[bytes], size_bytes: int) -> bool:
         file.seek(start)
         head = file.read(8)
         if len(head) < 8:
-            return bool(head)
+            return any(head[:4])  # zeros are filling, which some writers leave behind
         (length,) = struct.unpack(">I", head[:4])
         if length == 1:
             (length,) = struct.unpack(">Q", file.read(8))

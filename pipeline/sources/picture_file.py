@@ -164,9 +164,14 @@ def _decoded(path: Path, content: bytes, probe: PillowImage.Image | None) -> Pic
     is_pillows = probe is not None and (probe.format in _BY_PILLOW or probe.mode == "CMYK")
     if probe is not None and is_pillows:
         return _by_pillow(path, probe)
-    image = _by_opencv(path, content)
     if probe is None:
-        return Picture(image)
+        return Picture(_by_opencv(path, content))
+    try:
+        image = _by_opencv(path, content)
+    except SourceError:
+        if probe.format in ("JPEG", "PNG"):  # damaged: Pillow would say no more
+            raise
+        return _by_pillow(path, probe)
     profile = probe.info.get("icc_profile")
     if _is_transparent(probe):
         alpha = np.asarray(ImageOps.exif_transpose(probe).convert("RGBA").getchannel("A"), np.uint8)
@@ -189,7 +194,10 @@ def _by_opencv(path: Path, content: bytes) -> Image:
 
 
 def _by_pillow(path: Path, probe: PillowImage.Image) -> Picture:
-    duration_ms = probe.info.get("duration")
+    if probe.mode == "F":
+        raise SourceError(
+            f"{path}: expected a picture of whole numbers, got one in floating point: save it with 8 or 16 bits a color"
+        )
     try:
         upright = ImageOps.exif_transpose(probe)
         profile = probe.info.get("icc_profile")
@@ -208,6 +216,7 @@ def _by_pillow(path: Path, probe: PillowImage.Image) -> Picture:
         ) from error
     image = np.asarray(cv2.cvtColor(np.asarray(rgb), cv2.COLOR_RGB2BGR), np.uint8)
     picture = _shown(image, alpha, profile)
+    duration_ms = probe.info.get("duration")  # some formats tell it with the pixels
     if duration_ms is None:
         return picture
     # Browsers show a picture whose time is 0 for a tenth of a second.

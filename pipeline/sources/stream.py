@@ -20,6 +20,7 @@ from pipeline.sources.display import pixel_shape
 from pipeline.sources.gstreamer import GstreamerConnection, has_jetson_decoder, jetson_rtsp
 from pipeline.sources.kinds import SourceKind
 from pipeline.sources.live import Connection, LifeSigns, LiveSource, LostError, Picture
+from pipeline.sources.login import unsupported_login
 from pipeline.sources.options import LiveOptions
 from pipeline.sources.tracks import film_of
 
@@ -105,8 +106,12 @@ class StreamConnection(Connection):
         try:
             container = av.open(address.url, options=choices, timeout=(options.connect_s, options.read_s))
         except (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError) as error:
+            asked = unsupported_login(address, options.connect_s) if address.user else ""
+            todo = (
+                f"it asks for {asked}, and Basic or Digest with MD5 is supported: choose that in the camera's settings"
+            )
             raise SourceError(
-                f"{address.name}: expected to be let in, got {_status(error)}: check user and password"
+                f"{address.name}: expected to be let in, got {_status(error)}: {todo if asked else 'check user and password'}"
             ) from None
         except (av.error.ArgumentError, av.error.ProtocolNotFoundError, av.error.DemuxerNotFoundError):
             raise SourceError(

@@ -334,6 +334,20 @@ def test_a_video_cut_in_the_middle_leaves_no_output(refused, tmp_path, write_vid
     assert sorted(os.listdir(tmp_path)) == ["cut.mp4", "whole.mp4"]
 
 
+def test_what_is_cut_off_is_kept_under_a_name_that_says_so(refused, tmp_path, write_video, read_video):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (64, 96, 3), np.uint8) for _ in range(20)]
+    whole = write_video(tmp_path / "whole.mp4", images, movflags="+faststart").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    outputs = ["--output", tmp_path / "out.mp4", "--output", tmp_path / "out.jsonl"]
+    line = refused("--source", tmp_path / "cut.mp4", *outputs, "--on-truncated", "keep")
+    assert f"kept as {tmp_path / 'out.cut-off.mp4'}, {tmp_path / 'out.cut-off.jsonl'}" in line
+    assert sorted(os.listdir(tmp_path)) == ["cut.mp4", "out.cut-off.jsonl", "out.cut-off.mp4", "whole.mp4"]
+    frames = len(read_video(tmp_path / "out.cut-off.mp4").images)
+    assert 0 < frames < 20
+    assert len((tmp_path / "out.cut-off.jsonl").read_text().splitlines()) == frames
+
+
 def test_one_damaged_picture_does_not_cost_the_others(refused, pictures, tmp_path):
     (pictures[0] / "odd.png").write_bytes((pictures[0] / "odd.png").read_bytes()[:50])
     line = refused("--source", pictures[0], "--output", tmp_path / "out")

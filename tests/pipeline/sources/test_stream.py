@@ -395,6 +395,35 @@ def test_being_refused_fails_at_once(site, status, said):
         next(iter(source))
 
 
+@pytest.mark.parametrize(
+    ("asked_for", "told"),
+    [
+        (['Digest realm="cam", nonce="n", algorithm=SHA-256, qop="auth"'], "it asks for Digest with SHA-256"),
+        (['Digest realm="cam", nonce="n", algorithm="SHA-512-256"', "Bearer"], "Digest with SHA-512-256 or Bearer"),
+        (['Digest realm="cam", algorithm=SHA-256', 'Digest realm="cam", algorithm=MD5'], "check user and password"),
+        (['Basic realm="cam"'], "check user and password"),
+        (['Digest realm="cam", nonce="n"'], "check user and password"),
+        ([], "check user and password"),
+    ],
+)
+def test_a_way_to_log_in_that_is_not_supported_is_named(site, asked_for, told):
+    def refuse(handler):
+        handler.send_response(401)
+        for way in asked_for:
+            handler.send_header("WWW-Authenticate", way)
+        handler.end_headers()
+
+    site.pages["/x"] = refuse
+    with (
+        opened(f"http://me:secret@{site.place}/x") as source,
+        pytest.raises(SourceError, match="401 unauthorized") as caught,
+    ):
+        next(iter(source))
+    assert told in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert ("MD5 is supported" in str(caught.value)) == ("check user" not in told)
+
+
 @pytest.mark.parametrize("page", [404, 500, b"", b"<html>hello</html>" * 50])
 def test_what_may_become_right_is_asked_for_again(site, page, said):
     site.pages["/x"] = page

@@ -1,12 +1,20 @@
 import itertools
+import math
+import struct
+import subprocess
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
 from pipeline.sources import open_source, video
+from pipeline.sources.completeness import is_cut_off
+from pipeline.sources.display import read_matrix
+from pipeline.sources.video import FileClock
 
 
 @pytest.fixture(scope="module")
@@ -296,3 +304,80 @@ def test_a_video_can_be_left_early_and_closed_twice(files):
     with open_source(str(files["faststart"])) as source:
         assert len(list(itertools.islice(source, 3))) == 3
     source.close()
+
+
+def stamped(stamps, **more):
+    said = []
+    clock = FileClock(Fraction(25), is_transport=more.get("is_transport", False), note=said.append)
+    return [clock(stamp) for stamp in stamps], said
+
+
+def test_stamps_that_begin_again_go_on_at_the_mean_rate():
+    times, said = stamped([10.0, 10.1, 10.2, 3.0, 3.1, 3.2, None, 3.4])
+    assert times == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    assert len(said) == 1
+    assert "jump by -7.2 s at 0.3 s" in said[0]
+
+
+def test_a_gap_is_a_gap_but_in_a_transport_stream():
+    stamps = [0.0, 0.1, 100.0, 100.1]
+    assert stamped(stamps) == (pytest.approx(stamps), [])
+    times, said = stamped(stamps, is_transport=True)
+    assert times == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert len(said) == 1
+    assert stamped([0.0, 0.1, 3.0], is_transport=True) == (pytest.approx([0, 0.1, 3.0]), [])
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(-1e5, 1e5)), max_size=40), st.booleans())
+def test_time_never_runs_backward(stamps, is_transport):
+    times, _ = stamped(stamps, is_transport=is_transport)
+    assert all(later > earlier for earlier, later in itertools.pairwise(times))
+    assert times[:1] in ([], [0.0])
+
+
+@pytest.mark.parametrize("kind", ["faststart", "fragmented", "mov", "avi", "flv", "slow mkv"])
+def test_every_byte_of_the_end_counts(files, tmp_path, kind):
+    whole = files[kind]
+    container = {"avi": "avi", "flv": "flv", "slow mkv": "matroska,webm"}.get(kind, "mov,mp4,m4a,3gp,3g2,mj2")
+    assert not is_cut_off(whole, container)
+    shorter = cut(whole, whole.stat().st_size - 1, tmp_path)
+    assert is_cut_off(shorter, container) == (kind not in ("avi", "flv"))  # an even RIFF chunk need not be filled up
+    longer = tmp_path / f"longer{whole.suffix}"
+    longer.write_bytes(whole.read_bytes() + b"\0" * 3)
+    assert len(read_all(longer)) == 20
+
+
+@pytest.mark.needs_program("ffprobe")
+def test_a_header_that_disagrees_alone_is_told(files, tmp_path, said):
+    path = tmp_path / "long.mkv"
+    command = ["ffmpeg", "-v", "error", "-i", str(files["slow mkv"]), "-c", "copy", str(path)]
+    subprocess.run(command, check=True, timeout=60)
+    content = path.read_bytes()
+    assert content.count(b"00:00:04.0") == 1
+    path.write_bytes(content.replace(b"00:00:04.0", b"00:00:09.0"))
+    assert len(read_all(path)) == 20
+    assert any("its header says 9.0 s, and its frames end after 4.0 s: taken as complete" in line for line in said)
+
+
+def test_a_cover_alone_is_no_film(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as out:
+        cover = out.add_stream("mjpeg", rate=1)
+        cover.height = cover.width = 16
+        cover.pix_fmt, cover.disposition = "yuvj420p", av.stream.Disposition.attached_pic
+        frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="bgr24").reformat(format="yuvj420p")
+        for packet in (*cover.encode(frame), *cover.encode()):
+            out.mux(packet)
+    with pytest.raises(SourceError, match="without a picture track but a cover"):
+        open_source(str(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize("degrees", [30, 45, 100])
+def test_a_free_angle_is_told(degrees):
+    cos, sin = (round(f(math.radians(degrees)) * 65536) for f in (math.cos, math.sin))
+    found = read_matrix(struct.pack("=9i", cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30))
+    assert found.lost_degrees == pytest.approx(min(degrees, abs(90 - degrees)), abs=0.1)
+
+
+@pytest.mark.parametrize("matrix", [bytes(36), b"", struct.pack("=9i", 1, 1, 0, 1, 1, 0, 0, 0, 1)])
+def test_a_matrix_that_is_damaged_says_nothing(matrix):
+    assert read_matrix(matrix).is_upright
