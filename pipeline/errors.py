@@ -75,6 +75,10 @@ class TruncatedError(SourceError):
         self.end_s = end_s
 
 
+class EngineHungError(EdgemaskError):
+    """The engine does not come back, as when a GPU is lost. Its thread cannot be stopped: the process is to be left without it."""
+
+
 class SinkError(EdgemaskError):
     """Frames cannot be written to an output."""
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipeline.errors import EngineHungError
+
 # Long enough for a finalizer to end, too short for anybody to see.
 _AGAIN_S = 0.05
 
@@ -28,7 +30,7 @@ def uninterrupted() -> Iterator[list[int]]:
     """Put a first SIGINT or SIGTERM off until the end of the body; a second one ends the process at once.
 
     Yields:
-        The signal that came, once it has: a body that loops looks at it and ends early.
+        The signal that came, once it has: a body that loops looks at it and raises ``StoppedError`` itself.
     """
     came: list[int] = []
 
@@ -38,12 +40,16 @@ def uninterrupted() -> Iterator[list[int]]:
         came.append(number)
 
     before = {number: signal.signal(number, put_off) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_answered = False
     try:
         yield came
+    except (StoppedError, EngineHungError):
+        is_answered = True
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if came:
+        if came and not is_answered:
             signal.raise_signal(came[0])
 
 

@@ -6,7 +6,9 @@ with ``--quiet``. A program that imports the project gets the same records, and 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,16 +27,34 @@ def write_line(line: str, file: TextIO | None = None) -> None:
 
     Args:
         line: without its end.
-        file: where to; None: standard error.
+        file: where to; None: standard error. What cannot be written there is lost.
     """
-    if sys.stderr.isatty():
-        from tqdm import tqdm  # a tenth of the time to the first mask, which only a terminal needs
+    file = file or sys.stderr
+    # Standard error may be closed, its disk full, its reader gone: a camera's run goes on without a log.
+    with contextlib.suppress(OSError, ValueError):
+        if file is None:
+            return
+        if sys.stderr is not None and sys.stderr.isatty():
+            from tqdm import tqdm  # a tenth of the time to the first mask, which only a terminal needs
 
-        tqdm.write(line, file=file or sys.stderr)
-    else:
-        file = file or sys.stderr
-        file.write(f"{line}\n")
-        file.flush()
+            tqdm.write(line, file=file)
+        else:
+            file.write(f"{line}\n")
+            file.flush()
+
+
+def hold_standard_streams() -> None:
+    """Keep 0, 1 and 2 from becoming other files where a caller has closed them: FFmpeg's messages would go into a recording.
+
+    ``sys.stdout`` stays None where standard output is closed, for who asks for it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import difflib
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 
 from pipeline.errors import ERRORS_VARIABLE, EdgemaskError, OptionError
 from pipeline.signals import StoppedError, ends_on_signals
+from pipeline.terminal import hold_standard_streams, write_line
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
@@ -118,6 +118,7 @@ def run_command(command: Callable[[], None], mistakes: tuple[type[Exception], ..
     Returns:
         The exit status: 0, 2, 130 or 143.
     """
+    hold_standard_streams()
     try:
         with ends_on_signals():
             command()
@@ -138,4 +139,4 @@ def _tell(sentence: str) -> None:
         with suppress(OSError):
             os.write(int(handle), sentence.encode(errors="replace"))
             return
-    print(f"error: {sentence}", file=sys.stderr)
+    write_line(f"error: {sentence}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.builds.build_half import rebuild_plan
 from pipeline.builds.model_name import open_model
@@ -18,7 +19,7 @@ from pipeline.command.run_options import ModelOptions, RunOptions
 from pipeline.command.service import Health, Service
 from pipeline.command.summary import Summary, print_written
 from pipeline.engines import open_engine
-from pipeline.errors import SinkError, SourceError
+from pipeline.errors import EngineHungError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.events import Events
 from pipeline.flow.run import run
@@ -28,7 +29,7 @@ from pipeline.sinks.base import Sink
 from pipeline.sinks.kinds import shown
 from pipeline.sources import open_sources
 from pipeline.stages.stage_timer import StageTimer
-from pipeline.terminal import logger_of
+from pipeline.terminal import logger_of, write_line
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
@@ -90,10 +91,22 @@ def run_job(options: RunOptions) -> None:
             if lost:
                 raise lost[0] from None
             raise
+        except EngineHungError as hung:
+            summary.tell()
+            _leave(sinks, hung)
         summary.tell()
     print_written(sinks, to_stderr="jsonl:-" in options.outputs.names)
     if lost:
         raise lost[0]
+
+
+def _leave(sinks: Sequence[Sink], hung: EngineHungError) -> NoReturn:
+    """End the process as it is: its outputs are complete, and nothing may close what the engine's thread still uses."""
+    for sink in sinks:
+        if sink.written:
+            log.info(sink.written)
+    write_line(f"error: {hung}")
+    os._exit(hung.__cause__.status if isinstance(hung.__cause__, StoppedError) else 1)
 
 
 class _Told(Events):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.command.appearance import Appearance
 from pipeline.command.run_options import OnTruncated, OutputOptions, RunOptions
 from pipeline.command.service import Health
-from pipeline.errors import OptionError, SinkError, SourceError, TruncatedError
+from pipeline.errors import EngineHungError, OptionError, SinkError, SourceError, TruncatedError
 from pipeline.frames.frame import SourceInfo
 from pipeline.page.options import PageOptions, Watched
 from pipeline.signals import StoppedError, uninterrupted
@@ -190,7 +190,11 @@ def ended(sinks: Sequence[Sink], *, live: bool, on_truncated: OnTruncated = "aut
             raise TruncatedError(f"{error}; kept as {kept}", error.end_s) from error
         raise
     except BaseException as error:
-        _end(sinks, keep=isinstance(error, StoppedError) or (live and isinstance(error, (SourceError, SinkError))))
+        _end(
+            sinks,
+            keep=isinstance(error, (StoppedError, EngineHungError))
+            or (live and isinstance(error, (SourceError, SinkError))),
+        )
         raise
 
 

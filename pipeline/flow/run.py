@@ -9,11 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.errors import SinkError, SourceError
+from pipeline.errors import EngineHungError, SinkError, SourceError
 from pipeline.flow.events import Events
 from pipeline.flow.reading import Reading
 from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame
+from pipeline.signals import StoppedError
 from pipeline.sources.base import Source
 from pipeline.stages.prefetch import Prefetch
 from pipeline.stages.stage_timer import StageTime
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # How often outputs and the watchdog are looked after while no frame comes.
 IDLE_S = 0.1
+# How long the end of a run waits for the engine after a signal. Who sends one waits ten seconds for the process.
+HUNG_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ def run(
 
     Raises:
         EdgemaskError: from the source, the engine or a sink, after the frames before it were written.
+        EngineHungError: a signal came, raised by ``events``, and the engine does not come back; it must not be closed.
     """
     sources = [source] if isinstance(source, Source) else list(source)
     events = events or Events()
@@ -82,7 +86,7 @@ def run(
         masked = Prefetch(
             views.masked(turns, engine, events.timer, reading.more), reading.depth, name="engine", join_s=None
         )
-        ending.enter_context(masked)
+        ending.push(_Ending(masked, events))
         ending.callback(reading.stop)  # before the engine's thread, which ends when its frames do
         writing = _Writing(sinks, losses, is_live=any(one.info.live for one in sources))
         frames = 0
@@ -95,6 +99,29 @@ def run(
             frames += 1
             events.written(frame, reading.dropped)
     return RunResult(frames, reading.dropped, events.timer.result(), tuple(losses.errors))
+
+
+class _Ending:
+    """Ends the engine's thread at the end of a run.
+
+    It is waited for: native code that still runs when the process ends may abort it, and what it uses must not be closed. But not
+    after a signal, where it may be a GPU that is lost.
+    """
+
+    def __init__(self, masked: Prefetch[Frame], events: Events) -> None:
+        self._masked, self._events = masked, events
+
+    def __call__(self, _: object, error: BaseException | None, __: object) -> None:
+        stopped = error if isinstance(error, StoppedError) else None
+        try:
+            while stopped is None and not self._masked.stop(IDLE_S):
+                self._events.pulse()
+        except StoppedError as late:
+            stopped = late
+        if stopped is not None and not self._masked.stop(HUNG_S):
+            raise EngineHungError(
+                f"engine: expected the masks in flight within {HUNG_S:g} s of a signal, got none"
+            ) from stopped
 
 
 class _Losses:

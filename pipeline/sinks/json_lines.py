@@ -7,6 +7,8 @@ import json
 import math
 import os
 import select
+import stat
+import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,8 @@ class JsonLinesSink(Sink):
     """Writes a JSON object for each frame to ``NAME.jsonl`` (or .ndjson), or to standard output (``jsonl:-``).
 
     Of a live source lines are appended and whole at any moment; a file of a job that has an end appears when it is complete.
-    A reader of standard output that has gone ends the run; one that is slow makes a file wait, and misses lines of a live source.
+    A reader of standard output that has gone ends the run; one that is slow, or of a named pipe is not there, makes a file wait,
+    and misses lines of a live source.
     """
 
     def _open(self) -> None:
@@ -65,11 +68,12 @@ class JsonLinesSink(Sink):
         self._scratch: Path | None = None
         self._space: FreeSpace | None = None
         self._fd = -1
+        self._is_pipe = spec == STDOUT
         self._missed = 0
         self._pending = memoryview(b"")
         if spec == STDOUT:
             try:
-                self._fd = os.dup(_STDOUT_FD)
+                self._fd = os.dup(_STDOUT_FD if sys.stdout is not None else -1)
             except OSError as error:
                 raise SinkError(f"{STDOUT}: standard output is closed") from error
             return
@@ -83,7 +87,8 @@ class JsonLinesSink(Sink):
         flags = os.O_APPEND if info.live else os.O_EXCL
         try:
             self._fd = os.open(self._scratch or self._path, flags | os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            if info.live:
+            self._is_pipe = not stat.S_ISREG(os.fstat(self._fd).st_mode)
+            if info.live and not self._is_pipe:
                 _end_last_line(self._fd)
         except OSError as error:
             self.discard()
@@ -102,7 +107,7 @@ class JsonLinesSink(Sink):
         result = results_of(frame, self._renderer, self._classes)
         line = json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
         content = line.encode("utf-8", "replace")  # a file's name need not be UTF-8
-        start_bytes = os.fstat(self._fd).st_size if self._path else 0
+        start_bytes = 0 if self._is_pipe else os.fstat(self._fd).st_size
         try:
             if self._space is not None:
                 self._space.check()
@@ -111,14 +116,14 @@ class JsonLinesSink(Sink):
                 self._missed += 1
                 return
             self._pending = memoryview(content)
-            self._send_pending(0 if self._live and self._path is None else None)
+            self._send_pending(0 if self._live and self._is_pipe else None)
         except BrokenPipeError:
             self.stopped = True
         except SinkError as error:
             raise SinkError(f"{self._path}: {error}") from error
         except OSError as error:
             self._pending = memoryview(b"")
-            if self._path:
+            if not self._is_pipe:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, start_bytes)  # no half line
             raise SinkError(f"{self._path or 'standard output'}: cannot be written ({error.strerror})") from error
@@ -130,7 +135,7 @@ class JsonLinesSink(Sink):
         with contextlib.suppress(OSError):  # of standard output alone: the rest of a line
             self._send_pending(_END_WITHIN_MS)
         if self._missed:
-            log.info(f"{STDOUT}: {self._missed} lines were left out: the reader is too slow")
+            log.info(f"{self._path or STDOUT}: {self._missed} lines were left out: the reader is too slow")
         self._close_file()
         if self._scratch is not None and self._path is not None:
             try:

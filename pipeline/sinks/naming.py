@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import PurePath
@@ -15,8 +16,14 @@ _NAME_LENGTH = 40
 
 
 def file_name_of(source_name: str) -> str:
-    """A source's name as part of a file's: letters, digits, ".", "_" and "-" alone, never empty, never hidden, never ".."."""
-    return re.sub(r"[^\w.-]+", "_", source_name).strip(".-_")[:_NAME_LENGTH].rstrip(".") or "source"
+    """A source's name as part of a file's: letters, digits, ".", "_" and "-" alone, never empty, never hidden, never "..".
+
+    One that is too long is cut, and what was cut off stands for itself in eight signs: names that differ stay different.
+    """
+    name = re.sub(r"[^\w.-]+", "_", source_name).strip(".-_") or "source"
+    if len(name) <= _NAME_LENGTH:
+        return name
+    return f"{name[: _NAME_LENGTH - 9].rstrip('.-_')}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def path_for_source(spec: str, source_name: str, many: bool) -> str:

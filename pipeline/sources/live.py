@@ -245,10 +245,13 @@ class StreamClock:
     """Presentation times that strictly increase over all connections.
 
     Inside a connection the peer's time stamps pace the frames, since they are free of the network's jitter; the time of arrival
-    holds them: it corrects their drift, and takes over where they are missing, jump or fall behind, and after a reconnection.
+    holds them: it corrects their drift, and takes over where they are missing, jump, fall behind or run ahead, and after a
+    reconnection. A clock that does so again and again is not asked any more.
     """
 
     _JUMP_S = 1.0
+    # So often in one connection the stamps may leave the time of arrival by more than a jump; then their clock is wrong.
+    _STRIKES = 3
     _GAIN = 0.02
     _LEAST_S = 0.001
 
@@ -256,14 +259,18 @@ class StreamClock:
         self._start_ns = 0
         self._last_s: float | None = None
         self._stamp_s: float | None = None
+        self._strikes = 0
+        self._before_ns = 0
 
     def restart(self) -> None:
         """Another connection: its stamps have nothing to do with those before."""
         self._stamp_s = None
+        self._strikes = 0
 
     def __call__(self, captured_ns: int, stamp_s: float | None) -> float:
         """The time of a frame in seconds from the first one's; for each frame once, in order."""
         before_s, self._stamp_s = self._stamp_s, stamp_s
+        before_ns, self._before_ns = self._before_ns, captured_ns
         if self._last_s is None:
             self._start_ns = captured_ns
             self._last_s = 0.0
@@ -271,9 +278,12 @@ class StreamClock:
         arrival_s = (captured_ns - self._start_ns) / 1e9
         pts_s = arrival_s
         if before_s is not None and stamp_s is not None:
-            step_s = stamp_s - before_s
+            is_trusted = self._strikes < self._STRIKES
+            step_s = stamp_s - before_s if is_trusted else (captured_ns - before_ns) / 1e9
             late_s = arrival_s - self._last_s - step_s
-            if 0 < step_s < self._JUMP_S and late_s < self._JUMP_S:
+            if is_trusted and abs(late_s) >= self._JUMP_S:
+                self._strikes += 1
+            elif 0 < step_s < self._JUMP_S:
                 pts_s = self._last_s + step_s + max(-step_s / 2, min(step_s / 2, self._GAIN * late_s))
         self._last_s = max(pts_s, self._last_s + self._LEAST_S)
         return self._last_s

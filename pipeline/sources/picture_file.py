@@ -111,10 +111,10 @@ def _count(probe: PillowImage.Image | None) -> int:
 
 def _read(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # asked first: to open a named pipe is to wait for its writer
+            raise SourceError(f"{path}: expected a picture, got something that is no file")
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise SourceError(f"{path}: expected a picture, got something that is no file")
             if status.st_size > _MOST_BYTES:
                 raise SourceError(
                     f"{path}: expected a picture of at most {_MOST_BYTES >> 20} MiB, got {status.st_size >> 20} MiB"

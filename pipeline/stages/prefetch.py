@@ -95,11 +95,16 @@ class Prefetch(Generic[T]):
 
     def close(self) -> None:
         """Stop the thread. Waits at most ``join_s`` for it: a blocked read of a device cannot be interrupted."""
+        self.stop(self._join_s)
+
+    def stop(self, wait_s: float | None) -> bool:
+        """The same with another time to wait; whether the thread has ended."""
         with self.changed:
             self._stop = True
             self._ready.clear()
             self.changed.notify_all()
-        self._thread.join(self._join_s)
+        self._thread.join(wait_s)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         try:
