@@ -60,7 +60,7 @@ def run_job(options: RunOptions) -> None:
         info = _together([source.info for source in sources])
         engine = _open_engine(options, [source.info for source in sources], stack)
         appearance = make_appearance(options, look, engine, sources)
-        health, timer = Health([source.telemetry for source in sources]), StageTimer()
+        health, timer = Health([source.telemetry for source in sources], sinks), StageTimer()
         service = stack.enter_context(Service(health))
         summary = Summary(sources, info, timer, appearance.governor)
         try:

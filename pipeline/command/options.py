@@ -89,6 +89,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
             segment_bytes=values["segment_size"],
             keep_segments=values["keep_files"],
             keep_bytes=values["keep_size"],
+            keep_at_least_s=values["keep_at_least"],
             min_free_bytes=values["min_free"],
         ),
         LiveOptions(
@@ -331,6 +332,14 @@ def _add_recording(group: argparse._ArgumentGroup) -> None:
         type=byte_count,
         metavar="SIZE",
         help="keep at most this size of a recording in all, delete the oldest files",
+    )
+    group.add_argument(
+        "--keep-at-least",
+        type=duration_s,
+        default=_DEFAULT.recording.keep_at_least_s,
+        metavar="TIME",
+        help="never delete a file of a recording that is younger, whatever --keep-files, --keep-size and a full disk ask for "
+        "(default: 0)",
     )
     group.add_argument(
         "--min-free",

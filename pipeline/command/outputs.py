@@ -138,6 +138,7 @@ def watched(sources: Sequence[Source], engine: Engine, health: Health, timer: St
         {"version": version(), **about},
         health.problem,
         timer,
+        health.outputs,
     )
 
 

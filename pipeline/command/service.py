@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 
+from pipeline.sinks.base import Sink
 from pipeline.stages.telemetry import Snapshot, State, Telemetry
 
 # A frame that was read and is not written for so long hangs in the engine or in an output.
@@ -21,10 +22,11 @@ class Health:
 
     Args:
         telemetries: of the sources.
+        sinks: the outputs, those that are opened later too.
     """
 
-    def __init__(self, telemetries: Sequence[Telemetry]) -> None:
-        self._telemetries = telemetries
+    def __init__(self, telemetries: Sequence[Telemetry], sinks: Sequence[Sink] = ()) -> None:
+        self._telemetries, self._sinks = telemetries, sinks
         self._start_s = time.monotonic()
         self._seen: dict[str, tuple[int, float]] = {}
 
@@ -39,6 +41,10 @@ class Health:
             if snapshot.state is State.RUNNING and snapshot.frames_in > 0 and since_s > SILENT_S:
                 return f"{snapshot.name}: runs, and gave no frame for {since_s:.0f} s"
         return ""
+
+    def outputs(self) -> list[str]:
+        """Which outputs take no frames now, and why. Any thread may ask."""
+        return [sink.problem for sink in list(self._sinks) if sink.problem]
 
     def _moved_s(self, snapshot: Snapshot, now_s: float) -> float:
         """When a frame was last written or dropped, as far as was seen."""
@@ -64,6 +70,7 @@ class Service:
         self._health = health
         self._socket: socket.socket | None = None
         self._due_s = 0.0
+        self._status = self._told = ""
         self._every_s = _watchdog_s(environment) / 3
         address = environment.get("NOTIFY_SOCKET", "")
         if address:
@@ -82,7 +89,8 @@ class Service:
 
     def ready(self, status: str) -> None:
         """The pipeline runs; ``status`` is one line for ``systemctl status``."""
-        self.tell(f"READY=1\nSTATUS={' '.join(status.split())}")
+        self._status = self._told = " ".join(status.split())
+        self.tell(f"READY=1\nSTATUS={self._status}")
 
     def pulse(self) -> None:
         """The loop has come round; cheap enough for every frame."""
@@ -91,7 +99,14 @@ class Service:
             return
         self._due_s = now_s + self._every_s
         problem = self._health.problem()
-        self.tell(f"STATUS={problem}" if problem else "WATCHDOG=1")
+        if problem:
+            self.tell(f"STATUS={problem}")
+            self._told = problem
+            return
+        # An output that has stopped is told; a restart would not mend it.
+        status = "; ".join(self._health.outputs()) or self._status
+        self.tell("WATCHDOG=1" if status == self._told else f"WATCHDOG=1\nSTATUS={status}")
+        self._told = status
 
     def tell(self, text: str) -> None:
         """Send one datagram; one that cannot be sent is lost, for the next one says it again."""

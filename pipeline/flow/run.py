@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # How often outputs and the watchdog are looked after while no frame comes.
 IDLE_S = 0.1
+# How often an output that has failed is asked whether it can go on.
+AGAIN_S = 5.0
 # How long the end of a run waits for the engine after a signal. Who sends one waits ten seconds for the process.
 HUNG_S = 6.0
 
@@ -60,7 +63,7 @@ def run(
     """Bring every frame of a source through the engine to all sinks.
 
     Sinks are written on the caller's thread (windows need the main one) and are neither closed nor discarded here, but for one
-    that fails while a live source and other sinks go on: it is closed.
+    that fails while a live source and other sinks go on: it is closed, or asked from time to time whether it can go on.
 
     Args:
         source: where frames come from; read on a thread of its own. Several share the engine in turn; the names in their ``info``
@@ -137,12 +140,14 @@ class _Losses:
 
 
 class _Writing:
-    """The sinks that are left. A recording whose disk is full must not end what others see."""
+    """The sinks that take frames. A recording whose disk is full must not end what others see, and goes on when there is room."""
 
     def __init__(self, sinks: Sequence[Sink], lost: Callable[[SinkError], None], *, is_live: bool) -> None:
         self._left = list(sinks)
+        self._aside: list[Sink] = []
         self._lost = lost
         self._is_live = is_live
+        self._again_due_s = 0.0
 
     def until_stopped(self, frames: Prefetch[Frame], events: Events) -> Iterator[Frame]:
         """Frames until there are no more or a sink says that it was stopped; sinks and events are looked after meanwhile."""
@@ -157,6 +162,7 @@ class _Writing:
                     return
                 yield frame
             events.pulse()
+            self._try_again()
             if any(sink.stopped for sink in self._left):
                 return
 
@@ -166,9 +172,24 @@ class _Writing:
             try:
                 sink.write(frame)
             except SinkError as error:
-                if not self._is_live or len(self._left) == 1:
+                if not self._is_live or (len(self._left) == 1 and not sink.written):
                     raise
                 self._left.remove(sink)
+                self._aside.append(sink)
+                self._again_due_s = time.monotonic() + AGAIN_S
                 self._lost(error)
-                with contextlib.suppress(SinkError):
-                    sink.close()
+                if not sink.problem:  # it has nothing that could come back
+                    self._aside.remove(sink)
+                    with contextlib.suppress(SinkError):
+                        sink.close()
+                    if not self._left:
+                        raise
+
+    def _try_again(self) -> None:
+        if not self._aside or time.monotonic() < self._again_due_s:
+            return
+        self._again_due_s = time.monotonic() + AGAIN_S
+        for sink in list(self._aside):
+            if sink.again():
+                self._aside.remove(sink)
+                self._left.append(sink)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.page.history import History
 from pipeline.render.controls import Controls
@@ -23,6 +23,7 @@ class Board:
         controls: the settings.
         about: what runs here, by name, such as {"model": "u2netp"}.
         read_only: viewers cannot change settings.
+        outputs: which outputs take no frames now, and why.
 
     Attributes:
         text: the newest state as JSON, for all viewers; made by `refresh`.
@@ -31,8 +32,14 @@ class Board:
     """
 
     def __init__(
-        self, telemetries: Mapping[str, Telemetry], controls: Controls, about: Mapping[str, str], read_only: bool
+        self,
+        telemetries: Mapping[str, Telemetry],
+        controls: Controls,
+        about: Mapping[str, str],
+        read_only: bool,
+        outputs: Callable[[], list[str]] = list,
     ) -> None:
+        self.outputs = outputs
         self.text = ""
         self.viewers = 0
         self.legends: dict[str, list[LegendEntry]] = {name: [] for name in telemetries}
@@ -74,6 +81,7 @@ class Board:
             "type": "state",
             "settings": self.controls.settings(),
             "viewers": self.viewers,
+            "outputs": self.outputs(),
             "count": self.history.count,
             "sample": self.history.last(),
             "sources": [
@@ -84,13 +92,18 @@ class Board:
         self.text = json.dumps(state)
 
 
-def unready(snapshots: Sequence[Snapshot], within_s: float) -> str:
+def unready(snapshots: Sequence[Snapshot], within_s: float, outputs: Sequence[str] = ()) -> str:
     """Which sources gave no frame within so many seconds, and where they stand, or only frames with scores that are not finite.
 
+    Args:
+        snapshots: of the sources.
+        within_s: seconds.
+        outputs: those that take no frames now, and why.
+
     Returns:
-        Empty if all sources gave masks that can be used.
+        Empty if all sources gave masks that can be used, and all outputs take them.
     """
-    problems = []
+    problems = list(outputs)
     for snapshot in snapshots:
         if snapshot.frame_s is None or snapshot.frame_s > within_s:
             late = "no frame yet" if snapshot.frame_s is None else f"no frame for {snapshot.frame_s:.1f} s"

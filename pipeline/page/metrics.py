@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -24,6 +25,7 @@ class Metrics:
         viewers: gives how many there are.
         timer: times per stage; None: there are none.
         build: labels of ``edgemask_build_info``.
+        outputs: gives those that take no frames now.
     """
 
     def __init__(
@@ -32,11 +34,12 @@ class Metrics:
         viewers: Callable[[], int],
         timer: StageTimer | None,
         build: Mapping[str, str],
+        outputs: Callable[[], Sequence[str]] = list,
     ) -> None:
         # A registry of its own: other parts of the process may use the global one.
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Sources(snapshots))
-        self._registry.register(_Program(viewers, timer, build))
+        self._registry.register(_Program(viewers, timer, build, outputs))
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
@@ -47,6 +50,7 @@ class Metrics:
 class _Sources(Collector):
     def __init__(self, snapshots: Callable[[], Sequence[Snapshot]]) -> None:
         self._snapshots = snapshots
+        self._start_s = time.monotonic()
 
     def describe(self) -> list[Metric]:
         return []
@@ -86,7 +90,8 @@ class _Sources(Collector):
             if snapshot.frame_s is not None:
                 age.add_sample(age.name, {"source": name, "quantile": "0.5"}, snapshot.age_p50_ms / 1e3)
                 age.add_sample(age.name, {"source": name, "quantile": "0.99"}, snapshot.age_p99_ms / 1e3)
-                idle.add_metric([name], snapshot.frame_s)
+            # Before the first frame too, or an alarm on it would never be raised.
+            idle.add_metric([name], time.monotonic() - self._start_s if snapshot.frame_s is None else snapshot.frame_s)
             for each in State:
                 state.add_metric([name, each.value], float(each is snapshot.state))
             reconnects.add_metric([name], snapshot.reconnects)
@@ -94,8 +99,15 @@ class _Sources(Collector):
 
 
 class _Program(Collector):
-    def __init__(self, viewers: Callable[[], int], timer: StageTimer | None, build: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        viewers: Callable[[], int],
+        timer: StageTimer | None,
+        build: Mapping[str, str],
+        outputs: Callable[[], Sequence[str]],
+    ) -> None:
         self._viewers = viewers
+        self._outputs = outputs
         self._timer = timer
         self._build = build
 
@@ -104,6 +116,11 @@ class _Program(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("edgemask_viewers", "Viewers of the page.", value=self._viewers())
+        yield GaugeMetricFamily(
+            "edgemask_outputs_stopped",
+            "Outputs that take no frames now, such as a full disk.",
+            value=len(self._outputs()),
+        )
         info = GaugeMetricFamily("edgemask_build_info", "What runs here.", labels=list(self._build))
         info.add_metric(list(self._build.values()), 1)
         yield info

@@ -64,6 +64,7 @@ class Watched:
         classes: names of the network's classes, as in the manifest; for the legend.
         about: what runs here, such as {"version": "0.1.0", "model": "u2netp"}; on the page and in the metrics.
         healthy: for ``/healthz``: says what is wrong with the data path, or nothing; called on the page's thread.
+        outputs: which outputs take no frames now, and why; called on the page's thread.
         timer: times per stage, for ``/metrics``; None: there are none.
     """
 
@@ -72,3 +73,4 @@ class Watched:
     about: Mapping[str, str] = field(default_factory=dict)
     healthy: Callable[[], str] = _well
     timer: StageTimer | None = None
+    outputs: Callable[[], list[str]] = list

@@ -71,6 +71,15 @@ class Sink(ABC):
         """Called a few times a second while no frame comes, for outputs that have something to do all the same."""
         return
 
+    @property
+    def problem(self) -> str:
+        """Why nothing comes out now, although the output is not closed; empty while all is well."""
+        return ""
+
+    def again(self) -> bool:
+        """After ``write`` has failed: whether it may be tried again. Asked every few seconds of a live run."""
+        return False
+
     def close(self) -> None:
         """Finish what was written; safe to call twice.
 

@@ -18,27 +18,35 @@ class FreeSpace:
     Args:
         folder: any folder of the disk.
         min_free_bytes: what must be left.
-        make_room: deletes something that may go and tells whether there was any; asked while there is too little.
+        make_room: deletes the oldest of what may go, if that gives so many bytes in all, and tells how many; 0: nothing was deleted.
+            Asked while there is too little.
     """
 
-    def __init__(self, folder: Path, min_free_bytes: int, make_room: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, folder: Path, min_free_bytes: int, make_room: Callable[[int], int] = lambda _: 0) -> None:
         self._folder = folder
         self._min_free_bytes = min_free_bytes
         self._make_room = make_room
         self._due_s = 0.0
 
-    def check(self) -> None:
+    def check(self, *, now: bool = False) -> None:
         """Look, at most once a second.
 
+        Args:
+            now: look in any case.
+
         Raises:
-            SinkError: there is too little left, and nothing to delete.
+            SinkError: there is too little left, and nothing to delete that would help.
         """
         now_s = time.monotonic()
-        if now_s < self._due_s:
+        if now_s < self._due_s and not now:
             return
         self._due_s = now_s + _CHECK_EVERY_S
+        gives_room = True
         while (free_bytes := self._free_bytes()) < self._min_free_bytes:
-            if not self._make_room():
+            deleted_bytes = self._make_room(self._min_free_bytes - free_bytes) if gives_room else 0
+            # Another program may take what is deleted: then the archive would go, and there would be no room all the same.
+            gives_room = self._free_bytes() - free_bytes >= deleted_bytes // 2
+            if not deleted_bytes:
                 raise SinkError(
                     f"expected {_size(self._min_free_bytes)} free on the disk, got {_size(free_bytes)}: "
                     "make room or lower --min-free"

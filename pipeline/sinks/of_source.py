@@ -40,6 +40,15 @@ class OfSource(Sink):
         """Finish the output."""
         self._sink.close()
 
+    @property
+    def problem(self) -> str:
+        """The output's."""
+        return self._sink.problem
+
+    def again(self) -> bool:
+        """Ask the output."""
+        return self._sink.again()
+
     def cut_off(self) -> None:
         """Tell the output that its source ended too soon."""
         self._sink.cut_off()

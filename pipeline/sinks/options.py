@@ -23,6 +23,7 @@ class SinkOptions:
         segment_bytes: likewise after so many bytes.
         keep_segments: delete the oldest files of this recording beyond so many; None: keep all.
         keep_bytes: likewise beyond so many bytes in all.
+        keep_at_least_s: files of this recording younger than that are never deleted.
         min_free_bytes: what a recording leaves free on its disk.
     """
 
@@ -32,6 +33,7 @@ class SinkOptions:
     segment_bytes: int | None = None
     keep_segments: int | None = None
     keep_bytes: int | None = None
+    keep_at_least_s: float = 0.0
     min_free_bytes: int = 200_000_000
 
     @property

@@ -7,7 +7,6 @@ import os
 import re
 import threading
 import time
-from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipeline.signals import uninterrupted
 from pipeline.sinks.base import Sink, make_room
 from pipeline.sinks.disk import FreeSpace
 from pipeline.sinks.h264 import Error, H264Muxer, even, reason
+from pipeline.sinks.journal import Journal, Recorded, lock
 from pipeline.sinks.kinds import SinkKind
 from pipeline.sinks.options import SinkOptions
 from pipeline.terminal import logger_of
@@ -41,6 +41,8 @@ _FRAGMENT_MS = 250
 _HYBRID_FROM_LIBAVFORMAT = (61, 7)
 # The index of such a file is kept in memory, 80 bytes a frame.
 _LONGEST_S = 3600.0
+# A camera that flaps between two sizes makes so many files and no more.
+_SIZE_EVERY_S = 10.0
 _WRITE_BACK_EVERY_S = 1.0
 
 
@@ -50,8 +52,11 @@ class RecordingSink(Sink):
     The file can be played at any moment, also after the process was killed, but for its last quarter of a second. When it is
     closed it is an ordinary MP4 (with FFmpeg before 7.1 it stays fragmented). It never replaces a file: where ``NAME.mp4`` or one
     with a number exists, it goes on with the next number, ``NAME-0002.mp4``. A new file begins after the time or size in the options,
-    and when the size of the views changes; each begins with a keyframe at time 0 and can be played alone. Where the options limit
-    how many are kept, those of earlier runs under the same name count, and are the oldest.
+    and when the size of the views changes, but not more often than every ten seconds: until then views are scaled. Each begins with a
+    keyframe at time 0 and can be played alone. Where the options limit how many are kept, those that earlier runs with a limit
+    recorded under the same name count, and are the oldest (``pipeline.sinks.journal``); no other file is ever deleted.
+
+    A file that is taken away, a full disk and a disk that is gone end the file. Whoever writes may ask to begin ``again``.
 
     Power loss: every second the system is asked to begin writing to the disk, without waiting for it. What a file system makes of
     that is its own; nothing is waited for, since a slow card would hold up the picture.
@@ -61,21 +66,19 @@ class RecordingSink(Sink):
         options = self._options
         self._path = Path(self._spec)
         self._segment: _Segment | None = None
-        self._earlier: deque[tuple[Path, int]] = deque()  # of earlier runs, and may be deleted
-        self._kept: deque[tuple[Path, int]] = deque()
+        self._made: list[Path] = []  # in this run, and still there
         self._number = 0  # of the last file that was begun
         self._ended = ""
-        self._is_told = False
+        self._is_closed = self._is_told = False
         make_room(self._path)
         if not os.access(self._path.parent, os.W_OK | os.X_OK):
             raise SinkError(f"{self._spec}: cannot be written (no permission): choose another --output")
-        may_delete = options.keep_bytes is not None or options.keep_segments is not None
+        # What is recorded without a limit is the user's to keep, and nothing is noted of it.
+        is_limited = options.keep_bytes is not None or options.keep_segments is not None
+        self._journal = Journal(self._path) if is_limited else None
         self._before = max(self._numbers(), default=0)  # numbers go up with time, whatever is deleted
-        if may_delete:  # a box that is switched off each night must not fill its disk all the same
-            self._earlier.extend(self._files_there())
-        self._space = FreeSpace(
-            self._path.parent, options.min_free_bytes, self._delete_oldest if may_delete else lambda: False
-        )
+        self._size_due_s = -_SIZE_EVERY_S
+        self._space = FreeSpace(self._path.parent, options.min_free_bytes, self._make_room)
 
     def write(self, frame: Frame) -> None:
         """Encode the frame's view.
@@ -106,13 +109,35 @@ class RecordingSink(Sink):
             self._finish_segment()
         except Error as error:
             raise self._end(reason(error)) from error
+        self._is_closed = True
         self._ended = self._ended or f"{self._path}: the recording is closed"
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is recorded now; empty while it is."""
+        return "" if self._is_closed else self._ended
+
+    def again(self) -> bool:
+        """Look whether recording could go on, after it has stopped."""
+        if self._is_closed or not self._ended:
+            return False
+        try:
+            make_room(self._path)
+            self._space.check(now=True)
+        except SinkError:
+            return False
+        self._ended, self._is_told = "", False
+        return True
 
     def _segment_for(self, view: Image, pts_s: float) -> _Segment:
         segment = self._segment
-        if segment is not None and (segment.size_hw != view.shape[:2] or self._is_full(segment, pts_s)):
-            self._finish_segment()
-            segment = None
+        if segment is not None:
+            is_other = segment.size_hw != view.shape[:2] and pts_s >= self._size_due_s
+            if is_other:
+                self._size_due_s = pts_s + _SIZE_EVERY_S
+            if is_other or self._is_full(segment, pts_s):
+                self._finish_segment()
+                segment = None
         if segment is None:
             with _undisturbed():
                 self._delete_old()
@@ -120,6 +145,9 @@ class RecordingSink(Sink):
                 segment = self._segment = _Segment(
                     path, self._info, (view.shape[0], view.shape[1]), pts_s, self._options
                 )
+                if self._journal is not None:
+                    segment.note_in(self._journal)
+                self._made.append(path)
                 self._tell_files()
         return segment
 
@@ -158,11 +186,6 @@ class RecordingSink(Sink):
         taken = re.compile(rf"{re.escape(self._path.stem)}-(\d{{4,9}}){re.escape(self._path.suffix)}")
         return sorted(int(match[1]) for name in os.listdir(self._path.parent) if (match := taken.fullmatch(name)))
 
-    def _files_there(self) -> list[tuple[Path, int]]:
-        """Files of earlier runs and their sizes, the oldest first."""
-        paths = [self._path, *map(self._numbered, self._numbers())]
-        return [(path, path.stat().st_size) for path in paths if path.is_file() and not path.is_symlink()]
-
     def _finish_segment(self) -> None:
         if self._segment is None:
             return
@@ -171,8 +194,8 @@ class RecordingSink(Sink):
             try:
                 segment.close()
             finally:
-                if segment.good_bytes:
-                    self._kept.append((segment.path, segment.good_bytes))
+                if segment.good_bytes and self._journal is not None:
+                    self._journal.ended(segment.path)
                 self._tell_files()
 
     def _end(self, problem: str) -> SinkError:
@@ -184,27 +207,41 @@ class RecordingSink(Sink):
         return SinkError(self._ended)
 
     def _delete_old(self) -> None:
+        """Keep what the options say: of finished files of ours alone, and none that is too young."""
         options = self._options
-        while (
-            options.keep_segments is not None and len(self._earlier) + len(self._kept) >= max(1, options.keep_segments)
-        ) or (
-            options.keep_bytes is not None
-            and sum(size for _, size in (*self._earlier, *self._kept)) > options.keep_bytes
-        ):
-            if not self._delete_oldest():
+        if self._journal is None:
+            return
+        files = self._journal.files()
+        count, size_bytes = len(files), sum(one.size_bytes for one in files)
+        for one in files:
+            too_many = options.keep_segments is not None and count >= max(1, options.keep_segments)
+            too_large = options.keep_bytes is not None and size_bytes > options.keep_bytes
+            if not (too_many or too_large) or self._is_young(one):
                 return
+            self._delete(one)
+            count, size_bytes = count - 1, size_bytes - one.size_bytes
 
-    def _delete_oldest(self) -> bool:
-        if not (self._earlier or self._kept):
-            return False
-        path, _ = (self._earlier or self._kept).popleft()
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+    def _make_room(self, missing_bytes: int) -> int:
+        """Delete the oldest file, if all that may go would make the room."""
+        if self._journal is None:
+            return 0
+        files = [one for one in self._journal.files() if not self._is_young(one)]
+        if sum(one.size_bytes for one in files) < missing_bytes:
+            return 0
+        self._delete(files[0])
+        return files[0].size_bytes
+
+    def _is_young(self, one: Recorded) -> bool:
+        return time.time() - one.end_s < self._options.keep_at_least_s
+
+    def _delete(self, one: Recorded) -> None:
+        with contextlib.suppress(OSError):
+            one.path.unlink()
         self._tell_files()
-        return True
 
     def _tell_files(self) -> None:
-        paths = [path for path, _ in self._kept] + ([self._segment.path] if self._segment else [])
+        self._made = [path for path in self._made if path.is_file()]
+        paths = self._made
         self.written = f"{paths[0]} … {paths[-1]} ({len(paths)} files)" if len(paths) > 1 else str(*paths)
 
 
@@ -229,6 +266,7 @@ class _Segment:
         self._is_broken = False
         self._write_back_due_s = 0.0
         self._file = path.open("r+b", buffering=0)
+        lock(self._file.fileno())
         try:
             self._muxer = H264Muxer(
                 f"file:{path}", info, live=True, wanted=options.encoder, options=_container_options(path.suffix.lower())
@@ -237,6 +275,10 @@ class _Segment:
             self._file.close()
             path.unlink()
             raise
+
+    def note_in(self, journal: Journal) -> None:
+        """Let a journal know the file again."""
+        journal.begun(self.path, self._file.fileno())
 
     def write(self, view: Image, pts_s: float, sample_aspect: Fraction) -> None:
         """Encode a picture; an error of FFmpeg leaves the file to `close`."""
@@ -249,6 +291,7 @@ class _Segment:
         now_s = time.monotonic()
         if now_s >= self._write_back_due_s:
             self._write_back_due_s = now_s + _WRITE_BACK_EVERY_S
+            self._check_there()
             if hasattr(os, "posix_fadvise"):
                 # Linux starts to write the file's changed pages and does not wait for them; those on the disk leave the cache.
                 with contextlib.suppress(OSError):  # no file system has to
@@ -269,8 +312,9 @@ class _Segment:
                 self._muxer.abandon()
                 if self.good_bytes:
                     self._file.truncate(self.good_bytes)
+            is_ours = self._is_there()
             self._file.close()
-            if not self.good_bytes:
+            if not self.good_bytes and is_ours:
                 with contextlib.suppress(FileNotFoundError):
                     self.path.unlink()
 
@@ -279,8 +323,24 @@ class _Segment:
         """What encodes, for the user; empty before the first picture."""
         return self._muxer.description
 
+    def _check_there(self) -> None:
+        """Notice a file that somebody took away under the encoder, which would go on writing for nobody."""
+        if not self._is_there():
+            raise SinkError("its file was deleted, renamed or replaced, or its disk is gone")
+
+    def _is_there(self) -> bool:
+        """Whether the path still names the file that is being written."""
+        try:
+            there, mine = os.lstat(self.path), os.fstat(self._file.fileno())
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
     def _measure(self) -> None:
         size_bytes = os.fstat(self._file.fileno()).st_size
+        if size_bytes < self.good_bytes:
+            self._is_broken, self.good_bytes = True, size_bytes
+            raise SinkError("its file was cut by somebody else")
         if self._head_bytes < 0:
             self._head_bytes = size_bytes  # the container's head alone is not worth keeping
         elif size_bytes > self._head_bytes:

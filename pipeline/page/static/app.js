@@ -83,7 +83,17 @@ function modeButton(mode) {
   return element("label", {}, input, element("span", { textContent: mode }));
 }
 
-function update({ sources, settings, viewers, sample, count: taken }) {
+/** What is recorded or sent no more, for as long as that lasts. */
+function showOutputs(problems) {
+  const line = document.getElementById("outputs");
+  const text = problems.join("; ");
+  if (line.textContent === text) return; // a screen reader would say it again
+  line.textContent = text;
+  line.hidden = !text;
+}
+
+function update({ sources, settings, viewers, outputs, sample, count: taken }) {
+  showOutputs(outputs);
   facts = sources;
   sources.forEach((each, source) => tiles[source].tell(each));
   if (performance.now() - touchedMs > SETTLE_MS) showSettings(settings);

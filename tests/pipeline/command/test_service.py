@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,7 +102,29 @@ def test_the_watchdog_starves_while_the_data_path_hangs(manager, monkeypatch):
         assert len(hanging) == 5
         assert hanging[-1].startswith("STATUS=camera: frames are read and none was written for 2")
         telemetry.went_out(1.0)  # it goes on after all
-        assert set(pulses(5)) == {"WATCHDOG=1"}
+        assert set(pulses(5)) == {"WATCHDOG=1", "WATCHDOG=1\nSTATUS="}
+
+
+def test_an_output_that_has_stopped_is_told_for_as_long_and_the_watchdog_is_fed(manager, monkeypatch):
+    listening, address = manager
+    clock = [100.0]
+    monkeypatch.setattr(service.time, "monotonic", lambda: clock[0])
+    sinks = [SimpleNamespace(problem="")]
+    with Service(Health([], sinks), {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000"}) as told:
+
+        def pulse():
+            clock[0] += 2.0
+            told.pulse()
+            return all_of(listening)
+
+        told.ready("cam → rec.mp4")
+        assert all_of(listening) == ["READY=1\nSTATUS=cam → rec.mp4"]
+        assert pulse() == ["WATCHDOG=1"]
+        sinks[0].problem = "rec.mp4: recording stopped"
+        assert pulse() == ["WATCHDOG=1\nSTATUS=rec.mp4: recording stopped"]
+        assert pulse() == ["WATCHDOG=1"]
+        sinks[0].problem = ""
+        assert pulse() == ["WATCHDOG=1\nSTATUS=cam → rec.mp4"]
 
 
 def test_a_source_that_claims_to_run_and_gives_nothing_is_a_problem(monkeypatch):

@@ -45,12 +45,15 @@ def test_what_is_counted(metrics):
         assert line in lines
 
 
-def test_a_source_without_frames_has_no_age(metrics):
-    assert not [
-        line
-        for line in metrics.splitlines()
-        if line.startswith(("edgemask_frame_age", "edgemask_frame_idle")) and "gate" in line
-    ]
+def test_a_source_without_frames_has_no_age_and_is_idle_from_the_first_second(metrics):
+    of_gate = [line for line in metrics.splitlines() if "gate" in line]
+    assert not [line for line in of_gate if line.startswith("edgemask_frame_age")]
+    assert len([line for line in of_gate if line.startswith("edgemask_frame_idle_seconds{")]) == 1
+
+
+def test_outputs_that_have_stopped_are_counted():
+    metrics = Metrics(list, lambda: 0, None, {}, lambda: ["rec.mp4: recording stopped"]).text().decode()
+    assert "\nedgemask_outputs_stopped 1.0\n" in metrics
 
 
 @pytest.mark.needs_program("promtool")

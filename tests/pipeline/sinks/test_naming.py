@@ -2,8 +2,11 @@
 
 import argparse
 import os
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import SinkError
 from pipeline.sinks import sink_kind
@@ -24,7 +27,8 @@ from pipeline.sinks.options import byte_count, duration_s
         ("-rf", "rf"),
         ("a/b\\c\0d\ne", "a_b_c_d_e"),
         ("tür", "tür"),
-        ("x" * 300, "x" * 40),
+        ("x" * 40, "x" * 40),
+        ("x" * 300, "x" * 31 + "-0d4e2ca9"),
         ("rtsp://***@cam:554/h264?a=b&c", "rtsp_cam_554_h264_a_b_c"),
         ("a%{}$`'\"|;!", "a"),
     ],
@@ -109,3 +113,13 @@ def test_times(text, seconds):
 def test_what_is_no_time(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a time above 0 such as 30, 10m, 1h or 1d, got"):
         duration_s(text)
+
+
+@given(st.text(max_size=120), st.text(max_size=120))
+def test_names_that_differ_in_what_a_file_may_hold_give_files_that_differ(one, other):
+    def plain(name):
+        return re.sub(r"[^\w.-]+", "_", name).strip(".-_")
+
+    if plain(one) != plain(other) and plain(one) and plain(other):
+        assert file_name_of(one) != file_name_of(other)
+    assert 1 <= len(file_name_of(one)) <= 40

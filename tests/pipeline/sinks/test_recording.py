@@ -47,6 +47,11 @@ for index in range(100000):
 """
 
 
+def shown(folder):
+    """The names in a folder but for hidden ones."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+
+
 def frames_of(path):
     """How many frames ffprobe decodes; it must have nothing to say against the file."""
     command = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", "stream=nb_read_frames", "-of", "json"]
@@ -181,7 +186,7 @@ def test_files_by_time_hold_every_frame_and_play_alone(open_recording, record, t
     sink = record(open_recording(f"out{suffix}", segment_s=0.5), range(50))
     sink.close()
     names = [f"out-000{number}{suffix}" for number in (1, 2, 3, 4)]
-    assert sorted(os.listdir(tmp_path)) == names
+    assert shown(tmp_path) == names
     assert sink.written == f"{tmp_path / names[0]} … {tmp_path / names[-1]} (4 files)"
     seen = [read_video(tmp_path / name) for name in names]
     assert [len(video.images) for video in seen] == [15, 15, 15, 5]
@@ -198,7 +203,7 @@ def test_files_by_size(open_recording, tmp_path, make_frame, read_video):
     for number in range(60):
         sink.write(make_frame(noise.integers(0, 255, (32, 48, 3), np.uint8), number, number / 30))
     sink.close()
-    names = sorted(os.listdir(tmp_path))
+    names = shown(tmp_path)
     assert len(names) > 2
     assert all((tmp_path / name).stat().st_size < 60_000 for name in names)
     assert sum(len(read_video(tmp_path / name).images) for name in names) == 60
@@ -207,10 +212,10 @@ def test_files_by_size(open_recording, tmp_path, make_frame, read_video):
 def test_another_size_begins_another_file(open_recording, record, tmp_path, read_video):
     sink = record(open_recording(), range(20))
     record(sink, range(20, 40), (64, 64))
-    record(sink, range(40, 50), (31, 47))
-    record(sink, range(50, 60), (32, 48))  # once made even, the size stays
+    record(sink, range(400, 410), (31, 47))
+    record(sink, range(410, 420), (32, 48))  # once made even, the size stays
     sink.close()
-    seen = {name: read_video(tmp_path / name) for name in sorted(os.listdir(tmp_path))}
+    seen = {name: read_video(tmp_path / name) for name in shown(tmp_path)}
     assert {name: (video.size_hw, len(video.images)) for name, video in seen.items()} == {
         "out-0002.mp4": ((64, 64), 20),
         "out-0003.mp4": ((32, 48), 20),
@@ -223,29 +228,139 @@ def test_the_oldest_files_go(open_recording, record, tmp_path, options, kept):
     (tmp_path / "out-0001.mp4.txt").touch()
     sink = record(open_recording(segment_s=0.5, **options), range(90))
     sink.close()
-    assert sorted(os.listdir(tmp_path)) == ["out-0001.mp4.txt", *(f"out-000{number}.mp4" for number in kept)]
+    assert shown(tmp_path) == ["out-0001.mp4.txt", *(f"out-000{number}.mp4" for number in kept)]
     assert str(tmp_path / f"out-000{kept[0]}.mp4") in sink.written
 
 
 def test_files_of_earlier_runs_stay_where_no_limit_is_given(open_recording, record, tmp_path):
     (tmp_path / "out-0007.mp4").write_bytes(b"old")
     record(open_recording(segment_s=0.5), range(20)).close()
-    assert sorted(os.listdir(tmp_path)) == ["out-0007.mp4", "out-0008.mp4", "out-0009.mp4"]
+    assert shown(tmp_path) == ["out-0007.mp4", "out-0008.mp4", "out-0009.mp4"]
     assert (tmp_path / "out-0007.mp4").read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("options", [{"keep_segments": 3}, {"keep_bytes": 60_000}])
-def test_files_of_earlier_runs_count_and_are_the_oldest(open_recording, record, tmp_path, options):
-    others = {"out-0003.mkv", "out-03.mp4", "door-0003.mp4", "out-0003.mp4.txt"}
-    for name in (*others, "out.mp4", "out-0002.mp4", "out-0009.mp4"):
-        (tmp_path / name).write_bytes(bytes(30_000))
-    (tmp_path / "out-0001.mp4").symlink_to(tmp_path / "out-03.mp4")
-    record(open_recording(segment_s=0.5, **options), range(20)).close()
-    left = {"out-0009.mp4", "out-0010.mp4", "out-0011.mp4"}
-    assert set(os.listdir(tmp_path)) - others - {"out-0001.mp4"} == left
-    for number in (2, 3):  # days later
-        record(open_recording(segment_s=0.5, keep_segments=1), range(20)).close()
-        assert set(os.listdir(tmp_path)) - others - {"out-0001.mp4"} == {f"out-{9 + 2 * number:04d}.mp4"}
+def test_files_of_earlier_runs_count_and_are_the_oldest(open_recording, record, tmp_path):
+    for run in (1, 2, 3):  # two files each
+        record(open_recording(segment_s=0.5, keep_segments=3), range(20)).close()
+        last = [f"out-{number:04d}.mp4" for number in range(1, 2 * run + 1)][-3:]
+        assert shown(tmp_path) == last
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep_segments": 1}, {"keep_bytes": 1}, {"keep_segments": 1, "min_free_bytes": 1 << 62}]
+)
+def test_what_is_not_ours_is_never_deleted(open_recording, record, tmp_path, options):
+    """Whatever its name: of the user, changed since, exchanged, linked, or recorded without a limit."""
+    record(open_recording(segment_s=0.5, keep_segments=100), range(45)).close()  # three files
+    record(open_recording(segment_s=0.5), range(20)).close()  # 4 and 5, without a limit
+    theirs = {"out.mp4", "out-2024.mp4", "out-20240501.mp4", "out-0003.mkv", "door-0003.mp4"}
+    for name in theirs:
+        (tmp_path / name).write_bytes(b"a film of the user's own")
+    (tmp_path / "out-0001.mp4").write_bytes(b"cut by the user")
+    (tmp_path / "out-0002.mp4").unlink()
+    (tmp_path / "out-0002.mp4").symlink_to(tmp_path / "out.mp4")
+    kept = theirs | {f"out-000{number}.mp4" for number in (1, 2, 4, 5)}
+    content = {name: (tmp_path / name).read_bytes() for name in kept}
+    sink = open_recording(segment_s=0.5, **options)
+    if options.get("min_free_bytes"):
+        with pytest.raises(SinkError, match="free on the disk"):
+            record(sink, range(20))
+        assert (tmp_path / "out-0003.mp4").exists(), "it would not have made the room"
+    else:
+        record(sink, range(20)).close()
+        assert not (tmp_path / "out-0003.mp4").exists()
+    assert {name: (tmp_path / name).read_bytes() for name in kept} == content
+
+
+def test_what_another_recorder_writes_or_has_begun_later_is_left_alone(open_recording, record, tmp_path):
+    first = record(open_recording(segment_s=0.5, keep_segments=1), range(20))
+    assert shown(tmp_path) == ["out-0002.mp4"]
+    second = record(open_recording(segment_s=0.5, keep_segments=1), range(20))
+    assert shown(tmp_path) == ["out-0002.mp4", "out-0004.mp4"]
+    second.close()
+    record(first, range(20, 40)).close()
+    assert "out-0004.mp4" in shown(tmp_path), "the second began after the first"
+    assert "out-0002.mp4" not in shown(tmp_path)
+
+
+def test_nothing_younger_than_the_floor_is_deleted(open_recording, record, tmp_path):
+    record(open_recording(segment_s=0.5, keep_segments=1, keep_at_least_s=3600), range(60)).close()
+    assert len(shown(tmp_path)) == 4
+    for name in shown(tmp_path)[:2]:
+        there = (tmp_path / name).stat()
+        os.utime(tmp_path / name, (there.st_atime - 7200, there.st_mtime - 7200))
+    journal = tmp_path / ".out.mp4.recordings"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines:
+        if line["name"] in ("out-0001.mp4", "out-0002.mp4") and "mtime_s" in line:
+            line["mtime_s"] -= 7200
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record(open_recording(segment_s=0.5, keep_segments=1, keep_at_least_s=3600), range(10)).close()
+    assert shown(tmp_path) == ["out-0003.mp4", "out-0004.mp4", "out-0005.mp4"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]\n",
+        b'{"name": "../x", "run": "a"}\n',
+        b'{"name": 5}\n',
+        b"\xff\xfe\n",
+        b'{"name":"out-0001.mp4"}\n',
+    ],
+)
+def test_a_damaged_journal_deletes_nothing(open_recording, record, tmp_path, damage):
+    record(open_recording(segment_s=0.5, keep_segments=9), range(20)).close()
+    (tmp_path / ".out.mp4.recordings").write_bytes(damage)
+    record(open_recording(segment_s=0.5, keep_segments=1), range(10)).close()
+    assert shown(tmp_path) == ["out-0001.mp4", "out-0002.mp4", "out-0003.mp4"]
+
+
+def test_a_camera_that_flaps_between_two_sizes_makes_few_files(open_recording, record, tmp_path, read_video):
+    sink = open_recording()
+    for number in range(0, 900, 2):  # 30 s
+        record(sink, [number], (32, 48))
+        record(sink, [number + 1], (64, 64))
+    sink.close()
+    assert len(shown(tmp_path)) <= 5
+    assert sum(len(read_video(tmp_path / name).images) for name in shown(tmp_path)) == 900
+
+
+@pytest.mark.parametrize("loss", ["deleted", "renamed", "replaced", "cut", "folder gone"])
+def test_a_recording_that_is_lost_is_noticed_and_begun_anew(
+    open_recording, record, tmp_path, monkeypatch, read_video, loss
+):
+    monkeypatch.setattr(recording, "_WRITE_BACK_EVERY_S", 0.0)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    sink = record(open_recording("disk/out.mp4"), range(30))
+    path = folder / "out.mp4"
+    if loss == "deleted":
+        path.unlink()
+    elif loss == "renamed":
+        path.rename(tmp_path / "elsewhere.mp4")
+    elif loss == "replaced":
+        path.unlink()
+        path.write_bytes(b"another's")
+    elif loss == "cut":
+        os.truncate(path, 100)
+    else:
+        folder.rename(tmp_path / "away")
+    with pytest.raises(SinkError, match=r"out.mp4: recording stopped \(its file was"):
+        record(sink, range(30, 60))
+    assert "recording stopped" in sink.problem
+    assert sink.again()
+    assert sink.problem == ""
+    record(sink, range(60, 90)).close()
+    assert sink.problem == ""
+    newest = sorted(folder.glob("out*.mp4"), key=lambda one: one.stat().st_mtime_ns)[-1]
+    assert len(read_video(newest).images) == 30
+    if loss == "replaced":
+        assert path.read_bytes() == b"another's"
+    if loss == "renamed":
+        assert len(read_video(tmp_path / "elsewhere.mp4").images) >= 20
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link"])
@@ -261,7 +376,7 @@ def test_nothing_is_replaced(open_recording, record, tmp_path, kind, said):
         f"{tmp_path / 'out.mp4'} exists already and is left as it is",
         f"recording: {tmp_path / 'out-0002.mp4'}, H.264 by the CPU (x264)",
     ]
-    assert sorted(os.listdir(tmp_path)) == ["out-0002.mp4", "out.mp4"]
+    assert shown(tmp_path) == ["out-0002.mp4", "out.mp4"]
     record(open_recording(), range(3)).close()
     assert (tmp_path / "out-0003.mp4").is_file()
 
@@ -376,12 +491,29 @@ def test_it_stops_before_the_disk_is_full(tmp_path, open_recording, record, monk
 
 def test_old_files_go_before_the_disk_is_full(tmp_path, open_recording, record, monkeypatch):
     def state(_):
-        return os.statvfs_result((1, 1, 0, 0, 10 - len(os.listdir(tmp_path)), 0, 0, 0, 0, 255))
+        used = sum((tmp_path / name).stat().st_size for name in shown(tmp_path))
+        return os.statvfs_result((1, 1, 0, 0, max(0, 4 * size_bytes - used), 0, 0, 0, 0, 255))
+
+    record(open_recording("sample.mp4"), range(15)).close()
+    size_bytes = (tmp_path / "sample.mp4").stat().st_size
+    (tmp_path / "sample.mp4").unlink()
 
     monkeypatch.setattr("pipeline.sinks.disk.os.statvfs", state)
     monkeypatch.setattr("pipeline.sinks.disk._CHECK_EVERY_S", 0)
-    record(open_recording(segment_s=0.5, keep_segments=100, min_free_bytes=7), range(90)).close()
-    assert sorted(os.listdir(tmp_path)) == ["out-0004.mp4", "out-0005.mp4", "out-0006.mp4"]
+    record(open_recording(segment_s=0.5, keep_segments=100, min_free_bytes=size_bytes), range(150)).close()
+    names = shown(tmp_path)
+    assert 2 <= len(names) <= 4
+    assert names[-1] == "out-0010.mp4"
+
+
+def test_what_another_program_takes_does_not_cost_the_archive(tmp_path, open_recording, record, monkeypatch):
+    record(open_recording(segment_s=0.5, keep_segments=100), range(90)).close()
+    before = shown(tmp_path)
+    full = os.statvfs_result((1, 1, 0, 0, 10, 0, 0, 0, 0, 255))  # whatever is deleted
+    monkeypatch.setattr("pipeline.sinks.disk.os.statvfs", lambda _: full)
+    with pytest.raises(SinkError, match="free on the disk"):
+        record(open_recording(segment_s=0.5, keep_segments=100, min_free_bytes=100), range(30))
+    assert shown(tmp_path) == before[1:], "one was tried"
 
 
 def test_the_encoder_that_was_asked_for_or_none(open_recording, record, tmp_path, monkeypatch):
