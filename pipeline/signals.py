@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do: end a command cleanly, and where it matters only after what must not be cut."""
+"""What SIGINT, SIGTERM and SIGHUP do: end a command cleanly, and where it matters only after what must not be cut."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StoppedError(BaseException):
 
 @contextmanager
 def uninterrupted() -> Iterator[list[int]]:
-    """Put a first SIGINT or SIGTERM off until the end of the body; a second one ends the process at once.
+    """Put a first signal that ends the process off until the end of the body; a second one ends the process at once.
 
     Yields:
         The signal that came, once it has: a body that loops looks at it and raises ``StoppedError`` itself.
@@ -39,7 +39,7 @@ def uninterrupted() -> Iterator[list[int]]:
             os._exit(128 + number)
         came.append(number)
 
-    before = {number: signal.signal(number, put_off) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, put_off) for number in _signals()}
     is_answered = False
     try:
         yield came
@@ -55,7 +55,7 @@ def uninterrupted() -> Iterator[list[int]]:
 
 @contextmanager
 def ends_on_signals() -> Iterator[None]:
-    """Within the body SIGINT and SIGTERM raise ``StoppedError`` in the main thread; a second one ends the process at once.
+    """Within the body these signals raise ``StoppedError`` in the main thread; a second one ends the process at once.
 
     Python drops what is raised inside a finalizer or a callback from C, and whoever sent the signal would wait without end: it
     is then raised again, a little later.
@@ -79,12 +79,20 @@ def ends_on_signals() -> Iterator[None]:
         sys.unraisablehook = before
 
 
+def _signals() -> list[int]:
+    """Those that end a command: a closed terminal too, but under ``nohup``."""
+    ends = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ends.append(signal.SIGHUP)
+    return list(ends)
+
+
 def _listen() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _signals():
         signal.signal(number, _first)
 
 
 def _first(number: int, _: FrameType | None) -> None:
-    for other in (signal.SIGINT, signal.SIGTERM):
+    for other in _signals():
         signal.signal(other, lambda again, _: os._exit(128 + again))
     raise StoppedError(number)

@@ -64,7 +64,7 @@ def _skip_without(item, name, found):
 @pytest.fixture(autouse=True)
 def _signals_restored():
     """A command run inside the test process must not keep its signal handlers."""
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     yield
     for number, handler in before:
         signal.signal(number, handler)

@@ -80,7 +80,7 @@ def parser_of(command: Command) -> argparse.ArgumentParser:
         raise _ParserFound(parser)
 
     main = importlib.import_module(f"{command.module}.__main__").main
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with mock.patch.object(argparse.ArgumentParser, "parse_args", found):
         try:
             main(list(command.arguments))

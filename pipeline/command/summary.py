@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 import time
@@ -65,6 +66,7 @@ def print_written(sinks: Sequence[Sink], *, to_stderr: bool) -> None:
     """Print where the results are; on standard error where a result itself is on standard output."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
-    for sink in sinks:
-        if sink.written:
-            print(sink.written, file=sys.stderr if to_stderr else sys.stdout)
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        for sink in sinks:
+            if sink.written:
+                print(sink.written, file=sys.stderr if to_stderr else sys.stdout, flush=True)

@@ -34,9 +34,13 @@ class Guard:
         access: who is let in.
         port: of the page; browsers do not tell cookies of two ports apart.
         send_s: an answer that is not taken within this time ends the connection.
+        let_in: told of each connection with a request that passes.
     """
 
-    def __init__(self, access: Access, port: int, send_s: float) -> None:
+    def __init__(
+        self, access: Access, port: int, send_s: float, let_in: Callable[[asyncio.BaseProtocol], None] = lambda _: None
+    ) -> None:
+        self._let_in = let_in
         self._access = access
         self._cookie_name = f"edgemask_{port}"
         self._send_s = send_s
@@ -51,6 +55,8 @@ class Guard:
     async def _pass(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         try:
             refused = self._refusal(request)
+            if refused is None:
+                self._let_in(request.protocol)
             response = refused if refused is not None else await handler(request)
             if not response.prepared:
                 await asyncio.wait_for(_send(request, response), self._send_s)
@@ -79,9 +85,11 @@ class Guard:
         if not given:
             return self._token_wanted(request, "token needed: give it as ?token=… or as Authorization: Bearer …", b"")
         peer = request.remote or ""
-        if wait_s := access.wait_s(peer):
-            return text(429, f"too many wrong tokens: try again in {wait_s:.0f} s")
+        # Behind a proxy all have one address: who has the right token must not wait for those who guess.
+        wait_s = access.wait_s(peer)
         if not access.token_fits(given, peer):
+            if wait_s:
+                return text(429, f"too many wrong tokens: try again in {wait_s:.0f} s")
             return self._token_wanted(request, "wrong token", b'<p class="problem" role="alert">Wrong token</p>')
         return None if by_header else self._logged_in(request)
 

@@ -19,13 +19,17 @@ class Limits:
 
     Attributes:
         viewers: of live pictures.
-        connections: of any kind.
+        connections: whose requests were let in.
+        newcomers: connections that have brought no such request yet; one more pushes out the longest silent.
+        newcomer_s: after this time such a connection is closed.
         send_s: for a viewer to take a message.
         request_s: for a request to arrive, and until an idle connection is closed.
     """
 
     viewers: int = 8
     connections: int = 64
+    newcomers: int = 32
+    newcomer_s: float = 5.0
     send_s: float = 5.0
     request_s: float = 10.0
 

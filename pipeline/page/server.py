@@ -19,6 +19,7 @@ from pipeline.page.board import Board, unready
 from pipeline.page.channel import Channel
 from pipeline.page.guard import Guard, text
 from pipeline.page.metrics import CONTENT_TYPE, Metrics
+from pipeline.page.newcomers import Newcomers
 from pipeline.page.options import PageOptions
 from pipeline.page.viewer import Viewer, change
 
@@ -76,7 +77,8 @@ class PageServer:
         self._healthy = healthy
         self._ready_within_s = options.ready_within_s
         self._limits = options.limits
-        self._guard = Guard(access, listening.getsockname()[1], options.limits.send_s)
+        self._newcomers = Newcomers(options.limits.newcomers, options.limits.newcomer_s)
+        self._guard = Guard(access, listening.getsockname()[1], options.limits.send_s, self._newcomers.let_in)
         self._files = {path: (kind, (_STATIC / name).read_bytes()) for path, (name, kind) in _FILES.items()}
         self._viewers: dict[Viewer, web.WebSocketResponse] = {}
         self._streams = 0
@@ -109,7 +111,11 @@ class PageServer:
         assert answering is not None
 
         def connect() -> asyncio.Protocol:
-            return answering() if len(answering.connections) < self._limits.connections else _Refusing()
+            if len(answering.connections) - len(self._newcomers) >= self._limits.connections:
+                return _Refusing()
+            connection = answering()
+            self._newcomers.add(connection)
+            return connection
 
         server = await asyncio.get_running_loop().create_server(connect, sock=self._listening)
         refreshing = asyncio.create_task(self._refresh())

@@ -48,7 +48,7 @@ def wait_for(condition, job):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_video_that_is_stopped_is_shorter_and_can_be_played(start, tmp_path, read_video, number, status):
     job = start("--output", "out.mp4", "--output", "frames/")
     wait_for(lambda: (tmp_path / "frames").is_dir() and len(os.listdir(tmp_path / "frames")) > 80, job)
@@ -62,6 +62,21 @@ def test_a_video_that_is_stopped_is_shorter_and_can_be_played(start, tmp_path, r
     assert seen.pts_s == pytest.approx([number / 30 for number in range(len(seen.images))])
     content = (tmp_path / "out.mp4").read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")
+
+
+def test_a_closed_terminal_is_nothing_under_nohup(start, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        job = start("--output", "frames/", "--quiet")
+        wait_for(lambda: (tmp_path / "frames").is_dir() and len(os.listdir(tmp_path / "frames")) > 5, job)
+        job.send_signal(signal.SIGHUP)
+        count = len(os.listdir(tmp_path / "frames"))
+        wait_for(lambda: len(os.listdir(tmp_path / "frames")) > count + 20, job)
+        job.send_signal(signal.SIGTERM)
+        job.communicate(timeout=WAIT_S)
+        assert job.returncode == 143
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_folder_that_is_stopped_holds_complete_pictures_alone(start, tmp_path, read_picture):
@@ -84,7 +99,7 @@ def in_command(body):
     return run_command(command), done
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_body_with_its_status(number, status):
     def body(done):
         try:
