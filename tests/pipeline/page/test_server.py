@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -103,14 +104,15 @@ def test_a_browser_without_the_token_is_asked_for_it(make_rig, get):
     assert get(rig)("/style.css").status == 200
 
 
-def test_too_many_wrong_tokens_stop_even_the_right_one_but_no_cookie(make_rig, get):
+def test_too_many_wrong_tokens_stop_wrong_ones_alone(make_rig, get):
     rig = make_rig(token=TOKEN)
     ask = get(rig)
     cookie = ask(f"/?token={TOKEN}").headers["Set-Cookie"].partition(";")[0]
     for _ in range(10):
         assert ask("/state", headers={"Authorization": "Bearer wrong-wrong-wrong"}).status == 403
-    answer = ask("/state", headers=BEARER)
+    answer = ask("/state", headers={"Authorization": "Bearer wrong-wrong-wrong"})
     assert (answer.status, "try again in" in answer.text) == (429, True)
+    assert ask("/state", headers=BEARER).status == 200
     assert ask("/state", headers={"Cookie": cookie}).status == 200
 
 
@@ -177,15 +179,21 @@ def test_silent_and_slow_clients_are_hung_up_on(make_rig):
     assert b"200" not in raw(rig.port, slow)
 
 
-def test_connections_are_limited(make_rig, wait_until):
+REQUEST = b"GET /state HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_connections_that_were_let_in_are_limited(make_rig, wait_until):
     rig = make_rig(limits=Limits(connections=3))
     held = [socket.create_connection(("127.0.0.1", rig.port)) for _ in range(3)]
     try:
+        for connection in held:
+            connection.sendall(REQUEST)
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
         answers = []
 
         def refused():
             try:
-                answers.append(raw(rig.port, b"GET /state HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
+                answers.append(raw(rig.port, REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")))
             except ConnectionError:
                 answers.append(b"")
             return answers[-1] == b""
@@ -195,6 +203,38 @@ def test_connections_are_limited(make_rig, wait_until):
         for connection in held:
             connection.close()
     wait_until(lambda: not refused())
+
+
+def test_who_says_nothing_pushes_out_nobody_but_such(make_rig, get):
+    rig = make_rig(limits=Limits(newcomers=4))
+    silent = [socket.create_connection(("127.0.0.1", rig.port)) for _ in range(40)]
+    try:
+        for _ in range(5):
+            assert get(rig)("/state").status == 200
+            silent.append(socket.create_connection(("127.0.0.1", rig.port)))
+        silent[0].settimeout(10)
+        with contextlib.suppress(ConnectionError):
+            assert silent[0].recv(1) == b""  # the first of them is closed
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_who_says_nothing_is_closed_after_a_while(make_rig):
+    rig = make_rig(limits=Limits(newcomer_s=0.2))
+    with socket.create_connection(("127.0.0.1", rig.port)) as silent, contextlib.suppress(ConnectionError):
+        silent.settimeout(10)
+        assert silent.recv(1) == b""
+
+
+def test_a_wrong_token_leaves_a_newcomer(make_rig):
+    rig = make_rig(token=TOKEN, limits=Limits(newcomer_s=0.5))
+    with socket.create_connection(("127.0.0.1", rig.port)) as stranger, contextlib.suppress(ConnectionError):
+        stranger.settimeout(10)
+        stranger.sendall(REQUEST)
+        assert stranger.recv(4096).startswith(b"HTTP/1.1 403")
+        while stranger.recv(4096):
+            pass
 
 
 def test_bodies_are_limited(rig, get):
