@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipeline.errors import EngineHungError
-
 # Long enough for a finalizer to end, too short for anybody to see.
 _AGAIN_S = 0.05
 
@@ -43,8 +41,8 @@ def uninterrupted() -> Iterator[list[int]]:
     is_answered = False
     try:
         yield came
-    except (StoppedError, EngineHungError):
-        is_answered = True
+    except BaseException as error:
+        is_answered = isinstance(error, StoppedError) or isinstance(error.__cause__, StoppedError)
         raise
     finally:
         for number, handler in before.items():

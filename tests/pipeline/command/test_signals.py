@@ -218,3 +218,67 @@ def test_other_errors_are_bugs_unless_the_command_says_otherwise():
 
 def test_stopped_has_the_signals_name():
     assert (str(StoppedError(signal.SIGTERM)), StoppedError(signal.SIGTERM).status) == ("SIGTERM", 143)
+
+
+HANGING = """
+import sys, time
+from pipeline.command import job
+from pipeline import __main__ as command
+from pipeline.flow import run
+opened = job.open_engine
+def hanging(*arguments, **options):
+    engine = opened(*arguments, **options)
+    collect = engine.collect_all
+    count = [0]
+    def slow():
+        count[0] += 1
+        if count[0] > 30:
+            time.sleep(1000)
+        return collect()
+    engine.collect_all = slow
+    return engine
+job.open_engine = hanging
+run.HUNG_S = 0.5
+sys.exit(command.main(sys.argv[1:]))
+"""
+
+
+def test_an_engine_that_hangs_is_left_behind_and_the_recording_is_complete(red_bundle, tmp_path, read_video):
+    command = [
+        sys.executable,
+        "-c",
+        HANGING,
+        "--source",
+        "test://?size=160x120&frames=1000000",
+        "--model",
+        str(red_bundle.folder),
+    ]
+    command += ["--output", "frames/", "--output", "out.mp4", "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    job = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: (tmp_path / "frames").is_dir() and len(os.listdir(tmp_path / "frames")) >= 25, job)
+        time.sleep(1.0)  # so that it hangs
+        job.send_signal(signal.SIGTERM)
+        _, err = job.communicate(timeout=WAIT_S)
+    finally:
+        job.kill()
+    assert job.returncode == 143
+    assert err == "error: engine: expected the masks in flight within 0.5 s of a signal, got none\n"
+    assert len(read_video(tmp_path / "out.mp4").images) >= 25
+
+
+@pytest.mark.parametrize("stderr", ["closed", "full", "gone"])
+def test_a_log_that_cannot_be_written_ends_nothing(red_bundle, tmp_path, stderr):
+    words = f"-m pipeline --source test://?size=160x120&frames=20 --model {red_bundle.folder} --output out.mp4".split()
+    command = [sys.executable, *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open("/dev/full", "wb") as full, os.fdopen(write_end, "wb", buffering=0) as gone:
+        if stderr == "closed":
+            command = ["/bin/sh", "-c", 'exec "$0" "$@" 2>&-', *command]
+        target = {"closed": None, "full": full, "gone": gone}[stderr]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, stderr=target, timeout=WAIT_S, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "out.mp4").exists()
