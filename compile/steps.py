@@ -108,6 +108,7 @@ def open_trained(options: BuildOptions) -> Trained:
         imgsz=imgsz,
         classes=options.classes,
         smooth=options.upsample == "scores",
+        key=options.weights_key,
     )
     if options.target == "torch-tensorrt" and not network.has_layers:
         raise OptionError(

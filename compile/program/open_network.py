@@ -27,6 +27,7 @@ def open_network(
     imgsz: tuple[int, int] | None = None,
     classes: int | None = None,
     smooth: bool = False,
+    key: str | None = None,
 ) -> Network:
     """Read weights and their contract.
 
@@ -38,19 +39,23 @@ def open_network(
         imgsz: (height, width) inside the network in place of the contract's.
         classes: refuse weights with another number of classes.
         smooth: enlarge class scores, not class indices.
+        key: the dotted path to the weights in a checkpoint that has several, or its beginning.
 
     Raises:
         CompileError: the weights and the contract do not fit.
         ModelError: the weights cannot be read.
     """
-    if weights.suffix.lower() == ".pt2":
+    suffix = weights.suffix.lower()
+    if key is not None and suffix in (".pt2", ".onnx"):
+        raise CompileError(f"--weights-key: expected a checkpoint beside it, got {weights}: leave --weights-key out")
+    if suffix == ".pt2":
         return ExportedLayers(
             weights, _foreign_contract(weights, contract, foreign_contract), imgsz=imgsz, classes=classes, smooth=smooth
         )
     try:
-        loaded = load_network(weights, classes=classes)
+        loaded = load_network(weights, classes=classes, key=key)
     except NotOurNetworkError as error:
-        if weights.suffix.lower() != ".onnx":
+        if suffix != ".onnx":
             raise
         found = _foreign_contract(error, contract, foreign_contract)
         return _open_onnx(weights, found, imgsz=imgsz, classes=classes, smooth=smooth)
