@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,12 @@ def exported_network(path: str | Path, output: str | None = None) -> LayeredNetw
 
 
 def layered_module(
-    network: nn.Module, shape_chw: tuple[int, int, int], what: str, output: str | None = None
+    network: nn.Module,
+    shape_chw: tuple[int, int, int],
+    what: str,
+    output: str | None = None,
+    *,
+    run: Callable[[Tensor], Any] | None = None,
 ) -> LayeredNetwork:
     """Follow a module through PyTorch, and make modules of its convolutions and linear layers, by their names in its state dict.
 
@@ -84,15 +89,17 @@ def layered_module(
         shape_chw: channels, height and width of its input.
         what: its name in messages.
         output: as for ``with_layers``.
+        run: a method of it that gives what is wanted; None: the network itself.
 
     Raises:
         CompileError: it does not take such pictures, or cannot be followed.
         NotConvertibleError: it gives no tensor.
     """
     batch = {0: torch.export.Dim("N", min=1, max=_MOST_PICTURES)}
+    whole = _Tensors(network, run or network)
     try:
         with torch.no_grad():
-            program = torch.export.export(_Tensors(network), (torch.zeros(2, *shape_chw),), dynamic_shapes=(batch,))
+            program = torch.export.export(whole, (torch.zeros(2, *shape_chw),), dynamic_shapes=(batch,))
         graph: Any = program.module(check_guards=False)
     except Exception as error:  # the network's own, or any of the exporter's
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -101,18 +108,31 @@ def layered_module(
             f"{what}: expected a network that torch.export follows for pictures of {shape} (channels, height, width), any number at "
             f"once, got {type(error).__name__}: {reason}"
         ) from error
-    return with_layers(graph, what, output, inside="network.")
+    made = with_layers(graph, what, output, inside="network.")
+    x = torch.rand(1, *shape_chw)
+    with torch.inference_mode():
+        found, given = made(x), pytree.tree_leaves(whole(x))
+    if not any(one.shape == found.shape and _agree(found, one) for one in given):
+        raise NotConvertibleError(f"{what}: expected layers that give what the network gives, got others")
+    return made
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    finite = expected[torch.isfinite(expected)].float()
+    return torch.allclose(
+        found.float(), expected.float(), 0.0, 1e-3 * float(finite.abs().max()) if finite.numel() else 0.0, True
+    )
 
 
 class _Tensors(nn.Module):
     """A network that gives the tensors in what it gives by their names, whatever holds them."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, run: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self._run = network, run
 
     def forward(self, x: Tensor) -> Any:
-        result = self.network(x)
+        result = self._run(x)
         return result if isinstance(result, Tensor) else dict(_named(result, ""))
 
 

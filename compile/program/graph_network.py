@@ -1,7 +1,8 @@
-"""Segmentation networks that nobody here wrote, from ONNX and from ``torch.export``, as layers: with every precision."""
+"""Networks of the checkpoint families, and those that nobody here wrote, as layers: with every precision."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from calibration.sets.photographs import PhotographSource
+from compile.networks.checkpoint import LoadedNetwork
 from compile.networks.contract import Contract
 from compile.networks.ends import (
     Activation,
@@ -23,12 +25,14 @@ from compile.networks.ends import (
     outer_activation,
     without_activation,
 )
+from compile.networks.exported_program import layered_module
 from compile.networks.layered import LayeredNetwork
 from compile.networks.onnx_file import read_onnx
 from compile.networks.onnx_graph import graph_of, takes_batch
 from compile.program.foreign import ValueRange, find_output_layout, fitted_contract
 from compile.program.layered_program import LayeredProgram, Layers, channels_first
-from compile.program.network import check_count, undecided
+from compile.program.network import check_classes, check_count, undecided
+from compile.program.onnx_export import lower_pooling
 from compile.program.program import FrameToInput, ScoresToMask
 from compile.proof.verify import Expected, open_session, require_finite
 from pipeline.errors import CompileError, NotConvertibleError
@@ -189,6 +193,40 @@ class ExportedLayers(LayeredProgram):
     def doubt(self) -> str | None:
         """What is to be told of the values that it gave."""
         return self._values.check()
+
+
+def family_network(loaded: LoadedNetwork, contract: Contract, *, smooth: bool = False) -> LayeredProgram:
+    """A network of one of the checkpoint families, U-Net or U²-Net, brought into layers.
+
+    Args:
+        loaded: from its checkpoint; its pooling rounds down from now on.
+        contract: how frames go in and masks come out.
+        smooth: enlarge class scores, not class indices.
+
+    Raises:
+        CompileError: the network and the contract do not fit.
+    """
+    if len(contract.mean) != loaded.n_channels:
+        raise CompileError(
+            f"contract {contract.name}: expected {loaded.n_channels} channels as the network has, got {contract.channels}"
+        )
+    if contract.activation == "none":
+        raise CompileError(
+            f"contract {contract.name}: activation: expected sigmoid or softmax for this network, got 'none': it gives logits"
+        )
+    if contract.layout != "nchw" or contract.output is not None:
+        raise CompileError(
+            f"contract {contract.name}: layout, output: expected neither for {loaded.architecture}, whose are known, "
+            f"got {contract.layout}, {contract.output}: leave them out"
+        )
+    check_classes(contract, loaded.n_classes)
+    lower_pooling(loaded.model, contract.imgsz)
+    shape = loaded.n_channels, *contract.imgsz
+    module = layered_module(loaded.model, shape, loaded.architecture, run=loaded.model.logits)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        copy.deepcopy(module).to("meta")(torch.empty((1, *shape), device="meta"))  # shapes alone: nothing is computed
+    layers = _layers(module, None, loaded.n_classes, counter.get_total_flops() / 2e9)
+    return LayeredProgram(loaded.family, loaded.architecture, contract, layers, smooth=smooth)
 
 
 def photographs(contract: Contract) -> list[NDArray[np.float32]]:

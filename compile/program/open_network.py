@@ -12,8 +12,7 @@ from compile.networks.contract import CONTRACTS, Contract, built_in_contract, re
 from compile.networks.exported_program import exported_network, layered_module
 from compile.networks.factory import made_network
 from compile.networks.layered import digest
-from compile.program.family_network import FamilyNetwork
-from compile.program.graph_network import ExportedLayers, OnnxLayers
+from compile.program.graph_network import ExportedLayers, OnnxLayers, family_network
 from compile.program.network import Network
 from compile.program.onnx_network import OnnxNetwork
 from pipeline.errors import CompileError, NotConvertibleError, NotOurNetworkError
@@ -63,7 +62,7 @@ def open_network(
         found = _foreign_contract(error, contract, foreign_contract)
         return _open_onnx(weights, found, imgsz=imgsz, classes=classes, smooth=smooth)
     found = contract_of(loaded.family, contract, loaded.n_channels)
-    return FamilyNetwork(loaded, replace(found, imgsz=imgsz or found.imgsz), smooth=smooth)
+    return family_network(loaded, replace(found, imgsz=imgsz or found.imgsz), smooth=smooth)
 
 
 def open_made_network(
