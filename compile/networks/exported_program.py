@@ -96,7 +96,7 @@ def layered_module(
         NotConvertibleError: it gives no tensor.
     """
     batch = {0: torch.export.Dim("N", min=1, max=_MOST_PICTURES)}
-    whole = _Tensors(network, run or network)
+    whole = _Tensors(network, run or network.__call__)
     try:
         with torch.no_grad():
             program = torch.export.export(whole, (torch.zeros(2, *shape_chw),), dynamic_shapes=(batch,))
