@@ -75,7 +75,7 @@ def load_network(path: str | Path, *, classes: int | None = None, key: str | Non
                 f"{path}: expected {' or '.join(family.description for family in FAMILIES)}, "
                 f"got a file with {few(file.tensors)}: {way_of_checkpoint(path)}"
             )
-        weights = choose_set(file, sets, key).tensors
+        weights = dict(choose_set(file, sets, key).tensors)
         found = find_family(weights.keys())
         assert found is not None  # of such sets the file has one
         family, family_name = found, found.name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,8 @@ def layered_module(
     batch = {0: torch.export.Dim("N", min=1, max=_MOST_PICTURES)}
     whole = _Tensors(network, run or network.__call__)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch's own inside
             program = torch.export.export(whole, (torch.zeros(2, *shape_chw),), dynamic_shapes=(batch,))
         graph: Any = program.module(check_guards=False)
     except Exception as error:  # the network's own, or any of the exporter's
