@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from compile.networks.zoo import ZOO
-from compile.options import BuildOptions, StrPath, WantedPrecision
+from compile.options import BuildOptions, StrPath, WantedPrecision, is_factory
 from pipeline.bundles.bundle import Bundle, check_destination
 from pipeline.engines.on_cpu import slower_on_cpu
 from pipeline.errors import BackendUnavailableError, CompileError
@@ -35,7 +35,8 @@ def build(
     """Compile a trained network, check it against the network on real frames, and write it as a bundle.
 
     Args:
-        network: name of a published network, or a file of weights: a checkpoint of U-Net or U²-Net, or any network as ONNX or ``.pt2``.
+        network: name of a published network, or a file of weights: a checkpoint of U-Net or U²-Net, or any network as ONNX or ``.pt2``;
+            or "package.module:function" that gives one in PyTorch.
         output: the bundle's folder; a bundle that is there is replaced.
         precision: "fp32", "fp16", "int8" (with ``calibration``), or "auto": the fastest on this device that passes.
         calibration: for INT8, a source of frames or a calibration set.
@@ -49,9 +50,11 @@ def build(
         EdgemaskError: as ``build_bundle``.
     """
     name = os.fspath(network)
-    which = {"model": name} if name in ZOO and not os.path.exists(name) else {"weights": name}
+    kind = "weights"
+    if not os.path.exists(name):
+        kind = "model" if name in ZOO else "network" if is_factory(name) else kind
     frames = None if calibration is None else os.fspath(calibration)
-    return build_bundle(BuildOptions(output=output, precision=precision, calibration=frames, **(which | more)))
+    return build_bundle(BuildOptions(output=output, precision=precision, calibration=frames, **({kind: name} | more)))
 
 
 def build_bundle(options: BuildOptions) -> Bundle:

@@ -63,8 +63,9 @@ _OF_TARGETS: dict[str, tuple[Target, ...]] = {
 # What belongs to the network, which a bundle has already.
 _OF_NETWORKS = (
     *("model", "weights", "output", "precision", "calibration", "calibration_masks", "contract", "imgsz", "classes"),
-    *("upsample", "compose", "pixels"),
+    *("upsample", "compose", "pixels", "network", "weights_key"),
 )
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class BuildOptions:
     """What to build, how to prove it, and where it goes. What does not go together is refused when it is made.
 
     Attributes:
-        weights: file of the trained network: a checkpoint of U-Net or U²-Net, or any segmentation network as ONNX.
+        weights: file of the trained network: a checkpoint of U-Net or U²-Net, or any segmentation network as ONNX or ``.pt2``; beside
+            ``network`` the checkpoint of what that gives.
         output: the bundle's folder; a bundle that is there is replaced.
         model: name of a published network, downloaded on first use; or beside ``weights`` the bundle's name.
         bundle: folder of a bundle that is there, in place of a network: a plan is built from its program and put in.
@@ -103,6 +105,8 @@ class BuildOptions:
         hardware_compatible: tensorrt: a plan for every desktop GPU from compute capability 8.0 on; slower.
         dla: tensorrt: number of the deep learning accelerator of a Jetson to run on.
         quiet: show no progress on a terminal.
+        network: "package.module:function" that gives the network in PyTorch, or the network itself or its class; this code is run.
+        weights_key: dotted path to the weights in a checkpoint that has several; its beginning is enough.
 
     Raises:
         OptionError: a value that is not taken, or options that do not go together; it calls them as the command line does.
@@ -138,6 +142,8 @@ class BuildOptions:
     hardware_compatible: bool = False
     dla: int | None = None
     quiet: bool = False
+    network: str | None = None
+    weights_key: str | None = None
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -200,8 +206,14 @@ class BuildOptions:
     def _check_place(self) -> None:
         if self.bundle is not None:
             self._check_bundle()
-        elif self.weights is None and self.model is None:
-            raise OptionError(f"expected --model ({', '.join(ZOO)}), --weights FILE or --bundle DIR, got none of them")
+        elif self.weights is None and self.model is None and self.network is None:
+            raise OptionError(
+                f"expected --model ({', '.join(ZOO)}), --weights FILE, --network MODULE:FUNCTION or --bundle DIR, got none of them"
+            )
+        elif self.network is not None and not is_factory(self.network):
+            raise OptionError(f"--network: expected package.module:function, got {self.network!r}")
+        elif self.weights_key is not None and self.weights is None:
+            raise OptionError("--weights-key: expected --weights FILE beside it, got none")
         elif self.output is None:
             raise OptionError("expected --output DIR, the bundle's folder, got none")
 
@@ -246,6 +258,11 @@ class BuildOptions:
                 "--dla: expected --frame HxW and --precision fp16, for an accelerator takes one size and no FP32, "
                 f"got {'one size' if fixed else 'any size'} and {self.precision}"
             )
+
+
+def is_factory(text: str) -> bool:
+    """Whether a text has the form "package.module:function"."""
+    return _FACTORY.fullmatch(text) is not None
 
 
 def check_nv12_frame(frame_size_hw: tuple[int, int]) -> None:
@@ -297,7 +314,21 @@ def _add_network(parser: OptionParser) -> None:
         help="a published network, downloaded on first use; with --weights, a name for the bundle",
     )
     parser.add_argument(
-        "-w", "--weights", metavar="FILE", help="a checkpoint (.pt .pth .safetensors), or a network as .onnx or .pt2"
+        "-w",
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint (.pt .pth .ckpt .safetensors), or a network as .onnx or .pt2",
+    )
+    parser.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="which weights of a checkpoint that has several, such as model_ema or state_dict.generator",
+    )
+    parser.add_argument(
+        "--network",
+        metavar="MODULE:FUNCTION",
+        help="function of yours that gives the network in PyTorch, called without arguments (or the network itself or its class); "
+        "--weights is then its checkpoint, if it does not load one itself. This runs your code",
     )
     parser.add_argument("-o", "--output", metavar="DIR", help="the bundle's folder; an existing bundle is replaced")
     parser.add_argument(

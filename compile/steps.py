@@ -20,7 +20,7 @@ from compile.plans.tensorrt_build import PlanOptions
 from compile.program.compose import with_views
 from compile.program.network import Network
 from compile.program.nv12 import with_nv12
-from compile.program.open_network import contract_of, open_network
+from compile.program.open_network import contract_of, open_made_network, open_network
 from compile.program.programs import Program, Programs, single_precision
 from compile.proof.frames import SEARCHED_FRAMES, VerificationFrames
 from compile.proof.verify import (
@@ -56,13 +56,13 @@ class Trained:
 
     Attributes:
         network: ready to compile.
-        weights: the file that it was read from.
-        weights_sha256: of that file; where weights are in others beside it, of all files' sums.
+        weights: name of the file that it was read from, or of the function that made it.
+        weights_sha256: of that file; where weights are in others beside it, of all files' sums; without one, of the weights.
         name: the bundle's.
     """
 
     network: Network
-    weights: Path
+    weights: str
     weights_sha256: str
     name: str
 
@@ -93,22 +93,8 @@ def open_trained(options: BuildOptions) -> Trained:
         CompileError: they do not fit their contract.
         OptionError: the network does not take such an option.
     """
-    imgsz, foreign_contract = options.imgsz, None
-    if options.weights is not None:
-        weights = Path(options.weights)
-    else:
-        assert options.model is not None  # the options were checked
-        weights = fetch(options.model, cache_folder() / "weights", progress=not options.quiet)
-        imgsz = imgsz or _TRAINED_AT.get(options.model)
-        foreign_contract = _published_contract(options.model, options.contract)
-    network = open_network(
-        weights,
-        options.contract,
-        foreign_contract,
-        imgsz=imgsz,
-        classes=options.classes,
-        smooth=options.upsample == "scores",
-    )
+    network, weights = _opened(options)
+    name = str(options.network) if weights is None else weights.name
     if options.target == "torch-tensorrt" and not network.has_layers:
         raise OptionError(
             "--target: expected onnx or tensorrt for a network that cannot be brought into layers, got torch-tensorrt"
@@ -116,13 +102,39 @@ def open_trained(options: BuildOptions) -> Trained:
     height, width = network.contract.imgsz
     log.info(
         "%s: %s (%s), %d class(es), %d×%d",
-        *(weights.name, network.architecture, network.family, network.class_count, height, width),
+        *(name, network.architecture, network.family, network.class_count, height, width),
     )
     if options.compose == "device" and network.task != "binary":
         raise OptionError(
             f"--compose device: expected a network of one class, got {network.class_count}: leave --compose out"
         )
-    return Trained(network, weights, _sha256(weights, network.data_files), options.model or weights.stem)
+    sha256 = network.sha256 if weights is None else _sha256(weights, network.data_files)
+    return Trained(network, name, sha256, options.model or (network.architecture if weights is None else weights.stem))
+
+
+def _opened(options: BuildOptions) -> tuple[Network, Path | None]:
+    """The network, and its file of weights; None if a function loads them."""
+    weights = None if options.weights is None else Path(options.weights)
+    classes, smooth, key = options.classes, options.upsample == "scores", options.weights_key
+    if options.network is not None:
+        made = open_made_network(
+            *(options.network, weights, options.contract),
+            imgsz=options.imgsz,
+            classes=classes,
+            smooth=smooth,
+            key=key,
+        )
+        return made, weights
+    imgsz, foreign_contract = options.imgsz, None
+    if weights is None:
+        assert options.model is not None  # the options were checked
+        weights = fetch(options.model, cache_folder() / "weights", progress=not options.quiet)
+        imgsz = imgsz or _TRAINED_AT.get(options.model)
+        foreign_contract = _published_contract(options.model, options.contract)
+    network = open_network(
+        *(weights, options.contract, foreign_contract), imgsz=imgsz, classes=classes, smooth=smooth, key=key
+    )
+    return network, weights
 
 
 def _sha256(weights: Path, beside: Sequence[Path]) -> str:
@@ -166,7 +178,7 @@ def programs_of(trained: Trained, options: BuildOptions, frames: VerificationFra
         sampling = Sampling(network.task, options.frame_size_hw, SEARCHED_FRAMES)
         return _take(network, frames.searched(), frames.origin, sampling)
 
-    return Programs(network, searched, frames.calibration, trained.weights_sha256, options)
+    return Programs(network, searched, frames.calibration, network.sha256 or trained.weights_sha256, options)
 
 
 def prove(program: Program, trained: Trained, proof: Proof, options: BuildOptions, advice: str) -> Draft:
@@ -250,7 +262,7 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
         calibration=program.calibration,
         contract=network.contract.as_dict(),
         weights={
-            "file": trained.weights.name,
+            "file": trained.weights,
             "sha256": trained.weights_sha256,
             "family": network.family,
             "architecture": network.architecture,

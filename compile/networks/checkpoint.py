@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from calibration.inference_form import convolutions_before_norms
-from compile.networks.families import FAMILIES, Family, FamilyName, find_family
+from compile.networks.families import FAMILIES, Family, FamilyName, family_names, find_family
 from compile.networks.onnx_weights import read_u2net_onnx
 from compile.networks.u2net import U2Net
 from compile.networks.unet import UNet
-from compile.networks.weights_file import SUFFIXES, few, read_state_dict
+from compile.networks.ways_in import unknown_kind, way_of_checkpoint
+from compile.networks.weight_sets import choose_set, find_sets
+from compile.networks.weights_file import SUFFIXES, few, read_weights
 from pipeline.errors import CheckpointError, NotOurNetworkError
 
 __all__ = ["LoadedNetwork", "load_network"]
@@ -38,13 +40,14 @@ class LoadedNetwork:
     n_classes: int
 
 
-def load_network(path: str | Path, *, classes: int | None = None) -> LoadedNetwork:
+def load_network(path: str | Path, *, classes: int | None = None, key: str | None = None) -> LoadedNetwork:
     """Load a U-Net or U²-Net with its trained weights; everything about it is told from the file.
 
     Args:
-        path: ``.pt`` or ``.pth`` (read with ``weights_only=True``), ``.safetensors``, or ``.onnx`` with a U²-Net whose
+        path: A file of ``torch.save`` (read with ``weights_only=True``), ``.safetensors``, or ``.onnx`` with a U²-Net whose
             batch normalization is folded.
         classes: How many classes the caller expects; None takes what the file has.
+        key: The dotted path to the weights in the file, or its beginning; None: as ``compile.networks.weight_sets`` says.
 
     Returns:
         The network, all weights float32; biases of convolutions in front of a normalization are folded into its running
@@ -58,26 +61,25 @@ def load_network(path: str | Path, *, classes: int | None = None) -> LoadedNetwo
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (*SUFFIXES, ".onnx"):
-        raise CheckpointError(
-            f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, .onnx or .pt2, got {suffix!r}: "
-            "save or convert the weights to one of these"
-        )
+        raise unknown_kind(path)
     family_name: FamilyName
     if suffix == ".onnx":
         weights, family_name = read_u2net_onnx(path)
         # These weights have our names already, whichever family's contract the network was trained for.
         family = next(family for family in FAMILIES if family.name == "u2net")
     else:
-        weights = read_state_dict(path)
-        found = find_family(weights.keys())
-        if found is None:
+        file = read_weights(path)
+        sets = find_sets(file, family_names(), _missing_of_families)
+        if not sets:
             raise NotOurNetworkError(
                 f"{path}: expected {' or '.join(family.description for family in FAMILIES)}, "
-                f"got a file with {few(weights)}: give weights of one of these, or the "
-                "network itself, as torch.onnx.export or torch.export.save writes it, with a --contract"
+                f"got a file with {few(file.tensors)}: {way_of_checkpoint(path)}"
             )
+        weights = dict(choose_set(file, sets, key).tensors)
+        found = find_family(weights.keys())
+        assert found is not None  # of such sets the file has one
         family, family_name = found, found.name
-    _check_values(path, weights)
+    check_values(path, weights)
     ours = _rename(path, weights, family)
     try:
         fit = family.fit(ours)
@@ -94,7 +96,17 @@ def load_network(path: str | Path, *, classes: int | None = None) -> LoadedNetwo
     return LoadedNetwork(fit.network, family_name, fit.architecture, fit.n_channels, fit.n_classes)
 
 
-def _check_values(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+def _missing_of_families(names: Collection[str]) -> int | None:
+    family = find_family(names)
+    return None if family is None else sum(key not in names for key in family.needed(names))
+
+
+def check_values(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that are no plain finite numbers.
+
+    Raises:
+        CheckpointError: some are.
+    """
     for key, tensor in weights.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
             raise CheckpointError(

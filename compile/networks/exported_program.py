@@ -1,4 +1,4 @@
-"""A network that ``torch.export.save`` wrote (``.pt2``) in the one form of networks.
+"""A network in PyTorch, in memory or as ``torch.export.save`` wrote it (``.pt2``), in the one form of networks.
 
 ``torch.export.load`` is not safe for a stranger's file: it unpickles what the file says is pickled, loads compiled code that lies in
 it, evaluates texts as expressions, and looks up the names of functions anywhere below ``torch``. So the file is read here first, once,
@@ -10,15 +10,17 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from compile.networks.layered import LayeredNetwork, check_elements, layered, take_into
+from compile.networks.layered import LayeredNetwork, check_elements, layered, safe_name, take_into
 from pipeline.errors import CompileError, NotConvertibleError
 
 MOST_BYTES = 2**31 - 1
@@ -42,11 +44,16 @@ _KNOWN_NAMES = re.compile(
 )
 
 
-def exported_network(path: str | Path) -> LayeredNetwork:
+# For how many pictures at once a network is exported, at most.
+_MOST_PICTURES = 64
+
+
+def exported_network(path: str | Path, output: str | None = None) -> LayeredNetwork:
     """Read a ``.pt2`` file and make modules of its convolutions and linear layers.
 
     Args:
-        path: as ``torch.export.save`` writes it; the network takes one tensor and gives one, or several, of which the first is taken.
+        path: as ``torch.export.save`` writes it; the network takes one tensor.
+        output: as for ``with_layers``.
 
     Raises:
         CompileError: it is damaged, or carries what would be run when it is loaded.
@@ -65,18 +72,102 @@ def exported_network(path: str | Path) -> LayeredNetwork:
         ) from error
     if not isinstance(network, fx.GraphModule):
         raise NotConvertibleError(f"{path}: expected a graph, got {type(network).__name__}")
-    return with_layers(network, str(path))
+    return with_layers(network, str(path), output)
 
 
-def with_layers(network: fx.GraphModule, what: str) -> LayeredNetwork:
+def layered_module(
+    network: nn.Module,
+    shape_chw: tuple[int, int, int],
+    what: str,
+    output: str | None = None,
+    *,
+    run: Callable[[Tensor], Any] | None = None,
+) -> LayeredNetwork:
+    """Follow a module through PyTorch, and make modules of its convolutions and linear layers, by their names in its state dict.
+
+    Args:
+        network: in evaluation mode, float32, on the CPU; takes (N, C, h, w), for any N; not changed.
+        shape_chw: channels, height and width of its input.
+        what: its name in messages.
+        output: as for ``with_layers``.
+        run: a method of it that gives what is wanted; None: the network itself.
+
+    Raises:
+        CompileError: it does not take such pictures, or cannot be followed.
+        NotConvertibleError: it gives no tensor.
+    """
+    batch = {0: torch.export.Dim("N", min=1, max=_MOST_PICTURES)}
+    whole = _Tensors(network, run or network.__call__)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch's own inside
+            program = torch.export.export(whole, (torch.zeros(2, *shape_chw),), dynamic_shapes=(batch,))
+        graph: Any = program.module(check_guards=False)
+    except Exception as error:  # the network's own, or any of the exporter's
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        shape = "×".join(map(str, shape_chw))
+        raise CompileError(
+            f"{what}: expected a network that torch.export follows for pictures of {shape} (channels, height, width), any number at "
+            f"once, got {type(error).__name__}: {reason}"
+        ) from error
+    made = with_layers(graph, what, output, inside="network.")
+    x = torch.rand(1, *shape_chw)
+    with torch.inference_mode():
+        found, given = made(x), pytree.tree_leaves(whole(x))
+    if not any(one.shape == found.shape and _agree(found, one) for one in given):
+        raise NotConvertibleError(f"{what}: expected layers that give what the network gives, got others")
+    return made
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    finite = expected[torch.isfinite(expected)].float()
+    return torch.allclose(
+        found.float(), expected.float(), 0.0, 1e-3 * float(finite.abs().max()) if finite.numel() else 0.0, True
+    )
+
+
+class _Tensors(nn.Module):
+    """A network that gives the tensors in what it gives by their names, whatever holds them."""
+
+    def __init__(self, network: nn.Module, run: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.network, self._run = network, run
+
+    def forward(self, x: Tensor) -> Any:
+        result = self._run(x)
+        return result if isinstance(result, Tensor) else dict(_named(result, ""))
+
+
+def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+        return
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif hasattr(value, "_asdict"):  # a named tuple
+        items = value._asdict().items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    elif hasattr(value, "__dict__"):
+        items = vars(value).items()
+    for key, item in items:
+        yield from _named(item, f"{name}.{key}" if name else str(key))
+
+
+def with_layers(network: fx.GraphModule, what: str, output: str | None = None, *, inside: str = "") -> LayeredNetwork:
     """A graph of ATen's operators with its convolutions and linear layers as modules.
 
     Args:
         network: its weights are attributes.
         what: its name in messages.
+        output: key or index of what is taken of several outputs, with dots where they are nested; None: the first that has the
+            input's height and width, or both by one factor.
+        inside: what is taken off the beginning of layers' names.
 
     Raises:
         NotConvertibleError: it takes more than one picture, or gives no tensor.
+        CompileError: it has no such output.
     """
     root, graph = fx.GraphModule({}, fx.Graph()), fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -86,7 +177,7 @@ def with_layers(network: fx.GraphModule, what: str) -> LayeredNetwork:
     result: Any = None
     for node in network.graph.nodes:
         if node.op == "output":
-            result = next((one for one in node.all_input_nodes if one in copied), None)
+            result = _scores(network, node, what, output)
         elif node.op == "call_module":
             continue  # checks of the input's size, which is always the same here
         elif node.op == "get_attr":
@@ -95,11 +186,47 @@ def with_layers(network: fx.GraphModule, what: str) -> LayeredNetwork:
                 root.register_buffer(name, _tensor(network, node))
                 copied[node] = graph.get_attr(name)
         elif not _norm(node, network, root, copied):
-            copied[node] = _layer(node, network, root, graph, copied) or graph.node_copy(node, copied.__getitem__)
-    if result is None:
+            copied[node] = _layer(node, network, root, copied, inside) or graph.node_copy(node, copied.__getitem__)
+    if result not in copied:
         raise NotConvertibleError(f"{what}: expected a network that gives a tensor, got one that gives none")
     graph.output(copied[result])
     return layered(root, graph)
+
+
+def _scores(network: fx.GraphModule, end: fx.Node, what: str, wanted: str | None) -> fx.Node | None:
+    """Which of the outputs is taken; None if there is none."""
+    spec = getattr(getattr(network.graph._codegen, "pytree_info", None), "out_spec", None)
+    flat: Any = end.args[0] if isinstance(end.args[0], (list, tuple)) else [end.args[0]]
+    names = [str(place) for place in range(len(flat))]
+    if spec is not None and spec.num_leaves == len(flat):
+        paths = pytree.tree_flatten_with_path(pytree.tree_unflatten(range(len(flat)), spec))[0]
+        names = [".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path, _ in paths]
+    outputs = {name: node for name, node in zip(names, flat, strict=True) if isinstance(node, fx.Node)}
+    if wanted is not None:
+        if wanted not in outputs:
+            there = ", ".join(outputs) if [*outputs] != [""] else "one tensor without a name: leave it out"
+            raise CompileError(f"{what}: contract: output: expected one of its outputs ({there}), got {wanted!r}")
+        return outputs[wanted]
+    picture = next(_shape(node) for node in network.graph.nodes if node.op == "placeholder")
+    fitting = (node for node in outputs.values() if _has_places(_shape(node), picture))
+    return next(fitting, None) or next(iter(outputs.values()), None)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    """Without the batch; empty if it is not known."""
+    value = node.meta.get("val")
+    return tuple(int(side) for side in value.shape[1:]) if isinstance(value, Tensor) else ()
+
+
+def _has_places(shape: tuple[int, ...], picture: tuple[int, ...]) -> bool:
+    """Whether an output has the picture's height and width, or both smaller by one factor, on two axes in a row."""
+    if len(picture) != 3:
+        return False
+    height, width = picture[1:]
+    pairs = {2: [shape], 3: [shape[1:], shape[:2]]}.get(len(shape), [])
+    return any(
+        min(rows, columns) > 1 and abs(rows * width - columns * height) < max(height, width) for rows, columns in pairs
+    )
 
 
 _ATEN = torch.ops.aten
@@ -131,14 +258,15 @@ def _is_held(given: dict[str, Any]) -> bool:
 
 
 def _layer(
-    node: fx.Node, network: fx.GraphModule, root: fx.GraphModule, graph: fx.Graph, copied: dict[fx.Node, fx.Node]
+    node: fx.Node, network: fx.GraphModule, root: fx.GraphModule, copied: dict[fx.Node, fx.Node], inside: str
 ) -> fx.Node | None:
     """The node as a module; None if it is no layer with weights of its own."""
     names = _LAYERS.get(node.target)  # type: ignore[call-overload]
     if names is None or not _is_held(given := _arguments(node, names)):
         return None
     weight, bias = _tensor(network, given.pop("weight")), given.pop("bias", None)
-    name, read = str(_arguments(node, names)["weight"].target).removesuffix(".weight"), given.pop("input")
+    name = str(_arguments(node, names)["weight"].target).removesuffix(".weight").removeprefix(inside)
+    name, read = safe_name(name), given.pop("input")
     module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear
     if node.target is _ATEN.linear.default:
         module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
@@ -159,7 +287,7 @@ def _layer(
         count += 1
         free = f"{name}_{count}"
     root.add_submodule(free, module)
-    return graph.call_module(free, (copied[read],))
+    return copied[read].graph.call_module(free, (copied[read],))
 
 
 def _padding(given: Any, kernel: Sequence[int], dilation: Sequence[int]) -> Any:

@@ -52,17 +52,25 @@ class Family:
     skeleton: Callable[[Collection[str]], UNet | U2Net]
     fit: Callable[[Mapping[str, torch.Tensor]], Fit]
 
+    def needed(self, keys: Collection[str]) -> list[str]:
+        """The family's names of the weights that a file with such names must have."""
+        names = self.skeleton(keys).state_dict()
+        return [self.file_key(name) for name in names if not name.endswith(".num_batches_tracked")]
+
+
+@cache
+def family_names() -> frozenset[str]:
+    """Every name that a family's files can have for a weight they must have."""
+    transposed = [f"up{level}.up.weight" for level in range(1, 5)]
+    return frozenset(key for family in FAMILIES for key in family.needed(transposed))
+
 
 def find_family(keys: Collection[str]) -> Family | None:
     """Tell which family a file's names belong to: the one with the most of its own there, None with less than half."""
 
     def share(family: Family) -> float:
-        expected = [
-            family.file_key(key)
-            for key in family.skeleton(keys).state_dict()
-            if not key.endswith(".num_batches_tracked")
-        ]
-        return sum(key in keys for key in expected) / len(expected)
+        needed = family.needed(keys)
+        return sum(key in keys for key in needed) / len(needed)
 
     shares = [(share(family), family) for family in FAMILIES]
     largest, best = max(shares, key=lambda pair: pair[0])

@@ -9,6 +9,7 @@ and a type and no data. So no operator guesses, and what does not depend on the 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -165,17 +166,20 @@ class GraphBuilder:
         return self._graph.get_attr(self._held[key][1])
 
     def _free_name(self, name: str) -> str:
-        # A name's parts become attributes of modules, which have some already.
-        parts = [re.sub(r"\W", "_", part) for part in name.split(".") if part] or ["layer"]
-        parts = [f"{part}_" if hasattr(nn.Conv2d, part) or hasattr(LayeredNetwork, part) else part for part in parts]
         taken = {layer.name for layer in self.layers}
-        wanted = ".".join(parts)
+        wanted = safe_name(name)
         free, count = wanted, 1
         # Neither may be inside the other: a layer has no layers of its own.
         while any(free == one or free.startswith(f"{one}.") or one.startswith(f"{free}.") for one in taken):
             count += 1
             free = f"{wanted.replace('.', '_') if count > 2 else wanted}_{count}"
         return free
+
+
+def safe_name(name: str) -> str:
+    """A layer's name whose parts can become attributes of modules, which have some already."""
+    parts = [re.sub(r"\W", "_", part) for part in name.split(".") if part] or ["layer"]
+    return ".".join(f"{part}_" if hasattr(nn.Conv2d, part) or hasattr(LayeredNetwork, part) else part for part in parts)
 
 
 def layered(root: nn.Module, graph: fx.Graph) -> LayeredNetwork:
@@ -186,6 +190,14 @@ def layered(root: nn.Module, graph: fx.Graph) -> LayeredNetwork:
     network.recompile()
     network.eval().requires_grad_(False)
     return network
+
+
+def digest(network: LayeredNetwork) -> str:
+    """SHA-256 of a network's weights and steps."""
+    sha256 = hashlib.sha256(str(network).encode())
+    for name, tensor in network.state_dict().items():
+        sha256.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def take_into(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, factor: Tensor, offset: Tensor) -> None:

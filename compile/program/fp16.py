@@ -27,6 +27,13 @@ GOAL_IOU = 0.998
 MOST_KEPT = 0.1
 MOST_TRIALS = 4
 
+# What gives no larger value than it takes, so that what it takes says all; U²-Net has hundreds of these.
+_ATEN = torch.ops.aten
+_NEVER_LARGER = (
+    *(torch.cat, torch.relu, nn.functional.relu, _ATEN.cat.default, _ATEN.relu.default, _ATEN.relu_.default),
+    *(_ATEN.max_pool2d.default, _ATEN.upsample_bilinear2d.vec, _ATEN.upsample_nearest2d.vec),
+)
+
 
 class RangeRecorder:
     """The largest absolute value of every layer's inputs and output, over all frames that a network sees inside ``watching``.
@@ -118,10 +125,13 @@ class _Watched(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n.op == "call_function" and isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-            finite = value[torch.isfinite(value)]  # padding before a maximum is infinite, and stays so in FP16
-            if finite.numel():
-                self._largest[n] = max(self._largest.get(n, 0.0), _largest(finite))
+        is_new = n.op == "call_function" and n.target not in _NEVER_LARGER
+        if is_new and isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            largest = _largest(value)
+            if not math.isfinite(largest):  # padding before a maximum is infinite, and stays so in FP16
+                finite = value[torch.isfinite(value)]
+                largest = _largest(finite) if finite.numel() else 0.0
+            self._largest[n] = max(self._largest.get(n, 0.0), largest)
         return value
 
 

@@ -1,7 +1,8 @@
-"""Segmentation networks that nobody here wrote, from ONNX and from ``torch.export``, as layers: with every precision."""
+"""Networks of the checkpoint families, and those that nobody here wrote, as layers: with every precision."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from calibration.sets.photographs import PhotographSource
+from compile.networks.checkpoint import LoadedNetwork
 from compile.networks.contract import Contract
 from compile.networks.ends import (
     Activation,
@@ -23,13 +25,14 @@ from compile.networks.ends import (
     outer_activation,
     without_activation,
 )
-from compile.networks.exported_program import exported_network
+from compile.networks.exported_program import layered_module
 from compile.networks.layered import LayeredNetwork
 from compile.networks.onnx_file import read_onnx
 from compile.networks.onnx_graph import graph_of, takes_batch
 from compile.program.foreign import ValueRange, find_output_layout, fitted_contract
 from compile.program.layered_program import LayeredProgram, Layers, channels_first
-from compile.program.network import check_count, undecided
+from compile.program.network import check_classes, check_count, undecided
+from compile.program.onnx_export import lower_pooling
 from compile.program.program import FrameToInput, ScoresToMask
 from compile.proof.verify import Expected, open_session, require_finite
 from pipeline.errors import CompileError, NotConvertibleError
@@ -128,36 +131,31 @@ class OnnxLayers(LayeredProgram):
 
 
 class ExportedLayers(LayeredProgram):
-    """A network that ``torch.export.save`` wrote, brought into layers; in PyTorch it is its own reference.
+    """A network that ``torch.export`` followed, brought into layers; in PyTorch it is its own reference.
 
     Args:
-        weights: the ``.pt2`` file.
-        contract: how frames go in and masks come out.
-        imgsz: (height, width) inside the network in place of the contract's.
+        module: its layers.
+        what: the file that it was read from, or what made it.
+        contract: how frames go in and masks come out, at the size inside the network.
+        architecture: name of the network, for the manifest.
         classes: refuse another number of classes.
         smooth: enlarge class scores, not class indices.
 
     Raises:
-        CompileError: the file cannot be read or run, or does not fit the contract.
+        CompileError: the network cannot be run, or does not fit the contract.
     """
 
     def __init__(
         self,
-        weights: Path,
+        module: LayeredNetwork,
+        what: str,
         contract: Contract,
         *,
-        imgsz: tuple[int, int] | None = None,
+        architecture: str,
         classes: int | None = None,
         smooth: bool = False,
     ) -> None:
-        fitted = replace(contract, imgsz=imgsz or contract.imgsz)
-        if fitted.layout != "nchw" or fitted.output is not None:
-            raise CompileError(
-                f"contract {fitted.name}: layout, output: expected neither for {weights}, which takes (N, C, H, W) and whose first "
-                f"output is taken, got {fitted.layout}, {fitted.output}: leave them out"
-            )
-        module = exported_network(weights)
-        pictures = photographs(fitted)
+        pictures = photographs(contract)
         try:
             with torch.inference_mode(), FlopCounterMode(display=False) as counter:
                 scores = module(torch.from_numpy(pictures[0]))
@@ -165,24 +163,24 @@ class ExportedLayers(LayeredProgram):
                 alone = [module(torch.from_numpy(x)) for x in pictures]
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            sides = "×".join(map(str, fitted.imgsz))
+            sides = "×".join(map(str, contract.imgsz))
             raise CompileError(
-                f"{weights}: expected a network for pictures of {sides} with {fitted.channels} channels, got one that does not take "
+                f"{what}: expected a network for pictures of {sides} with {contract.channels} channels, got one that does not take "
                 f"them ({reason}): set imgsz and channels as it was exported"
             ) from error
-        fitted = replace(fitted, output_layout=find_output_layout(scores.shape, fitted, "the first"))
+        fitted = replace(contract, output_layout=find_output_layout(scores.shape, contract, "the first"))
         if fitted.output_layout != "nchw" or not scores.is_floating_point():
             raise CompileError(
-                f"{weights}: expected float scores (N, classes, H, W), got {scores.dtype} of {'×'.join(map(str, scores.shape))}"
+                f"{what}: expected float scores (N, classes, H, W), got {scores.dtype} of {'×'.join(map(str, scores.shape))}"
             )
         if not takes_batch(module, pictures, alone):
             raise CompileError(
-                f"{weights}: expected a network for any number of pictures, got one for one alone: export it with "
+                f"{what}: expected a network for any number of pictures, got one for one alone: export it with "
                 "dynamic_shapes={0: torch.export.Dim('N')} and an example of two pictures"
             )
-        check_count(weights, fitted, scores.shape[1], classes)
+        check_count(what, fitted, scores.shape[1], classes)
         layers = _layers(module, final_activation(module), scores.shape[1], counter.get_total_flops() / 2e9)
-        super().__init__("foreign", weights.stem, fitted, layers, smooth=smooth)
+        super().__init__("foreign", architecture, fitted, layers, smooth=smooth)
         self._values = ValueRange(fitted, scores.shape[1])
 
     def reference(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
@@ -195,6 +193,40 @@ class ExportedLayers(LayeredProgram):
     def doubt(self) -> str | None:
         """What is to be told of the values that it gave."""
         return self._values.check()
+
+
+def family_network(loaded: LoadedNetwork, contract: Contract, *, smooth: bool = False) -> LayeredProgram:
+    """A network of one of the checkpoint families, U-Net or U²-Net, brought into layers.
+
+    Args:
+        loaded: from its checkpoint; its pooling rounds down from now on.
+        contract: how frames go in and masks come out.
+        smooth: enlarge class scores, not class indices.
+
+    Raises:
+        CompileError: the network and the contract do not fit.
+    """
+    if len(contract.mean) != loaded.n_channels:
+        raise CompileError(
+            f"contract {contract.name}: expected {loaded.n_channels} channels as the network has, got {contract.channels}"
+        )
+    if contract.activation == "none":
+        raise CompileError(
+            f"contract {contract.name}: activation: expected sigmoid or softmax for this network, got 'none': it gives logits"
+        )
+    if contract.layout != "nchw" or contract.output is not None:
+        raise CompileError(
+            f"contract {contract.name}: layout, output: expected neither for {loaded.architecture}, whose are known, "
+            f"got {contract.layout}, {contract.output}: leave them out"
+        )
+    check_classes(contract, loaded.n_classes)
+    lower_pooling(loaded.model, contract.imgsz)
+    shape = loaded.n_channels, *contract.imgsz
+    module = layered_module(loaded.model, shape, loaded.architecture, run=loaded.model.logits)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        copy.deepcopy(module).to("meta")(torch.empty((1, *shape), device="meta"))  # shapes alone: nothing is computed
+    layers = _layers(module, None, loaded.n_classes, counter.get_total_flops() / 2e9)
+    return LayeredProgram(loaded.family, loaded.architecture, contract, layers, smooth=smooth)
 
 
 def photographs(contract: Contract) -> list[NDArray[np.float32]]:

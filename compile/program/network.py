@@ -35,11 +35,13 @@ class Network(ABC):
         giga_macs: multiply-accumulates for one frame, in thousands of millions; None where that is not known.
         has_layers: whether its layers are known by name: such a network takes FP16 and INT8, with some layers kept.
         data_files: what holds its weights beside the file that was named.
+        sha256: of its weights and steps, where code makes it; empty where its files say all of it.
     """
 
     giga_macs: float | None = None
     has_layers = False
     data_files: tuple[Path, ...] = ()
+    sha256 = ""
 
     def __init__(self, family: str, architecture: str, contract: Contract, class_count: int) -> None:
         self.family, self.architecture = family, architecture
@@ -172,7 +174,7 @@ def check_classes(contract: Contract, count: int) -> None:
         )
 
 
-def check_count(weights: Path, contract: Contract, count: int, wanted: int | None) -> None:
+def check_count(weights: Path | str, contract: Contract, count: int, wanted: int | None) -> None:
     """Refuse a number of classes that was not wanted, or that the contract does not fit.
 
     Raises:

@@ -9,8 +9,10 @@ from typing import Any
 
 from compile.networks.checkpoint import load_network
 from compile.networks.contract import CONTRACTS, Contract, built_in_contract, read_contract
-from compile.program.family_network import FamilyNetwork
-from compile.program.graph_network import ExportedLayers, OnnxLayers
+from compile.networks.exported_program import exported_network, layered_module
+from compile.networks.factory import made_network
+from compile.networks.layered import digest
+from compile.program.graph_network import ExportedLayers, OnnxLayers, family_network
 from compile.program.network import Network
 from compile.program.onnx_network import OnnxNetwork
 from pipeline.errors import CompileError, NotConvertibleError, NotOurNetworkError
@@ -27,6 +29,7 @@ def open_network(
     imgsz: tuple[int, int] | None = None,
     classes: int | None = None,
     smooth: bool = False,
+    key: str | None = None,
 ) -> Network:
     """Read weights and their contract.
 
@@ -38,24 +41,72 @@ def open_network(
         imgsz: (height, width) inside the network in place of the contract's.
         classes: refuse weights with another number of classes.
         smooth: enlarge class scores, not class indices.
+        key: the dotted path to the weights in a checkpoint that has several, or its beginning.
 
     Raises:
         CompileError: the weights and the contract do not fit.
         ModelError: the weights cannot be read.
     """
-    if weights.suffix.lower() == ".pt2":
-        return ExportedLayers(
-            weights, _foreign_contract(weights, contract, foreign_contract), imgsz=imgsz, classes=classes, smooth=smooth
-        )
+    suffix = weights.suffix.lower()
+    if key is not None and suffix in (".pt2", ".onnx"):
+        raise CompileError(f"--weights-key: expected a checkpoint beside it, got {weights}: leave --weights-key out")
+    if suffix == ".pt2":
+        wanted = _for_exported(weights, _foreign_contract(weights, contract, foreign_contract), imgsz)
+        module = exported_network(weights, wanted.output)
+        return ExportedLayers(module, str(weights), wanted, architecture=weights.stem, classes=classes, smooth=smooth)
     try:
-        loaded = load_network(weights, classes=classes)
+        loaded = load_network(weights, classes=classes, key=key)
     except NotOurNetworkError as error:
-        if weights.suffix.lower() != ".onnx":
+        if suffix != ".onnx":
             raise
         found = _foreign_contract(error, contract, foreign_contract)
         return _open_onnx(weights, found, imgsz=imgsz, classes=classes, smooth=smooth)
     found = contract_of(loaded.family, contract, loaded.n_channels)
-    return FamilyNetwork(loaded, replace(found, imgsz=imgsz or found.imgsz), smooth=smooth)
+    return family_network(loaded, replace(found, imgsz=imgsz or found.imgsz), smooth=smooth)
+
+
+def open_made_network(
+    name: str,
+    weights: Path | None,
+    contract: str,
+    *,
+    imgsz: tuple[int, int] | None = None,
+    classes: int | None = None,
+    smooth: bool = False,
+    key: str | None = None,
+) -> Network:
+    """Make a network by a user's own function.
+
+    Args:
+        name: "package.module:function"; see ``compile.networks.factory``.
+        weights: its checkpoint; None if the function loads its own.
+        contract: a YAML file.
+        imgsz: as for ``open_network``.
+        classes: as for ``open_network``.
+        smooth: as for ``open_network``.
+        key: as for ``open_network``.
+
+    Raises:
+        CompileError: the function fails, or its network does not fit the contract.
+        ModelError: the weights cannot be read, or are another network's.
+    """
+    what = f"--network {name}"
+    wanted = _for_exported(what, _foreign_contract(what, contract, None), imgsz)
+    network = made_network(name, weights, key)
+    module = layered_module(network, (len(wanted.mean), *wanted.imgsz), what, wanted.output)
+    architecture = type(network).__name__
+    opened = ExportedLayers(module, what, wanted, architecture=architecture, classes=classes, smooth=smooth)
+    opened.sha256 = digest(module)
+    return opened
+
+
+def _for_exported(what: object, contract: Contract, imgsz: tuple[int, int] | None) -> Contract:
+    """The contract at its size, for a network of ``torch.export``."""
+    if contract.layout != "nchw":
+        raise CompileError(
+            f"contract {contract.name}: layout: expected none for {what}, which takes (N, C, H, W), got {contract.layout}: leave it out"
+        )
+    return replace(contract, imgsz=imgsz or contract.imgsz)
 
 
 def _foreign_contract(what: object, contract: str, given: Contract | None) -> Contract:

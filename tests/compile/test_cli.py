@@ -268,7 +268,11 @@ def test_wrong_options(refused, weights, place, options, message):
 
 
 def test_neither_model_nor_weights(refused, place):
-    refused("expected --model .*u2netp.*, --weights FILE or --bundle DIR, got none of them", "-o", place / "bundle")
+    refused(
+        "expected --model .*u2netp.*, --weights FILE, --network .*or --bundle DIR, got none of them",
+        "-o",
+        place / "bundle",
+    )
 
 
 def test_no_output(refused, weights, place):

@@ -404,7 +404,10 @@ def test_prefixes_are_taken_off(prefix, tmp_path):
 def test_a_weight_with_and_without_prefix_is_refused(tmp_path):
     state = unet_state(MILESIAL)
     path = save({**state, "module.outc.conv.bias": torch.zeros(2)}, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"got outc\.conv\.bias with and without a prefix"):
+    with pytest.raises(CheckpointError, match=r"1 left over \(module\.outc\.conv\.bias\)"):
+        load_network(path)
+    path = save({**state, "_orig_mod.outc.conv.bias": torch.zeros(2)}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"expected each weight once, got outc\.conv\.bias twice"):
         load_network(path)
 
 
@@ -712,7 +715,7 @@ def test_a_pickle_that_carries_code_is_refused_and_not_run(zipped, tmp_path):
 
 def test_a_pickled_network_is_refused(tmp_path):
     torch.save(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)), tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"calls torch\.nn\.modules\.container\.Sequential.*state_dict\(\) alone"):
+    with pytest.raises(CheckpointError, match=r"calls torch\.nn\.modules\.container\.Sequential.*torch\.load\("):
         load_network(tmp_path / "weights.pth")
 
 
@@ -765,7 +768,7 @@ def test_a_file_of_another_program_is_refused(content, tmp_path):
 @pytest.mark.parametrize("name", ["weights.engine", "weights.pth.tmp", "weights"])
 def test_another_suffix_is_refused(name, tmp_path):
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"ends in \.pt, \.pth, \.safetensors, \.onnx or \.pt2"):
+    with pytest.raises(CheckpointError, match=r"ends in \.pt, \.pth, .*\.safetensors, \.onnx or \.pt2"):
         load_network(tmp_path / name)
 
 
@@ -783,8 +786,8 @@ def test_no_file_and_a_folder_are_refused(suffix, tmp_path):
     [
         ([torch.zeros(1)], "expected a state dict, got list"),
         ({}, "expected tensors by name, got none"),
-        ({"epoch": 3}, r"got int under 'epoch'"),
-        ({"model": {"a": 1}}, r"got int under 'a'"),
+        ({"epoch": 3}, r"got none \(epoch\): .*torch\.onnx\.export"),
+        ({"model": {"a": 1}}, r"got none \(model\)"),
     ],
 )
 def test_a_file_without_a_state_dict_is_refused(content, message, tmp_path):

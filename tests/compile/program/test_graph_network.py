@@ -380,7 +380,7 @@ def test_exported_programs_with_probabilities(trained, tmp_path, pictures):
 @pytest.mark.parametrize(
     ("contract", "message"),
     [
-        (Contract("mine", (SIZE, SIZE), layout="nhwc"), "layout, output: expected neither"),
+        (Contract("mine", (SIZE, SIZE), layout="nhwc"), "layout: expected none for"),
         (Contract("mine", (SIZE, SIZE), channels="grey", mean=(0.0,), std=(1.0,)), "does not take them"),
         (Contract("mine", (SIZE, SIZE), activation="softmax"), "activation: expected sigmoid"),
         (Contract("mine", (SIZE, SIZE), classes=("a", "b")), "classes: expected 1 name"),
