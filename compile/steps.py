@@ -22,6 +22,7 @@ from compile.program.network import Network
 from compile.program.nv12 import with_nv12
 from compile.program.open_network import contract_of, open_network
 from compile.program.programs import Program, Programs, single_precision
+from compile.program.score_range import doubt_of_masks
 from compile.proof.frames import SEARCHED_FRAMES, VerificationFrames
 from compile.proof.verify import (
     FEWEST_FRAMES,
@@ -107,7 +108,7 @@ def open_trained(options: BuildOptions) -> Trained:
         foreign_contract,
         imgsz=imgsz,
         classes=options.classes,
-        smooth=options.upsample == "scores",
+        upsample=options.upsample,
     )
     if options.target == "torch-tensorrt" and not network.has_layers:
         raise OptionError(
@@ -120,7 +121,8 @@ def open_trained(options: BuildOptions) -> Trained:
     )
     if options.compose == "device" and network.task != "binary":
         raise OptionError(
-            f"--compose device: expected a network of one class, got {network.class_count}: leave --compose out"
+            f"--compose device: expected a network of one class, got {network.class_count}: leave --compose out, or name one of them "
+            "in the contract (subject: N)"
         )
     return Trained(network, weights, _sha256(weights, network.data_files), options.model or weights.stem)
 
@@ -153,8 +155,9 @@ def take_proof(network: Network, options: BuildOptions, frames: VerificationFram
     count = options.verify_count or _frames_to_check(network.giga_macs)
     sampling = Sampling(network.task, options.frame_size_hw, count, truths, options.pixels)
     samples = _take(network, frames.judging(count), frames.origin, sampling)
-    if (doubt := network.doubt()) is not None:
-        log.info("%s", doubt)
+    for doubt in (network.doubt(), doubt_of_masks(samples, network.task)):
+        if doubt is not None:
+            log.info("%s", doubt)
     return Proof(samples, network.task, frames.origin)
 
 
@@ -242,7 +245,7 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
     return Manifest(
         model=trained.name,
         task=network.task,
-        classes=_class_names(network.contract.classes, network.class_count),
+        classes=network.class_names,
         network_size_hw=network.contract.imgsz,
         frame_size_hw=options.frame_size_hw,
         precision=program.precision,
@@ -261,12 +264,6 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
         tools=_tools(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-def _class_names(names: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
-    if names is not None:
-        return names
-    return ("subject",) if count == 1 else ("background", *(f"class {index}" for index in range(1, count)))
 
 
 def _tools() -> dict[str, str]:

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from compile.networks.checkpoint import LoadedNetwork
 from compile.networks.contract import Contract
 from compile.program.layered_program import LayeredProgram, Layers
-from compile.program.network import check_classes
 from compile.program.onnx_export import check_size
+from compile.program.outputs import check_classes
 from pipeline.errors import CompileError
 
 
@@ -21,16 +21,15 @@ class FamilyNetwork(LayeredProgram):
     Args:
         loaded: from its checkpoint; not changed.
         contract: how frames go in and masks come out.
-        smooth: enlarge class scores, not class indices.
 
     Raises:
         CompileError: the network and the contract do not fit.
     """
 
-    def __init__(self, loaded: LoadedNetwork, contract: Contract, *, smooth: bool = False) -> None:
+    def __init__(self, loaded: LoadedNetwork, contract: Contract) -> None:
         _check(loaded, contract)
         layers = Layers(loaded.model, loaded.n_classes, _giga_macs(loaded, contract))
-        super().__init__(loaded.family, loaded.architecture, contract, layers, smooth=smooth)
+        super().__init__(loaded.family, loaded.architecture, contract, layers)
 
 
 def _check(loaded: LoadedNetwork, contract: Contract) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compile.networks.checkpoint import load_network
-from compile.networks.contract import CONTRACTS, Contract, built_in_contract, read_contract
+from compile.networks.contract import CONTRACTS, Contract, Upsampling, built_in_contract, read_contract
 from compile.program.family_network import FamilyNetwork
 from compile.program.graph_network import ExportedLayers, OnnxLayers
 from compile.program.network import Network
@@ -26,7 +26,7 @@ def open_network(
     *,
     imgsz: tuple[int, int] | None = None,
     classes: int | None = None,
-    smooth: bool = False,
+    upsample: Upsampling | None = None,
 ) -> Network:
     """Read weights and their contract.
 
@@ -37,25 +37,28 @@ def open_network(
         foreign_contract: taken in its place if the network turns out to be a foreign one.
         imgsz: (height, width) inside the network in place of the contract's.
         classes: refuse weights with another number of classes.
-        smooth: enlarge class scores, not class indices.
+        upsample: what of several classes is enlarged, in place of what the contract says.
 
     Raises:
         CompileError: the weights and the contract do not fit.
         ModelError: the weights cannot be read.
     """
     if weights.suffix.lower() == ".pt2":
-        return ExportedLayers(
-            weights, _foreign_contract(weights, contract, foreign_contract), imgsz=imgsz, classes=classes, smooth=smooth
-        )
+        found = _enlarged(_foreign_contract(weights, contract, foreign_contract), upsample)
+        return ExportedLayers(weights, found, imgsz=imgsz, classes=classes)
     try:
         loaded = load_network(weights, classes=classes)
     except NotOurNetworkError as error:
         if weights.suffix.lower() != ".onnx":
             raise
-        found = _foreign_contract(error, contract, foreign_contract)
-        return _open_onnx(weights, found, imgsz=imgsz, classes=classes, smooth=smooth)
-    found = contract_of(loaded.family, contract, loaded.n_channels)
-    return FamilyNetwork(loaded, replace(found, imgsz=imgsz or found.imgsz), smooth=smooth)
+        found = _enlarged(_foreign_contract(error, contract, foreign_contract), upsample)
+        return _open_onnx(weights, found, imgsz=imgsz, classes=classes)
+    found = _enlarged(contract_of(loaded.family, contract, loaded.n_channels), upsample)
+    return FamilyNetwork(loaded, replace(found, imgsz=imgsz or found.imgsz))
+
+
+def _enlarged(contract: Contract, upsample: Upsampling | None) -> Contract:
+    return replace(contract, upsample=upsample or contract.upsample)
 
 
 def _foreign_contract(what: object, contract: str, given: Contract | None) -> Contract:

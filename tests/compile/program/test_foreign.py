@@ -195,7 +195,7 @@ def test_one_graph_of_standard_operations(wrapped):
 
 def test_a_fixed_frame_size_and_smooth_borders(tmp_path, pictures):
     path, contract = channels_last(tmp_path / "network.onnx")
-    candidate = open_network(path, "stream", contract, smooth=True, classes=4)
+    candidate = open_network(path, "stream", contract, upsample="scores", classes=4)
     session = onnxruntime.InferenceSession(candidate.export("fp32", (50, 61), ()).SerializeToString())
     assert session.get_inputs()[0].shape == ["N", 50, 61, 3]
     frames = pictures(1, 50, 61)

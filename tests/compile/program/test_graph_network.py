@@ -228,7 +228,7 @@ def test_probabilities_at_the_output(trained, tmp_path, pictures, kind):
 def test_scores_are_enlarged_as_the_network_gives_them(trained, tmp_path, pictures):
     """Probabilities and logits between two pixels are not the same."""
     path = exported(Ending(trained[3], "softmax"), tmp_path / "net.onnx")
-    candidate = open_network(path, "stream", Contract("mine", (SIZE, SIZE), activation="none"), smooth=True)
+    candidate = open_network(path, "stream", Contract("mine", (SIZE, SIZE), activation="none"), upsample="scores")
     frames = pictures(2, 200, 240)
     program = candidate.module("fp32", ()).eval()
     assert np.mean(program(torch.from_numpy(frames))[0].numpy() == candidate.reference(frames).masks_nhw) > 0.9999
