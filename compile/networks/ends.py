@@ -32,7 +32,10 @@ _ACTIVATIONS: dict[Any, ActivationKind] = {
 }
 _PERMUTES = (torch.permute, _ATEN.permute.default)
 _CASTS = (torch.Tensor.to, _ATEN.to.dtype, _ATEN._to_copy.default)
+# They take a part of the values.
+_SELECTS = (torch.select, operator.getitem, _ATEN.select.int, _ATEN.slice.Tensor)
 _MOVES = (
+    *_SELECTS,
     *(torch.reshape, torch.squeeze, torch.unsqueeze, *_PERMUTES, *_CASTS),
     *(_ATEN.squeeze.dim, _ATEN.squeeze.dims, _ATEN.unsqueeze.default),
 )
@@ -140,6 +143,8 @@ def without_decision(network: LayeredNetwork) -> tuple[LayeredNetwork, Decision 
     """A network of ATen's operators without a decision at its end, which is given too; it shares its layers."""
     activation = final_activation(network)
     if activation is None or activation.kind not in ("argmax", "threshold"):
+        return network, None
+    if any(move.target in _SELECTS for move in _moves(network.graph)):
         return network, None
     if activation.kind == "argmax":
         graph, cut = _up_to(network, activation.input_name)

@@ -66,7 +66,7 @@ def final_activation_of(model: onnx.ModelProto, output: str) -> str | None:
     """The activation that gives an output, "sigmoid", "softmax" or "log_softmax", whatever is done with its axes behind it."""
     makers = _makers(model.graph)
     node = makers.get(output)
-    while node is not None and node.op_type in (*_PASSING, "Transpose"):
+    while node is not None and node.op_type in (*_PASSING, "Transpose", "Gather", "Slice"):
         node = makers.get(node.input[0])
     return None if node is None else _ACTIVATIONS.get(node.op_type)
 

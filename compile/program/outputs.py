@@ -20,6 +20,7 @@ Form = Literal["scores", "bytes", "indices", "decisions"]
 
 # Of whole numbers that are probabilities × 255 something comes near 255; of class indices, hardly anything.
 _SATURATED = 200
+_LIKELY_BYTES = 100
 
 log = logger_of(__name__)
 
@@ -123,6 +124,7 @@ def _form(outputs: Sequence[NDArray[Any]], channels: int, contract: Contract, na
         is_whole = all(bool((one == np.rint(one)).all()) for one in finite)
         if is_whole and is_of_classes:
             return "indices"
+        is_range = is_range or (not is_whole and low >= 0 and _LIKELY_BYTES < high <= 255)
         return "bytes" if is_range and contract.activation == "none" and contract.subject is None else "scores"
     if is_of_classes or contract.subject is not None:
         return "indices"

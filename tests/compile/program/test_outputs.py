@@ -1,5 +1,6 @@
 # What comes out of networks that nobody here wrote, and what masks become of it, beside NumPy and ONNX Runtime.
 
+import re
 import warnings
 from functools import cache
 
@@ -8,11 +9,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from compile.build import build
+from compile.networks.contract import read_contract
+from compile.program.open_network import open_network
+from compile.program.score_range import doubt_of_masks
+from compile.proof.verify import Sample
 from pipeline.errors import CompileError
+from pipeline.frames.frame import Frame
 
 SIZE = 64
 PRECISE = 0.999
@@ -146,7 +151,7 @@ def labels_by_nearest(z, size):
 
 
 def truncated(z, size):
-    return as_bytes(np.floor(sigmoid(z) * 255) / 255, size)
+    return as_bytes(np.floor(sigmoid(4 * z) * 255) / 255, size)
 
 
 def decided(z, size):
@@ -211,17 +216,21 @@ CASES = {
     "no batch, channels last": (1, 2, lambda z: z.permute(0, 2, 3, 1).squeeze(0), "", one, SUBJECT),
     "the first of the batch": (2, 1, lambda z: z[0], "subject: 1", both, SUBJECT),
     "height and width": (1, 1, lambda z: z.squeeze(), "", one, SUBJECT),
-    "probabilities as bytes": (1, 1, lambda z: (z.sigmoid() * 255).to(torch.uint8), "", truncated, SUBJECT),
+    "probabilities as bytes": (1, 1, lambda z: ((4 * z).sigmoid() * 255).to(torch.uint8), "", truncated, SUBJECT),
     "probabilities to 255": (1, 2, lambda z: z.sigmoid() * 255, "activation: none", one, SUBJECT),
     "a sigmoid": (1, 1, lambda z: z.sigmoid(), "", one, SUBJECT),
     "a sigmoid, 3 axes": (1, 1, lambda z: z.sigmoid()[:, 0], "activation: sigmoid", one, SUBJECT),
+    "a softmax, one channel": (2, 1, lambda z: z.softmax(1)[:, 1:], "", both, SUBJECT),
     "a softmax": (3, 1, lambda z: z.softmax(1), NAMED, classes_by_nearest, None),
 }
 EXPORTED = (
     *("subject of logits", "subject of a softmax", "labels", "classes at a quarter", "argmax", "other numbers"),
-    *("probability above 0.5", "one class, 3 axes", "a sigmoid"),
+    *("probability above 0.5", "one class, 3 axes", "a sigmoid", "a softmax, one channel"),
 )
-IN_HALF = ("subject of logits", "subject of a softmax", "labels", "argmax", "probability above 0.5", "no batch")
+BUILT = {
+    "fp32": ("subject of 3, named", "labels of a sigmoid, small", "argmax as bytes", "other numbers", "no batch"),
+    "fp16": ("subject of a softmax", "argmax", "probability above 0.5"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -258,38 +267,219 @@ def agreement(got, expected, task):
     return (one & other).sum() / (one | other).sum()
 
 
-def check(bundle, name, folder, *, least=PRECISE, values=1):
-    channels, stride, _, _, expected_of, names = CASES[name]
+def network_of(name):
+    channels, stride, function, *_ = CASES[name]
+    network = balanced(channels, stride)
+    return network if function is None else Ending(network, function)
+
+
+def opened(network, contract, folder, suffix=".onnx"):
+    (folder / "contract.yaml").write_text(f"imgsz: {SIZE}\nfilter: bilinear\n{contract}\n")
+    return open_network(saved(network, folder / f"net{suffix}"), str(folder / "contract.yaml"))
+
+
+def frames_and_masks(name, folder):
+    """Frames, what is expected of them, and the task."""
+    channels, stride, _, _, expected_of, _ = CASES[name]
     frames = pictures_of(4, seed=3)
     expected = expected_of(raw(balanced(channels, stride), frames, folder), frames.shape[1:3])
     task = "binary" if expected.max() > 20 else "classes"
-    assert bundle.manifest.task == task
-    assert names is None or bundle.manifest.classes == names
-    got = masks_of(bundle, frames)
     assert 0.03 < (expected > (127 if task == "binary" else 0)).mean() < 0.97
+    return frames, expected, task
+
+
+def check(got, expected, task, *, least=PRECISE, values=1):
     assert agreement(got, expected, task) >= least
     if task == "binary":
         assert np.mean(np.abs(got.astype(int) - expected) <= values) >= PRECISE
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_masks_of_onnx(built, tmp_path, name):
-    channels, stride, function, contract, *_ = CASES[name]
-    network = balanced(channels, stride)
-    check(built(network if function is None else Ending(network, function), contract), name, tmp_path)
+def test_masks_of_onnx(tmp_path, name):
+    network = opened(network_of(name), CASES[name][3], tmp_path)
+    frames, expected, task = frames_and_masks(name, tmp_path)
+    assert network.task == task
+    assert CASES[name][5] in (None, network.class_names)
+    check(network.reference(frames).masks_nhw, expected, task)
+    assert network.doubt() is None
+    check(network.module("fp32", ()).eval()(torch.from_numpy(frames))[0].numpy(), expected, task)
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_masks_of_exported_programs(built, tmp_path, name):
-    channels, stride, function, contract, *_ = CASES[name]
-    network = balanced(channels, stride)
-    check(built(network if function is None else Ending(network, function), contract, ".pt2"), name, tmp_path)
+def test_masks_of_exported_programs(tmp_path, name):
+    network = opened(network_of(name), CASES[name][3], tmp_path, ".pt2")
+    frames, expected, task = frames_and_masks(name, tmp_path)
+    assert (network.task, network.class_names) == (task, CASES[name][5] or network.class_names)
+    check(network.reference(frames).masks_nhw, expected, task)
+    check(network.module("fp32", ()).eval()(torch.from_numpy(frames))[0].numpy(), expected, task)
 
 
-@pytest.mark.parametrize("name", IN_HALF)
-def test_masks_in_half(built, tmp_path, name):
-    channels, stride, function, contract, *_ = CASES[name]
-    network = balanced(channels, stride)
-    bundle = built(network if function is None else Ending(network, function), contract, precision="fp16")
-    assert bundle.manifest.precision == "fp16"
-    check(bundle, name, tmp_path, least=0.995, values=3)
+@pytest.mark.parametrize(("precision", "name"), [(kind, name) for kind, names in BUILT.items() for name in names])
+def test_bundles(built, tmp_path, precision, name):
+    bundle = built(network_of(name), CASES[name][3], precision=precision)
+    frames, expected, task = frames_and_masks(name, tmp_path)
+    manifest = bundle.manifest
+    assert (manifest.precision, manifest.task) == (precision, task)
+    assert CASES[name][5] in (None, manifest.classes)
+    limits = {} if precision == "fp32" else {"least": 0.995, "values": 3}
+    check(masks_of(bundle, frames), expected, task, **limits)
+
+
+@pytest.mark.parametrize("name", ["subject of logits", "labels", "subject of clipped ones", "subject of labels"])
+def test_int8_is_searched_on_what_masks_show(tmp_path, name):
+    network = opened(network_of(name), CASES[name][3], tmp_path)
+    found = network._searched()
+    frames, expected, task = frames_and_masks(name, tmp_path)
+    with torch.inference_mode():
+        logits = found.logits(torch.from_numpy(inputs(frames)))
+    size = frames.shape[1:3]
+    if task == "binary":
+        check(as_bytes(sigmoid(logits.numpy()), size), expected, task)
+    else:
+        check(nearest(index_of(logits.numpy()), size)[:, 0], expected, task)
+    recipe = network.search_int8(
+        [Frame(image, index, float(index), "blobs", str(index)) for index, image in enumerate(pictures_of(4, seed=1))],
+        "mse",
+        lambda _: None,
+    )
+    assert recipe.result.iou > 0.9
+    masks = network.module("int8", ()).eval()(torch.from_numpy(frames))[0].numpy()
+    assert agreement(masks, expected, task) > 0.9
+
+
+def test_a_network_of_ours_with_a_subject(tmp_path, tiny_unet):
+    torch.manual_seed(0)
+    torch.save(tiny_unet(3).state_dict(), tmp_path / "unet.pth")
+    contracts = {}
+    for name, more in (("all", ""), ("one", "subject: 2\nclasses: [sky, road, car]")):
+        contracts[name] = tmp_path / f"{name}.yaml"
+        contracts[name].write_text(f"imgsz: {SIZE}\n{more}\n")
+    whole, one = (open_network(tmp_path / "unet.pth", str(path)) for path in contracts.values())
+    assert (whole.task, one.task, one.class_names) == ("classes", "binary", ("car",))
+    frames = pictures_of(2, seed=3)
+    masks = one.module("fp32", ()).eval()(torch.from_numpy(frames))[0].numpy()
+    with torch.inference_mode():
+        program = whole.module("fp32", ()).eval()
+        scores = program.network.logits(program.before(torch.from_numpy(frames))).numpy()
+    assert np.abs(masks.astype(int) - as_bytes(softmax(scores)[:, 2:], frames.shape[1:3])).max() <= 1
+    with torch.inference_mode():
+        logits = one._searched().logits(program.before(torch.from_numpy(frames))).numpy()
+    np.testing.assert_allclose(sigmoid(logits), softmax(scores)[:, 2:], atol=1e-5)
+    recipe = one.search_int8(
+        [Frame(image, index, float(index), "blobs", str(index)) for index, image in enumerate(frames)],
+        "mse",
+        lambda _: None,
+    )
+    assert not any("network" in name for name in recipe.layers)
+
+
+# --- what contradicts itself
+
+REFUSED = {
+    "clipped probabilities and a sigmoid": (
+        *(1, lambda z: z.sigmoid().clamp(0, 1), ""),
+        "expected logits for sigmoid, got values from 0.* set activation: none",
+    ),
+    "clipped probabilities and a softmax": (
+        *(2, lambda z: z.softmax(1).clamp(0, 1), "subject: 1"),
+        "expected logits for softmax, got values from 0.* set activation: none",
+    ),
+    "clipped probabilities of labels": (
+        *(3, lambda z: z.sigmoid().clamp(0, 1), "multilabel: true"),
+        "expected logits for sigmoid, got values from 0.* set activation: none",
+    ),
+    "to 255 and a sigmoid": (
+        *(1, lambda z: (4 * z).sigmoid() * 255, ""),
+        "expected logits for sigmoid, got values .* as probabilities × 255 are: set activation: none",
+    ),
+    "logits as probabilities": (1, None, "activation: none", "expected values from 0 to 1 for none, got values from -"),
+    "indices without names": (
+        *(3, remap, ""),
+        r"expected scores, or class indices whose classes the contract names, got int64 from 0 to 2: set classes",
+    ),
+    "an index without a name": (3, remap, "classes: [sky, road]", "expected a name for each class index, got 2 names"),
+    "a subject that is not there": (2, None, "subject: 2", "subject: expected a channel from 0 to 1, got 2"),
+    "a subject of one": (1, None, "subject: 0", "subject: expected none for a network of one class, got 0"),
+    "a softmax of labels": (3, lambda z: z.softmax(1), "multilabel: true", "got one that ends in softmax itself"),
+    "a sigmoid as softmax": (
+        *(2, lambda z: z.sigmoid(), "subject: 1\nactivation: softmax"),
+        "got one that ends in sigmoid itself: set activation: none",
+    ),
+    "scores of indices": (
+        3,
+        remap,
+        f"{NAMED}\nupsample: scores",
+        "--upsample: expected classes for a network that gives",
+    ),
+    "an order that does not fit": (
+        *(3, None, "output_layout: nhwc"),
+        "output_layout: expected nchw for an output of 1×3×64×64, got nhwc",
+    ),
+    "a mean of bytes": (1, None, "mean: [123.7, 116.3, 103.5]", "mean: expected it for pixels from 0 to 1, .*0.4851"),
+    "a std of bytes": (
+        1,
+        None,
+        "std: [58.4, 57.1, 57.4]",
+        "std: expected it for pixels from 0 to 1, .* or divide_by: 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_contradictions_are_refused(tmp_path, name):
+    channels, function, contract, message = REFUSED[name]
+    whole = balanced(channels)
+
+    def run():
+        network = opened(whole if function is None else Ending(whole, function), contract, tmp_path)
+        network.reference(pictures_of(2, seed=3))
+        network.doubt()
+
+    with pytest.raises(CompileError, match=message) as caught:
+        run()
+    assert "\n" not in str(caught.value)
+
+
+TOLD = {
+    "labels as classes": (3, lambda z: z.sigmoid().clamp(0, 1), "", "do not add up to 1.*: set multilabel: true"),
+    "a second softmax": (3, lambda z: z.softmax(1).clamp(0, 1), "activation: softmax", "activation: none says so"),
+    "labels and a softmax": (
+        *(2, lambda z: z.sigmoid().clamp(0, 1), "subject: 1"),
+        "do not add up to 1.*: set multilabel: true and activation: none",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_doubts_are_told(tmp_path, name):
+    channels, function, contract, message = TOLD[name]
+    network = opened(Ending(balanced(channels), function), contract, tmp_path)
+    network.reference(pictures_of(2, seed=3))
+    assert re.search(message, network.doubt())
+
+
+def test_numbers_of_a_contract_that_look_as_of_another_unit(tmp_path, caplog):
+    for divide_by, told in ((1, True), (255, False)):
+        (tmp_path / "contract.yaml").write_text(f"imgsz: 64\nmean: [0.485, 0.456, 0.406]\ndivide_by: {divide_by}\n")
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            read_contract(tmp_path / "contract.yaml")
+        assert ("set divide_by: 255 if the training did so" in caplog.text) is told
+
+
+@pytest.mark.parametrize(
+    ("masks", "task", "message"),
+    [
+        ([[200, 255], [128, 130]], "binary", "all of the picture is subject"),
+        ([[0, 90], [10, 0]], "binary", "nothing is subject"),
+        ([[130, 131], [120, 124]], "binary", "the mask is the same all over"),
+        ([[2, 2], [1, 1]], "classes", "the mask is the same all over"),
+        ([[0, 200], [0, 0]], "binary", None),
+        ([[0, 1], [1, 1]], "classes", None),
+    ],
+)
+def test_masks_that_show_nothing(masks, task, message):
+    frame = np.zeros((1, 1, 2, 3), np.uint8)
+    samples = [Sample(str(index), frame, np.array([[mask]], np.uint8)) for index, mask in enumerate(masks)]
+    doubt = doubt_of_masks(samples, task)
+    assert (doubt is None) if message is None else message in doubt
