@@ -333,17 +333,17 @@ def test_a_batch_of_four(path):
     refused(path, "expected a network for single pictures or any number, got one for 4 at a time")
 
 
-def test_indices_in_place_of_scores(path):
-    nodes = [conv("logits"), helper.make_node("ArgMax", ["logits"], ["scores"], axis=1)]
-    shapes = {"scores": ["n", 1, "h", "w"]}, {"weight": weights_of(4)}, ["n", 3, "h", "w"]
+def test_indices_over_another_axis(path):
+    nodes = [conv("logits"), helper.make_node("ArgMax", ["logits"], ["scores"], axis=2)]
+    shapes = {"scores": ["n", 4, 1, "w"]}, {"weight": weights_of(4)}, ["n", 3, "h", "w"]
     save(path, nodes, *shapes, output_dtype=TensorProto.INT64)
-    refused(path, r"output 'scores': expected float scores with 4 axes, got .*int64.* with 4: name another")
+    refused(path, r"output 'scores': expected height and width as the input's 40×56.*got 1×4×40×56: name another")
 
 
 def test_output_of_two_axes(path):
     nodes = [conv("logits"), helper.make_node("Flatten", ["logits"], ["scores"])]
     save(path, nodes, {"scores": ["n", "m"]}, {"weight": weights_of(1)}, ["n", 3, "h", "w"])
-    refused(path, r"output 'scores': expected scores with 4 axes, got 2: name another")
+    refused(path, r"output 'scores': expected height and width as the input's 40×56.*got 1×2240: name another")
 
 
 def test_unknown_output(path):
@@ -449,10 +449,9 @@ def test_values_that_contradict_the_activation(path, pictures):
     nodes = [conv("logits"), helper.make_node("Sigmoid", ["logits"], ["scores"])]
     save(path, nodes, {"scores": ["n", 1, "h", "w"]}, {"weight": weights_of(1)}, ["n", 3, "h", "w"])
     twice = open_network(path, "stream", Contract("mine", SIZE_HW))
-    twice.reference(pictures(1, 50, 60))
-    assert "activation: none" in twice.doubt()
+    assert twice.contract.activation == "none"
     right = open_network(path, "stream", Contract("mine", SIZE_HW, activation="none"))
-    right.reference(pictures(1, 50, 60))
+    np.testing.assert_array_equal(*(one.reference(pictures(1, 50, 60)).masks_nhw for one in (twice, right)))
     assert right.doubt() is None
 
 

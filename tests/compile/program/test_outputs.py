@@ -49,6 +49,18 @@ class Ending(nn.Module):
         return self.function(self.network(x))
 
 
+class WithDeterminant(nn.Module):
+    """A network with a term that changes nothing, and that has no counterpart among layers."""
+
+    def __init__(self, network, function):
+        super().__init__()
+        self.network, self.function = network, function
+
+    def forward(self, x):
+        scores = self.network(x) + 0.0 * torch.linalg.det(x[:, :, :2, :2]).mean()
+        return scores if self.function is None else self.function(scores)
+
+
 @cache
 def balanced(channels, stride=1):
     """Scores around 0 on pictures such as these, so that every class has a part of them."""
@@ -227,6 +239,10 @@ EXPORTED = (
     *("subject of logits", "subject of a softmax", "labels", "classes at a quarter", "argmax", "other numbers"),
     *("probability above 0.5", "one class, 3 axes", "a sigmoid", "a softmax, one channel"),
 )
+AS_IT_IS = (
+    *("subject of a softmax", "labels of a sigmoid, small", "argmax as bytes", "other numbers", "bool", "no batch"),
+    *("one class, 3 axes", "probability above 0.3", "probabilities as bytes", "a softmax, one channel"),
+)
 BUILT = {
     "fp32": ("subject of 3, named", "labels of a sigmoid, small", "argmax as bytes", "other numbers", "no batch"),
     "fp16": ("subject of a softmax", "argmax", "probability above 0.5"),
@@ -312,6 +328,21 @@ def test_masks_of_exported_programs(tmp_path, name):
     assert (network.task, network.class_names) == (task, CASES[name][5] or network.class_names)
     check(network.reference(frames).masks_nhw, expected, task)
     check(network.module("fp32", ()).eval()(torch.from_numpy(frames))[0].numpy(), expected, task)
+
+
+@pytest.mark.parametrize("name", AS_IT_IS)
+def test_masks_of_what_has_no_layers(tmp_path, name):
+    channels, stride, function, contract, _, names = CASES[name]
+    network = opened(WithDeterminant(balanced(channels, stride), function), contract, tmp_path)
+    assert not network.has_layers
+    frames, expected, task = frames_and_masks(name, tmp_path)
+    assert (network.task, network.class_names) == (task, names or network.class_names)
+    check(network.reference(frames).masks_nhw, expected, task)
+    assert network.doubt() is None
+    program = network.export("fp32", None, ()).SerializeToString()
+    session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
+    got = np.concatenate([session.run(["masks"], {"frames": frame[None]})[0] for frame in frames])
+    check(got, expected, task)
 
 
 @pytest.mark.parametrize(("precision", "name"), [(kind, name) for kind, names in BUILT.items() for name in names])
