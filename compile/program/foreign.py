@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, version_converter
 from calibration.sets.photographs import PhotographSource
 from compile.networks.contract import Contract
 from compile.networks.decision import Decision
-from compile.networks.onnx_ends import keep_output
+from compile.networks.onnx_ends import attribute_graphs, keep_output
 from compile.networks.onnx_file import sort_nodes
 from compile.program.onnx_export import OPSET, checked, example_frames, export_module, frame_axes, opset_of
 from compile.program.outputs import Form
@@ -113,6 +113,13 @@ def fixed_imgsz(model: onnx.ModelProto, contract: Contract) -> Contract:
     """
     sides = [axis.dim_value for axis in _inputs(model)[0].type.tensor_type.shape.dim]
     channels, height, width = (sides[3], *sides[1:3]) if contract.layout == "nhwc" else (sides[1], *sides[2:])
+    # Where the other order has its channels, a side of so few pixels is none.
+    place = 0 if contract.layout == "nhwc" else 1
+    if (height, width)[place] == len(contract.mean) != contract.imgsz[place]:
+        raise CompileError(
+            f"contract {contract.name}: layout: expected {'nchw' if contract.layout == 'nhwc' else 'nhwc'} for an input of "
+            f"{'×'.join(str(side or '?') for side in sides)}, got {contract.layout}: set layout, and output_layout if it differs"
+        )
     if channels and channels != len(contract.mean):
         raise CompileError(
             f"contract {contract.name}: expected {channels} channels as the network has, got {contract.channels}: "
@@ -199,7 +206,7 @@ def _join(
     graphs = []
     for prefix, model in (("before/", before), ("network/", network), ("after/", after)):
         same = model if opset_of(model) == newest else version_converter.convert_version(model, newest)
-        graphs.append(onnx.compose.add_prefix(same, prefix).graph)
+        graphs.append(_with_prefix(same.graph, prefix))
     first, middle, last = graphs
     (input_,) = [value for value in middle.input if value.name not in {item.name for item in middle.initializer}]
     casts = [
@@ -227,6 +234,23 @@ def _join(
     frames = {f"{half}/{FRAMES}": FRAMES for half in ("before", "after")}
     _rename(joined.graph, {**frames, **{f"after/{name}": name for name in (MASKS, NOT_FINITE)}})
     return checked(joined, "the network")
+
+
+def _with_prefix(graph: onnx.GraphProto, prefix: str) -> onnx.GraphProto:
+    """A copy in which every name begins so, in branches too, which read values of the graph around them."""
+    made = onnx.GraphProto()
+    made.CopyFrom(graph)
+    for value in (*made.input, *made.output, *made.initializer, *made.value_info):
+        value.name = prefix + value.name
+    for node in made.node:
+        node.name = prefix + node.name if node.name else ""
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                names[position] = prefix + name if name else name
+        for attribute in node.attribute:
+            for inner in attribute_graphs(attribute):
+                inner.CopyFrom(_with_prefix(inner, prefix))
+    return made
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:

@@ -369,6 +369,39 @@ def test_contracts_that_do_not_fit(path, contract, message):
     refused(path, message, contract)
 
 
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_an_input_in_the_other_order(path, layout):
+    nodes = [
+        helper.make_node("Transpose", ["picture"], ["planes"], perm=[0, 3, 1, 2] if layout == "nchw" else [0, 1, 2, 3])
+    ]
+    nodes += [helper.make_node("Conv", ["planes", "weight"], ["scores"], pads=[1, 1, 1, 1])]
+    entry = ["n", "h", "w", 3] if layout == "nchw" else ["n", 3, "h", "w"]
+    save(path, nodes, {"scores": ["n", 1, "h", "w"]}, {"weight": weights_of(1)}, entry)
+    refused(path, f"layout: expected .* for an input of .*3.*, got {layout}", Contract("mine", SIZE_HW, layout=layout))
+
+
+def test_branches_that_read_weights_around_them(path, pictures):
+    def branch(name, operator):
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1, "h", "w"])]
+        return helper.make_graph([helper.make_node(operator, ["logits", "two"], [name])], name, [], values)
+
+    nodes = [
+        conv("logits"),
+        helper.make_node("ReduceMean", ["picture"], ["mean"], keepdims=0),
+        helper.make_node("Greater", ["mean", "zero"], ["bright"]),
+        helper.make_node("If", ["bright"], ["scores"], then_branch=branch("a", "Add"), else_branch=branch("b", "Mul")),
+    ]
+    weights = {"weight": weights_of(1), "two": np.array(2, np.float32), "zero": np.array(0, np.float32)}
+    save(path, nodes, {"scores": ["n", 1, "h", "w"]}, weights, ["n", 3, "h", "w"])
+    candidate = open_network(path, "stream", CONTRACT)
+    assert not candidate.has_layers
+    frames = pictures(1, 50, 60)
+    x = F.interpolate(torch.from_numpy(frames[..., ::-1].copy()).permute(0, 3, 1, 2).float(), SIZE_HW, mode="bilinear")
+    scores = F.conv2d(x / 255, torch.from_numpy(weights_of(1)), padding=1) + 2
+    expected = F.interpolate(scores.sigmoid(), (50, 60), mode="bilinear")[:, 0].numpy() * 255
+    assert np.abs(masks_of(candidate, "fp32", frames) - expected).max() <= 1
+
+
 def test_more_classes_than_a_mask_can_tell_apart(path):
     refused(simple(path, classes=257), "expected at most 256 classes, .*, got 257")
 
