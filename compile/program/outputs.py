@@ -154,7 +154,7 @@ def fit_output(contract: Contract, output: Output, decision: Decision | None, en
     """
     fitted = replace(contract, output_layout=output.layout)
     if decision is not None:
-        log.info("the network ends in %s, which is left out: its scores are enlarged in its place", decision)
+        log.info("the network's own decision, %s, is left out: its scores are enlarged in its place", decision)
         activation = decision.activation or ("softmax" if output.class_count > 1 else "sigmoid")
         multilabel = contract.multilabel or (decision.kind == "threshold" and output.class_count > 1)
         if decision.kind == "argmax" and multilabel:
