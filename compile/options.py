@@ -21,7 +21,7 @@ Target = Literal["onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tenso
 WantedPrecision = Literal["fp32", "fp16", "int8", "auto"]
 Method = Literal["max", "mse", "entropy", "percentile"]
 """As calibration.int8.ranges.Method, which takes PyTorch to import."""
-Upsampling = Literal["mask", "scores"]
+Upsampling = Literal["classes", "scores"]
 Composing = Literal["host", "device"]
 StrPath = str | os.PathLike[str]
 
@@ -90,7 +90,8 @@ class BuildOptions:
         imgsz: (height, width) inside the network; None for the contract's.
         frame_size_hw: fixed (height, width) of the frames; None for any.
         classes: refuse weights with another number of classes.
-        upsample: more classes: what is enlarged to the frame's size: "mask": class indices; "scores": smooth borders, slower.
+        upsample: more classes: what is enlarged to the frame's size: "classes": their indices; "scores": smooth borders, slower; None
+            for what the contract says, else "scores" where they are smaller than the network's input.
         compose: "device": the program draws the overlay too; one class only.
         pixels: how the program takes frames.
         verify: a source of frames to prove it on; None for frames held back from ``calibration``, else photographs of the package.
@@ -127,7 +128,7 @@ class BuildOptions:
     imgsz: tuple[int, int] | None = None
     frame_size_hw: tuple[int, int] | None = None
     classes: int | None = None
-    upsample: Upsampling = "mask"
+    upsample: Upsampling | None = None
     compose: Composing = "host"
     pixels: Pixels = "bgr"
     verify: str | None = None
@@ -175,7 +176,7 @@ class BuildOptions:
 
     def _check_values(self) -> None:
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in (*choices, *([None] if name == "upsample" else [])):
                 raise OptionError(
                     f"{_option(name)}: expected {', '.join(choices[:-1])} or {choices[-1]}, got {getattr(self, name)!r}"
                 )
@@ -449,10 +450,9 @@ def _add_frames(parser: OptionParser) -> None:
     parser.add_argument("--classes", type=int, metavar="N", help="refuse weights whose number of classes is not N")
     parser.add_argument(
         "--upsample",
-        default="mask",
         choices=get_args(Upsampling),
         help="several classes: what is enlarged to the frame's size; scores gives smooth borders and is slower "
-        "(default: %(default)s)",
+        "(default: as the contract says, else scores where they are smaller than the network's input)",
     )
     # What it was called before; in the run half --smooth means time.
     parser.add_argument("--smooth", action="store_const", dest="upsample", const="scores", help=argparse.SUPPRESS)

@@ -22,6 +22,7 @@ from compile.program.network import Network
 from compile.program.nv12 import with_nv12
 from compile.program.open_network import contract_of, open_made_network, open_network
 from compile.program.programs import Program, Programs, single_precision
+from compile.program.score_range import doubt_of_masks
 from compile.proof.frames import SEARCHED_FRAMES, VerificationFrames
 from compile.proof.verify import (
     FEWEST_FRAMES,
@@ -106,7 +107,8 @@ def open_trained(options: BuildOptions) -> Trained:
     )
     if options.compose == "device" and network.task != "binary":
         raise OptionError(
-            f"--compose device: expected a network of one class, got {network.class_count}: leave --compose out"
+            f"--compose device: expected a network of one class, got {network.class_count}: leave --compose out, or name one of them "
+            "in the contract (subject: N)"
         )
     sha256 = network.sha256 if weights is None else _sha256(weights, network.data_files)
     return Trained(network, name, sha256, options.model or (network.architecture if weights is None else weights.stem))
@@ -115,13 +117,13 @@ def open_trained(options: BuildOptions) -> Trained:
 def _opened(options: BuildOptions) -> tuple[Network, Path | None]:
     """The network, and its file of weights; None if a function loads them."""
     weights = None if options.weights is None else Path(options.weights)
-    classes, smooth, key = options.classes, options.upsample == "scores", options.weights_key
+    classes, upsample, key = options.classes, options.upsample, options.weights_key
     if options.network is not None:
         made = open_made_network(
             *(options.network, weights, options.contract),
             imgsz=options.imgsz,
             classes=classes,
-            smooth=smooth,
+            upsample=upsample,
             key=key,
         )
         return made, weights
@@ -132,7 +134,7 @@ def _opened(options: BuildOptions) -> tuple[Network, Path | None]:
         imgsz = imgsz or _TRAINED_AT.get(options.model)
         foreign_contract = _published_contract(options.model, options.contract)
     network = open_network(
-        *(weights, options.contract, foreign_contract), imgsz=imgsz, classes=classes, smooth=smooth, key=key
+        *(weights, options.contract, foreign_contract), imgsz=imgsz, classes=classes, upsample=upsample, key=key
     )
     return network, weights
 
@@ -165,8 +167,9 @@ def take_proof(network: Network, options: BuildOptions, frames: VerificationFram
     count = options.verify_count or _frames_to_check(network.giga_macs)
     sampling = Sampling(network.task, options.frame_size_hw, count, truths, options.pixels)
     samples = _take(network, frames.judging(count), frames.origin, sampling)
-    if (doubt := network.doubt()) is not None:
-        log.info("%s", doubt)
+    for doubt in (network.doubt(), doubt_of_masks(samples, network.task)):
+        if doubt is not None:
+            log.info("%s", doubt)
     return Proof(samples, network.task, frames.origin)
 
 
@@ -254,7 +257,7 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
     return Manifest(
         model=trained.name,
         task=network.task,
-        classes=_class_names(network.contract.classes, network.class_count),
+        classes=network.class_names,
         network_size_hw=network.contract.imgsz,
         frame_size_hw=options.frame_size_hw,
         precision=program.precision,
@@ -273,12 +276,6 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
         tools=_tools(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-def _class_names(names: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
-    if names is not None:
-        return names
-    return ("subject",) if count == 1 else ("background", *(f"class {index}" for index in range(1, count)))
 
 
 def _tools() -> dict[str, str]:

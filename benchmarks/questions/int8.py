@@ -252,7 +252,9 @@ def _quantised(trained: Network, inputs: Inputs) -> Iterator[_Tool]:
                 yield _Tool(key, peer.label, missing=reason)
                 continue
             model = onnx.load(str(quantised))
-            masks, _ = program_masks(wrap(model, trained.contract, None).SerializeToString())
+            masks, _ = program_masks(
+                wrap(model, trained.contract, None, channels=trained.class_count).SerializeToString()
+            )
             yield _Tool(key, peer.label, metadata.version(peer.package), int8_share(model), masks)
 
 

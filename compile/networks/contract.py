@@ -16,12 +16,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipeline.errors import CompileError, OptionError
+from pipeline.terminal import logger_of
 from pipeline.yaml_file import read_yaml
 
 Channels = Literal["rgb", "bgr", "grey"]
 Activation = Literal["sigmoid", "softmax", "none"]
 Layout = Literal["nchw", "nhwc"]
+OutputLayout = Literal["nchw", "nhwc", "nhw", "chw", "hwc", "hw"]
+Upsampling = Literal["scores", "classes"]
 Filter = Literal["bilinear", "area"]
+
+# Mean and standard deviation of pixels are within their range; this many times beyond it they are in another unit.
+_BEYOND = 4
+# A range of pixels that is not 0 to 1, nor -1 to 1 and the like.
+_LARGE_RANGE = 100
+
+log = logger_of(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +50,13 @@ class Contract:
         classes: names; None to number them.
         output: name of the output to use, for a network of another family; None for its first.
         layout: axis order of the network's input, for a network of another family.
-        output_layout: axis order of its output; None for that of the input.
+        output_layout: axis order of its output, in which n and c may be missing; None to find it by the output's shape.
         filter: how frames are resized: "area" averages all of a large frame's pixels, "bilinear" samples four for each pixel of the
             network's input, as OpenCV's INTER_LINEAR and scikit-image without anti-aliasing do.
+        subject: of several channels, the one whose probability is the mask; None for a class mask of all.
+        multilabel: several channels with a probability each, that need not add up to 1.
+        upsample: what of several classes is enlarged to the frame's size; None for scores where they are smaller than the network's
+            input, else classes.
     """
 
     name: str
@@ -56,8 +70,11 @@ class Contract:
     classes: tuple[str, ...] | None = None
     output: str | None = None
     layout: Layout = "nchw"
-    output_layout: Layout | None = None
+    output_layout: OutputLayout | None = None
     filter: Filter = "area"
+    subject: int | None = None
+    multilabel: bool = False
+    upsample: Upsampling | None = None
 
     def __post_init__(self) -> None:
         def need(fits: bool, field: str, expected: str) -> None:
@@ -69,7 +86,7 @@ class Contract:
         need(self.channels in get_args(Channels), "channels", "rgb, bgr or grey")
         need(self.activation in get_args(Activation), "activation", "sigmoid, softmax or none")
         need(self.layout in get_args(Layout), "layout", "nchw or nhwc")
-        need(self.output_layout in (None, *get_args(Layout)), "output_layout", "nchw or nhwc")
+        need(self.output_layout in (None, *get_args(OutputLayout)), "output_layout", "nchw, nhwc, nhw, chw, hwc or hw")
         need(self.filter in get_args(Filter), "filter", "bilinear or area")
         need(
             self.divide_by == "max" or (isinstance(self.divide_by, float) and 0 < self.divide_by < math.inf),
@@ -94,6 +111,43 @@ class Contract:
         )
         need(isinstance(self.stretch, bool), "stretch", "true or false")
         need(self.output is None or isinstance(self.output, str), "output", "a name")
+        need(
+            self.subject is None or (type(self.subject) is int and 0 <= self.subject < 256),
+            "subject",
+            "a channel's number from 0 on",
+        )
+        need(isinstance(self.multilabel, bool), "multilabel", "true or false")
+        need(self.upsample in (None, *get_args(Upsampling)), "upsample", "scores or classes")
+        if self.multilabel:
+            need(self.activation != "softmax", "activation", "sigmoid, or none for probabilities, with multilabel")
+        self._check_units()
+
+    @property
+    def _pixel_range(self) -> float:
+        """The largest value that a pixel has after the division."""
+        return 1.0 if self.divide_by == "max" else 255.0 / self.divide_by
+
+    def _check_units(self) -> None:
+        """Refuse a mean or standard deviation in another unit than the pixels': all pictures would look the same."""
+        largest = self._pixel_range
+        for field, values in (("mean", self.mean), ("std", self.std)):
+            if max(map(abs, values)) > _BEYOND * largest:
+                numbers = ", ".join(f"{value / 255 * largest:.4g}" for value in values)
+                raise CompileError(
+                    f"contract {self.name}: {field}: expected it for pixels from 0 to {largest:g}, as divide_by makes them, got "
+                    f"{reprlib.repr(list(values))}: set {field}: [{numbers}], or divide_by: 1"
+                )
+
+    def doubt(self) -> str | None:
+        """What is to be told of its numbers, which may be right; None if nothing is."""
+        small_mean = any(self.mean) and max(map(abs, self.mean)) <= 1
+        small_std = max(self.std) < 1
+        if self._pixel_range < _LARGE_RANGE or not (small_mean or small_std):
+            return None
+        return (
+            f"contract {self.name}: mean {list(self.mean)} and std {list(self.std)} look as for pixels from 0 to 1, and divide_by "
+            f"{self.divide_by:g} leaves them from 0 to {self._pixel_range:g}: set divide_by: 255 if the training did so"
+        )
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> Contract:
@@ -174,7 +228,10 @@ def read_contract(path: Path, base: Contract | None = None) -> Contract:
         # Mean and standard deviation of colours say nothing of grey, nor the other way.
         values |= {"mean": (0.0,) * count, "std": (1.0,) * count}
     given = {key: _typed(path, key, value) for key, value in entries.items()}
-    return Contract(**{**values, "name": path.stem, **given})
+    contract = Contract(**{**values, "name": path.stem, **given})
+    if (doubt := contract.doubt()) is not None:
+        log.info("%s", doubt)
+    return contract
 
 
 def _read_entries(path: Path) -> dict[Any, Any]:

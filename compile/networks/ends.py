@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
+from compile.networks.contract import OutputLayout
+from compile.networks.decision import Decision, threshold
 from compile.networks.layered import LayeredNetwork, layered
 
-ActivationKind = Literal["sigmoid", "softmax", "log_softmax", "argmax"]
+ActivationKind = Literal["sigmoid", "softmax", "log_softmax", "argmax", "threshold"]
 OuterActivation = Literal["sigmoid", "softmax", "log_softmax"]
 
 _ATEN = torch.ops.aten
@@ -24,8 +27,18 @@ _ACTIVATIONS: dict[Any, ActivationKind] = {
     _ATEN.softmax.int: "softmax",
     _ATEN.log_softmax.int: "log_softmax",
     _ATEN.argmax.default: "argmax",
+    _ATEN.gt.Scalar: "threshold",
+    _ATEN.ge.Scalar: "threshold",
 }
-_MOVES = (torch.permute, torch.reshape, torch.squeeze, torch.unsqueeze, torch.Tensor.to)
+_PERMUTES = (torch.permute, _ATEN.permute.default)
+_CASTS = (torch.Tensor.to, _ATEN.to.dtype, _ATEN._to_copy.default)
+# They take a part of the values.
+_SELECTS = (torch.select, operator.getitem, _ATEN.select.int, _ATEN.slice.Tensor)
+_MOVES = (
+    *_SELECTS,
+    *(torch.reshape, torch.squeeze, torch.unsqueeze, *_PERMUTES, *_CASTS),
+    *(_ATEN.squeeze.dim, _ATEN.squeeze.dims, _ATEN.unsqueeze.default),
+)
 _JOINS = (
     *(torch.cat, torch.nn.functional.interpolate, _ATEN.cat.default),
     *(_ATEN.upsample_bilinear2d.vec, _ATEN.upsample_nearest2d.vec, _ATEN.upsample_bicubic2d.vec),
@@ -40,13 +53,15 @@ class Activation:
 
     Attributes:
         kind: what it is.
-        axis: over which axis of its input it works, counted from the front; None for a sigmoid.
+        axis: over which axis of its input it works, counted from the front; None for a sigmoid and a comparison.
         input_name: the step of the graph whose value it takes: the scores.
+        number: what a comparison compares with.
     """
 
     kind: ActivationKind
     axis: int | None
     input_name: str
+    number: float = 0.0
 
 
 def last_layers(network: fx.GraphModule) -> tuple[str, ...]:
@@ -106,6 +121,8 @@ def final_activation(network: fx.GraphModule) -> Activation | None:
     kind = _ACTIVATIONS.get(node.target) if node.op == "call_function" else None
     if kind is None:
         return None
+    if kind == "threshold":
+        return Activation(kind, None, node.args[0].name, float(node.args[1]))
     axis = None if kind == "sigmoid" else node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     if axis is None and kind != "sigmoid":
         return None
@@ -114,37 +131,94 @@ def final_activation(network: fx.GraphModule) -> Activation | None:
 
 def without_activation(network: LayeredNetwork, activation: Activation) -> LayeredNetwork:
     """A network up to its scores; it shares its layers with the whole one. The channels stay where that has them."""
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(network.graph, copied)
-    assert output is not None
-    (cut,) = [made for node, made in copied.items() if node.name == activation.input_name]
+    graph, cut = _up_to(network, activation.input_name)
     graph.output(_moved_behind(graph, cut, network.graph, activation))
     return layered(network, graph)
 
 
+def _up_to(network: LayeredNetwork, step: str) -> tuple[fx.Graph, fx.Node]:
+    """A copy of a network's graph without an output, and a step in it by its name."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(network.graph, copied)
+    assert output is not None
+    (found,) = [made for node, made in copied.items() if node.name == step]
+    return graph, found
+
+
 def outer_activation(network: LayeredNetwork, activation: Activation | None) -> OuterActivation | None:
     """The last activation, if it is the same when it is applied behind the network, over the channels on axis 1; else None."""
-    if activation is None or activation.kind == "argmax":
+    if activation is None or activation.kind in ("argmax", "threshold"):
         return None
     if activation.kind == "sigmoid":
         return "sigmoid"
     axis = activation.axis
     for move in reversed(_moves(network.graph)):
-        if move.target is torch.permute:
+        if move.target in _PERMUTES:
             order = list(move.args[1])
             axis = order.index(axis % len(order)) if axis is not None else None
-        elif move.target is not torch.Tensor.to:
+        elif move.target not in _CASTS:
             return None  # which axis is which is not known behind it
-    return activation.kind if axis in (1, -3) else None
+    if axis not in (1, -3):
+        return None
+    return "softmax" if activation.kind == "softmax" else "log_softmax"
 
 
-def with_logits(network: LayeredNetwork) -> LayeredNetwork:
-    """A network of one class that gives probabilities, with their logits as its output; it shares its layers."""
+def without_decision(network: LayeredNetwork) -> tuple[LayeredNetwork, Decision | None]:
+    """A network of ATen's operators without a decision at its end, which is given too; it shares its layers."""
+    activation = final_activation(network)
+    if activation is None or activation.kind not in ("argmax", "threshold"):
+        return network, None
+    if any(move.target in _SELECTS for move in _moves(network.graph)):
+        return network, None
+    if activation.kind == "argmax":
+        graph, cut = _up_to(network, activation.input_name)
+        graph.output(cut)
+        return layered(network, graph), Decision("argmax", axis=activation.axis)
+    (before,) = [node for node in network.graph.nodes if node.name == activation.input_name]
+    is_behind = _ACTIVATIONS.get(before.target) == "sigmoid"
+    decision = threshold(activation.number, behind_sigmoid=is_behind)
+    if decision is None:
+        return network, None
+    graph, cut = _up_to(network, before.args[0].name if is_behind else before.name)
+    graph.output(graph.call_function(operator.sub, (cut, decision.offset)) if decision.offset else cut)
+    return layered(network, graph), decision
+
+
+def with_channels_first(network: LayeredNetwork, layout: OutputLayout) -> LayeredNetwork:
+    """A network whose output has the axes batch, channel, height and width; it shares its layers."""
+    graph = fx.Graph()
+    output: Any = graph.graph_copy(network.graph, {})
+    order = [layout.index(axis) for axis in "nchw" if axis in layout]
+    if order != sorted(order):
+        output = graph.call_function(torch.permute, (output, order))
+    for position, axis in enumerate("nchw"):
+        if axis not in layout:
+            output = graph.call_function(torch.unsqueeze, (output, position))
+    graph.output(output)
+    return layered(network, graph)
+
+
+def channels_first(output: Tensor, layout: OutputLayout) -> Tensor:
+    """A network's output with its axes in the order batch, channel, height and width; what is missing has one element."""
+    output = output.permute([layout.index(axis) for axis in "nchw" if axis in layout])
+    for position, axis in enumerate("nchw"):
+        if axis not in layout:
+            output = output.unsqueeze(position)
+    return output
+
+
+def with_head(network: LayeredNetwork, head: Callable[..., Tensor], *more: Any) -> LayeredNetwork:
+    """A network with one more step, a function of its output and other arguments; it shares its layers."""
     graph = fx.Graph()
     output = graph.graph_copy(network.graph, {})
-    graph.output(graph.call_function(torch.logit, (output, _NEAREST)))
+    graph.output(graph.call_function(head, (output, *more)))
     return layered(network, graph)
+
+
+def logits_of(probabilities: Tensor) -> Tensor:
+    """Logits of probabilities; those of 0 and 1 are finite."""
+    return torch.logit(probabilities, _NEAREST)
 
 
 def _end(graph: fx.Graph) -> Any:
@@ -170,8 +244,6 @@ def _moved_behind(graph: fx.Graph, cut: fx.Node, original: fx.Graph, activation:
         order.insert(1, activation.axis or 0)
         return graph.call_function(torch.permute, (cut, order))
     for move in reversed(_moves(original)):
-        if move.target is torch.permute:
-            cut = graph.call_function(torch.permute, (cut, move.args[1]))
-        elif move.target is not torch.Tensor.to:
+        if move.target not in _CASTS:
             cut = graph.call_function(move.target, (cut, *move.args[1:]), dict(move.kwargs))
     return cut

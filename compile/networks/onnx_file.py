@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import Literal
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, numpy_helper
+from onnx import TensorProto, numpy_helper
 
+from compile.networks.decision import Decision
+from compile.networks.onnx_ends import attribute_graphs, keep_output, reads
 from pipeline.errors import CompileError, NotConvertibleError
 
 MOST_BYTES = 2**31 - 1
@@ -49,6 +51,7 @@ class OnnxFile:
         opset: the version of ONNX's own operators.
         outputs: names of all outputs of the file; ``original`` has one of them.
         beside: the files beside it that hold weights.
+        decision: what was left out at the end.
     """
 
     original: onnx.ModelProto
@@ -58,6 +61,7 @@ class OnnxFile:
     opset: int
     outputs: tuple[str, ...]
     beside: tuple[Path, ...] = ()
+    decision: Decision | None = None
 
     @property
     def is_half(self) -> bool:
@@ -73,7 +77,7 @@ def read_onnx(
     channels: int | None = None,
     output: str | None = None,
 ) -> OnnxFile:
-    """Read a segmentation network with one picture input.
+    """Read a segmentation network with one picture input; a decision at its end is left out.
 
     Args:
         path: the file; weights in other files must lie in its folder or below it.
@@ -106,10 +110,10 @@ def read_onnx(
     sort_nodes(model.graph, path)
     name_layers(model.graph)
     outputs = tuple(value.name for value in model.graph.output)
-    _keep_output(model.graph, output, path)
+    decision = keep_output(model, output, path)
     shape, dtype = _fix_input(model.graph, path, imgsz, layout, channels)
     single = _in_single(model)
-    return OnnxFile(model, single, shape, dtype, opset, outputs, beside)
+    return OnnxFile(model, single, shape, dtype, opset, outputs, beside, decision)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -134,7 +138,7 @@ def sort_nodes(graph: onnx.GraphProto, path: Path) -> None:
     readers: list[list[int]] = [[] for _ in graph.node]
     waits = [0] * len(graph.node)
     for number, node in enumerate(graph.node):
-        for maker in {made[name] for name in _reads(node) if name in made}:
+        for maker in {made[name] for name in reads(node) if name in made}:
             readers[maker].append(number)
             waits[number] += 1
     ready = [number for number in reversed(range(len(waits))) if not waits[number]]
@@ -303,38 +307,11 @@ def _check_made_sizes(model: onnx.ModelProto, path: Path) -> None:
                 )
 
 
-def _keep_output(graph: onnx.GraphProto, output: str | None, path: Path) -> None:
-    """Leave one output, and what it is made from."""
-    names = [value.name for value in graph.output]
-    if not names:
-        raise CompileError(f"{path}: expected a network with an output, got none")
-    if output is not None and output not in names:
-        raise CompileError(f"{path}: output: expected one of {', '.join(names)}, got {output!r}")
-    kept = next(value for value in graph.output if value.name == (output or names[0]))
-    # What the file says of the output's shape may be wrong, and ONNX Runtime would only warn.
-    if kept.type.WhichOneof("value") == "tensor_type":
-        kept.type.tensor_type.ClearField("shape")
-    needed = {kept.name}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(_reads(node))
-            nodes.append(node)
-    for field, items in (
-        (graph.node, nodes[::-1]),
-        (graph.output, [kept]),
-        (graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed]),
-    ):
-        del field[:]
-        field.extend(items)
-    del graph.value_info[:]
-
-
 def _fix_input(
     graph: onnx.GraphProto, path: Path, imgsz: tuple[int, int], layout: Layout, channels: int | None
 ) -> tuple[tuple[int, int, int, int], np.dtype[np.generic]]:
     weights = {tensor.name for tensor in graph.initializer}
-    used = {name for node in graph.node for name in _reads(node)}
+    used = {name for node in graph.node for name in reads(node)}
     pictures = [value for value in graph.input if value.name not in weights]
     unused = [value for value in pictures if value.name not in used]
     if len(pictures) > 1:
@@ -390,26 +367,11 @@ def _in_single(model: onnx.ModelProto) -> onnx.ModelProto:
     return single if changed else model
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, from inside its branches too."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in _attribute_graphs(attribute):
-            own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-            own |= {name for inner in graph.node for name in inner.output}
-            inner_reads = (name for inner in graph.node for name in _reads(inner))
-            yield from (name for name in (*inner_reads, *(value.name for value in graph.output)) if name not in own)
-
-
-def _attribute_graphs(attribute: AttributeProto) -> Sequence[onnx.GraphProto]:
-    return [attribute.g, *attribute.graphs] if attribute.HasField("g") else list(attribute.graphs)
-
-
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            for inner in _attribute_graphs(attribute):
+            for inner in attribute_graphs(attribute):
                 yield from _graphs(inner)
 
 
@@ -420,7 +382,7 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         for node in function.node:
             yield node
             for attribute in node.attribute:
-                for inner in _attribute_graphs(attribute):
+                for inner in attribute_graphs(attribute):
                     for graph in _graphs(inner):
                         yield from graph.node
 
@@ -437,5 +399,5 @@ def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
                 yield attribute.t
             yield from attribute.tensors
             yield from (sparse.values for sparse in attribute.sparse_tensors)
-            for graph in _attribute_graphs(attribute):
+            for graph in attribute_graphs(attribute):
                 yield from _tensors_of_graph(graph)

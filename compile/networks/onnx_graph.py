@@ -20,7 +20,8 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from calibration.sets.photographs import PhotographSource
-from compile.networks.ends import Activation, final_activation
+from compile.networks.contract import OutputLayout
+from compile.networks.ends import Activation, channels_first, final_activation
 from compile.networks.layered import GraphBuilder, Layer, LayeredNetwork, Value
 from compile.networks.onnx_file import Layout, OnnxFile, opset_of
 from compile.networks.onnx_operators import OPERATORS, Step, attributes_of, permute, tensor_of
@@ -46,7 +47,7 @@ class GraphNetwork:
     """A network in the one form, and what is known of it.
 
     Attributes:
-        module: (N, C, h, w) float32 pictures to what the file's output is, its channels on axis 1 if it has 4 axes.
+        module: (N, C, h, w) float32 pictures to what the file's output is, as (N, C, h, w).
         input_shape: (1, C, h, w).
         output_shape: for one picture.
         output: name of the file's output.
@@ -71,15 +72,15 @@ class GraphNetwork:
         return sum(layer.macs for layer in self.layers)
 
 
-OutputLayout = Layout | Callable[[Sequence[int]], Layout]
-"""The axis order of an output, or what tells it from the output's shape for one picture."""
+AnyOutputLayout = OutputLayout | Callable[[Sequence[NDArray[Any]]], OutputLayout]
+"""The axis order of an output, or what tells it from the outputs for some pictures, one by one."""
 
 
 def graph_of(
     file: OnnxFile,
     path: Path,
     layout: Layout,
-    output_layout: OutputLayout | None = None,
+    output_layout: AnyOutputLayout | None = None,
     *,
     inputs: Sequence[NDArray[np.float32]] | None = None,
     seconds: float = SECONDS,
@@ -97,7 +98,7 @@ def graph_of(
 
     Raises:
         NotConvertibleError: an operator, or a variant of one, is missing, or what came out differs.
-        CompileError: it cannot be run, or ``output_layout`` refuses its shape.
+        CompileError: it cannot be run, or ``output_layout`` refuses its outputs.
     """
     shape = file.input_shape if layout == "nchw" else tuple(file.input_shape[axis] for axis in (0, 3, 1, 2))
     pictures = list(_pictures(shape, file.dtype) if inputs is None else inputs)
@@ -105,7 +106,7 @@ def graph_of(
         pictures = [np.rint(x).clip(0, 255) for x in pictures]
     given = [x if layout == "nchw" else np.ascontiguousarray(x.transpose(0, 2, 3, 1)) for x in pictures]
     computed = compute(file.original, file.single, given, str(path), seconds=seconds)
-    last_layout = output_layout(computed.outputs[0].shape) if callable(output_layout) else output_layout or layout
+    last_layout = output_layout(computed.outputs) if callable(output_layout) else output_layout or layout
     made = convert(computed.folded, shape, layout, last_layout, str(path), whole=file.dtype == np.uint8)
     results = [_run(made.module, x, path) for x in pictures]
     expected = [_channels_first(y, last_layout) for y in computed.outputs]
@@ -144,7 +145,7 @@ def convert(
     model: onnx.ModelProto,
     input_shape: Sequence[int],
     layout: Layout,
-    output_layout: Layout,
+    output_layout: OutputLayout,
     what: str,
     *,
     whole: bool = False,
@@ -183,8 +184,11 @@ def convert(
     last = values[graph.output[0].name]
     if last.is_constant:
         raise NotConvertibleError(f"{what}: expected an output that depends on the picture, got a constant")
-    if output_layout == "nhwc" and len(last.shape) == 4:
-        last = permute(builder, last, [0, 3, 1, 2])
+    if len(last.shape) == len(output_layout):
+        last = permute(builder, last, [output_layout.index(axis) for axis in "nchw" if axis in output_layout])
+        for position, axis in enumerate("nchw"):
+            if axis not in output_layout:
+                last = builder.call(torch.unsqueeze, last, position)
     module = builder.finish(last)
     used = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
     layers = tuple(layer for layer in builder.layers if layer.name in used)
@@ -252,8 +256,8 @@ def _run(module: LayeredNetwork, x: NDArray[np.float32], path: Path) -> Tensor:
     return y
 
 
-def _channels_first(array: NDArray[Any], layout: Layout) -> NDArray[Any]:
-    return array.transpose(0, 3, 1, 2) if layout == "nhwc" and array.ndim == 4 else array
+def _channels_first(array: NDArray[Any], layout: OutputLayout) -> NDArray[Any]:
+    return array if array.ndim != len(layout) else channels_first(torch.from_numpy(array), layout).numpy()
 
 
 def _compare(path: Path, got: Sequence[Tensor], expected: Sequence[NDArray[Any]], most: float) -> float:

@@ -26,6 +26,7 @@ from calibration.inference_form import fold_norms
 from calibration.int8.equalise import equalise
 from calibration.int8.ranges import LEVELS, Histograms, Method
 from calibration.int8.recipe import Int8Recipe
+from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame
 
 # Sums stay FP32: rounding both sides and the result of a residual sum costs more of the mask than all convolutions (U²-NetP, mean IoU
@@ -76,9 +77,16 @@ def quantise(
 
     Returns:
         The program, and the share of the convolutions' weights that are INT8.
+
+    Raises:
+        CompileError: there is nothing that could be.
     """
     program = onnx.shape_inference.infer_shapes(program)
     nodes = _quantised_nodes(program, exact)
+    if not nodes:
+        raise CompileError(
+            "--precision: expected fp32 for a network with no convolution between its first and last ones, got int8: take fp32"
+        )
     ranges = _ranges(program, _tensors(program, nodes), frames, method)
     convolutions = [node for node in program.graph.node if node.op_type == "Conv"]
     size = {item.name: int(np.prod(item.dims)) for item in program.graph.initializer}

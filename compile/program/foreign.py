@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,19 +15,43 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, version_converter
 
-from compile.networks.contract import Contract, Layout
+from calibration.sets.photographs import PhotographSource
+from compile.networks.contract import Contract
+from compile.networks.decision import Decision
+from compile.networks.onnx_ends import attribute_graphs, keep_output
+from compile.networks.onnx_file import sort_nodes
 from compile.program.onnx_export import OPSET, checked, example_frames, export_module, frame_axes, opset_of
+from compile.program.outputs import Form
 from compile.program.program import FrameToInput, ScoresToMask
 from pipeline.bundles.bundle import FRAMES, MASKS, NOT_FINITE
 from pipeline.errors import CompileError
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
-# How far probabilities may leave 0 to 1 by rounding.
-_SLACK = 0.01
+# On how many photographs of the package a network is tried.
+_PHOTOGRAPHS = 3
 
 
-def read_foreign(path: Path) -> onnx.ModelProto:
-    """Read a segmentation network with one picture input, at the opset of the frame program.
+@dataclass(frozen=True)
+class ForeignFile:
+    """A network that is compiled as it is.
+
+    Attributes:
+        model: with one output, at the opset of the frame program.
+        original: the same as the file has it.
+        decision: what was left out at the end of both.
+    """
+
+    model: onnx.ModelProto
+    original: onnx.ModelProto
+    decision: Decision | None
+
+
+def read_foreign(path: Path, output: str | None = None) -> ForeignFile:
+    """Read a segmentation network with one picture input; a decision at its end is left out.
+
+    Args:
+        path: the file.
+        output: name of the output to keep; None keeps the first.
 
     Raises:
         CompileError: it cannot be read, keeps weights in other files, or does not look like such a network.
@@ -39,7 +62,10 @@ def read_foreign(path: Path) -> onnx.ModelProto:
             raise CompileError(
                 f"{path}: expected one file, got one that keeps weights in others: save it with its weights inside"
             )
+        sort_nodes(model.graph, path)
         onnx.checker.check_model(model)
+        decision = keep_output(model, output, path)
+        original = model
         model = onnx.inliner.inline_local_functions(model)
         current = opset_of(model)
         if current < OPSET:
@@ -68,7 +94,15 @@ def read_foreign(path: Path) -> onnx.ModelProto:
             f"{path}: expected a network for single pictures or any number, got one for {batch} at a time: "
             "export it with a batch of 1 or a dynamic one"
         )
-    return model
+    return ForeignFile(model, original, decision)
+
+
+def photographs(contract: Contract) -> list[NDArray[np.float32]]:
+    """Photographs of the package as a contract has them go in, (1, C, h, w)."""
+    before = FrameToInput(replace(contract, layout="nchw")).eval()
+    with PhotographSource("verification") as source, torch.inference_mode():
+        frames = [np.ascontiguousarray(frame.image[None]) for frame in islice(source, _PHOTOGRAPHS)]
+        return [before(torch.from_numpy(frame)).numpy() for frame in frames]
 
 
 def fixed_imgsz(model: onnx.ModelProto, contract: Contract) -> Contract:
@@ -79,6 +113,13 @@ def fixed_imgsz(model: onnx.ModelProto, contract: Contract) -> Contract:
     """
     sides = [axis.dim_value for axis in _inputs(model)[0].type.tensor_type.shape.dim]
     channels, height, width = (sides[3], *sides[1:3]) if contract.layout == "nhwc" else (sides[1], *sides[2:])
+    # Where the other order has its channels, a side of so few pixels is none.
+    place = 0 if contract.layout == "nhwc" else 1
+    if (height, width)[place] == len(contract.mean) != contract.imgsz[place]:
+        raise CompileError(
+            f"contract {contract.name}: layout: expected {'nchw' if contract.layout == 'nhwc' else 'nhwc'} for an input of "
+            f"{'×'.join(str(side or '?') for side in sides)}, got {contract.layout}: set layout, and output_layout if it differs"
+        )
     if channels and channels != len(contract.mean):
         raise CompileError(
             f"contract {contract.name}: expected {channels} channels as the network has, got {contract.channels}: "
@@ -113,141 +154,48 @@ def fitted_contract(
 
 
 def wrap(
-    network: onnx.ModelProto, contract: Contract, frame_size_hw: tuple[int, int] | None, *, smooth: bool = False
+    network: onnx.ModelProto,
+    contract: Contract,
+    frame_size_hw: tuple[int, int] | None,
+    *,
+    channels: int = 1,
+    form: Form = "scores",
 ) -> onnx.ModelProto:
     """Put the two halves of the frame program around a foreign network.
+
+    Args:
+        network: its first output is taken.
+        contract: the network's.
+        frame_size_hw: fixed (height, width) of the frames; None for any.
+        channels: of its output.
+        form: what the output's numbers are.
 
     Returns:
         As ``compile.program.onnx_export.export_program``.
 
     Raises:
-        CompileError: the contract does not fit the network.
+        CompileError: they cannot be joined.
     """
-    output = scores_output(network, contract)
     axes = frame_axes(frame_size_hw)
     before = export_module(FrameToInput(contract), (example_frames(frame_size_hw),), (axes,), (FRAMES,), ("input",))
-    classes = _classes(output, contract)
     height, width = contract.imgsz
-    channels_last = (contract.output_layout or contract.layout) == "nhwc"
-    shape = (2, height, width, classes) if channels_last else (2, classes, height, width)
+    layout = contract.output_layout or contract.layout
+    # What gives one picture without an axis for it takes one at a time.
+    count = 2 if "n" in layout else 1
+    sizes = {"n": count, "c": channels, "h": height, "w": width}
     # Their size is free: some networks give fewer scores than their input has pixels.
-    sides = {axis + (not channels_last): torch.export.Dim(f"side_{axis}", min=1) for axis in (1, 2)}
+    free = {axis: torch.export.Dim(f"side_{axis}", min=1) for axis in "hw"} | {"n": axes[0]}
     after = export_module(
-        ScoresToMask(contract, smooth=smooth),
-        (torch.zeros(shape), example_frames(frame_size_hw)),
-        ({0: axes[0], **sides}, axes),
+        ScoresToMask(contract, form=form),
+        (torch.zeros([sizes[axis] for axis in layout]), example_frames(frame_size_hw, count)),
+        (
+            {place: free[axis] for place, axis in enumerate(layout) if axis in free},
+            axes if count > 1 else {axis: size for axis, size in axes.items() if axis},
+        ),
         ("scores", FRAMES),
         (MASKS, NOT_FINITE),
     )
-    return _join(before, network, after, output.name)
-
-
-def scores_output(network: onnx.ModelProto, contract: Contract) -> onnx.ValueInfoProto:
-    """The output that holds the scores: the contract's, else the first.
-
-    Raises:
-        CompileError: there is none of that name.
-    """
-    outputs: list[onnx.ValueInfoProto] = list(network.graph.output)
-    if contract.output is None:
-        return outputs[0]
-    for output in outputs:
-        if output.name == contract.output:
-            return output
-    raise CompileError(
-        f"contract {contract.name}: output: expected one of {', '.join(o.name for o in outputs)}, got {contract.output!r}"
-    )
-
-
-def find_output_layout(shape: Sequence[int], contract: Contract, name: str) -> Layout:
-    """The axis order of the scores, by where the input's height and width are found again.
-
-    Args:
-        shape: of the scores for one picture of the contract's size.
-        contract: its layout decides where both orders fit.
-        name: the output's, for a message.
-
-    Raises:
-        CompileError: neither order fits.
-    """
-    height, width = contract.imgsz
-    if len(shape) != 4:
-        raise CompileError(
-            f"output {name!r}: expected scores with 4 axes, got {len(shape)}: name another output in the contract"
-        )
-    sides: dict[Layout, Sequence[int]] = {"nchw": shape[2:], "nhwc": shape[1:3]}
-    # Scores may be smaller than the input, by a factor that need not divide it.
-    fits = [
-        layout for layout, (rows, columns) in sides.items() if abs(rows * width - columns * height) < max(height, width)
-    ]
-    if not fits:
-        raise CompileError(
-            f"output {name!r}: expected height and width as the input's {height}×{width}, or in their ratio, on two axes in a row, "
-            f"got {'×'.join(map(str, shape))}: name another output in the contract"
-        )
-    return contract.layout if contract.layout in fits else fits[0]
-
-
-class ValueRange:
-    """What values a network of another family gives, and whether the contract's activation allows them.
-
-    Args:
-        contract: the network's.
-        class_count: channels of its output.
-    """
-
-    def __init__(self, contract: Contract, class_count: int) -> None:
-        self._contract, self._one = contract, class_count == 1
-        self._low, self._high = math.inf, -math.inf
-
-    def add(self, scores: NDArray[np.floating[Any]]) -> None:
-        """Look at the scores of a frame; what is no number is left to others."""
-        finite = scores[np.isfinite(scores)]
-        if finite.size:
-            self._low, self._high = min(self._low, float(finite.min())), max(self._high, float(finite.max()))
-
-    def check(self) -> str | None:
-        """What is to be told of the values; None if nothing is.
-
-        Raises:
-            CompileError: probabilities are said, and others come.
-        """
-        contract, within = self._contract, f"from {self._low:.3g} to {self._high:.3g}"
-        if not self._one or self._low > self._high:
-            return None
-        if contract.activation == "none" and not (self._low >= -_SLACK and self._high <= 1 + _SLACK):
-            raise CompileError(
-                f"contract {contract.name}: activation: expected values from 0 to 1 for none, got values {within}: "
-                "set activation: sigmoid, or divide them in the network"
-            )
-        if contract.activation == "sigmoid" and self._low >= 0 and self._high <= 1:
-            return (
-                f"contract {contract.name}: the network's values are {within} on all frames, as probabilities are, and sigmoid makes "
-                "subject of all of them: set activation: none"
-            )
-        return None
-
-
-def count_classes(network: onnx.ModelProto, contract: Contract) -> int:
-    """How many channels the scores have."""
-    return _classes(scores_output(network, contract), contract)
-
-
-def _classes(output: onnx.ValueInfoProto, contract: Contract) -> int:
-    axes = output.type.tensor_type.shape.dim
-    channels_last = (contract.output_layout or contract.layout) == "nhwc"
-    if len(axes) != 4 or output.type.tensor_type.elem_type not in _FLOATS:
-        order = "batch, height, width, class" if channels_last else "batch, class, height, width"
-        raise CompileError(
-            f"output {output.name!r}: expected float scores with 4 axes ({order}), got {_type_name(output)} with {len(axes)}: "
-            "name another output in the contract"
-        )
-    count = int(axes[3 if channels_last else 1].dim_value)
-    if not count and contract.classes is None:
-        raise CompileError(
-            f"output {output.name!r}: expected a number of classes, got none in the file: name the classes in the contract"
-        )
-    return count or len(contract.classes or ())
+    return _join(before, network, after, network.graph.output[0].name)
 
 
 def _join(
@@ -258,7 +206,7 @@ def _join(
     graphs = []
     for prefix, model in (("before/", before), ("network/", network), ("after/", after)):
         same = model if opset_of(model) == newest else version_converter.convert_version(model, newest)
-        graphs.append(onnx.compose.add_prefix(same, prefix).graph)
+        graphs.append(_with_prefix(same.graph, prefix))
     first, middle, last = graphs
     (input_,) = [value for value in middle.input if value.name not in {item.name for item in middle.initializer}]
     casts = [
@@ -286,6 +234,23 @@ def _join(
     frames = {f"{half}/{FRAMES}": FRAMES for half in ("before", "after")}
     _rename(joined.graph, {**frames, **{f"after/{name}": name for name in (MASKS, NOT_FINITE)}})
     return checked(joined, "the network")
+
+
+def _with_prefix(graph: onnx.GraphProto, prefix: str) -> onnx.GraphProto:
+    """A copy in which every name begins so, in branches too, which read values of the graph around them."""
+    made = onnx.GraphProto()
+    made.CopyFrom(graph)
+    for value in (*made.input, *made.output, *made.initializer, *made.value_info):
+        value.name = prefix + value.name
+    for node in made.node:
+        node.name = prefix + node.name if node.name else ""
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                names[position] = prefix + name if name else name
+        for attribute in node.attribute:
+            for inner in attribute_graphs(attribute):
+                inner.CopyFrom(_with_prefix(inner, prefix))
+    return made
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,32 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from calibration.sets.photographs import PhotographSource
 from compile.networks.checkpoint import LoadedNetwork
-from compile.networks.contract import Contract
+from compile.networks.contract import Contract, OutputLayout
 from compile.networks.ends import (
     Activation,
+    channels_first,
     final_activation,
     first_layers,
     last_layers,
     outer_activation,
+    with_channels_first,
     without_activation,
+    without_decision,
 )
 from compile.networks.exported_program import layered_module
 from compile.networks.layered import LayeredNetwork
 from compile.networks.onnx_file import read_onnx
 from compile.networks.onnx_graph import graph_of, takes_batch
-from compile.program.foreign import ValueRange, find_output_layout, fitted_contract
-from compile.program.layered_program import LayeredProgram, Layers, channels_first
-from compile.program.network import check_classes, check_count, undecided
+from compile.program.foreign import fitted_contract, photographs
+from compile.program.layered_program import LayeredProgram, Layers
+from compile.program.network import check_count, joined
 from compile.program.onnx_export import lower_pooling
-from compile.program.program import FrameToInput, ScoresToMask
+from compile.program.outputs import Output, check_classes, find_output, fit_output
+from compile.program.program import ScoresToMask
+from compile.program.score_range import ScoreRange
 from compile.proof.verify import Expected, open_session, require_finite
 from pipeline.errors import CompileError, NotConvertibleError
-
-# On how many photographs of the package a network is tried.
-_PHOTOGRAPHS = 3
 
 
 class OnnxLayers(LayeredProgram):
@@ -49,7 +49,6 @@ class OnnxLayers(LayeredProgram):
         contract: how frames go in and masks come out.
         imgsz: (height, width) inside the network in place of the contract's.
         classes: refuse another number of classes.
-        smooth: enlarge class scores, not class indices.
 
     Raises:
         NotConvertibleError: it cannot be brought into layers, or holds for one picture at a time.
@@ -63,40 +62,34 @@ class OnnxLayers(LayeredProgram):
         *,
         imgsz: tuple[int, int] | None = None,
         classes: int | None = None,
-        smooth: bool = False,
     ) -> None:
         wanted = replace(contract, imgsz=imgsz or contract.imgsz)
         file = read_onnx(weights, wanted.imgsz, layout=wanted.layout, channels=len(wanted.mean), output=wanted.output)
         fitted = fitted_contract(file.original, wanted, weights, imgsz)
-        name, layouts = file.original.graph.output[0].name, []
+        name, found = wanted.output or file.outputs[0], list[Output]()
 
-        def layout_of(shape: Sequence[int]) -> Any:
-            layouts.append(find_output_layout(shape, fitted, name))
-            return layouts[-1]
+        def layout_of(outputs: Sequence[NDArray[Any]]) -> OutputLayout:
+            found.append(find_output(outputs, fitted, name, file.decision))
+            return found[-1].layout
 
         pictures = photographs(fitted)
         graph = graph_of(file, weights, fitted.layout, layout_of, inputs=pictures)
-        fitted = replace(fitted, output_layout=layouts[-1])
+        (output,) = found
         if not graph.takes_batch:
             raise NotConvertibleError(
                 f"{weights}: expected a network for any number of pictures, got one for one alone"
             )
         self._session = open_session(file.original.SerializeToString(), str(weights))
-        entry, result = self._session.get_inputs()[0], self._session.get_outputs()[0]
-        if "float" not in result.type:
-            raise CompileError(
-                f"output {name!r}: expected float scores with 4 axes, got {result.type} with {len(graph.output_shape)}: "
-                "name another output in the contract"
-            )
-        class_count = graph.output_shape[1]
-        check_count(weights, fitted, class_count, classes)
-        self._input, self._dtype = entry.name, file.dtype
+        ends_in = None if graph.activation is None else graph.activation.kind
+        fitted = fit_output(fitted, output, file.decision, ends_in)
+        check_count(weights, fitted, output.class_count, classes)
+        self._input, self._dtype = self._session.get_inputs()[0].name, file.dtype
         self.data_files = file.beside
-        layers = _layers(graph.module, graph.activation, class_count, graph.macs / 1e9)
-        super().__init__("foreign", weights.stem, fitted, layers, smooth=smooth)
+        layers = _layers(graph.module, graph.activation, output, graph.macs / 1e9)
+        super().__init__("foreign", weights.stem, fitted, layers)
         self._weights = weights
-        self._after = ScoresToMask(self._inside, smooth=smooth).eval()
-        self._values = ValueRange(fitted, class_count)
+        self._after = ScoresToMask(fitted, form=output.form).eval()
+        self._range = ScoreRange(fitted, output.class_count, output.form)
 
     def reference(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
         """Run the frame program around the file's network in ONNX Runtime."""
@@ -105,15 +98,19 @@ class OnnxLayers(LayeredProgram):
             x = self._program.before(frames)
             if self._ranges.is_watching:  # of layers, which ONNX Runtime does not show
                 self._ranges.run(x)
-            scores = torch.from_numpy(np.concatenate([self._run(one[None]) for one in x.numpy()]))
-            self._values.add(scores.numpy())
-            masks, not_finite = self._after(scores, frames)
-            require_finite(not_finite.numpy(), "the network")
-            return Expected(masks.numpy(), undecided(scores))
+            parts = []
+            for index, one in enumerate(x.numpy()):
+                output = torch.from_numpy(self._run(one[None]))
+                scores = channels_first(output, self._after.layout)
+                self._range.add(scores)
+                masks, not_finite = self._after(output, frames[index : index + 1])
+                require_finite(not_finite.numpy(), "the network")
+                parts.append(Expected(masks.numpy(), self._undecided(scores)))
+            return joined(parts)
 
     def doubt(self) -> str | None:
         """What is to be told of the values that it gave."""
-        return self._values.check()
+        return self._range.check()
 
     def _run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.contract.layout == "nhwc":
@@ -126,8 +123,7 @@ class OnnxLayers(LayeredProgram):
             raise CompileError(
                 f"{self._weights}: ONNX Runtime cannot run it: {str(error).strip().splitlines()[0]}"
             ) from error
-        scores = np.asarray(scores, np.float32)
-        return scores.transpose(0, 3, 1, 2) if self.contract.output_layout == "nhwc" else scores
+        return np.asarray(scores, np.float32)
 
 
 class ExportedLayers(LayeredProgram):
@@ -139,7 +135,6 @@ class ExportedLayers(LayeredProgram):
         contract: how frames go in and masks come out, at the size inside the network.
         architecture: name of the network, for the manifest.
         classes: refuse another number of classes.
-        smooth: enlarge class scores, not class indices.
 
     Raises:
         CompileError: the network cannot be run, or does not fit the contract.
@@ -153,12 +148,13 @@ class ExportedLayers(LayeredProgram):
         *,
         architecture: str,
         classes: int | None = None,
-        smooth: bool = False,
     ) -> None:
-        pictures = photographs(contract)
+        fitted = contract
+        module, decision = without_decision(module)
+        pictures = photographs(fitted)
         try:
             with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-                scores = module(torch.from_numpy(pictures[0]))
+                module(torch.from_numpy(pictures[0]))
             with torch.inference_mode():
                 alone = [module(torch.from_numpy(x)) for x in pictures]
         except Exception as error:
@@ -168,40 +164,41 @@ class ExportedLayers(LayeredProgram):
                 f"{what}: expected a network for pictures of {sides} with {contract.channels} channels, got one that does not take "
                 f"them ({reason}): set imgsz and channels as it was exported"
             ) from error
-        fitted = replace(contract, output_layout=find_output_layout(scores.shape, contract, "the first"))
-        if fitted.output_layout != "nchw" or not scores.is_floating_point():
-            raise CompileError(
-                f"{what}: expected float scores (N, classes, H, W), got {scores.dtype} of {'×'.join(map(str, scores.shape))}"
-            )
+        output = find_output([one.numpy() for one in alone], fitted, "the first", decision)
+        module, alone = (
+            with_channels_first(module, output.layout),
+            [channels_first(one, output.layout) for one in alone],
+        )
         if not takes_batch(module, pictures, alone):
             raise CompileError(
                 f"{what}: expected a network for any number of pictures, got one for one alone: export it with "
                 "dynamic_shapes={0: torch.export.Dim('N')} and an example of two pictures"
             )
-        check_count(what, fitted, scores.shape[1], classes)
-        layers = _layers(module, final_activation(module), scores.shape[1], counter.get_total_flops() / 2e9)
-        super().__init__("foreign", architecture, fitted, layers, smooth=smooth)
-        self._values = ValueRange(fitted, scores.shape[1])
+        activation = final_activation(module)
+        fitted = fit_output(fitted, output, decision, None if activation is None else activation.kind)
+        check_count(what, fitted, output.class_count, classes)
+        layers = _layers(module, activation, output, counter.get_total_flops() / 2e9)
+        super().__init__("foreign", architecture, fitted, layers)
+        self._range = ScoreRange(fitted, output.class_count, output.form)
 
     def reference(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
         """Run the frame program around the network in PyTorch."""
         with torch.inference_mode():
             scores = self._ranges.run(self._program.before(torch.from_numpy(frames_nhwc)))
-            self._values.add(self._program.after.activated(scores).numpy())
+            self._range.add(self._program.after.activated(scores))
         return super().reference(frames_nhwc)
 
     def doubt(self) -> str | None:
         """What is to be told of the values that it gave."""
-        return self._values.check()
+        return self._range.check()
 
 
-def family_network(loaded: LoadedNetwork, contract: Contract, *, smooth: bool = False) -> LayeredProgram:
+def family_network(loaded: LoadedNetwork, contract: Contract) -> LayeredProgram:
     """A network of one of the checkpoint families, U-Net or U²-Net, brought into layers.
 
     Args:
         loaded: from its checkpoint; its pooling rounds down from now on.
         contract: how frames go in and masks come out.
-        smooth: enlarge class scores, not class indices.
 
     Raises:
         CompileError: the network and the contract do not fit.
@@ -225,21 +222,16 @@ def family_network(loaded: LoadedNetwork, contract: Contract, *, smooth: bool = 
     module = layered_module(loaded.model, shape, loaded.architecture, run=loaded.model.logits)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         copy.deepcopy(module).to("meta")(torch.empty((1, *shape), device="meta"))  # shapes alone: nothing is computed
-    layers = _layers(module, None, loaded.n_classes, counter.get_total_flops() / 2e9)
-    return LayeredProgram(loaded.family, loaded.architecture, contract, layers, smooth=smooth)
+    layers = Layers(
+        module, loaded.n_classes, counter.get_total_flops() / 2e9, first_layers(module), last_layers(module)
+    )
+    return LayeredProgram(loaded.family, loaded.architecture, contract, layers)
 
 
-def photographs(contract: Contract) -> list[NDArray[np.float32]]:
-    """Photographs of the package as a contract has them go in, (1, C, h, w)."""
-    before = FrameToInput(channels_first(contract)).eval()
-    with PhotographSource("verification") as source, torch.inference_mode():
-        frames = [np.ascontiguousarray(frame.image[None]) for frame in islice(source, _PHOTOGRAPHS)]
-        return [before(torch.from_numpy(frame)).numpy() for frame in frames]
-
-
-def _layers(module: LayeredNetwork, activation: Activation | None, class_count: int, giga_macs: float) -> Layers:
+def _layers(module: LayeredNetwork, activation: Activation | None, output: Output, giga_macs: float) -> Layers:
     """Without the last activation, if it can be behind the network."""
     ends_in = outer_activation(module, activation)
     if activation is not None and ends_in is not None:
         module = without_activation(module, activation)
-    return Layers(module, class_count, giga_macs, first_layers(module), last_layers(module), ends_in)
+    ends = first_layers(module), last_layers(module)
+    return Layers(module, output.class_count, giga_macs, *ends, ends_in, output.form, output.gives_scores)

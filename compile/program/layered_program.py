@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,15 +20,17 @@ from calibration.int8.search import Int8Search
 from calibration.int8.sensitivity import Example
 from calibration.metrics.agreement import iou
 from compile.networks.contract import Contract
-from compile.networks.ends import OuterActivation, with_logits
+from compile.networks.ends import OuterActivation, logits_of, with_head
 from compile.networks.layered import LayeredNetwork
 from compile.program.cpu_int8 import exact_layers, quantise, rounded_network
 from compile.program.fp16 import HalfEmulation, RangeRecorder, find_sensitive
 from compile.program.network import Network, undecided
 from compile.program.onnx_export import export_program
+from compile.program.outputs import Form
 from compile.program.program import FrameProgram, FrameToInput
 from compile.proof.verify import Expected, Sample, require_finite
 from pipeline.bundles.bundle import Precision
+from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame
 
 # Frames that a search for FP16 runs on: four, and for large networks fewer. For INT8: 24, and for large networks fewer.
@@ -41,11 +44,13 @@ class Layers:
 
     Attributes:
         module: FP32, in evaluation mode; its ``logits`` take (N, C, h, w) and give (N, classes, h, w) scores.
-        class_count: channels of its output; 1 for a binary mask.
+        class_count: channels of its output; 1 for a binary mask. Of class indices, how many there may be.
         giga_macs: multiply-accumulates for one frame, in thousands of millions.
         first: layers that read the picture; None takes the one that runs first.
         last: layers that give the scores; None takes the convolutions with the fewest output channels.
         ends_in: an activation that belongs to the network, behind its ``logits``; None if there is none.
+        form: what its numbers are.
+        gives_scores: whether a search can look at them; else the network is FP32 alone.
     """
 
     module: nn.Module
@@ -54,6 +59,8 @@ class Layers:
     first: tuple[str, ...] | None = None
     last: tuple[str, ...] | None = None
     ends_in: OuterActivation | None = None
+    form: Form = "scores"
+    gives_scores: bool = True
 
 
 class LayeredProgram(Network):
@@ -64,19 +71,16 @@ class LayeredProgram(Network):
         architecture: name of the network, for the manifest.
         contract: how frames go into the file's network and masks come out of it.
         layers: the network itself, not changed. Its axes are batch, channel, height and width, whatever the file's are.
-        smooth: enlarge class scores, not class indices.
     """
 
-    has_layers = True
     giga_macs: float
 
-    def __init__(
-        self, family: str, architecture: str, contract: Contract, layers: Layers, *, smooth: bool = False
-    ) -> None:
+    def __init__(self, family: str, architecture: str, contract: Contract, layers: Layers) -> None:
         super().__init__(family, architecture, contract, layers.class_count)
+        self.has_layers = layers.gives_scores
         self.giga_macs = layers.giga_macs
-        self._layers, self._trained, self._smooth = layers, layers.module, smooth
-        self._inside = channels_first(contract)
+        self._layers, self._trained = layers, layers.module
+        self._inside = with_channels_first(contract)
         self._program = self._around(layers.module).eval()
         self._ranges = RangeRecorder(layers.module)
         self._recipe: Int8Recipe | None = None
@@ -88,7 +92,7 @@ class LayeredProgram(Network):
             scores = self._ranges.run(self._program.before(frames))
             masks, not_finite = self._program.after(scores, frames)
             require_finite(not_finite.numpy(), "the network")
-            return Expected(masks.numpy(), undecided(self._program.after.activated(scores)))
+            return Expected(masks.numpy(), self._undecided(self._program.after.activated(scores)))
 
     def export(
         self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]
@@ -98,6 +102,10 @@ class LayeredProgram(Network):
 
     def module(self, precision: Precision, keep: Collection[str]) -> FrameProgram:
         """The frame program in PyTorch, with a copy of the network."""
+        if precision != "fp32" and not self.has_layers:
+            raise CompileError(
+                f"--precision: expected fp32 for a network that gives {self._layers.form}, got {precision}: take fp32"
+            )
         if precision == "int8":
             recipe = self._found()
             network = recipe.apply(self._trained, torch.float16, keep)
@@ -168,14 +176,22 @@ class LayeredProgram(Network):
 
     def _around(self, network: nn.Module, *, half: bool = False, keep: Collection[str] = ()) -> FrameProgram:
         """The frame program around one of the network's forms."""
-        ends_in = self._layers.ends_in
-        return FrameProgram(network, self._inside, half=half, keep=keep, smooth=self._smooth, ends_in=ends_in)
+        layers = self._layers
+        return FrameProgram(network, self._inside, half=half, keep=keep, form=layers.form, ends_in=layers.ends_in)
+
+    def _undecided(self, scores: torch.Tensor) -> NDArray[np.bool_] | None:
+        return undecided(scores, self.contract, self._layers.form)
 
     def _searched(self) -> nn.Module:
-        """The network with logits, which the search for INT8 is written for, as its output."""
-        module = self._trained
-        gives_probabilities = self.contract.activation == "none" and self.class_count == 1 and not self._layers.ends_in
-        return with_logits(module) if gives_probabilities and isinstance(module, LayeredNetwork) else module
+        """The network with the logits of what its masks show, which the search for INT8 is written for, as its output."""
+        contract, ends_in = self.contract, self._layers.ends_in
+        gives_probabilities = contract.activation == "none" and ends_in is None
+        is_plain = contract.subject is None and not contract.multilabel
+        if is_plain and not (gives_probabilities and self.class_count == 1):
+            return self._trained
+        scale = 255.0 if self._layers.form == "bytes" else 1.0
+        is_multilabel = contract.multilabel or ends_in == "sigmoid"
+        return _with_mask_logits(self._trained, contract.subject, is_multilabel, scale if gives_probabilities else None)
 
     def _agreement(self, program: FrameProgram, samples: Sequence[Sample]) -> float:
         """Mean IoU of a program with the reference."""
@@ -185,7 +201,45 @@ class LayeredProgram(Network):
         return float(np.mean(ious))
 
 
-def channels_first(contract: Contract) -> Contract:
+def mask_logits(scores: torch.Tensor, subject: int | None, multilabel: bool, scale: float | None) -> torch.Tensor:
+    """The logits of what masks show.
+
+    Args:
+        scores: (N, C, h, w), of the network.
+        subject: the channel that the mask is of; None for all.
+        multilabel: whether each channel has a probability of its own.
+        scale: scores are probabilities times this; None if they are logits.
+
+    Returns:
+        (N, 1, h, w) of the one class, or (N, C + 1, h, w) of several labels, those of none of them first.
+    """
+    logits = scores if scale is None else logits_of(scores / scale)
+    if subject is None:
+        # The sigmoid of one number is the softmax of it beside 0.
+        return torch.cat((torch.zeros_like(logits[:, :1]), logits), 1) if logits.shape[1] > 1 else logits
+    one = logits[:, subject : subject + 1]
+    if multilabel or scale is not None:
+        return one
+    others = torch.cat((logits[:, :subject], logits[:, subject + 1 :]), 1)
+    return one - others.logsumexp(1, keepdim=True)
+
+
+def _with_mask_logits(network: nn.Module, *how: Any) -> nn.Module:
+    """A network whose output is the logits of what masks show; it shares its layers, by the same names."""
+    if isinstance(network, LayeredNetwork):
+        return with_head(network, mask_logits, *how)
+    kind: Any = type(network)
+
+    class WithMaskLogits(kind):  # type: ignore[misc]
+        def logits(self, x: torch.Tensor) -> torch.Tensor:
+            return mask_logits(super().logits(x), *how)
+
+    shared = copy.copy(network)
+    shared.__class__ = WithMaskLogits
+    return shared
+
+
+def with_channels_first(contract: Contract) -> Contract:
     """A contract for the same network with its axes in the order batch, channel, height, width."""
     return replace(contract, layout="nchw", output_layout="nchw", output=None)
 

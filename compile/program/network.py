@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from calibration.int8.ranges import Method
 from calibration.int8.recipe import Int8Recipe, Step
 from compile.networks.contract import Contract
+from compile.program.outputs import Form, check_classes, names_of, task_of
 from compile.program.program import FrameProgram
 from compile.proof.verify import UNDECIDED_MARGIN, Expected, Sample
 from pipeline.bundles.bundle import Precision, Task
@@ -29,7 +30,7 @@ class Network(ABC):
         family: checkpoint family, or "foreign".
         architecture: name of the network, for the manifest.
         contract: how frames go in and masks come out.
-        class_count: channels of its output; 1 for a binary mask.
+        class_count: channels of its output, or how many class indices it may give.
 
     Attributes:
         giga_macs: multiply-accumulates for one frame, in thousands of millions; None where that is not known.
@@ -50,7 +51,12 @@ class Network(ABC):
     @property
     def task(self) -> Task:
         """What its masks mean."""
-        return "binary" if self.class_count == 1 else "classes"
+        return task_of(self.contract, self.class_count)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of what its masks tell apart."""
+        return names_of(self.contract, self.class_count)
 
     @abstractmethod
     def reference(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
@@ -152,28 +158,6 @@ class Network(ABC):
         )
 
 
-def check_classes(contract: Contract, count: int) -> None:
-    """Refuse a contract that does not fit a number of classes.
-
-    Raises:
-        CompileError: it does not, or a mask cannot hold so many.
-    """
-    if count > 256:
-        raise CompileError(
-            f"the network: expected at most 256 classes, which a mask of 8 bits can tell apart, got {count}"
-        )
-    if count == 1 and contract.activation == "softmax":
-        raise CompileError(
-            f"contract {contract.name}: activation: expected sigmoid, or none for a network that gives probabilities, "
-            "got softmax: it has one class"
-        )
-    if contract.classes is not None and len(contract.classes) != count:
-        raise CompileError(
-            f"contract {contract.name}: classes: expected {count} name{'s' if count > 1 else ''} as the network has classes, "
-            f"got {len(contract.classes)}"
-        )
-
-
 def check_count(weights: Path | str, contract: Contract, count: int, wanted: int | None) -> None:
     """Refuse a number of classes that was not wanted, or that the contract does not fit.
 
@@ -185,17 +169,33 @@ def check_count(weights: Path | str, contract: Contract, count: int, wanted: int
     check_classes(contract, count)
 
 
-def undecided(scores: torch.Tensor) -> NDArray[np.bool_] | None:
-    """Where the two likeliest of several classes are close, (N, h, w); None for one class, where the mask shows it.
+def joined(parts: Sequence[Expected]) -> Expected:
+    """What is expected of several frames, of what is expected of each."""
+    masks = np.concatenate([part.masks_nhw for part in parts])
+    undecided_nhw = [part.undecided_nhw for part in parts if part.undecided_nhw is not None]
+    return Expected(masks, np.concatenate(undecided_nhw) if undecided_nhw else None)
+
+
+def undecided(scores: torch.Tensor, contract: Contract, form: Form = "scores") -> NDArray[np.bool_] | None:
+    """Where the two likeliest of several classes are close, (N, h, w); None where the mask shows it, or nothing does.
 
     Args:
         scores: (N, classes, h, w), logits or probabilities.
+        contract: the network's.
+        form: what its numbers are.
     """
-    if scores.shape[1] == 1:
+    if form in ("indices", "decisions") or task_of(contract, scores.shape[1]) == "binary":
         return None
-    # What gives probabilities itself is as good as what gives logits: the order is the same, and near is near.
-    first, second = _probabilities(scores).topk(2, 1).values.unbind(1)
-    close: NDArray[np.bool_] = (first - second < UNDECIDED_MARGIN).numpy()
+    margin = UNDECIDED_MARGIN
+    if contract.multilabel:
+        scores = scores.sigmoid() if contract.activation == "sigmoid" else scores
+        # None of the labels is as likely as 0.5, from which a probability is half as far as two of two classes are apart.
+        probabilities, margin = torch.cat((torch.full_like(scores[:, :1], 0.5), scores), 1), UNDECIDED_MARGIN / 2
+    else:
+        # What gives probabilities itself is as good as what gives logits: the order is the same, and near is near.
+        probabilities = _probabilities(scores)
+    first, second = probabilities.topk(2, 1).values.unbind(1)
+    close: NDArray[np.bool_] = (first - second < margin).numpy()
     return close
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from compile.networks.contract import Contract
-from compile.program.foreign import (
-    ValueRange,
-    count_classes,
-    find_output_layout,
-    fitted_contract,
-    read_foreign,
-    scores_output,
-    wrap,
-)
-from compile.program.network import Network, check_count, undecided
+from compile.networks.ends import channels_first
+from compile.networks.onnx_ends import final_activation_of
+from compile.program.foreign import fitted_contract, photographs, read_foreign, wrap
+from compile.program.network import Network, check_count, joined, undecided
+from compile.program.outputs import find_output, fit_output
 from compile.program.program import FrameToInput, ScoresToMask
+from compile.program.score_range import ScoreRange
 from compile.proof.verify import Expected, open_session, require_finite
 from pipeline.bundles.bundle import Precision
 from pipeline.errors import CompileError
@@ -37,7 +32,6 @@ class OnnxNetwork(Network):
         contract: how frames go in and masks come out.
         imgsz: (height, width) inside the network in place of the contract's.
         classes: refuse another number of classes.
-        smooth: enlarge class scores, not class indices.
 
     Raises:
         CompileError: the file cannot be read, or does not fit the contract.
@@ -50,34 +44,39 @@ class OnnxNetwork(Network):
         *,
         imgsz: tuple[int, int] | None = None,
         classes: int | None = None,
-        smooth: bool = False,
     ) -> None:
-        self._weights, self._smooth = weights, smooth
-        self._network = read_foreign(weights)
-        fitted = fitted_contract(self._network, contract, weights, imgsz)
-        self._session = open_session(str(weights), str(weights))
-        entry = self._session.get_inputs()[0]
+        file = read_foreign(weights, contract.output)
+        self._weights, self._network = weights, file.model
+        fitted = fitted_contract(file.model, contract, weights, imgsz)
+        self._session = open_session(file.original.SerializeToString(), str(weights))
+        entry, result = self._session.get_inputs()[0], self._session.get_outputs()[0]
         self._input, self._dtype = entry.name, np.float16 if "float16" in entry.type else np.float32
-        self._output = scores_output(self._network, fitted).name
-        empty = FrameToInput(fitted).eval()(torch.zeros((1, *fitted.imgsz, 3), dtype=torch.uint8))
-        shape = self._run(empty, fitted.imgsz).shape
-        fitted = replace(fitted, output_layout=find_output_layout(shape, fitted, self._output))
-        class_count = count_classes(self._network, fitted)
-        check_count(weights, fitted, class_count, classes)
-        super().__init__("foreign", weights.stem, fitted, class_count)
-        self._before, self._after = FrameToInput(fitted).eval(), ScoresToMask(fitted, smooth=smooth).eval()
-        self._values = ValueRange(fitted, class_count)
+        pictures = [torch.from_numpy(x) for x in photographs(fitted)]
+        nchw = fitted.layout == "nchw"
+        outputs = [self._run(x if nchw else x.permute(0, 2, 3, 1), fitted.imgsz) for x in pictures]
+        self._output = output = find_output(outputs, fitted, contract.output or result.name, file.decision)
+        fitted = fit_output(
+            fitted, output, file.decision, final_activation_of(file.model, file.model.graph.output[0].name)
+        )
+        check_count(weights, fitted, output.class_count, classes)
+        super().__init__("foreign", weights.stem, fitted, output.class_count)
+        self._before, self._after = FrameToInput(fitted).eval(), ScoresToMask(fitted, form=output.form).eval()
+        self._range = ScoreRange(fitted, output.class_count, output.form)
 
     def reference(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
         """Run the frame program around the network in ONNX Runtime."""
         frames = torch.from_numpy(frames_nhwc)
         with torch.inference_mode():
-            scores = torch.from_numpy(self._run(self._before(frames), self.contract.imgsz))
-            self._values.add(scores.numpy())
-            by_class = scores.float() if self.contract.output_layout == "nchw" else scores.float().permute(0, 3, 1, 2)
-            masks, not_finite = self._after(scores, frames)
-            require_finite(not_finite.numpy(), "the network")
-            return Expected(masks.numpy(), undecided(by_class))
+            parts = []
+            for index in range(len(frames)):
+                frame = frames[index : index + 1]
+                output = torch.from_numpy(self._run(self._before(frame), self.contract.imgsz)).float()
+                scores = channels_first(output, self._after.layout)
+                self._range.add(scores)
+                masks, not_finite = self._after(output, frame)
+                require_finite(not_finite.numpy(), "the network")
+                parts.append(Expected(masks.numpy(), undecided(scores, self.contract, self._output.form)))
+            return joined(parts)
 
     def export(
         self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]
@@ -87,15 +86,17 @@ class OnnxNetwork(Network):
             raise CompileError(
                 f"--precision: expected fp32 for a network that cannot be brought into layers, got {precision}: take fp32"
             )
-        return wrap(self._network, self.contract, frame_size_hw, smooth=self._smooth)
+        output = self._output
+        channels = 1 if output.form == "indices" else output.class_count
+        return wrap(self._network, self.contract, frame_size_hw, channels=channels, form=output.form)
 
     def doubt(self) -> str | None:
         """What is to be told of the values that it gave."""
-        return self._values.check()
+        return self._range.check()
 
     def _run(self, x: torch.Tensor, size_hw: tuple[int, int]) -> NDArray[Any]:
         try:
-            (scores,) = self._session.run([self._output], {self._input: x.numpy().astype(self._dtype)})
+            (scores,) = self._session.run(None, {self._input: x.numpy().astype(self._dtype)})
         except Exception as error:
             raise CompileError(
                 f"{self._weights}: ONNX Runtime cannot run it on pictures of {size_hw[0]}×{size_hw[1]}: "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compile.networks.checkpoint import load_network
-from compile.networks.contract import CONTRACTS, Contract, built_in_contract, read_contract
+from compile.networks.contract import CONTRACTS, Contract, Upsampling, built_in_contract, read_contract
 from compile.networks.exported_program import exported_network, layered_module
 from compile.networks.factory import made_network
 from compile.networks.layered import digest
@@ -28,7 +28,7 @@ def open_network(
     *,
     imgsz: tuple[int, int] | None = None,
     classes: int | None = None,
-    smooth: bool = False,
+    upsample: Upsampling | None = None,
     key: str | None = None,
 ) -> Network:
     """Read weights and their contract.
@@ -40,7 +40,7 @@ def open_network(
         foreign_contract: taken in its place if the network turns out to be a foreign one.
         imgsz: (height, width) inside the network in place of the contract's.
         classes: refuse weights with another number of classes.
-        smooth: enlarge class scores, not class indices.
+        upsample: what of several classes is enlarged, in place of what the contract says.
         key: the dotted path to the weights in a checkpoint that has several, or its beginning.
 
     Raises:
@@ -51,18 +51,19 @@ def open_network(
     if key is not None and suffix in (".pt2", ".onnx"):
         raise CompileError(f"--weights-key: expected a checkpoint beside it, got {weights}: leave --weights-key out")
     if suffix == ".pt2":
-        wanted = _for_exported(weights, _foreign_contract(weights, contract, foreign_contract), imgsz)
+        found = _enlarged(_foreign_contract(weights, contract, foreign_contract), upsample)
+        wanted = _for_exported(weights, found, imgsz)
         module = exported_network(weights, wanted.output)
-        return ExportedLayers(module, str(weights), wanted, architecture=weights.stem, classes=classes, smooth=smooth)
+        return ExportedLayers(module, str(weights), wanted, architecture=weights.stem, classes=classes)
     try:
         loaded = load_network(weights, classes=classes, key=key)
     except NotOurNetworkError as error:
         if suffix != ".onnx":
             raise
-        found = _foreign_contract(error, contract, foreign_contract)
-        return _open_onnx(weights, found, imgsz=imgsz, classes=classes, smooth=smooth)
-    found = contract_of(loaded.family, contract, loaded.n_channels)
-    return family_network(loaded, replace(found, imgsz=imgsz or found.imgsz), smooth=smooth)
+        found = _enlarged(_foreign_contract(error, contract, foreign_contract), upsample)
+        return _open_onnx(weights, found, imgsz=imgsz, classes=classes)
+    found = _enlarged(contract_of(loaded.family, contract, loaded.n_channels), upsample)
+    return family_network(loaded, replace(found, imgsz=imgsz or found.imgsz))
 
 
 def open_made_network(
@@ -72,7 +73,7 @@ def open_made_network(
     *,
     imgsz: tuple[int, int] | None = None,
     classes: int | None = None,
-    smooth: bool = False,
+    upsample: Upsampling | None = None,
     key: str | None = None,
 ) -> Network:
     """Make a network by a user's own function.
@@ -83,7 +84,7 @@ def open_made_network(
         contract: a YAML file.
         imgsz: as for ``open_network``.
         classes: as for ``open_network``.
-        smooth: as for ``open_network``.
+        upsample: as for ``open_network``.
         key: as for ``open_network``.
 
     Raises:
@@ -91,11 +92,10 @@ def open_made_network(
         ModelError: the weights cannot be read, or are another network's.
     """
     what = f"--network {name}"
-    wanted = _for_exported(what, _foreign_contract(what, contract, None), imgsz)
+    wanted = _for_exported(what, _enlarged(_foreign_contract(what, contract, None), upsample), imgsz)
     network = made_network(name, weights, key)
     module = layered_module(network, (len(wanted.mean), *wanted.imgsz), what, wanted.output)
-    architecture = type(network).__name__
-    opened = ExportedLayers(module, what, wanted, architecture=architecture, classes=classes, smooth=smooth)
+    opened = ExportedLayers(module, what, wanted, architecture=type(network).__name__, classes=classes)
     opened.sha256 = digest(module)
     return opened
 
@@ -107,6 +107,10 @@ def _for_exported(what: object, contract: Contract, imgsz: tuple[int, int] | Non
             f"contract {contract.name}: layout: expected none for {what}, which takes (N, C, H, W), got {contract.layout}: leave it out"
         )
     return replace(contract, imgsz=imgsz or contract.imgsz)
+
+
+def _enlarged(contract: Contract, upsample: Upsampling | None) -> Contract:
+    return replace(contract, upsample=upsample or contract.upsample)
 
 
 def _foreign_contract(what: object, contract: str, given: Contract | None) -> Contract:

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from calibration.inference_form import fold_norms
 from compile.networks.contract import Contract
-from compile.networks.ends import OuterActivation
+from compile.networks.ends import OuterActivation, channels_first
+from compile.program.outputs import Form
 from pipeline.errors import CompileError
 
 # ITU-R BT.601 luma, as OpenCV and Pillow make gray pictures, for BGR.
@@ -79,23 +80,30 @@ class FrameToInput(nn.Module):
 class ScoresToMask(nn.Module):
     """The network's output to masks of the frames' size.
 
-    One class: probability × 255. More classes: the index of the largest score, at the network's size and enlarged by nearest
-    neighbor, or with ``smooth`` after the scores were enlarged. Where scores are NaN the mask is wrong, and often 0: so they are
-    counted. ``ends_in`` is an activation that belongs to the network, cut off so that it is FP32: what it gives are the scores that the
-    contract speaks of.
+    One class, or one that the contract names: probability × 255. More classes: the index of the largest score, at the network's size
+    and enlarged by nearest neighbor, or with ``upsample: scores`` after the scores were enlarged; of several labels, 0 where none
+    reaches 0.5. Where scores are NaN the mask is wrong, and often 0: so they are counted.
+
+    Args:
+        contract: the network's.
+        form: what its numbers are.
+        ends_in: an activation that belongs to the network, cut off so that it is FP32: what it gives are the scores that the contract
+            speaks of.
     """
 
-    def __init__(self, contract: Contract, *, smooth: bool = False, ends_in: OuterActivation | None = None) -> None:
+    def __init__(self, contract: Contract, *, form: Form = "scores", ends_in: OuterActivation | None = None) -> None:
         super().__init__()
         self.activation = contract.activation
+        self.form = form
         self.ends_in = ends_in
         self.stretch = contract.stretch
         self.layout = contract.output_layout or contract.layout
-        self.smooth = smooth
+        self.upsamples_scores = contract.upsample == "scores"
+        self.subject, self.multilabel = contract.subject, contract.multilabel
 
     def forward(self, scores: Tensor, frames_nhwc: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, h, w) scores, and the frames for their size, to masks (N, H, W) uint8 and ``not_finite`` (N,) int32."""
-        scores = scores.float()
+        """Scores, such as (N, C, h, w), and the frames for their size, to masks (N, H, W) uint8 and ``not_finite`` (N,) int32."""
+        scores = channels_first(scores.float(), self.layout)
         return self._masks(scores, (frames_nhwc.shape[1], frames_nhwc.shape[2])), _count_not_finite(scores)
 
     def activated(self, scores: Tensor) -> Tensor:
@@ -107,12 +115,14 @@ class ScoresToMask(nn.Module):
         return (torch.softmax if self.ends_in == "softmax" else torch.log_softmax)(scores, 1)
 
     def _masks(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        if self.layout == "nhwc":
-            scores = scores.permute(0, 3, 1, 2)
+        if self.form in ("indices", "decisions"):
+            return self._decided(scores, size_hw)
         scores = self.activated(scores)
-        if scores.shape[1] > 1:
+        if self.form == "bytes":
+            scores = scores / 255.0
+        if scores.shape[1] > 1 and self.subject is None:
             return self._class_index(scores, size_hw)
-        x = torch.sigmoid(scores) if self.activation == "sigmoid" else scores
+        x = self._probability(scores)
         if self.stretch:
             low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
             # A flat map has nothing to stretch: it stays dark, where a division by zero would be NaN.
@@ -123,12 +133,35 @@ class ScoresToMask(nn.Module):
         # Cast last: TensorRT gives uint8 only at the border of a network.
         return (x * 255.0).round().clamp(0.0, 255.0)[:, 0].to(torch.uint8)
 
+    def _probability(self, scores: Tensor) -> Tensor:
+        """(N, 1, h, w): of the one class, or of the subject among several."""
+        if self.subject is not None and self.activation != "none" and not self.multilabel:
+            return torch.softmax(scores, 1)[:, self.subject : self.subject + 1]
+        x = scores if self.subject is None else scores[:, self.subject : self.subject + 1]
+        return torch.sigmoid(x) if self.activation == "sigmoid" else x
+
     def _class_index(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        if self.smooth:
+        if self.multilabel and self.activation == "sigmoid":
+            scores = torch.sigmoid(scores)
+        if self.upsamples_scores:
             scores = F.interpolate(scores, size_hw, mode="bilinear", align_corners=False)
-            return scores.argmax(1).to(torch.uint8)
-        index = scores.argmax(1, keepdim=True).float()
+            return self._likeliest(scores)[:, 0].to(torch.uint8)
+        index = self._likeliest(scores).float()
         return F.interpolate(index, size_hw, mode="nearest")[:, 0].to(torch.uint8)
+
+    def _likeliest(self, scores: Tensor) -> Tensor:
+        index = scores.argmax(1, keepdim=True)
+        if not self.multilabel:
+            return index
+        return torch.where(scores.amax(1, keepdim=True) >= 0.5, index + 1, torch.zeros_like(index))
+
+    def _decided(self, x: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """Of class indices, or of 0 and 1, to be taken as they are."""
+        if self.form == "decisions":
+            x = x * 255.0
+        elif self.subject is not None:
+            x = (x == float(self.subject)).float() * 255.0
+        return F.interpolate(x, size_hw, mode="nearest")[:, 0].to(torch.uint8)
 
 
 class Overlay(nn.Module):
@@ -164,7 +197,7 @@ class FrameProgram(nn.Module):
         contract: as the network was trained.
         half: run the network in FP16, changed in place; what is before and after it stays FP32.
         keep: names of the network's layers that stay FP32 all the same.
-        smooth: see ``ScoresToMask``.
+        form: see ``ScoresToMask``.
         ends_in: see ``ScoresToMask``.
 
     Raises:
@@ -178,13 +211,13 @@ class FrameProgram(nn.Module):
         *,
         half: bool = False,
         keep: Collection[str] = (),
-        smooth: bool = False,
+        form: Form = "scores",
         ends_in: OuterActivation | None = None,
     ) -> None:
         super().__init__()
         self.before = FrameToInput(contract)
         self.network = _halve(network, keep) if half else network
-        self.after = ScoresToMask(contract, smooth=smooth, ends_in=ends_in)
+        self.after = ScoresToMask(contract, form=form, ends_in=ends_in)
         self.half_network = half
 
     def forward(self, frames_nhwc: Tensor) -> tuple[Tensor, Tensor]:

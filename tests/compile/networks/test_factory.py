@@ -241,7 +241,7 @@ def test_names_of_another_form_are_refused(name):
 
 
 def test_masks_are_those_of_the_network(place):
-    opened = open_made_network("my_networks:make", None, "contract.yaml", smooth=True)
+    opened = open_made_network("my_networks:make", None, "contract.yaml", upsample="scores")
     frames = np.random.default_rng(0).integers(0, 256, (1, *SIZE_HW, 3), np.uint8)
     x = torch.from_numpy(frames[..., ::-1].copy()).permute(0, 3, 1, 2).float() / 255
     expected, _ = gives(made_network("my_networks:make"), x)

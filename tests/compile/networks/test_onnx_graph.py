@@ -602,6 +602,7 @@ def test_one_of_two_outputs_and_channels_last(tmp_path):
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_an_argmax_can_be_cut_off(tmp_path, layout):
+    weight = weights(4, 3, 1, 1)
     nodes = [helper.make_node("Conv", ["x", "w"], ["s"]), one("ArgMax", ["s"], axis=1, keepdims=0)]
     if layout == "nhwc":
         nodes = [
@@ -609,14 +610,17 @@ def test_an_argmax_can_be_cut_off(tmp_path, layout):
             helper.make_node("Transpose", ["s"], ["t"], perm=[0, 2, 3, 1]),
             one("ArgMax", ["t"], axis=-1, keepdims=1),
         ]
-    model = model_of(nodes, {"w": weights(4, 3, 1, 1)})
+    model = model_of(nodes, {"w": weight})
     model = untyped(model)
     assert model.graph.output[0].type.tensor_type.elem_type == TensorProto.INT64
     onnx.save(model, tmp_path / "n.onnx")
-    network = network_of(tmp_path / "n.onnx", SIZE_HW, output_layout="nchw")
-    assert network.activation.kind == "argmax"
+    decision = read_onnx(tmp_path / "n.onnx", SIZE_HW).decision
+    assert (decision.kind, decision.axis) == ("argmax", 1 if layout == "nchw" else -1)
+    network = network_of(tmp_path / "n.onnx", SIZE_HW, output_layout=layout)
+    assert network.activation is None
     x = torch.randn(1, 3, *SIZE_HW)
-    assert torch.equal(scores_of(network)(x).argmax(1).flatten(), network.module(x).flatten())
+    expected = torch.nn.functional.conv2d(x, torch.from_numpy(weight))
+    torch.testing.assert_close(network.module(x), expected)
 
 
 def test_files_of_half_precision(tmp_path):

@@ -87,7 +87,7 @@ KINDS = {
     "binary": (1, {}, {}),
     "official": (1, {"stretch": True}, {}),
     "classes": (4, {}, {}),
-    "smooth": (4, {}, {"smooth": True}),
+    "scores": (4, {"upsample": "scores"}, {}),
     "fp16": (1, {}, {"half": True}),
     "classes in fp16": (3, {}, {"half": True}),
 }

@@ -256,9 +256,9 @@ def test_a_flat_map_stays_dark_when_stretched(value):
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax", "none"])
 @pytest.mark.parametrize("size_hw", [(32, 48), (75, 101), (9, 17)])
 def test_more_classes_are_an_index(smooth, activation, size_hw):
-    contract = Contract("x", (32, 48), activation=activation)
+    contract = Contract("x", (32, 48), activation=activation, upsample="scores" if smooth else None)
     scores = np.random.default_rng(4).normal(size=(2, 5, 32, 48)).astype(np.float32)
-    masks = run(ScoresToMask(contract, smooth=smooth), scores, np.zeros((2, *size_hw, 3), np.uint8))
+    masks = run(ScoresToMask(contract), scores, np.zeros((2, *size_hw, 3), np.uint8))
     assert (masks.shape, masks.dtype) == ((2, *size_hw), np.uint8)
     for mask, score in zip(masks, scores, strict=True):
         assert np.mean(mask == to_mask(score, size_hw, contract, smooth)) > 0.999
@@ -269,12 +269,12 @@ def test_smooth_draws_a_slanting_border_without_steps():
     scores = np.stack([np.zeros((16, 16)), (columns - rows / 2 - 4)]).astype(np.float32)[None]
     frames = np.zeros((1, 160, 160, 3), np.uint8)
     widths = {
-        smooth: run(ScoresToMask(Contract("x", (16, 16)), smooth=smooth), scores, frames)[0].sum(1)
-        for smooth in (False, True)
+        upsample: run(ScoresToMask(Contract("x", (16, 16), upsample=upsample)), scores, frames)[0].sum(1)
+        for upsample in ("classes", "scores")
     }
-    steps = {smooth: np.abs(np.diff(width.astype(int))).max() for smooth, width in widths.items()}
-    assert steps[True] <= 1
-    assert steps[False] == 10
+    steps = {upsample: np.abs(np.diff(width.astype(int))).max() for upsample, width in widths.items()}
+    assert steps["scores"] <= 1
+    assert steps["classes"] == 10
 
 
 def test_256_classes_fit_eight_bits():
@@ -296,7 +296,7 @@ def test_scores_channels_last():
 def test_scores_in_half_are_enlarged_in_float(classes):
     scores = np.random.default_rng(7).normal(size=(1, classes, 16, 16)).astype(np.float16)
     frames = np.zeros((1, 100, 90, 3), np.uint8)
-    module = ScoresToMask(Contract("x", (16, 16)), smooth=True)
+    module = ScoresToMask(Contract("x", (16, 16), upsample="scores"))
     np.testing.assert_array_equal(run(module, scores, frames), run(module, scores.astype(np.float32), frames))
 
 
@@ -308,10 +308,10 @@ def test_scores_in_half_are_enlarged_in_float(classes):
 @pytest.mark.parametrize("channels", ["rgb", "grey"])
 def test_frame_to_mask(pictures, size_hw, classes, smooth, channels):
     numbers = {"mean": (0.4,), "std": (0.3,)} if channels == "grey" else IMAGENET
-    contract = Contract("x", (32, 48), channels=channels, **numbers)
+    contract = Contract("x", (32, 48), channels=channels, upsample="scores" if smooth else "classes", **numbers)
     weights = np.random.default_rng(6).normal(size=(classes, len(contract.mean)))
     frames = pictures(2, *size_hw)
-    masks = run(FrameProgram(Linear(weights), contract, smooth=smooth), frames)
+    masks = run(FrameProgram(Linear(weights), contract), frames)
     assert masks.shape == frames.shape[:3]
     for image, mask in zip(frames, masks, strict=True):
         scores = np.einsum("kc,chw->khw", weights, prepare(image, contract))
