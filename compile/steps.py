@@ -7,10 +7,12 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from calibration.metrics.truth import read_truths
+from compile.contract.infer import contract_for
 from compile.draft import Draft
 from compile.networks.contract import Contract
 from compile.networks.zoo import ZOO, fetch
@@ -20,7 +22,7 @@ from compile.plans.tensorrt_build import PlanOptions
 from compile.program.compose import with_views
 from compile.program.network import Network
 from compile.program.nv12 import with_nv12
-from compile.program.open_network import contract_of, open_network
+from compile.program.open_network import ForeignContract, contract_of, open_network
 from compile.program.programs import Program, Programs, single_precision
 from compile.proof.frames import SEARCHED_FRAMES, VerificationFrames
 from compile.proof.verify import (
@@ -93,7 +95,8 @@ def open_trained(options: BuildOptions) -> Trained:
         CompileError: they do not fit their contract.
         OptionError: the network does not take such an option.
     """
-    imgsz, foreign_contract = options.imgsz, None
+    imgsz = options.imgsz
+    foreign_contract: ForeignContract | None = partial(contract_for, imgsz=imgsz)
     if options.weights is not None:
         weights = Path(options.weights)
     else:

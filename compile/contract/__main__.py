@@ -46,7 +46,9 @@ def _find(options: argparse.Namespace) -> None:
     try:
         Path(options.output).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OptionError(f"--output {options.output}: expected a file that can be written, got {error.strerror}") from error
+        raise OptionError(
+            f"--output {options.output}: expected a file that can be written, got {error.strerror}"
+        ) from error
     print(found.line())
     print(f"{options.output}: written; compile with: --weights {options.network} --contract {options.output}")
 
@@ -58,7 +60,9 @@ def _parser() -> OptionParser:
         "family and the files beside it, and with --examples from pictures whose masks are known.",
         epilog="Each line of the contract says where its value came from; what was only assumed is called not known.",
     )
-    parser.add_argument("network", metavar="NET", help="the network: an ONNX file, or what torch.export.save wrote (.pt2)")
+    parser.add_argument(
+        "network", metavar="NET", help="the network: an ONNX file, or what torch.export.save wrote (.pt2)"
+    )
     parser.add_argument(
         "--examples",
         metavar="DIR",
@@ -72,7 +76,9 @@ def _parser() -> OptionParser:
         metavar="N",
         help="how many of the examples to use, spread over all of them (default: %(default)s)",
     )
-    parser.add_argument("--imgsz", type=read_size, metavar="HxW", help="size inside the network, where its file leaves it open")
+    parser.add_argument(
+        "--imgsz", type=read_size, metavar="HxW", help="size inside the network, where its file leaves it open"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="write the contract there (default: print it)")
     return parser
 

@@ -9,9 +9,10 @@ from typing import Literal
 
 from compile.contract.scaling import CENTERED, IMAGENET, IMAGENET_TURNED, SYMMETRIC, UNIT, Scaling
 
-VOC = tuple(
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
-    "sofa train tvmonitor".split()
+VOC = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus"),
+    *("car", "cat", "chair", "cow", "diningtable", "dog", "horse"),
+    *("motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 """The classes of Pascal VOC, in the order of torchvision's weights."""
 
@@ -58,7 +59,9 @@ FAMILIES = (
         classes=VOC,
     ),
     Family("SegFormer", (r"(^|\.)segformer\.", r"(^|\.)decode_head\."), IMAGENET, 512),
-    Family("mmsegmentation", (r"(^|\.)decode_head\.conv_seg\b",), IMAGENET, 512, doubt="the default of its configurations"),
+    Family(
+        "mmsegmentation", (r"(^|\.)decode_head\.conv_seg\b",), IMAGENET, 512, doubt="the default of its configurations"
+    ),
     Family("MODNet", (r"(^|\.)lr_branch\.", r"(^|\.)(hr_branch|f_branch)\."), SYMMETRIC, 512),
     Family("IS-Net", (r"(^|\.)stage1\.rebnconvin\.", r"(^|\.)conv_in\."), CENTERED, 1024),
     Family("IS-Net", (r"^file:(isnet|rmbg|dis[-_])",), CENTERED, 1024),

@@ -23,11 +23,13 @@ class Fact:
         value: in the contract's own form.
         origin: where it came from, as the end of a sentence.
         is_known: False for what was assumed.
+        is_in_graph: whether the network's own graph says so, which no examples can contradict.
     """
 
     value: Any
     origin: str
     is_known: bool = True
+    is_in_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Found:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """ "a, b and c"."""
+    """Names as a sentence has them: with commas, and "and" before the last."""
     return " and ".join([part for part in (", ".join(names[:-1]), names[-1]) if part])
 
 

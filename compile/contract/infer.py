@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from compile.contract.traits import Traits, read_traits
 from compile.contract.trial import Inside, Trial, try_network
 from compile.networks.contract import Contract, Layout
 from pipeline.errors import CompileError
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 DEFAULT_SIZE = 512
 """Of a network whose file and family leave its size open: a multiple of every usual stride."""
@@ -55,7 +59,9 @@ def infer_contract(path: Path, imgsz: tuple[int, int] | None = None) -> tuple[Fo
     if (output := _output(traits)) is not None:
         shape_facts["output"] = output
     first = _contract({key: fact.value for key, fact in shape_facts.items()})
-    trial, contract = _tried(traits, first, shape_facts["imgsz"])
+    trial, contract = _tried(traits, first, shape_facts)
+    if contract.layout != first.layout:
+        layout = shape_facts["layout"] = Fact(contract.layout, f"open in the file, which does not take {first.layout}")
     if contract.imgsz != first.imgsz:
         shape_facts["imgsz"] = Fact(contract.imgsz, f"open in the file, which does not take {first.imgsz[0]}")
     elif trial.stride and shape_facts["imgsz"].origin.startswith("open"):
@@ -73,26 +79,45 @@ def infer_contract(path: Path, imgsz: tuple[int, int] | None = None) -> tuple[Fo
     return Found(path.name, _contract(given), ordered, family.name if family else None, notes), trial
 
 
+def contract_for(path: Path, imgsz: tuple[int, int] | None = None) -> Contract:
+    """The contract of a network that nobody described, told in one line with what could not be known.
+
+    Args:
+        path: as ``infer_contract``.
+        imgsz: the same.
+
+    Raises:
+        CompileError: the same.
+    """
+    found, _ = infer_contract(path, imgsz)
+    # What was assumed may be wrong, and nothing that follows would show it.
+    log.log(logging.WARNING if found.not_known or found.notes else logging.INFO, "%s", found.line())
+    return found.contract
+
+
 def _contract(values: Mapping[str, Any]) -> Contract:
     channels = values.get("channels", "rgb")
     count = 1 if channels == "grey" else 3 if isinstance(channels, str) else channels
     return Contract(**{"name": "found", "mean": (0.0,) * count, "std": (1.0,) * count, **values})
 
 
-def _tried(traits: Traits, contract: Contract, size: Fact) -> tuple[Trial, Contract]:
-    """Try the network; where its size is open, at other sizes too."""
-    sizes = [contract.imgsz] + ([] if size.is_known else [(side, side) for side in _OTHER_SIZES])
-    for number, imgsz in enumerate(sizes):
-        try:
-            return try_network(traits, replace(contract, imgsz=imgsz)), replace(contract, imgsz=imgsz)
-        except CompileError as error:
-            if number == 0:
-                first = error
-    raise first
+def _tried(traits: Traits, contract: Contract, facts: Mapping[str, Fact]) -> tuple[Trial, Contract]:
+    """Try the network; where its size and layout are open, with others too."""
+    layouts: list[Layout] = [contract.layout] + ([] if facts["layout"].is_known else ["nhwc"])
+    sizes = [contract.imgsz] + ([] if facts["imgsz"].is_known else [(side, side) for side in _OTHER_SIZES])
+    errors: list[CompileError] = []
+    for layout in layouts:
+        for imgsz in sizes:
+            wanted = replace(contract, imgsz=imgsz, layout=layout)
+            try:
+                return try_network(traits, wanted), wanted
+            except CompileError as error:
+                errors.append(error)
+    raise errors[0]
 
 
 def _layout(traits: Traits) -> Fact:
-    _, second, third, last = traits.input_shape
+    _, second, _, last = traits.input_shape
 
     def few(side: int | None) -> bool:
         return side is not None and side <= _MOST_CHANNELS
@@ -101,14 +126,12 @@ def _layout(traits: Traits) -> Fact:
         return Fact("nhwc", f"the input's last side is {last}")
     if few(second):
         return Fact("nchw", f"the input's second side is {second}")
-    if second is None and traits.first_channels is not None and third is None and last is None:
-        return Fact("nchw", "as almost all networks with open sides have it, assumed", False)
     if second is not None and last is not None:
         raise CompileError(
             f"{traits.path}: expected an input with at most {_MOST_CHANNELS} channels, got {'×'.join(map(str, traits.input_shape))}: "
             "say which axis has them with layout in a --contract"
         )
-    return Fact("nchw", "as most networks have it, assumed", False)
+    return Fact("nchw", "assumed nchw", False)
 
 
 def _channels(traits: Traits, layout: Layout) -> Fact:
@@ -161,7 +184,7 @@ def _scaling(
     if trial.inside is not None and not trial.inside.is_nothing:
         facts |= _of_inside(trial.inside, contract)
     elif traits.input_dtype == np.uint8:
-        facts |= _facts(scaled(contract, replace(UNIT, divide_by=1.0)), "the file takes 8-bit pixels", True)
+        facts |= _facts(scaled(contract, replace(UNIT, divide_by=1.0)), "the file takes 8-bit pixels", in_graph=True)
     elif "divide_by" in said:
         facts |= {key: said[key] for key in ("divide_by", "mean", "std") if key in said}
         if "mean" not in facts or len(facts["mean"].value) != count:
@@ -169,7 +192,9 @@ def _scaling(
         elif len(facts["std"].value) != count:
             facts |= _facts(contract, "assumed 1", False, keys=("std",))
     elif family is not None:
-        as_trained = scaled(replace(contract, channels=family.channels if count == 3 else contract.channels), family.scaling)
+        as_trained = scaled(
+            replace(contract, channels=family.channels if count == 3 else contract.channels), family.scaling
+        )
         origin = f"as {family.name} has it" + (f" ({family.doubt})" if family.doubt else "")
         facts |= _facts(as_trained, origin, not family.doubt)
     else:
@@ -178,8 +203,15 @@ def _scaling(
     return facts | ({} if order is None or "channels" in facts else {"channels": order})
 
 
-def _facts(contract: Contract, origin: str, known: bool, keys: tuple[str, ...] = ("divide_by", "mean", "std")) -> dict[str, Fact]:
-    return {key: Fact(getattr(contract, key), origin, known) for key in keys}
+def _facts(
+    contract: Contract,
+    origin: str,
+    known: bool = True,
+    keys: tuple[str, ...] = ("divide_by", "mean", "std"),
+    *,
+    in_graph: bool = False,
+) -> dict[str, Fact]:
+    return {key: Fact(getattr(contract, key), origin, known, in_graph) for key in keys}
 
 
 def _of_inside(inside: Inside, contract: Contract) -> dict[str, Fact]:
@@ -190,7 +222,7 @@ def _of_inside(inside: Inside, contract: Contract) -> dict[str, Fact]:
     takes_bytes = bool((factor < 0.3).all() or (mean > 1.01).any())
     said = ", ".join(f"{value:.3g}" for value in mean), ", ".join(f"{value:.3g}" for value in std)
     origin = f"the graph itself subtracts {said[0]} and divides by {said[1]}"
-    facts = _facts(replace(contract, divide_by=1.0 if takes_bytes else 255.0), origin, True)
+    facts = _facts(replace(contract, divide_by=1.0 if takes_bytes else 255.0), origin, in_graph=True)
     order = known_order(mean.tolist())
     if contract.channels == "rgb" and order is not None:
         facts["channels"] = Fact(order, f"{origin}, in this order")
@@ -228,7 +260,9 @@ def _activation(trial: Trial) -> Fact:
     if _are_probabilities(trial):
         return Fact("none", values)
     if trial.low >= 0:
-        return Fact("sigmoid" if count == 1 else "softmax", f"{values}, neither logits nor probabilities, assumed logits", False)
+        return Fact(
+            "sigmoid" if count == 1 else "softmax", f"{values}, neither logits nor probabilities, assumed logits", False
+        )
     return Fact("sigmoid" if count == 1 else "softmax", values)
 
 
@@ -238,9 +272,13 @@ def _are_probabilities(trial: Trial) -> bool:
 
 def _subject(classes: Fact | None) -> Fact:
     if classes is not None:
-        empty = [index for index, name in enumerate(classes.value) if name.lower() in ("background", "bg", "_background_")]
+        empty = [
+            index for index, name in enumerate(classes.value) if name.lower() in ("background", "bg", "_background_")
+        ]
         if len(empty) == 1:
-            return Fact(1 - empty[0], f"{classes.origin}: {classes.value[1 - empty[0]]!r} beside {classes.value[empty[0]]!r}")
+            return Fact(
+                1 - empty[0], f"{classes.origin}: {classes.value[1 - empty[0]]!r} beside {classes.value[empty[0]]!r}"
+            )
     return Fact(1, "of two channels the second is assumed to be the subject", False)
 
 

@@ -103,7 +103,9 @@ def try_network(traits: Traits, contract: Contract) -> Trial:
     inputs = [photographs(replace(one, layout="nchw"))[0] for one in both]
     if traits.input_dtype == np.uint8:
         inputs = [np.rint(x).clip(0, 255) for x in inputs]
-    opened = _open_program(traits, inputs) if traits.path.suffix.lower() == ".pt2" else _open_onnx(traits, contract, inputs)
+    opened = (
+        _open_program(traits, inputs) if traits.path.suffix.lower() == ".pt2" else _open_onnx(traits, contract, inputs)
+    )
     raw_shape = opened.outputs[0].shape
     to_nchw = _to_nchw(raw_shape, contract)
     outputs = [to_nchw(output) for output in opened.outputs]
