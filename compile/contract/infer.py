@@ -29,8 +29,10 @@ DEFAULT_SIZE = 512
 _OTHER_SIZES = (256, 320, 224, 384, 640, 1024)
 # The most channels that a picture has.
 _MOST_CHANNELS = 16
+# Values in 0 to 1 that are further apart than this are no logits by chance.
+_WIDE = 0.5
 _WRITTEN = (
-    *("imgsz", "channels", "layout", "divide_by", "mean", "std", "fit", "pad", "output", "activation"),
+    *("imgsz", "channels", "layout", "divide_by", "mean", "std", "filter", "fit", "pad", "output", "activation"),
     *("subject", "multilabel", "classes"),
 )
 
@@ -73,6 +75,9 @@ def infer_contract(path: Path, imgsz: tuple[int, int] | None = None) -> tuple[Fo
         names.append(f"shape:{height}x{width}x{len(contract.mean)}")
     family = family_of(names)
     facts = {**shape_facts, **_scaling(traits, trial, contract, said, family), **_ending(traits, trial, said, family)}
+    facts["filter"] = Fact(
+        "area", "averages all pixels of a large frame, which is steady on video; files do not say it"
+    )
     notes = tuple(_notes(traits, trial, facts))
     ordered = {key: facts[key] for key in _WRITTEN if key in facts}
     given = {key: fact.value for key, fact in ordered.items() if key in HONORED}
@@ -98,7 +103,7 @@ def contract_for(path: Path, imgsz: tuple[int, int] | None = None) -> Contract:
 def _contract(values: Mapping[str, Any]) -> Contract:
     channels = values.get("channels", "rgb")
     count = 1 if channels == "grey" else 3 if isinstance(channels, str) else channels
-    return Contract(**{"name": "found", "mean": (0.0,) * count, "std": (1.0,) * count, **values})
+    return Contract(**{"name": "inferred", "mean": (0.0,) * count, "std": (1.0,) * count, **values})
 
 
 def _tried(traits: Traits, contract: Contract, facts: Mapping[str, Fact]) -> tuple[Trial, Contract]:
@@ -258,7 +263,8 @@ def _activation(trial: Trial) -> Fact:
     if trial.sums_to_one:
         return Fact("none", "its values over the channels sum to 1")
     if _are_probabilities(trial):
-        return Fact("none", values)
+        wide = trial.high - trial.low > _WIDE
+        return Fact("none", values if wide else f"{values}, assumed probabilities", wide)
     if trial.low >= 0:
         return Fact(
             "sigmoid" if count == 1 else "softmax", f"{values}, neither logits nor probabilities, assumed logits", False
