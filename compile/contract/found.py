@@ -92,9 +92,9 @@ class Found:
         lines += [f"# note: {note}" for note in self.notes]
         written = {key: fact for key, fact in self.facts.items() if key in HONORED}
         values = [(f"{key}: {_flow(getattr(self.contract, key))}", fact) for key, fact in written.items()]
-        width = min(max((len(text) for text, _ in values), default=0), 60)
+        width = min(max((len(text) for text, _ in values), default=0), 36)
         for text, fact in values:
-            comment = fact.origin if fact.is_known else f"not known: {fact.origin}"
+            comment = fact.origin if fact.is_known else "not known, see above"
             lines.append(f"{text:{width}}  # {comment}")
         return "\n".join(lines) + "\n"
 

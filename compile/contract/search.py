@@ -28,17 +28,20 @@ from pipeline.bundles.bundle import Task
 from pipeline.errors import CompileError
 
 REPRODUCED = 0.9
-"""From this mean IoU on a candidate is said to reproduce the masks."""
+"""From this mean IoU on a candidate is said to reproduce the masks; masks that people drew are not reached so by the best networks."""
 
-LEAST_APART = 0.002
-"""Mean agreement by which two candidates can be told apart at least: resizes of other libraries do as much."""
+WRONG = 0.6
+"""Below this mean IoU nothing is concluded from the best candidate."""
+
+LEAST_APART, MOST_APART = 0.002, 0.03
+"""Mean agreement by which two candidates can be told apart at least, for resizes of other libraries do as much; and in any case."""
 
 SAME_MASKS = 0.995
 """Mean IoU of two candidates' masks with each other, from which on it matters little which one is taken."""
 
-# On so many examples all candidates are tried; on the others those alone that are near the best.
-_FIRST = 2
-_NEAR, _FEWEST = 0.1, 12
+# All candidates are tried on one example; on the next, and then on the others, those alone that are so near the best.
+_NEAR = (0.3, 0.1, 0.1)
+_FEWEST = 12
 _MOST_SUBJECTS = 32
 # How far probabilities may leave 0 to 1.
 _SLACK = 0.01
@@ -50,7 +53,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "scaling": ("divide_by", "mean", "std"),
     "output": ("activation", "stretch", "subject", "multilabel"),
 }
-_SHOWN = 8
+_SHOWN, _LISTED = 8, 2
 
 
 @dataclass(frozen=True)
@@ -115,18 +118,18 @@ def search(found: Found, trial: Trial, examples: Sequence[Example]) -> Result:
     task, masks = _read_masks(trial, examples)
     is_soft = task == "binary" and any(len(np.unique(mask)) > 16 for mask in masks)
     ways_in, ways_out = list(_ways_in(found)), list(_ways_out(found.contract, trial, task))
-    # All pairs on a few, chosen so that both subject and background are in them; then those near the best on the rest.
+    # The examples first that have both subject and background.
     order = sorted(range(len(examples)), key=lambda index: -_variety(masks[index]))
-    rounds = (order[:_FIRST], order[_FIRST:])
+    rounds = (order[:1], order[1:2], order[2:])
     bench = _Bench(trial, task, is_soft, ways_in, ways_out)
     wanted = {(before, after) for before in range(len(ways_in)) for after in range(len(ways_out))}
     count = len(wanted)
-    for indices in rounds:
+    for indices, margin in zip(rounds, _NEAR, strict=True):
         for index in indices:
             bench.add(examples[index], masks[index], wanted)
         best = sorted(wanted, key=lambda pair: -float(np.mean([a for _, a in bench.results[pair]])))
         top = float(np.mean([a for _, a in bench.results[best[0]]]))
-        near = [pair for pair in best if float(np.mean([a for _, a in bench.results[pair]])) >= top - _NEAR]
+        near = [pair for pair in best if float(np.mean([a for _, a in bench.results[pair]])) >= top - margin]
         wanted = set(near + best[: max(0, _FEWEST - len(near))] if len(near) < _FEWEST else near)
     tried = [_tried(bench, pair) for pair in best]
     tied = [one for one in tried if _is_tied(tried[0], one)]
@@ -194,8 +197,11 @@ def masks_of(contract: Contract, scores: Tensor, frames: Tensor) -> NDArray[np.u
     if not scores.is_floating_point():
         index = F.interpolate(scores.float(), size_hw, mode="nearest")
         return np.asarray(index[0, 0].numpy(), np.uint8)
+    arranged: dict[str, Any] = {"layout": "nchw", "output_layout": "nchw"}
+    if getattr(contract, "upsample", "classes") is None:
+        arranged["upsample"] = "scores" if tuple(scores.shape[2:]) < contract.imgsz else "classes"
     with torch.inference_mode():
-        masks, _ = ScoresToMask(replace(contract, layout="nchw", output_layout="nchw")).eval()(scores, frames)
+        masks, _ = ScoresToMask(replace(contract, **arranged)).eval()(scores, frames)
     return np.asarray(masks[0].numpy(), np.uint8)
 
 
@@ -233,6 +239,7 @@ def _ways_out(base: Contract, trial: Trial, task: Task) -> Iterator[Contract]:
     if not trial.is_whole and count == 1:
         # None takes probabilities alone.
         activations = ("sigmoid", "none") if trial.low >= -_SLACK else ("sigmoid",)
+        activations = ("none",) if trial.ends == "sigmoid" else activations
         ways = [{"activation": one, "stretch": stretch} for one in activations for stretch in (False, True)]
     elif not trial.is_whole:
         subjects: list[int | None] = list(range(min(count, _MOST_SUBJECTS))) if task == "binary" else [None]
@@ -286,7 +293,7 @@ def _is_tied(best: Tried, other: Tried) -> bool:
     """Whether a candidate cannot be told from the best one: by less than chance does between examples."""
     apart = np.array(best.agreements) - np.array(other.agreements)
     by_chance = 2 * float(apart.std(ddof=1)) / len(apart) ** 0.5 if len(apart) > 2 else 0.0
-    return float(apart.mean()) <= max(LEAST_APART, by_chance)
+    return float(apart.mean()) <= min(max(LEAST_APART, by_chance), MOST_APART)
 
 
 def _changes(contract: Contract, found: Found) -> int:
@@ -326,7 +333,6 @@ def _conclude(
 ) -> tuple[Found, tuple[str, ...]]:
     """The contract with what the examples say of each of its values, and what they leave open."""
     doubts: list[str] = []
-    reproduced = taken.mean >= REPRODUCED
     on = f"{len(taken.ious)} example{'s' if len(taken.ious) > 1 else ''}"
     told = found
     for group, keys in _GROUPS.items():
@@ -340,7 +346,7 @@ def _conclude(
             )
             if _values(one.contract, group) != here and alone:
                 others.setdefault(_described(one.contract, group), one)
-        fact = Fact(None, f"examples: mean IoU {taken.mean:.4f} on {on}", reproduced)
+        fact = Fact(None, f"examples: mean IoU {taken.mean:.4f} on {on}", taken.mean >= WRONG)
         if others:
             fact = _open(found, group, taken, others, bench, examples)
             doubts += [] if fact.is_known else [f"{group}: {fact.origin}"]
@@ -351,22 +357,27 @@ def _conclude(
     apart = [one for one in tied if sum(_values(one.contract, g) != _values(taken.contract, g) for g in _GROUPS) > 1]
     if apart and not doubts:
         doubts.append(f"{len(apart)} candidates that differ in several values do as well: see the table")
-    if not reproduced:
-        doubts.insert(
-            0,
-            f"no candidate reproduces the masks: the best has a mean IoU of {taken.mean:.4f} on {on}: something else is different, "
-            "or the masks are not this network's",
+    notes = list(found.notes)
+    if taken.mean < REPRODUCED:
+        notes.append(
+            f"no candidate reproduces the masks: the best has a mean IoU of {taken.mean:.4f} on {on}: "
+            + (
+                "something else is different, or the masks are not this network's"
+                if taken.mean < WRONG
+                else "as much as masks may have that people drew, less than masks that this network gave"
+            )
         )
-    return replace(told, notes=(*told.notes, *(doubts[:1] if not reproduced else ()))), tuple(doubts)
+    return replace(told, notes=tuple(notes)), tuple(notes[len(found.notes) :] + doubts)
 
 
 def _open(
     found: Found, group: str, taken: Tried, others: Mapping[str, Tried], bench: _Bench, examples: Sequence[Example]
 ) -> Fact:
     """What is said of values that the examples leave open; known where either gives the same masks."""
-    few = examples[:_FIRST]
+    few = examples[:2]
     alike = min(bench.alike(taken.contract, other.contract, few) for other in others.values())
-    listed = " and ".join(f"{name} ({other.mean:.4f})" for name, other in others.items())
+    names = [f"{name} ({other.mean:.4f})" for name, other in others.items()]
+    listed = " and ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     here = _described(taken.contract, group)
     keys = [key for key in _GROUPS[group] if key in found.facts]
     decided = next((found.facts[key] for key in keys if found.facts[key].is_known), None)
@@ -374,7 +385,7 @@ def _open(
     why = decided.origin if decided is not None and as_found else "the more usual of what agrees best"
     same = alike >= SAME_MASKS
     matter = f"with the same masks (IoU {alike:.4f})" if same else f"with other masks (IoU {alike:.4f})"
-    return Fact(None, f"{here} taken, {why}; {listed} does as well on these examples, {matter}", same)
+    return Fact(None, f"{here} ({taken.mean:.4f}) taken, {why}; not to be told from {listed}, {matter}", same)
 
 
 def told(result: Result) -> Iterator[str]:
@@ -393,5 +404,4 @@ def told(result: Result) -> Iterator[str]:
     left = len(result.tied) - sum(one in rows for one in result.tied)
     if left:
         yield f"and {left} more that cannot be told from the best"
-    for doubt in result.doubts:
-        yield f"not known: {doubt}"
+    yield from (f"note: {doubt}" for doubt in result.doubts)
