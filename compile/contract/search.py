@@ -129,8 +129,8 @@ def search(found: Found, trial: Trial, examples: Sequence[Example]) -> Result:
             bench.add(examples[index], masks[index], wanted)
         best = sorted(wanted, key=lambda pair: -float(np.mean([a for _, a in bench.results[pair]])))
         top = float(np.mean([a for _, a in bench.results[best[0]]]))
-        near = [pair for pair in best if float(np.mean([a for _, a in bench.results[pair]])) >= top - margin]
-        wanted = set(near + best[: max(0, _FEWEST - len(near))] if len(near) < _FEWEST else near)
+        near = sum(float(np.mean([a for _, a in bench.results[pair]])) >= top - margin for pair in best)
+        wanted = set(best[: max(near, _FEWEST)])
     tried = [_tried(bench, pair) for pair in best]
     tied = [one for one in tried if _is_tied(tried[0], one)]
     taken = min(tied, key=lambda one: (_changes(one.contract, found), -round(one.agreement / LEAST_APART), one.place))
