@@ -82,7 +82,10 @@ def build_bundle(options: BuildOptions) -> Bundle:
             bundle = _compile(options, frames)
             size_bytes = sum((bundle.folder / name).stat().st_size for name in bundle.manifest.files)
     if options.bundle is None and WORST_NAME in bundle.manifest.files:
-        log.info("%s shows pictures with their masks: agreement cannot tell whether the contract is right", bundle.folder / WORST_NAME)
+        log.info(
+            "%s shows pictures with their masks: agreement cannot tell whether the contract is right",
+            bundle.folder / WORST_NAME,
+        )
     log.info("%s: %.1f MB in %.0f s", options.folder, size_bytes / 1e6, time.monotonic() - start_s)
     return bundle
 

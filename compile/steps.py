@@ -96,9 +96,10 @@ def open_trained(options: BuildOptions) -> Trained:
         OptionError: the network does not take such an option.
     """
     imgsz = options.imgsz
-    foreign_contract: ForeignContract | None = partial(contract_for, imgsz=imgsz)
+    foreign_contract: ForeignContract | None = None
     if options.weights is not None:
         weights = Path(options.weights)
+        foreign_contract = partial(contract_for, weights, imgsz)
     else:
         assert options.model is not None  # the options were checked
         weights = fetch(options.model, cache_folder() / "weights", progress=not options.quiet)

@@ -14,12 +14,12 @@ from compile.program.family_network import FamilyNetwork
 from compile.program.graph_network import ExportedLayers, OnnxLayers
 from compile.program.network import Network
 from compile.program.onnx_network import OnnxNetwork
-from pipeline.errors import NotConvertibleError, NotOurNetworkError
+from pipeline.errors import CompileError, NotConvertibleError, NotOurNetworkError
 from pipeline.terminal import logger_of
 
-ForeignContract = Contract | Callable[[Path], Contract]
-
 log = logger_of(__name__)
+
+ForeignContract = Contract | Callable[[], Contract]
 
 
 def open_network(
@@ -37,7 +37,7 @@ def open_network(
         weights: a checkpoint of U-Net or U²-Net, or any segmentation network as ONNX or as
             ``torch.export.save`` writes it (``.pt2``).
         contract: "stream", "official", or a YAML file.
-        foreign_contract: for a foreign network: a contract in place of that; or what finds one where no file is named.
+        foreign_contract: if the network turns out to be a foreign one: taken in its place; or what finds one where no file is named.
         imgsz: (height, width) inside the network in place of the contract's.
         classes: refuse weights with another number of classes.
         smooth: enlarge class scores, not class indices.
@@ -52,19 +52,23 @@ def open_network(
         )
     try:
         loaded = load_network(weights, classes=classes)
-    except NotOurNetworkError:
+    except NotOurNetworkError as error:
         if weights.suffix.lower() != ".onnx":
             raise
-        found = _foreign_contract(weights, contract, foreign_contract)
+        found = _foreign_contract(error, contract, foreign_contract)
         return _open_onnx(weights, found, imgsz=imgsz, classes=classes, smooth=smooth)
     found = contract_of(loaded.family, contract, loaded.n_channels)
     return FamilyNetwork(loaded, replace(found, imgsz=imgsz or found.imgsz), smooth=smooth)
 
 
-def _foreign_contract(weights: Path, contract: str, given: ForeignContract | None) -> Contract:
-    if isinstance(given, Contract):
-        return given
-    return given(weights) if given and contract in CONTRACTS["unet"] else read_contract(Path(contract))
+def _foreign_contract(what: object, contract: str, given: ForeignContract | None) -> Contract:
+    if given is None and contract in CONTRACTS["unet"]:
+        raise CompileError(
+            f"{what}; to compile it as it is, say how frames go in: --contract contract.yaml (see docs/contracts.md)"
+        )
+    if callable(given) and contract in CONTRACTS["unet"]:
+        return given()
+    return given if isinstance(given, Contract) else read_contract(Path(contract))
 
 
 def _open_onnx(weights: Path, contract: Contract, **options: Any) -> Network:

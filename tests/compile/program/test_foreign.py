@@ -226,17 +226,14 @@ def path(tmp_path):
 
 
 def test_without_a_contract(path):
-    asked = []
-
-    def find(weights):
-        asked.append(weights)
-        return CONTRACT
-
-    assert open_network(simple(path), "stream", find).contract.imgsz == CONTRACT.imgsz
-    assert asked == [path]
+    with pytest.raises(CompileError, match=r"to compile it as it is, say how frames go in: --contract contract\.yaml"):
+        open_network(simple(path), "stream")
     with pytest.raises(CompileError, match=r"none\.yaml: cannot be read"):
-        open_network(simple(path), "none.yaml", find)
-    assert asked == [path]
+        open_network(simple(path), "none.yaml")
+    # What finds one is asked where no file is named.
+    assert open_network(simple(path), "stream", lambda: CONTRACT).contract.imgsz == SIZE_HW
+    with pytest.raises(CompileError, match=r"none\.yaml: cannot be read"):
+        open_network(simple(path), "none.yaml", lambda: CONTRACT)
 
 
 def test_a_contract_file_makes_it_ours(path, tmp_path):

@@ -390,6 +390,8 @@ def test_exported_programs_that_do_not_fit(trained, tmp_path, contract, message)
     path = saved(trained[1], tmp_path / "net.pt2")
     with pytest.raises(CompileError, match=message):
         open_network(path, "stream", contract)
+    with pytest.raises(CompileError, match=r"--contract contract\.yaml"):
+        open_network(path, "stream")
 
 
 # What the searches ask of a graph

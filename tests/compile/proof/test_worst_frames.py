@@ -31,7 +31,9 @@ def drawn(subjects, damaged=()):
     png = draw_worst(masks, samples, result, "binary")
     sheet = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     pictures = sheet[:, 100, 0].tolist()  # down the first column
-    return [index for index in sorted(range(8), key=lambda i: _first(pictures, 60 + 10 * i)) if 60 + 10 * index in pictures]
+    return [
+        index for index in sorted(range(8), key=lambda i: _first(pictures, 60 + 10 * i)) if 60 + 10 * index in pictures
+    ]
 
 
 def _first(values, value):
