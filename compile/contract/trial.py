@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from calibration.sets.photographs import PhotographSource
 from compile.contract.scaling import BYTES, IMAGENET, scaled
 from compile.contract.traits import Traits
 from compile.networks.contract import Contract
@@ -20,8 +21,7 @@ from compile.networks.exported_program import exported_network
 from compile.networks.onnx_file import OnnxFile, read_onnx
 from compile.networks.onnx_graph import convert
 from compile.networks.onnx_runtime import compute
-from compile.program.foreign import find_output_layout
-from compile.program.graph_network import photographs
+from compile.program.program import FrameToInput
 from compile.proof.verify import open_session
 from pipeline.errors import CompileError, NotConvertibleError
 
@@ -100,7 +100,7 @@ def try_network(traits: Traits, contract: Contract) -> Trial:
     """
     # Two scales, for which of them it takes is not known yet: of probabilities both show that they are such.
     both = [scaled(contract, scaling) for scaling in (IMAGENET, BYTES)]
-    inputs = [photographs(replace(one, layout="nchw"))[0] for one in both]
+    inputs = [_photograph(replace(one, layout="nchw")) for one in both]
     if traits.input_dtype == np.uint8:
         inputs = [np.rint(x).clip(0, 255) for x in inputs]
     opened = (
@@ -127,6 +127,14 @@ def try_network(traits: Traits, contract: Contract) -> Trial:
         None if module is None else _stride(module, inputs[0].shape),
         lambda x: to_nchw(opened.run(x)),
     )
+
+
+def _photograph(contract: Contract) -> NDArray[np.float32]:
+    """A photograph of the package as a contract has it go in, (1, C, h, w)."""
+    with PhotographSource() as source, torch.inference_mode():
+        frame = np.ascontiguousarray(next(iter(source)).image[None])
+        x: NDArray[np.float32] = FrameToInput(contract).eval()(torch.from_numpy(frame)).numpy()
+    return x
 
 
 @dataclass(frozen=True)
@@ -206,19 +214,24 @@ def _to_nchw(shape: Sequence[int], contract: Contract) -> Callable[[NDArray[Any]
     Raises:
         CompileError: it is no mask: boxes, one number for each class, or something else.
     """
-    four = (shape[0], 1, *shape[1:]) if len(shape) == 3 else tuple(shape)
-    try:
-        layout = find_output_layout(four, contract, contract.output or "the first")
-    except CompileError as error:
-        height, width = contract.imgsz
-        raise CompileError(
-            f"output: expected a class or a probability for each pixel, on two axes as {height}×{width} or in their ratio, got "
-            f"{'×'.join(map(str, shape))}, as detectors, classifiers and readers of text give: name another output in a --contract, or "
-            "compile a segmentation network"
-        ) from error
-    if len(shape) == 3:
+    height, width = contract.imgsz
+
+    def in_ratio(rows: int, columns: int) -> bool:
+        # Scores may be smaller than the input, by a factor that need not divide it.
+        return abs(rows * width - columns * height) < max(height, width)
+
+    if len(shape) == 3 and in_ratio(*shape[1:]):
         return lambda y: y[:, None]
-    return (lambda y: y.transpose(0, 3, 1, 2)) if layout == "nhwc" else (lambda y: y)
+    if len(shape) == 4:
+        fits = [in_ratio(*shape[2:]), in_ratio(*shape[1:3])]
+        if any(fits):
+            last = fits[1] and (contract.layout == "nhwc" or not fits[0])
+            return (lambda y: y.transpose(0, 3, 1, 2)) if last else (lambda y: y)
+    raise CompileError(
+        f"output: expected a class or a probability for each pixel, on two axes as {height}×{width} or in their ratio, got "
+        f"{'×'.join(map(str, shape))}, as detectors, classifiers and readers of text give: name another output in a --contract, or "
+        "compile a segmentation network"
+    )
 
 
 class _ReachedError(Exception):
