@@ -14,12 +14,22 @@ def conv(n_in, n_out, stride=1):
     return nn.Conv2d(n_in, n_out, 3, stride, 1)
 
 
+def scores(n_in, n_out):
+    """A last layer whose logits are on both sides of 0, and far from it."""
+    layer = conv(n_in, n_out)
+    with torch.no_grad():
+        layer.weight.mul_(20)
+        layer.bias.zero_()
+        layer.weight.sub_(layer.weight.mean((1, 2, 3), keepdim=True))
+    return layer
+
+
 class Plain(nn.Module):
     """Nothing about it is known."""
 
     def __init__(self, classes=1, channels=3, end=None, scale=1):
         super().__init__()
-        self.first, self.second, self.last = conv(channels, 8), conv(8, 8, 2), conv(8, classes)
+        self.first, self.second, self.last = conv(channels, 8), conv(8, 8, 2), scores(8, classes)
         self.end, self.scale = end, scale
 
     def forward(self, x):
@@ -35,7 +45,7 @@ class Smp(nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(conv(3, 8, 2), nn.BatchNorm2d(8), nn.ReLU())
         self.decoder = nn.Sequential(conv(8, 8), nn.ReLU())
-        self.segmentation_head = nn.Sequential(conv(8, classes), nn.Upsample(scale_factor=2, mode="bilinear"))
+        self.segmentation_head = nn.Sequential(scores(8, classes), nn.Upsample(scale_factor=2, mode="bilinear"))
 
     def forward(self, x):
         return self.segmentation_head(self.decoder(self.encoder(x)))
@@ -53,8 +63,8 @@ class TorchVision(nn.Module):
     def forward(self, x):
         features = self.backbone(x)
         return tuple(
-            F.interpolate(scores, scale_factor=2, mode="bilinear")
-            for scores in (self.classifier(features), self.aux_classifier(features))
+            F.interpolate(one, scale_factor=2, mode="bilinear")
+            for one in (self.classifier(features), self.aux_classifier(features))
         )
 
 
@@ -77,7 +87,7 @@ class ModNet(nn.Module):
         super().__init__()
         self.backbone = nn.Sequential(conv(3, 8, 2), nn.ReLU())
         self.lr_branch, self.hr_branch = conv(8, 8), conv(3, 8)
-        self.f_branch = conv(16, 1)
+        self.f_branch = scores(16, 1)
 
     def forward(self, x):
         low = F.interpolate(self.lr_branch(self.backbone(x)), scale_factor=2, mode="bilinear")
