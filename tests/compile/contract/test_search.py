@@ -51,6 +51,16 @@ def prepared(picture, order, scale, interpolation=cv2.INTER_LINEAR):
     return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)[None], np.float32))
 
 
+def boxed(picture):
+    """A picture in a letterbox of the network's shape, gray bars at both sides; and the columns that it has there."""
+    height, width = picture.shape[:2]
+    whole = height * SIZE_HW[1] // SIZE_HW[0]
+    left = (whole - width) // 2
+    box = np.full((height, whole, 3), 114, np.uint8)
+    box[:, left : left + width] = picture
+    return box, slice(left, left + width)
+
+
 def unit(x):
     return x / 255
 
@@ -180,6 +190,24 @@ def test_masks_of_another_network(plant, tmp_path):
     assert "no candidate reproduces the masks" in result.doubts[0]
     assert "no candidate reproduces the masks" in result.found.line()
     assert not result.found.facts["channels"].is_known
+
+
+@pytest.mark.skipif("fit" not in HONORED, reason="the frame program has no letterbox")
+def test_a_letterbox_is_found(tmp_path, pictures):
+    images = pictures(4, 96, 66, seed=3)
+    boxes = [boxed(image) for image in images]
+    inputs = [prepared(box, "rgb", unit) for box, _ in boxes]
+    network = centered(Answering(), inputs)
+    for index, (image, (box, columns), x) in enumerate(zip(images, boxes, inputs, strict=True)):
+        with torch.no_grad():
+            probability = enlarged(torch.sigmoid(network(x)[0, 0]), box.shape[:2])
+        cv2.imwrite(str(tmp_path / f"{index}.bmp"), image)
+        cv2.imwrite(str(tmp_path / f"{index}.png"), (probability[:, columns] >= 0.5).astype(np.uint8) * 255)
+    result = searched(export(network, tmp_path / "net.onnx", (1, 3, *SIZE_HW)), tmp_path)
+    assert (result.found.contract.fit, result.found.contract.pad) == ("letterbox", 114)
+    assert result.taken.mean > 0.97
+    assert result.found.facts["fit"].is_known
+    assert "fit: letterbox" in result.found.yaml()
 
 
 @pytest.mark.skipif("subject" not in HONORED, reason="the frame program has no subject")
