@@ -104,8 +104,10 @@ def _of_onnx(path: Path) -> Traits:
 def _of_program(path: Path) -> Traits:
     try:
         with zipfile.ZipFile(path) as file:
-            name = next(name for name in file.namelist() if name.endswith("/models/model.json"))
-            program = json.loads(file.read(name))["graph_module"]
+            entry = next(entry for entry in file.infolist() if entry.filename.endswith("/models/model.json"))
+            if entry.compress_type != zipfile.ZIP_STORED:  # a few bytes may become any number
+                raise ValueError("compressed")
+            program = json.loads(file.read(entry))["graph_module"]
         graph, specs = program["graph"], program["signature"]["input_specs"]
         weights = [spec["parameter"]["parameter_name"] for spec in specs if "parameter" in spec]
         pictures = [spec["user_input"]["arg"]["as_tensor"]["name"] for spec in specs if "user_input" in spec]
@@ -113,7 +115,15 @@ def _of_program(path: Path) -> Traits:
         first, channels, height, width = sides
     except OSError as error:
         raise CompileError(f"{path}: expected a file of torch.export.save, got {error.strerror or error}") from error
-    except (zipfile.BadZipFile, StopIteration, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        zipfile.BadZipFile,
+        StopIteration,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise CompileError(
             f"{path}: expected what torch.export.save writes of a network with one input (N, C, H, W), got another file: "
             "save the program again"

@@ -1,6 +1,7 @@
 """What is found of networks in the style of well-known families, what is refused, and what is told not to be known."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -325,8 +326,11 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(CompileError, match=r"expected a network as \.onnx or \.pt2, got \.pth"):
         infer_contract(tmp_path / "net.pth")
     (tmp_path / "net.pt2").write_bytes(b"PK")
-    with pytest.raises(CompileError, match=r"expected what torch\.export\.save writes"):
-        infer_contract(tmp_path / "net.pt2")
+    with zipfile.ZipFile(tmp_path / "packed.pt2", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("net/models/model.json", "[" * 9999)
+    for name in ("net.pt2", "packed.pt2"):
+        with pytest.raises(CompileError, match=r"expected what torch\.export\.save writes"):
+            infer_contract(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"image_mean": "x", "size": [1], "rescale_factor": 0}'])
