@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from compile.networks.zoo import ZOO
 from compile.options import BuildOptions, StrPath, WantedPrecision, is_factory
-from pipeline.bundles.bundle import Bundle, check_destination
+from pipeline.bundles.bundle import WORST_NAME, Bundle, check_destination
 from pipeline.engines.on_cpu import slower_on_cpu
 from pipeline.errors import BackendUnavailableError, CompileError
 from pipeline.terminal import logger_of
@@ -84,6 +84,11 @@ def build_bundle(options: BuildOptions) -> Bundle:
         else:
             bundle = _compile(options, frames)
             size_bytes = sum((bundle.folder / name).stat().st_size for name in bundle.manifest.files)
+    if options.bundle is None and WORST_NAME in bundle.manifest.files:
+        log.info(
+            "%s shows pictures with their masks: agreement cannot tell whether the contract is right",
+            bundle.folder / WORST_NAME,
+        )
     log.info("%s: %.1f MB in %.0f s", options.folder, size_bytes / 1e6, time.monotonic() - start_s)
     return bundle
 

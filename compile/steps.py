@@ -7,10 +7,12 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from calibration.metrics.truth import read_truths
+from compile.contract.infer import contract_for
 from compile.draft import Draft
 from compile.networks.contract import Contract
 from compile.networks.zoo import ZOO, fetch
@@ -20,7 +22,7 @@ from compile.plans.tensorrt_build import PlanOptions
 from compile.program.compose import with_views
 from compile.program.network import Network
 from compile.program.nv12 import with_nv12
-from compile.program.open_network import contract_of, open_made_network, open_network
+from compile.program.open_network import ForeignContract, contract_of, open_made_network, open_network
 from compile.program.programs import Program, Programs, single_precision
 from compile.program.score_range import doubt_of_masks
 from compile.proof.frames import SEARCHED_FRAMES, VerificationFrames
@@ -127,7 +129,8 @@ def _opened(options: BuildOptions) -> tuple[Network, Path | None]:
             key=key,
         )
         return made, weights
-    imgsz, foreign_contract = options.imgsz, None
+    imgsz = options.imgsz
+    foreign_contract: ForeignContract | None = None if weights is None else partial(contract_for, weights, imgsz)
     if weights is None:
         assert options.model is not None  # the options were checked
         weights = fetch(options.model, cache_folder() / "weights", progress=not options.quiet)

@@ -17,6 +17,7 @@ COMMANDS = {
     # command: (module whose main() it is, what it does)
     "run": ("pipeline.__main__", "masks over pictures, videos and cameras (the default: edgemask SOURCE …)"),
     "compile": ("compile.__main__", "a trained network to a bundle, proven against the network"),
+    "contract": ("compile.contract.__main__", "how a network wants its frames, found from its file and from examples"),
     "calibrate": ("calibration.__main__", "a calibration set for INT8 out of a camera, a video or a folder"),
     "inspect": ("compile.inspect.__main__", "what is inside a bundle"),
     "doctor": ("pipeline.doctor.__main__", "what this machine has, what is missing, and how to get it"),

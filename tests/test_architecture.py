@@ -37,7 +37,7 @@ FLOORS = {
         {"networks", "proof", "draft"},
         {"options", "timing", "inspect"},
         {"program"},
-        {"plans"},
+        {"plans", "contract"},
         {"steps"},
         {"build"},
         {"published"},

@@ -22,6 +22,7 @@ WRITTEN = {page: page.read_text(encoding="utf-8") for page in PAGES}
 # What a command of the pages is called, installed and in a clone.
 COMMANDS = {
     "compile.inspect": ("edgemask inspect", "python -m compile.inspect"),
+    "compile.contract": ("edgemask contract", "python -m compile.contract"),
     "pipeline.doctor": ("edgemask doctor", "python -m pipeline.doctor"),
     "compile": ("edgemask compile", "python -m compile"),
     "calibration": ("edgemask calibrate", "python -m calibration"),

@@ -89,7 +89,7 @@ def read_onnx(
     Raises:
         CompileError: it cannot be read, lies about its tensors, names files elsewhere, or is no such network.
     """
-    model = _parse(path)
+    model = parse_onnx(path)
     opset = opset_of(model)
     if opset < OLDEST_OPSET:
         raise CompileError(f"{path}: expected ONNX opset {OLDEST_OPSET} or newer, got {opset}: export it again")
@@ -184,7 +184,12 @@ def name_layers(graph: onnx.GraphProto) -> None:
         node.name = free
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def parse_onnx(path: Path) -> onnx.ModelProto:
+    """Read the graph alone, as it is: weights in other files stay there.
+
+    Raises:
+        CompileError: it cannot be read, or is no network.
+    """
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from pipeline.terminal import logger_of
 
 log = logger_of(__name__)
 
+ForeignContract = Contract | Callable[[], Contract]
+
 
 def open_network(
     weights: Path,
     contract: str,
-    foreign_contract: Contract | None = None,
+    foreign_contract: ForeignContract | None = None,
     *,
     imgsz: tuple[int, int] | None = None,
     classes: int | None = None,
@@ -36,8 +39,8 @@ def open_network(
     Args:
         weights: a checkpoint of U-Net or U²-Net, or any segmentation network as ONNX or as
             ``torch.export.save`` writes it (``.pt2``).
-        contract: "stream", "official", or a YAML file; a foreign network needs a file.
-        foreign_contract: taken in its place if the network turns out to be a foreign one.
+        contract: "stream", "official", or a YAML file.
+        foreign_contract: if the network turns out to be a foreign one: taken in its place; or what finds one where no file is named.
         imgsz: (height, width) inside the network in place of the contract's.
         classes: refuse weights with another number of classes.
         upsample: what of several classes is enlarged, in place of what the contract says.
@@ -113,12 +116,14 @@ def _enlarged(contract: Contract, upsample: Upsampling | None) -> Contract:
     return replace(contract, upsample=upsample or contract.upsample)
 
 
-def _foreign_contract(what: object, contract: str, given: Contract | None) -> Contract:
+def _foreign_contract(what: object, contract: str, given: ForeignContract | None) -> Contract:
     if given is None and contract in CONTRACTS["unet"]:
         raise CompileError(
             f"{what}; to compile it as it is, say how frames go in: --contract contract.yaml (see docs/contracts.md)"
         )
-    return given or read_contract(Path(contract))
+    if callable(given) and contract in CONTRACTS["unet"]:
+        return given()
+    return given if isinstance(given, Contract) else read_contract(Path(contract))
 
 
 def _open_onnx(weights: Path, contract: Contract, **options: Any) -> Network:

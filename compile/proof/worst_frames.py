@@ -22,7 +22,7 @@ _COLUMNS = ("picture", "reference", "compiled", "difference")
 
 
 def draw_worst(masks: Masks, samples: Sequence[Sample], verification: Verification, task: Task) -> bytes:
-    """Draw the worst frames of a verification, the worst first.
+    """Draw the worst frames of a verification, the worst first, and where they agree alike those with a clear subject.
 
     Args:
         masks: what was compiled.
@@ -39,7 +39,9 @@ def draw_worst(masks: Masks, samples: Sequence[Sample], verification: Verificati
             4 * _CELL_WIDTH + 3 * _GAP, [(column * (_CELL_WIDTH + _GAP), name) for column, name in enumerate(_COLUMNS)]
         )
     ]
-    for result in verification.per_frame[:MOST_ROWS]:
+    # Of frames that agree alike, those with a clear subject: they show whether the masks are what one expects.
+    worst = sorted(verification.per_frame, key=lambda result: (round(result.iou, 4), result.left_out is not None))
+    for result in worst[:MOST_ROWS]:
         sample = by_name[result.name]
         (expected,), (got,) = sample.expected_nhw, masks(sample.frames_nhwc)
         shown = [_shown(expected, task), _shown(got, task), _difference(got, expected, task)]

@@ -57,6 +57,7 @@ def commands() -> list[Command]:
     return [
         Command("edgemask run", "pipeline"),
         Command("edgemask compile", "compile"),
+        Command("edgemask contract", "compile.contract"),
         Command("edgemask calibrate", "calibration"),
         Command("edgemask inspect", "compile.inspect"),
         Command("edgemask doctor", "pipeline.doctor"),

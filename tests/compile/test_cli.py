@@ -309,11 +309,6 @@ def test_weights_that_carry_code(refused, place, tmp_path, tiny_unet):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_foreign_network_without_a_contract(refused, place, red_bundle):
-    message = r"to compile it as it is, say how frames go in: --contract contract\.yaml"
-    refused(message, "-w", red_bundle.program_path, "-o", place / "bundle")
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -230,6 +230,10 @@ def test_without_a_contract(path):
         open_network(simple(path), "stream")
     with pytest.raises(CompileError, match=r"none\.yaml: cannot be read"):
         open_network(simple(path), "none.yaml")
+    # What finds one is asked where no file is named.
+    assert open_network(simple(path), "stream", lambda: CONTRACT).contract.imgsz == SIZE_HW
+    with pytest.raises(CompileError, match=r"none\.yaml: cannot be read"):
+        open_network(simple(path), "none.yaml", lambda: CONTRACT)
 
 
 def test_a_contract_file_makes_it_ours(path, tmp_path):
