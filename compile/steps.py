@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -23,6 +23,7 @@ from compile.program.nv12 import with_nv12
 from compile.program.open_network import contract_of, open_network
 from compile.program.programs import Program, Programs, single_precision
 from compile.proof.frames import SEARCHED_FRAMES, VerificationFrames
+from compile.proof.tiled import TiledSource, as_tiles, masks_in_tiles, reference_in_tiles
 from compile.proof.verify import (
     FEWEST_FRAMES,
     MOST_FRAMES,
@@ -38,7 +39,8 @@ from compile.proof.worst_frames import draw_worst
 from compile.timing import fastest
 from pipeline.bundles.bundle import PROGRAM_NAME, WORST_NAME, Manifest, cache_folder, file_sha256
 from pipeline.errors import CompileError, OptionError
-from pipeline.frames.frame import Frame
+from pipeline.frames.tiles import Tiles
+from pipeline.sources.base import Source
 from pipeline.terminal import logger_of
 
 # At what size the published networks without a fixed one were trained.
@@ -65,6 +67,16 @@ class Trained:
     weights: Path
     weights_sha256: str
     name: str
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How frames are cut for it; None if it takes them as they are."""
+        tile = self.network.contract.tile
+        return None if tile is None else Tiles(*tile)
+
+    def frame_size_hw(self, options: BuildOptions) -> tuple[int, int] | None:
+        """The fixed (height, width) of what its program takes, or None for any."""
+        return options.frame_size_hw if self.tiles is None else self.tiles.size_hw
 
 
 def plan_wanted(options: BuildOptions) -> PlanOptions | None:
@@ -122,6 +134,17 @@ def open_trained(options: BuildOptions) -> Trained:
         raise OptionError(
             f"--compose device: expected a network of one class, got {network.class_count}: leave --compose out"
         )
+    if network.contract.tile is not None:
+        given = {
+            "--frame": options.frame_size_hw is not None,
+            "--compose device": options.compose == "device",
+            "--pixels nv12": options.pixels == "nv12",
+        }
+        if wrong := [option for option, is_given in given.items() if is_given]:
+            raise OptionError(
+                f"{wrong[0]}: expected none of it for a network that sees frames in tiles (tile in its contract), which are cut from "
+                "BGR frames of any size before its program: leave it out"
+            )
     return Trained(network, weights, _sha256(weights, network.data_files), options.model or weights.stem)
 
 
@@ -141,7 +164,7 @@ def _published_contract(name: str, contract: str) -> Contract | None:
     return replace(contract_of("u2net-official", contract, 3), activation="none")
 
 
-def take_proof(network: Network, options: BuildOptions, frames: VerificationFrames) -> Proof:
+def take_proof(trained: Trained, options: BuildOptions, frames: VerificationFrames) -> Proof:
     """The frames that judge, and what the trained network makes of them.
 
     Raises:
@@ -149,10 +172,16 @@ def take_proof(network: Network, options: BuildOptions, frames: VerificationFram
         CalibrationError: a frame has no ground truth.
         SourceError: they cannot be read.
     """
+    network = trained.network
     truths = None if options.calibration_masks is None else read_truths(str(options.calibration_masks), network.task)
     count = options.verify_count or _frames_to_check(network.giga_macs)
     sampling = Sampling(network.task, options.frame_size_hw, count, truths, options.pixels)
-    samples = _take(network, frames.judging(count), frames.origin, sampling)
+    reference = network.reference
+    if trained.tiles is not None:
+        reference = reference_in_tiles(reference, trained.tiles, network.task)
+    # Layers are watched on all frames that the trained network sees: their largest values decide what can be FP16.
+    with network.watching():
+        samples = take_samples(frames.judging(count), reference, frames.origin, sampling)
     if (doubt := network.doubt()) is not None:
         log.info("%s", doubt)
     return Proof(samples, network.task, frames.origin)
@@ -160,13 +189,21 @@ def take_proof(network: Network, options: BuildOptions, frames: VerificationFram
 
 def programs_of(trained: Trained, options: BuildOptions, frames: VerificationFrames) -> Programs:
     """The frame program in each precision; layers are searched for on other frames than those that judge."""
-    network = trained.network
+    network, tiles = trained.network, trained.tiles
+    frame_size_hw = trained.frame_size_hw(options)
 
     def searched() -> Sequence[Sample]:
-        sampling = Sampling(network.task, options.frame_size_hw, SEARCHED_FRAMES)
-        return _take(network, frames.searched(), frames.origin, sampling)
+        sampling = Sampling(network.task, frame_size_hw, SEARCHED_FRAMES)
+        looked_at = frames.searched() if tiles is None else as_tiles(frames.searched(), tiles, 1)
+        with network.watching():
+            return take_samples(looked_at, network.reference, frames.origin, sampling)
 
-    return Programs(network, searched, frames.calibration, trained.weights_sha256, options)
+    calibration: Source | None = frames.calibration
+    if tiles is not None and calibration is not None:
+        calibration = TiledSource(calibration, tiles)
+    return Programs(
+        network, searched, calibration, trained.weights_sha256, replace(options, frame_size_hw=frame_size_hw)
+    )
 
 
 def prove(program: Program, trained: Trained, proof: Proof, options: BuildOptions, advice: str) -> Draft:
@@ -188,6 +225,8 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
     if options.pixels == "nv12":
         content = with_nv12(content, options.frame_size_hw)
     masks, runtime = program_masks(content, options.pixels)
+    if trained.tiles is not None:
+        masks = masks_in_tiles(masks, trained.tiles, proof.task)
     verification = proof.of(masks, runtime)
     problem = problem_with(verification, options.min_iou, options.min_worst_iou)
     if problem is not None:
@@ -210,6 +249,8 @@ def add_wanted_plan(
         CompileError: it cannot be built, or does not agree.
     """
     if wanted is not None:
+        # It may be fixed by the contract alone what the program takes.
+        wanted = replace(wanted, frame_size_hw=draft.manifest.frame_size_hw, pixels=draft.manifest.pixels)
         return add_plan(draft, wanted, proof, options)
     if options.target == "torch-tensorrt":
         manifest = draft.manifest
@@ -225,12 +266,6 @@ def choose(made: Sequence[Draft], proof: Proof, options: BuildOptions) -> Draft:
     return fastest(made, "onnxruntime" if options.target == "onnx" else options.target, proof.samples)
 
 
-def _take(network: Network, frames: Iterable[Frame], source: str, sampling: Sampling) -> list[Sample]:
-    # Layers are watched on all frames that the trained network sees: their largest values decide what can be FP16.
-    with network.watching():
-        return take_samples(frames, network.reference, source, sampling)
-
-
 def _frames_to_check(giga_macs: float | None) -> int:
     """As many frames as a small network takes half a minute for, and for a large one fewer, but never a handful."""
     affordable = MOST_FRAMES if giga_macs is None else int(_VERIFY_GIGA_MACS / max(giga_macs, 1e-9))
@@ -244,7 +279,7 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
         task=network.task,
         classes=_class_names(network.contract.classes, network.class_count),
         network_size_hw=network.contract.imgsz,
-        frame_size_hw=options.frame_size_hw,
+        frame_size_hw=trained.frame_size_hw(options),
         precision=program.precision,
         layers=program.layers,
         calibration=program.calibration,

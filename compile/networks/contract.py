@@ -22,6 +22,7 @@ Channels = Literal["rgb", "bgr", "grey"]
 Activation = Literal["sigmoid", "softmax", "none"]
 Layout = Literal["nchw", "nhwc"]
 Filter = Literal["bilinear", "area"]
+Fit = Literal["stretch", "letterbox", "cover"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,11 @@ class Contract:
         output_layout: axis order of its output; None for that of the input.
         filter: how frames are resized: "area" averages all of a large frame's pixels, "bilinear" samples four for each pixel of the
             network's input, as OpenCV's INTER_LINEAR and scikit-image without anti-aliasing do.
+        fit: how a frame of another shape than the network's goes in: "stretch", "letterbox" (whole, between bars), or "cover" (its
+            middle, and the mask is 0 outside of it).
+        tile: frames are not resized, but cut into tiles: their (height, width), which is ``imgsz``, and how many pixels two neighbors
+            share; None for frames as a whole.
+        pad: the bars' value before the division, 0 to 255: one number, or one for each channel of the network's input.
     """
 
     name: str
@@ -58,6 +64,9 @@ class Contract:
     layout: Layout = "nchw"
     output_layout: Layout | None = None
     filter: Filter = "area"
+    fit: Fit = "stretch"
+    pad: float | tuple[float, ...] = 114.0
+    tile: tuple[tuple[int, int], int] | None = None
 
     def __post_init__(self) -> None:
         def need(fits: bool, field: str, expected: str) -> None:
@@ -92,6 +101,19 @@ class Contract:
             "imgsz",
             "height and width from 1 to 8192",
         )
+        need(self.fit in get_args(Fit), "fit", "stretch, letterbox or cover")
+        pad = self.pad if isinstance(self.pad, tuple) else (self.pad,) * count
+        need(
+            len(pad) == count and all(0 <= value <= 255 for value in pad),
+            "pad",
+            f"a number from 0 to 255, or {numbers} for {self.channels}",
+        )
+        if self.tile is not None:
+            most = min(self.imgsz) // 2
+            size = "×".join(map(str, self.imgsz))
+            need(self.tile[0] == self.imgsz, "tile", f"[SIZE, OVERLAP] with the network's own size, {size}")
+            need(0 <= self.tile[1] <= most, "tile", f"an overlap from 0 to {most}, half of a side")
+            need(self.fit == "stretch", "fit", "none beside tile, for tiles are not resized")
         need(isinstance(self.stretch, bool), "stretch", "true or false")
         need(self.output is None or isinstance(self.output, str), "output", "a name")
 
@@ -110,6 +132,8 @@ class Contract:
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()
         }
+        if values.get("tile"):
+            values["tile"] = (tuple(values["tile"][0]), values["tile"][1])
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
@@ -198,10 +222,22 @@ def _typed(path: Path, key: str, value: Any) -> Any:
         if len(sides) == 2 and all(type(side) is int for side in sides):
             return tuple(sides)
         expected = "a whole number or [height, width]"
+    elif key == "tile" and value is not None:
+        if isinstance(value, list) and len(value) == 2 and type(value[1]) is int:
+            sides = value[0] if isinstance(value[0], list) else [value[0], value[0]]
+            if len(sides) == 2 and all(type(side) is int for side in sides):
+                return tuple(sides), value[1]
+        expected = "[SIZE, OVERLAP] in pixels, where SIZE is a whole number or [height, width]"
     elif key in ("mean", "std"):
         if isinstance(value, list) and all(_is_number(number) for number in value):
             return tuple(float(number) for number in value)
         expected = "a list of numbers, one for each channel"
+    elif key == "pad":
+        if _is_number(value):
+            return float(value)
+        if isinstance(value, list) and all(_is_number(number) for number in value):
+            return tuple(float(number) for number in value)
+        expected = "a number from 0 to 255, or a list of them, one for each channel"
     elif key == "divide_by":
         if _is_number(value):
             return float(value)

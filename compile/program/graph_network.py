@@ -106,7 +106,7 @@ class OnnxLayers(LayeredProgram):
             self._values.add(scores.numpy())
             masks, not_finite = self._after(scores, frames)
             require_finite(not_finite.numpy(), "the network")
-            return Expected(masks.numpy(), undecided(scores))
+            return Expected(masks.numpy(), self._after.fit.flags_on_frame(undecided(scores), frames_nhwc.shape[1:3]))
 
     def doubt(self) -> str | None:
         """What is to be told of the values that it gave."""

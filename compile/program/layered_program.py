@@ -88,7 +88,8 @@ class LayeredProgram(Network):
             scores = self._ranges.run(self._program.before(frames))
             masks, not_finite = self._program.after(scores, frames)
             require_finite(not_finite.numpy(), "the network")
-            return Expected(masks.numpy(), undecided(self._program.after.activated(scores)))
+            flags = undecided(self._program.after.activated(scores))
+            return Expected(masks.numpy(), self._program.after.fit.flags_on_frame(flags, frames_nhwc.shape[1:3]))
 
     def export(
         self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]

@@ -77,7 +77,7 @@ class OnnxNetwork(Network):
             by_class = scores.float() if self.contract.output_layout == "nchw" else scores.float().permute(0, 3, 1, 2)
             masks, not_finite = self._after(scores, frames)
             require_finite(not_finite.numpy(), "the network")
-            return Expected(masks.numpy(), undecided(by_class))
+            return Expected(masks.numpy(), self._after.fit.flags_on_frame(undecided(by_class), frames_nhwc.shape[1:3]))
 
     def export(
         self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]

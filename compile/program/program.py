@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from calibration.inference_form import fold_norms
 from compile.networks.contract import Contract
 from compile.networks.ends import OuterActivation
+from compile.program.fit import Fit
 from pipeline.errors import CompileError
 
 # ITU-R BT.601 luma, as OpenCV and Pillow make gray pictures, for BGR.
@@ -40,40 +41,48 @@ class FrameToInput(nn.Module):
 
     mean: Tensor
     std: Tensor
+    pad: Tensor
     luma_bgr: Tensor
 
     def __init__(self, contract: Contract) -> None:
         super().__init__()
         self.size_hw = contract.imgsz
+        self.fit = Fit(contract)
         self.channels = contract.channels
         self.divide_by = contract.divide_by
         self.layout = contract.layout
         self.filter = contract.filter
         self.register_buffer("mean", torch.tensor(contract.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(contract.std).view(1, -1, 1, 1), persistent=False)
+        pad = contract.pad if isinstance(contract.pad, tuple) else (contract.pad,) * len(contract.mean)
+        self.register_buffer("pad", torch.tensor(pad, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("luma_bgr", torch.tensor(_LUMA_BGR).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, frames_nhwc: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 BGR to (N, C, h, w) float32, or (N, h, w, C) if the contract says so."""
-        height, width = self.size_hw
         # Cast first: TensorRT takes uint8 only at the border of a network.
-        x = frames_nhwc.float().permute(0, 3, 1, 2)
-        if self.filter == "bilinear":
-            x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
-        else:
-            rows, columns = _blocks(frames_nhwc.shape[1], height), _blocks(frames_nhwc.shape[2], width)
-            x = F.interpolate(x, (height * rows, width * columns), mode="bilinear", align_corners=False)
-            x = x.reshape(x.shape[0], 3, height, rows, width, columns).mean((3, 5))
+        x = self._resized(self.fit.seen(frames_nhwc.float().permute(0, 3, 1, 2)), _size_of(frames_nhwc))
         if self.channels == "rgb":
             x = x.flip(1)
         elif self.channels == "grey":
             x = (x * self.luma_bgr).sum(1, keepdim=True)
-        if self.divide_by == "max":
-            x = x / x.amax((1, 2, 3), keepdim=True).clamp(min=1.0)  # a black frame stays black
+        # Bars are no part of the frame, whose largest value they do not change.
+        largest = x.amax((1, 2, 3), keepdim=True) if self.divide_by == "max" else None
+        x = self.fit.with_bars(x, _size_of(frames_nhwc), self.pad)
+        if largest is not None:
+            x = x / largest.clamp(min=1.0)  # a black frame stays black
         else:
             x = x / self.divide_by
         x = (x - self.mean) / self.std
         return x.permute(0, 2, 3, 1) if self.layout == "nhwc" else x
+
+    def _resized(self, x: Tensor, frame_hw: tuple[int, int]) -> Tensor:
+        height, width = self.fit.content_hw(frame_hw)
+        if self.filter == "bilinear":
+            return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+        rows, columns = _blocks(x.shape[2], height), _blocks(x.shape[3], width)
+        x = F.interpolate(x, (height * rows, width * columns), mode="bilinear", align_corners=False)
+        return x.reshape(x.shape[0], 3, height, rows, width, columns).mean((3, 5))
 
 
 class ScoresToMask(nn.Module):
@@ -92,11 +101,17 @@ class ScoresToMask(nn.Module):
         self.stretch = contract.stretch
         self.layout = contract.output_layout or contract.layout
         self.smooth = smooth
+        self.fit = Fit(contract)
 
     def forward(self, scores: Tensor, frames_nhwc: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, h, w) scores, and the frames for their size, to masks (N, H, W) uint8 and ``not_finite`` (N,) int32."""
-        scores = scores.float()
-        return self._masks(scores, (frames_nhwc.shape[1], frames_nhwc.shape[2])), _count_not_finite(scores)
+        scores, frame_hw = scores.float(), _size_of(frames_nhwc)
+        on_frame, covered_hw = self.fit.on_frame(
+            scores.permute(0, 3, 1, 2) if self.layout == "nhwc" else scores, frame_hw
+        )
+        masks = self.fit.whole(self._masks(on_frame, covered_hw), frame_hw)
+        # Cast last: TensorRT gives uint8 only at the border of a network.
+        return masks.to(torch.uint8), _count_not_finite(scores)
 
     def activated(self, scores: Tensor) -> Tensor:
         """(N, C, h, w) scores with the activation that belongs to the network."""
@@ -107,8 +122,6 @@ class ScoresToMask(nn.Module):
         return (torch.softmax if self.ends_in == "softmax" else torch.log_softmax)(scores, 1)
 
     def _masks(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        if self.layout == "nhwc":
-            scores = scores.permute(0, 3, 1, 2)
         scores = self.activated(scores)
         if scores.shape[1] > 1:
             return self._class_index(scores, size_hw)
@@ -120,15 +133,14 @@ class ScoresToMask(nn.Module):
             # The authors cut the stretched mask to 8 bits before they enlarge it.
             x = (x * 255.0).floor() / 255.0
         x = F.interpolate(x, size_hw, mode="bilinear", align_corners=False)
-        # Cast last: TensorRT gives uint8 only at the border of a network.
-        return (x * 255.0).round().clamp(0.0, 255.0)[:, 0].to(torch.uint8)
+        return (x * 255.0).round().clamp(0.0, 255.0)[:, 0]
 
     def _class_index(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
         if self.smooth:
             scores = F.interpolate(scores, size_hw, mode="bilinear", align_corners=False)
-            return scores.argmax(1).to(torch.uint8)
+            return scores.argmax(1)
         index = scores.argmax(1, keepdim=True).float()
-        return F.interpolate(index, size_hw, mode="nearest")[:, 0].to(torch.uint8)
+        return F.interpolate(index, size_hw, mode="nearest")[:, 0]
 
 
 class Overlay(nn.Module):
@@ -272,6 +284,10 @@ def _count_not_finite(scores: Tensor) -> Tensor:
     FP32 counts to 2²⁴ alone.
     """
     return (1.0 - (scores.abs() < torch.inf).float()).sum(3).int().sum((1, 2), dtype=torch.int32)
+
+
+def _size_of(frames_nhwc: Tensor) -> tuple[int, int]:
+    return frames_nhwc.shape[1], frames_nhwc.shape[2]
 
 
 def _blocks(side: int, network_side: int) -> int:

@@ -24,6 +24,7 @@ from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.bundles.whole_folder import whole_folder
 from pipeline.errors import BundleError
 from pipeline.frames.pixels import Pixels
+from pipeline.frames.tiles import Tiles
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
@@ -53,7 +54,7 @@ class Manifest:
         model: name under which it was compiled ("u2netp", or the weights' file name).
         task: "binary" (mask = probability × 255) or "classes" (mask = class index).
         classes: names; for "binary" the one foreground class, for "classes" index 0 is the background.
-        frame_size_hw: (height, width) of the frames, or None for any size.
+        frame_size_hw: (height, width) of the frames that the program takes, or None for any size; if it takes tiles, that of the tiles.
         network_size_hw: (height, width) inside the network.
         precision: of the network's weights and activations.
         layers: layers of another precision, and which.
@@ -93,6 +94,11 @@ class Manifest:
     def for_cpu(self) -> bool:
         """Whether the program is INT8 as CPUs take it."""
         return self.calibration.get("graph") == CPU_GRAPH
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How frames are cut for the program; None if it takes them as they are."""
+        return Tiles.from_contract(self.contract)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
@@ -143,6 +149,14 @@ class Manifest:
         maps = ("contract", "weights", "tools", "layers", "calibration", "verification", "files")
         if not all(isinstance(getattr(manifest, name), dict) for name in maps):
             raise BundleError(f"{where}: expected an object for {', '.join(maps)}: compile the bundle again")
+        try:
+            tiles = manifest.tiles
+        except (TypeError, ValueError) as error:
+            raise BundleError(
+                f"{where}: expected tile: [[height, width], overlap] in the contract: compile the bundle again"
+            ) from error
+        if tiles is not None and manifest.frame_size_hw != tiles.size_hw:
+            raise BundleError(f"{where}: expected a frame_size_hw as the tiles have: compile the bundle again")
         return manifest
 
     def as_dict(self) -> dict[str, Any]:

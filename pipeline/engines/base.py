@@ -85,6 +85,11 @@ class Engine(ABC):
         return self.collect()
 
     @property
+    def frame_size_hw(self) -> tuple[int, int] | None:
+        """(height, width) of the frames that it takes; None for any."""
+        return self.bundle.manifest.frame_size_hw
+
+    @property
     def pixels(self) -> Pixels:
         """How its frames lie in memory."""
         return self.bundle.manifest.pixels
@@ -113,7 +118,7 @@ class Engine(ABC):
         if nhw is None or frames.dtype != np.uint8 or frames.size == 0:
             raise ShapeError(f"frames: expected {EXPECTED[self.pixels]}, got {describe(frames)}")
         count, height, width = nhw
-        fixed = self.bundle.manifest.frame_size_hw
+        fixed = self.frame_size_hw
         if fixed is not None and (height, width) != fixed:
             raise ShapeError(
                 f"frames: expected {fixed[0]}×{fixed[1]} (height × width), got {height}×{width}: "
