@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 from calibration.metrics.truth import read_truths
@@ -28,6 +29,7 @@ from compile.proof.verify import (
     FEWEST_FRAMES,
     MOST_FRAMES,
     Proof,
+    Reference,
     Sample,
     Sampling,
     Verification,
@@ -39,6 +41,7 @@ from compile.proof.worst_frames import draw_worst
 from compile.timing import fastest
 from pipeline.bundles.bundle import PROGRAM_NAME, WORST_NAME, Manifest, cache_folder, file_sha256
 from pipeline.errors import CompileError, OptionError
+from pipeline.frames.pixels import Pixels, bands_of
 from pipeline.frames.tiles import Tiles
 from pipeline.sources.base import Source
 from pipeline.terminal import logger_of
@@ -73,6 +76,11 @@ class Trained:
         """How frames are cut for it; None if it takes them as they are."""
         tile = self.network.contract.tile
         return None if tile is None else Tiles(*tile)
+
+    def pixels(self, options: BuildOptions) -> Pixels:
+        """How its program takes frames."""
+        own = self.network.contract.pixels
+        return options.pixels if own == "bgr" else own
 
     def frame_size_hw(self, options: BuildOptions) -> tuple[int, int] | None:
         """The fixed (height, width) of what its program takes, or None for any."""
@@ -130,22 +138,31 @@ def open_trained(options: BuildOptions) -> Trained:
         "%s: %s (%s), %d class(es), %d×%d",
         *(weights.name, network.architecture, network.family, network.class_count, height, width),
     )
+    _check_frames(network, options)
+    return Trained(network, weights, _sha256(weights, network.data_files), options.model or weights.stem)
+
+
+def _check_frames(network: Network, options: BuildOptions) -> None:
+    """Refuse options that do not go with how a network sees frames."""
     if options.compose == "device" and network.task != "binary":
         raise OptionError(
             f"--compose device: expected a network of one class, got {network.class_count}: leave --compose out"
         )
-    if network.contract.tile is not None:
-        given = {
-            "--frame": options.frame_size_hw is not None,
-            "--compose device": options.compose == "device",
-            "--pixels nv12": options.pixels == "nv12",
-        }
-        if wrong := [option for option, is_given in given.items() if is_given]:
-            raise OptionError(
-                f"{wrong[0]}: expected none of it for a network that sees frames in tiles (tile in its contract), which are cut from "
-                "BGR frames of any size before its program: leave it out"
-            )
-    return Trained(network, weights, _sha256(weights, network.data_files), options.model or weights.stem)
+    contract = network.contract
+    if contract.tile is not None:
+        what = "a network that sees frames in tiles (tile in its contract), which are cut from BGR frames of any size"
+    elif contract.pixels != "bgr":
+        what = f"a network of {bands_of(contract.pixels)} as files have them"
+    else:
+        return
+    given = {
+        "--frame": contract.tile is not None and options.frame_size_hw is not None,
+        "--compose device": options.compose == "device",
+        "--pixels nv12": options.pixels == "nv12",
+        "--target torch-tensorrt": contract.pixels != "bgr" and options.target == "torch-tensorrt",
+    }
+    if wrong := [option for option, is_given in given.items() if is_given]:
+        raise OptionError(f"{wrong[0]}: expected none of it for {what}: leave it out")
 
 
 def _sha256(weights: Path, beside: Sequence[Path]) -> str:
@@ -175,8 +192,10 @@ def take_proof(trained: Trained, options: BuildOptions, frames: VerificationFram
     network = trained.network
     truths = None if options.calibration_masks is None else read_truths(str(options.calibration_masks), network.task)
     count = options.verify_count or _frames_to_check(network.giga_macs)
-    sampling = Sampling(network.task, options.frame_size_hw, count, truths, options.pixels)
-    reference = network.reference
+    pixels = trained.pixels(options)
+    sampling = Sampling(network.task, options.frame_size_hw, count, truths, pixels)
+    frames.take(network.contract.pixels)
+    reference: Reference = network.reference
     if trained.tiles is not None:
         reference = reference_in_tiles(reference, trained.tiles, network.task)
     # Layers are watched on all frames that the trained network sees: their largest values decide what can be FP16.
@@ -193,8 +212,13 @@ def programs_of(trained: Trained, options: BuildOptions, frames: VerificationFra
     frame_size_hw = trained.frame_size_hw(options)
 
     def searched() -> Sequence[Sample]:
-        sampling = Sampling(network.task, frame_size_hw, SEARCHED_FRAMES)
+        # Frames of cameras, in BGR where the program takes NV12 too.
+        sampling = Sampling(network.task, frame_size_hw, SEARCHED_FRAMES, pixels=network.contract.pixels)
         looked_at = frames.searched() if tiles is None else as_tiles(frames.searched(), tiles, 1)
+        if (first := next(looked_at, None)) is None:
+            log.info("no frames are left to search layers on that FP16 would spoil: give more of them with --verify")
+            return []
+        looked_at = chain([first], looked_at)
         with network.watching():
             return take_samples(looked_at, network.reference, frames.origin, sampling)
 
@@ -224,7 +248,7 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
         content = with_views(content, options.frame_size_hw)
     if options.pixels == "nv12":
         content = with_nv12(content, options.frame_size_hw)
-    masks, runtime = program_masks(content, options.pixels)
+    masks, runtime = program_masks(content, trained.pixels(options))
     if trained.tiles is not None:
         masks = masks_in_tiles(masks, trained.tiles, proof.task)
     verification = proof.of(masks, runtime)
@@ -292,7 +316,7 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
         },
         verification=verification.as_dict(),
         composes=options.compose == "device",
-        pixels=options.pixels,
+        pixels=trained.pixels(options),
         tools=_tools(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

@@ -187,6 +187,7 @@ def extend_bundle(folder: Path, frames: VerificationFrames, options: BuildOption
     masks, runtime = program_masks(draft.files[PROGRAM_NAME], manifest.pixels)
     if manifest.tiles is not None:
         masks = masks_in_tiles(masks, manifest.tiles, manifest.task)
+    frames.take("bgr" if manifest.pixels == "nv12" else manifest.pixels)
     count = options.verify_count or FEWEST_FRAMES
     samples = take_samples(
         frames.judging(count),

@@ -82,7 +82,7 @@ def fixed_imgsz(model: onnx.ModelProto, contract: Contract) -> Contract:
     if channels and channels != len(contract.mean):
         raise CompileError(
             f"contract {contract.name}: expected {channels} channels as the network has, got {contract.channels}: "
-            "set channels: grey for 1, rgb or bgr for 3, and layout: nhwc if channels come last"
+            "set channels: grey for 1, rgb or bgr for 3, a number for channels as files have them; layout: nhwc if channels come last"
         )
     return replace(contract, imgsz=(height or contract.imgsz[0], width or contract.imgsz[1]))
 
@@ -125,7 +125,8 @@ def wrap(
     """
     output = scores_output(network, contract)
     axes = frame_axes(frame_size_hw)
-    before = export_module(FrameToInput(contract), (example_frames(frame_size_hw),), (axes,), (FRAMES,), ("input",))
+    frames = example_frames(frame_size_hw, pixels=contract.pixels)
+    before = export_module(FrameToInput(contract), (frames,), (axes,), (FRAMES,), ("input",))
     classes = _classes(output, contract)
     height, width = contract.imgsz
     channels_last = (contract.output_layout or contract.layout) == "nhwc"
@@ -134,7 +135,7 @@ def wrap(
     sides = {axis + (not channels_last): torch.export.Dim(f"side_{axis}", min=1) for axis in (1, 2)}
     after = export_module(
         ScoresToMask(contract, smooth=smooth),
-        (torch.zeros(shape), example_frames(frame_size_hw)),
+        (torch.zeros(shape), frames),
         ({0: axes[0], **sides}, axes),
         ("scores", FRAMES),
         (MASKS, NOT_FINITE),

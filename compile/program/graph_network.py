@@ -33,6 +33,7 @@ from compile.program.network import check_count, undecided
 from compile.program.program import FrameToInput, ScoresToMask
 from compile.proof.verify import Expected, open_session, require_finite
 from pipeline.errors import CompileError, NotConvertibleError
+from pipeline.frames.pixels import Pixels, bands_of, input_type
 
 # On how many photographs of the package a network is tried.
 _PHOTOGRAPHS = 3
@@ -201,8 +202,17 @@ def photographs(contract: Contract) -> list[NDArray[np.float32]]:
     """Photographs of the package as a contract has them go in, (1, C, h, w)."""
     before = FrameToInput(channels_first(contract)).eval()
     with PhotographSource("verification") as source, torch.inference_mode():
-        frames = [np.ascontiguousarray(frame.image[None]) for frame in islice(source, _PHOTOGRAPHS)]
+        frames = [_as_bands(frame.image, contract.pixels)[None] for frame in islice(source, _PHOTOGRAPHS)]
         return [before(torch.from_numpy(frame)).numpy() for frame in frames]
+
+
+def _as_bands(image_hwc: NDArray[np.uint8], pixels: Pixels) -> NDArray[Any]:
+    """A photograph as a network of other channels may see pictures: its channels in turn, over the whole range."""
+    bands = bands_of(pixels)
+    if bands is None:
+        return np.ascontiguousarray(image_hwc)
+    chosen = image_hwc[..., [channel % 3 for channel in range(bands.channels)]]
+    return chosen.astype(input_type(pixels)) * (257 if bands.bits == 16 else 1)
 
 
 def _layers(module: LayeredNetwork, activation: Activation | None, class_count: int, giga_macs: float) -> Layers:

@@ -144,7 +144,7 @@ class LayeredProgram(Network):
         examples: list[Example] = []
         for frame in frames:
             with torch.inference_mode():
-                x = before(torch.from_numpy(np.ascontiguousarray(frame.image[None])))
+                x = before(torch.from_numpy(np.ascontiguousarray(frame.as_pixels(self.contract.pixels)[None])))
             found: list[Example] = []
             search.observe(lambda x=x, found=found: found.append(Example(x, search.network.logits(x))))  # type: ignore[misc, operator]
             examples = sorted([*examples, *found], key=lambda example: -example.doubt)[:count]

@@ -23,6 +23,7 @@ from compile.program.foreign import (
     wrap,
 )
 from compile.program.network import Network, check_count, undecided
+from compile.program.onnx_export import example_frames
 from compile.program.program import FrameToInput, ScoresToMask
 from compile.proof.verify import Expected, open_session, require_finite
 from pipeline.bundles.bundle import Precision
@@ -59,7 +60,7 @@ class OnnxNetwork(Network):
         entry = self._session.get_inputs()[0]
         self._input, self._dtype = entry.name, np.float16 if "float16" in entry.type else np.float32
         self._output = scores_output(self._network, fitted).name
-        empty = FrameToInput(fitted).eval()(torch.zeros((1, *fitted.imgsz, 3), dtype=torch.uint8))
+        empty = FrameToInput(fitted).eval()(example_frames(fitted.imgsz, 1, fitted.pixels))
         shape = self._run(empty, fitted.imgsz).shape
         fitted = replace(fitted, output_layout=find_output_layout(shape, fitted, self._output))
         class_count = count_classes(self._network, fitted)

@@ -31,7 +31,7 @@ _LUMA_BGR = (0.114, 0.587, 0.299)
 
 
 class FrameToInput(nn.Module):
-    """Frames to the network's input: resize, channel order, scale, mean and standard deviation.
+    """Frames to the network's input: resize, channel order, scale, mean and standard deviation, which can be each frame's own.
 
     With the filter "area" large frames are averaged, not sampled: a bilinear resize from 1080p to 320 pixels looks at a tenth of the
     picture, and what it misses flickers. So the frame is resized to the nearest whole multiple of the network's size, and blocks of
@@ -52,6 +52,7 @@ class FrameToInput(nn.Module):
         self.divide_by = contract.divide_by
         self.layout = contract.layout
         self.filter = contract.filter
+        self.pixels, self.zscore = contract.pixels, contract.zscore
         self.register_buffer("mean", torch.tensor(contract.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(contract.std).view(1, -1, 1, 1), persistent=False)
         pad = contract.pad if isinstance(contract.pad, tuple) else (contract.pad,) * len(contract.mean)
@@ -59,21 +60,24 @@ class FrameToInput(nn.Module):
         self.register_buffer("luma_bgr", torch.tensor(_LUMA_BGR).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, frames_nhwc: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 BGR to (N, C, h, w) float32, or (N, h, w, C) if the contract says so."""
+        """Frames to (N, C, h, w) float32, or (N, h, w, C) if the contract says so.
+
+        Args:
+            frames_nhwc: (N, H, W, 3) uint8 BGR; for channels as in files (N, H, W, C) uint8, or int32 for 16 bits.
+        """
         # Cast first: TensorRT takes uint8 only at the border of a network.
         x = self._resized(self.fit.seen(frames_nhwc.float().permute(0, 3, 1, 2)), _size_of(frames_nhwc))
         if self.channels == "rgb":
             x = x.flip(1)
         elif self.channels == "grey":
             x = (x * self.luma_bgr).sum(1, keepdim=True)
-        # Bars are no part of the frame, whose largest value they do not change.
-        largest = x.amax((1, 2, 3), keepdim=True) if self.divide_by == "max" else None
+        # Bars are no part of the frame, of whose values they change none.
+        divisor: Any = self.divide_by
+        if divisor == "max":
+            divisor = x.amax((1, 2, 3), keepdim=True).clamp(min=1.0)  # a black frame stays black
+        mean, std = _own_mean_and_std(x / divisor) if self.zscore else (self.mean, self.std)
         x = self.fit.with_bars(x, _size_of(frames_nhwc), self.pad)
-        if largest is not None:
-            x = x / largest.clamp(min=1.0)  # a black frame stays black
-        else:
-            x = x / self.divide_by
-        x = (x - self.mean) / self.std
+        x = (x.div(divisor) - mean) / std
         return x.permute(0, 2, 3, 1) if self.layout == "nhwc" else x
 
     def _resized(self, x: Tensor, frame_hw: tuple[int, int]) -> Tensor:
@@ -82,7 +86,7 @@ class FrameToInput(nn.Module):
             return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
         rows, columns = _blocks(x.shape[2], height), _blocks(x.shape[3], width)
         x = F.interpolate(x, (height * rows, width * columns), mode="bilinear", align_corners=False)
-        return x.reshape(x.shape[0], 3, height, rows, width, columns).mean((3, 5))
+        return x.reshape(x.shape[0], x.shape[1], height, rows, width, columns).mean((3, 5))
 
 
 class ScoresToMask(nn.Module):
@@ -284,6 +288,12 @@ def _count_not_finite(scores: Tensor) -> Tensor:
     FP32 counts to 2²⁴ alone.
     """
     return (1.0 - (scores.abs() < torch.inf).float()).sum(3).int().sum((1, 2), dtype=torch.int32)
+
+
+def _own_mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each frame's channels, (N, C, 1, 1); a channel of one value all over becomes 0."""
+    mean = x.mean((2, 3), keepdim=True)
+    return mean, (x - mean).square().mean((2, 3), keepdim=True).sqrt().clamp(min=1e-6)
 
 
 def _size_of(frames_nhwc: Tensor) -> tuple[int, int]:

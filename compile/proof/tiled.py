@@ -81,4 +81,5 @@ def _put_together(masks: Masks, image: NDArray[np.uint8], tiles: Tiles, *, class
 
 def _enlarged(flags_hw: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     rows, columns = (np.arange(now) * was // now for was, now in zip(flags_hw.shape, size_hw, strict=True))
-    return flags_hw[rows][:, columns].astype(np.uint8)
+    enlarged: NDArray[np.uint8] = flags_hw[rows][:, columns].astype(np.uint8)
+    return enlarged

@@ -23,7 +23,7 @@ from pipeline.bundles.file_lock import locked
 from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.bundles.whole_folder import whole_folder
 from pipeline.errors import BundleError
-from pipeline.frames.pixels import Pixels
+from pipeline.frames.pixels import Pixels, is_pixels
 from pipeline.frames.tiles import Tiles
 
 SCHEMA = 1
@@ -142,8 +142,10 @@ class Manifest:
             raise BundleError(f"{where}: unknown task, precision or no classes: compile the bundle again")
         if not isinstance(manifest.composes, bool):
             raise BundleError(f"{where}: expected true or false for composes: compile the bundle again")
-        if manifest.pixels not in get_args(Pixels):
-            raise BundleError(f"{where}: expected {' or '.join(get_args(Pixels))} for pixels: compile the bundle again")
+        if not is_pixels(manifest.pixels):
+            raise BundleError(
+                f"{where}: expected bgr, nv12, or channels and bits such as 4x16 for pixels: compile the bundle again"
+            )
         if manifest.pixels == "nv12" and any(side % 2 for side in manifest.frame_size_hw or ()):
             raise BundleError(f"{where}: expected an even frame_size_hw for nv12: compile the bundle again")
         maps = ("contract", "weights", "tools", "layers", "calibration", "verification", "files")

@@ -14,6 +14,8 @@ import numpy as np
 
 from pipeline.errors import SourceError
 from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.frames.pixels import bands_of
+from pipeline.sources.bands import NUMPY_SUFFIX, read_bands
 from pipeline.sources.base import Source
 from pipeline.sources.kinds import SourceKind
 
@@ -21,12 +23,12 @@ from pipeline.sources.kinds import SourceKind
 PICTURES = SourceKind(
     name="pictures",
     opens="PictureSource",
-    help="a picture, those of a folder, or those that a pattern such as 'pics/**/*.jpg' matches",
+    help="a picture, those of a folder, or those that a pattern such as 'pics/**/*.jpg' matches; .npy for networks of any channels",
     order=30,
     extra="cpu",
     forms=("a picture", "a folder", "a glob"),
     suffixes=(
-        ".avif", ".bmp", ".dib", ".exr", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pic", ".png",
+        ".avif", ".bmp", ".dib", ".exr", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pbm", ".pgm", ".pic", ".png",
         ".pnm", ".ppm", ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp",
     ),
     folders=True,
@@ -38,8 +40,9 @@ class PictureSource(Source):
     """A picture, the pictures of a folder (not of folders in it), or what a glob matches (``**`` for folders in folders).
 
     Order is that of the names, with numbers in them counted as numbers. Pictures are read as they are shown: turned by their
-    EXIF orientation, gray made BGR, 16 bits made 8, an alpha channel left out. A picture that cannot be read does not stop the
-    others: it is named in the error that ends the iteration.
+    EXIF orientation, gray made BGR, 16 bits made 8, an alpha channel left out. For a network that takes channels as files have them
+    they are read so (``pipeline.sources.bands``). Arrays (.npy) of a folder with other pictures are left out, for they are labels as
+    often. A picture that cannot be read does not stop the others: it is named in the error that ends the iteration.
     """
 
     def __init__(self, spec: str) -> None:
@@ -56,12 +59,14 @@ class PictureSource(Source):
     def __iter__(self) -> Iterator[Frame]:
         unreadable: list[str] = []
         for index, (path, name) in enumerate(zip(self._paths, self._names, strict=True)):
+            bands = bands_of(self.pixels)
             try:
-                image = read_picture(path)
+                image = read_picture(path) if bands is None else read_bands(path, bands)
             except SourceError as error:
                 unreadable.append(str(error))
                 continue
-            yield Frame(image, index, float(index), self.info.name, name)
+            kind = "bgr" if bands is None else self.pixels
+            yield Frame(image, index, float(index), self.info.name, name, kind)
         if len(unreadable) == 1:
             raise SourceError(unreadable[0])
         if unreadable:
@@ -79,6 +84,8 @@ def read_picture(path: Path) -> Image:
     Raises:
         SourceError: it is missing, no picture, damaged, or larger than OPENCV_IO_MAX_IMAGE_PIXELS allows.
     """
+    if path.suffix.lower() == NUMPY_SUFFIX:
+        raise SourceError(f"{path}: expected an ordinary picture as the network takes, got an array")
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
@@ -117,7 +124,8 @@ def _find(spec: str) -> list[Path]:
     if not pictures:
         suffixes = " ".join(sorted(PICTURES.suffixes))
         raise SourceError(f"{spec}: expected pictures ({suffixes}), got a {kind} with none")
-    return sorted(pictures, key=_natural_order)
+    ordinary = {path for path in pictures if path.suffix.lower() != NUMPY_SUFFIX}
+    return sorted(ordinary if kind == "folder" and ordinary else pictures, key=_natural_order)
 
 
 def _natural_order(path: Path) -> tuple[tuple[bool, int, str], ...]:
