@@ -39,7 +39,7 @@ class Region(NamedTuple):
 class Fit:
     """Where the frame lies in the network's input, and the network's scores on the frame.
 
-    "letterbox" is the frame at the largest size that fits, sides rounded (halves to the even number), with half of what is left on each
+    "letterbox" is the frame at the largest size that fits, sides rounded, with half of what is left on each
     side and the odd pixel at the end: as ultralytics does it. "cover" is the largest part of the frame that has the network's shape,
     from its middle.
 
@@ -113,7 +113,5 @@ def _at_least_1(side: Any) -> int:
 
 
 def _rounded(a: int, b: int) -> int:
-    """The whole number nearest to a / b, halves to the even one: with integers only, and without a remainder for TensorRT's sake."""
-    whole = a // b
-    is_odd = whole - whole // 2 * 2
-    return whole + (2 * (a - whole * b) + is_odd) // (b + 1)
+    # Halves up: TensorRT-RTX finds no bounds of a size that is rounded to the even number, and refuses it.
+    return (2 * a + b) // (2 * b)

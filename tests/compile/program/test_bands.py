@@ -13,8 +13,8 @@ from compile.build import build
 from compile.networks.contract import Contract, read_contract
 from compile.program.program import FrameToInput
 from edgemask import Model, open_source
-from pipeline.bundles.bundle import Bundle
 from pipeline.__main__ import main
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import CompileError, EdgemaskError, OptionError, ShapeError, SourceError
 from tests.compile.program.test_fit import run, saved
 from tests.compile.program.test_graph_network import with_a_determinant

@@ -29,7 +29,7 @@ def boxed(size_hw):
     """Rows, columns, top and left of a frame in the network's input."""
     (height, width), (rows, columns) = SIZE_HW, size_hw
     ratio = min(height / rows, width / columns)
-    inner_hw = max(1, round(rows * ratio)), max(1, round(columns * ratio))
+    inner_hw = max(1, int(rows * ratio + 0.5)), max(1, int(columns * ratio + 0.5))
     top, left = (round((whole - inner) / 2 - 0.1) for whole, inner in zip(SIZE_HW, inner_hw, strict=True))
     return (*inner_hw, max(top, 0), max(left, 0))
 
@@ -37,7 +37,7 @@ def boxed(size_hw):
 def cut(size_hw):
     """Rows, columns, top and left of the part of a frame that the network sees."""
     ratio = min(size_hw[0] / SIZE_HW[0], size_hw[1] / SIZE_HW[1])
-    rows, columns = (max(1, round(side * ratio)) for side in SIZE_HW)
+    rows, columns = (max(1, int(side * ratio + 0.5)) for side in SIZE_HW)
     return rows, columns, (size_hw[0] - rows) // 2, (size_hw[1] - columns) // 2
 
 
