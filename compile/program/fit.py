@@ -68,12 +68,19 @@ class Fit:
         region = _centered(frame_hw, self.size_hw)
         return region.within(x - pad, self.size_hw) + pad
 
-    def on_frame(self, scores: Tensor, frame_hw: SizeHW) -> tuple[Tensor, SizeHW]:
-        """Of scores (N, C, h, w) those that lie on the frame, and the size that they have on it."""
+    def on_frame(self, scores: Tensor, frame_hw: SizeHW, mode: str = "bilinear") -> tuple[Tensor, SizeHW]:
+        """Of scores (N, C, h, w) those that lie on the frame, and the size that they have on it.
+
+        Args:
+            scores: of any size.
+            frame_hw: (height, width) of the frame.
+            mode: how small ones are enlarged: "nearest" for numbers that have no mean.
+        """
         if self.kind == "letterbox":
-            # Bars end between the pixels of scores that are smaller than the network's input.
-            if _size_of(scores) != self.size_hw:
-                scores = F.interpolate(scores, self.size_hw, mode="bilinear", align_corners=False)
+            # Bars end between the pixels of scores that are smaller than the network's input, as those of a free size may be.
+            is_known = all(isinstance(side, int) for side in _size_of(scores))
+            if not is_known or _size_of(scores) != self.size_hw:
+                scores = F.interpolate(scores, self.size_hw, mode=mode)
             return _centered(frame_hw, self.size_hw).of(scores), frame_hw
         if self.kind == "cover":
             region = _centered(self.size_hw, frame_hw)
@@ -90,7 +97,7 @@ class Fit:
         """Flags of the network's output (N, h, w), of any size, as flags of the frame; None stays None."""
         if flags_nhw is None or self.kind == "stretch":
             return flags_nhw
-        scores, covered_hw = self.on_frame(torch.from_numpy(flags_nhw)[:, None].float(), frame_hw)
+        scores, covered_hw = self.on_frame(torch.from_numpy(flags_nhw)[:, None].float(), frame_hw, "nearest")
         flags: NDArray[np.bool_] = self.whole(F.interpolate(scores, covered_hw)[:, 0], frame_hw).numpy() >= 0.5
         return flags
 

@@ -251,11 +251,11 @@ def test_a_bundle(place, tmp_path, monkeypatch, pictures, fit, how):
             assert (difference.max() if how != "int8" else difference.mean()) <= most
 
 
-@pytest.mark.parametrize("fit", ["letterbox", "cover"])
-def test_a_network_that_stays_as_it_is(place, tmp_path, caplog, pictures, fit):
+@pytest.mark.parametrize(("fit", "small"), [("letterbox", False), ("letterbox", True), ("cover", True)])
+def test_a_network_that_stays_as_it_is(place, tmp_path, caplog, pictures, fit, small):
     caplog.set_level("INFO", "edgemask")
     (tmp_path / "square.yaml").write_text(f"imgsz: 64\nfilter: bilinear\nfit: {fit}\n")
-    saved(reds(), tmp_path / "square.onnx", (64, 64))
+    saved(reds(small=small), tmp_path / "square.onnx", (64, 64))
     with_a_determinant(tmp_path / "square.onnx", tmp_path / "odd.onnx")
     options = {"contract": str(tmp_path / "square.yaml"), "verify": str(place / "judged"), "quiet": True}
     build(tmp_path / "odd.onnx", tmp_path / "odd", **options)
