@@ -98,7 +98,7 @@ def _compile(options: BuildOptions, frames: VerificationFrames) -> Bundle:
 
     wanted_plan = steps.plan_wanted(options)
     trained = steps.open_trained(options)
-    proof = steps.take_proof(trained.network, options, frames)
+    proof = steps.take_proof(trained, options, frames)
     programs = steps.programs_of(trained, options, frames)
     made: list[Draft] = []
     for precision in options.precisions:

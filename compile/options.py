@@ -15,7 +15,7 @@ from compile.networks.zoo import ZOO
 from pipeline.bundles.bundle import Precision
 from pipeline.command.command_line import OptionParser, share, whole_number
 from pipeline.errors import OptionError
-from pipeline.frames.pixels import Pixels
+from pipeline.frames.pixels import OfCameras
 
 Target = Literal["onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt"]
 WantedPrecision = Literal["fp32", "fp16", "int8", "auto"]
@@ -48,7 +48,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "calibration_method": METHODS,
     "upsample": get_args(Upsampling),
     "compose": get_args(Composing),
-    "pixels": get_args(Pixels),
+    "pixels": get_args(OfCameras),
 }
 # What only some targets know: field, targets.
 _OF_TARGETS: dict[str, tuple[Target, ...]] = {
@@ -130,7 +130,7 @@ class BuildOptions:
     classes: int | None = None
     upsample: Upsampling | None = None
     compose: Composing = "host"
-    pixels: Pixels = "bgr"
+    pixels: OfCameras = "bgr"
     verify: str | None = None
     verify_count: int | None = None
     min_iou: float = 0.99
@@ -466,7 +466,7 @@ def _add_frames(parser: OptionParser) -> None:
     parser.add_argument(
         "--pixels",
         default="bgr",
-        choices=get_args(Pixels),
+        choices=get_args(OfCameras),
         help="pixel format that the program takes; nv12 is what decoders give: half as many bytes, and a GPU "
         "converts the colors (default: %(default)s)",
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 from calibration.metrics.truth import read_truths
@@ -26,10 +27,12 @@ from compile.program.open_network import ForeignContract, contract_of, open_made
 from compile.program.programs import Program, Programs, single_precision
 from compile.program.score_range import doubt_of_masks
 from compile.proof.frames import SEARCHED_FRAMES, VerificationFrames
+from compile.proof.tiled import TiledSource, as_tiles, masks_in_tiles, reference_in_tiles
 from compile.proof.verify import (
     FEWEST_FRAMES,
     MOST_FRAMES,
     Proof,
+    Reference,
     Sample,
     Sampling,
     Verification,
@@ -41,7 +44,9 @@ from compile.proof.worst_frames import draw_worst
 from compile.timing import fastest
 from pipeline.bundles.bundle import PROGRAM_NAME, WORST_NAME, Manifest, cache_folder, file_sha256
 from pipeline.errors import CompileError, OptionError
-from pipeline.frames.frame import Frame
+from pipeline.frames.pixels import Pixels, bands_of
+from pipeline.frames.tiles import Tiles
+from pipeline.sources.base import Source
 from pipeline.terminal import logger_of
 
 # At what size the published networks without a fixed one were trained.
@@ -68,6 +73,21 @@ class Trained:
     weights: str
     weights_sha256: str
     name: str
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How frames are cut for it; None if it takes them as they are."""
+        tile = self.network.contract.tile
+        return None if tile is None else Tiles(*tile)
+
+    def pixels(self, options: BuildOptions) -> Pixels:
+        """How its program takes frames."""
+        own = self.network.contract.pixels
+        return options.pixels if own == "bgr" else own
+
+    def frame_size_hw(self, options: BuildOptions) -> tuple[int, int] | None:
+        """The fixed (height, width) of what its program takes, or None for any."""
+        return options.frame_size_hw if self.tiles is None else self.tiles.size_hw
 
 
 def plan_wanted(options: BuildOptions) -> PlanOptions | None:
@@ -107,13 +127,33 @@ def open_trained(options: BuildOptions) -> Trained:
         "%s: %s (%s), %d class(es), %d×%d",
         *(name, network.architecture, network.family, network.class_count, height, width),
     )
+    _check_frames(network, options)
+    sha256 = network.sha256 if weights is None else _sha256(weights, network.data_files)
+    return Trained(network, name, sha256, options.model or (network.architecture if weights is None else weights.stem))
+
+
+def _check_frames(network: Network, options: BuildOptions) -> None:
+    """Refuse options that do not go with how a network sees frames."""
     if options.compose == "device" and network.task != "binary":
         raise OptionError(
             f"--compose device: expected a network of one class, got {network.class_count}: leave --compose out, or name one of them "
             "in the contract (subject: N)"
         )
-    sha256 = network.sha256 if weights is None else _sha256(weights, network.data_files)
-    return Trained(network, name, sha256, options.model or (network.architecture if weights is None else weights.stem))
+    contract = network.contract
+    if contract.tile is not None:
+        what = "a network that sees frames in tiles (tile in its contract), which are cut from BGR frames of any size"
+    elif contract.pixels != "bgr":
+        what = f"a network of {bands_of(contract.pixels)} as files have them"
+    else:
+        return
+    given = {
+        "--frame": contract.tile is not None and options.frame_size_hw is not None,
+        "--compose device": options.compose == "device",
+        "--pixels nv12": options.pixels == "nv12",
+        "--target torch-tensorrt": contract.pixels != "bgr" and options.target == "torch-tensorrt",
+    }
+    if wrong := [option for option, is_given in given.items() if is_given]:
+        raise OptionError(f"{wrong[0]}: expected none of it for {what}: leave it out")
 
 
 def _opened(options: BuildOptions) -> tuple[Network, Path | None]:
@@ -158,7 +198,7 @@ def _published_contract(name: str, contract: str) -> Contract | None:
     return replace(contract_of("u2net-official", contract, 3), activation="none")
 
 
-def take_proof(network: Network, options: BuildOptions, frames: VerificationFrames) -> Proof:
+def take_proof(trained: Trained, options: BuildOptions, frames: VerificationFrames) -> Proof:
     """The frames that judge, and what the trained network makes of them.
 
     Raises:
@@ -166,10 +206,18 @@ def take_proof(network: Network, options: BuildOptions, frames: VerificationFram
         CalibrationError: a frame has no ground truth.
         SourceError: they cannot be read.
     """
+    network = trained.network
     truths = None if options.calibration_masks is None else read_truths(str(options.calibration_masks), network.task)
     count = options.verify_count or _frames_to_check(network.giga_macs)
-    sampling = Sampling(network.task, options.frame_size_hw, count, truths, options.pixels)
-    samples = _take(network, frames.judging(count), frames.origin, sampling)
+    pixels = trained.pixels(options)
+    sampling = Sampling(network.task, options.frame_size_hw, count, truths, pixels)
+    frames.take(network.contract.pixels)
+    reference: Reference = network.reference
+    if trained.tiles is not None:
+        reference = reference_in_tiles(reference, trained.tiles, network.task)
+    # Layers are watched on all frames that the trained network sees: their largest values decide what can be FP16.
+    with network.watching():
+        samples = take_samples(frames.judging(count), reference, frames.origin, sampling)
     for doubt in (network.doubt(), doubt_of_masks(samples, network.task)):
         if doubt is not None:
             log.info("%s", doubt)
@@ -178,13 +226,25 @@ def take_proof(network: Network, options: BuildOptions, frames: VerificationFram
 
 def programs_of(trained: Trained, options: BuildOptions, frames: VerificationFrames) -> Programs:
     """The frame program in each precision; layers are searched for on other frames than those that judge."""
-    network = trained.network
+    network, tiles = trained.network, trained.tiles
+    frame_size_hw = trained.frame_size_hw(options)
 
     def searched() -> Sequence[Sample]:
-        sampling = Sampling(network.task, options.frame_size_hw, SEARCHED_FRAMES)
-        return _take(network, frames.searched(), frames.origin, sampling)
+        # Frames of cameras, in BGR where the program takes NV12 too.
+        sampling = Sampling(network.task, frame_size_hw, SEARCHED_FRAMES, pixels=network.contract.pixels)
+        looked_at = frames.searched() if tiles is None else as_tiles(frames.searched(), tiles, 1)
+        if (first := next(looked_at, None)) is None:
+            log.info("no frames are left to search layers on that FP16 would spoil: give more of them with --verify")
+            return []
+        looked_at = chain([first], looked_at)
+        with network.watching():
+            return take_samples(looked_at, network.reference, frames.origin, sampling)
 
-    return Programs(network, searched, frames.calibration, network.sha256 or trained.weights_sha256, options)
+    calibration: Source | None = frames.calibration
+    if tiles is not None and calibration is not None:
+        calibration = TiledSource(calibration, tiles)
+    sha256 = network.sha256 or trained.weights_sha256
+    return Programs(network, searched, calibration, sha256, replace(options, frame_size_hw=frame_size_hw))
 
 
 def prove(program: Program, trained: Trained, proof: Proof, options: BuildOptions, advice: str) -> Draft:
@@ -205,7 +265,9 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
         content = with_views(content, options.frame_size_hw)
     if options.pixels == "nv12":
         content = with_nv12(content, options.frame_size_hw)
-    masks, runtime = program_masks(content, options.pixels)
+    masks, runtime = program_masks(content, trained.pixels(options))
+    if trained.tiles is not None:
+        masks = masks_in_tiles(masks, trained.tiles, proof.task)
     verification = proof.of(masks, runtime)
     problem = problem_with(verification, options.min_iou, options.min_worst_iou)
     if problem is not None:
@@ -228,6 +290,8 @@ def add_wanted_plan(
         CompileError: it cannot be built, or does not agree.
     """
     if wanted is not None:
+        # It may be fixed by the contract alone what the program takes.
+        wanted = replace(wanted, frame_size_hw=draft.manifest.frame_size_hw, pixels=draft.manifest.pixels)
         return add_plan(draft, wanted, proof, options)
     if options.target == "torch-tensorrt":
         manifest = draft.manifest
@@ -243,12 +307,6 @@ def choose(made: Sequence[Draft], proof: Proof, options: BuildOptions) -> Draft:
     return fastest(made, "onnxruntime" if options.target == "onnx" else options.target, proof.samples)
 
 
-def _take(network: Network, frames: Iterable[Frame], source: str, sampling: Sampling) -> list[Sample]:
-    # Layers are watched on all frames that the trained network sees: their largest values decide what can be FP16.
-    with network.watching():
-        return take_samples(frames, network.reference, source, sampling)
-
-
 def _frames_to_check(giga_macs: float | None) -> int:
     """As many frames as a small network takes half a minute for, and for a large one fewer, but never a handful."""
     affordable = MOST_FRAMES if giga_macs is None else int(_VERIFY_GIGA_MACS / max(giga_macs, 1e-9))
@@ -262,7 +320,7 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
         task=network.task,
         classes=network.class_names,
         network_size_hw=network.contract.imgsz,
-        frame_size_hw=options.frame_size_hw,
+        frame_size_hw=trained.frame_size_hw(options),
         precision=program.precision,
         layers=program.layers,
         calibration=program.calibration,
@@ -275,7 +333,7 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
         },
         verification=verification.as_dict(),
         composes=options.compose == "device",
-        pixels=options.pixels,
+        pixels=trained.pixels(options),
         tools=_tools(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

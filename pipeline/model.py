@@ -18,6 +18,7 @@ from pipeline.errors import OptionError, ShapeError
 from pipeline.flow.stream import masked_frames
 from pipeline.frames.frame import Frame, Image, describe
 from pipeline.frames.nv12 import to_nv12
+from pipeline.frames.pixels import bands_of, input_type
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sources.base import Source
@@ -74,7 +75,8 @@ class Model:
         """The mask of a picture.
 
         Args:
-            image: (H, W, 3) uint8 BGR, as OpenCV reads it; or several of one size, (N, H, W, 3). Not changed.
+            image: (H, W, 3) uint8 BGR, as OpenCV reads it; or several of one size, (N, H, W, 3). For a network of other channels those,
+                (H, W, C) uint8, or uint16 where it takes 16 bits. Not changed.
 
         Returns:
             (H, W) uint8, or (N, H, W): probability × 255 for one class, else the index of the class. The caller's own.
@@ -83,10 +85,16 @@ class Model:
             ShapeError: the picture has another shape or dtype, or not the size that the model was compiled for.
         """
         self._check_idle()
-        if not isinstance(image, np.ndarray) or image.ndim not in (3, 4) or image.shape[-1] != 3:
+        bands = bands_of(self._engine.pixels)
+        channels, stored = (3, np.uint8) if bands is None else (bands.channels, bands.stored)
+        fits = isinstance(image, np.ndarray) and image.ndim in (3, 4) and image.shape[-1] == channels
+        if not fits or (bands is not None and image.dtype != stored):
             got = describe(image) if isinstance(image, np.ndarray) else type(image).__name__
-            raise ShapeError(f"image: expected (H, W, 3) or (N, H, W, 3) uint8 BGR, got {got}")
+            wanted = "uint8 BGR" if bands is None else f"{stored}, {bands} as the network takes"
+            raise ShapeError(f"image: expected (H, W, {channels}) or (N, H, W, {channels}) {wanted}, got {got}")
         frames_nhwc = image if image.ndim == 4 else image[None]
+        if bands is not None:
+            frames_nhwc = frames_nhwc.astype(input_type(bands.pixels), copy=False)
         if self._engine.pixels == "nv12":
             frames_nhwc = np.stack([to_nv12(frame) for frame in frames_nhwc])
         masks_nhw = self._engine(np.ascontiguousarray(frames_nhwc))

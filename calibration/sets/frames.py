@@ -22,6 +22,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from calibration.sets.calibration_set import (
     KIND,
@@ -42,7 +43,9 @@ from calibration.sets.selection import Candidate, Pool, SplitName, choose, split
 from pipeline.bundles.bundle import file_sha256
 from pipeline.errors import CalibrationError
 from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.frames.pixels import bands_of
 from pipeline.sources import open_source
+from pipeline.sources.bands import NUMPY_SUFFIX, read_bands
 from pipeline.sources.base import Source
 from pipeline.sources.picture_file import read_picture
 
@@ -71,12 +74,17 @@ class Collector:
         """
         kept, replaced = self.pool.add(frame.image, frame.index, frame.name, frame.pts_s)
         if replaced is not None:
-            self.path(replaced).unlink()
-        if kept:
-            (self._folder / f"{frame.index:08d}.png").write_bytes(_png(frame.image))
+            self.path(replaced).unlink(missing_ok=True)
+            self.path(replaced).with_suffix(NUMPY_SUFFIX).unlink(missing_ok=True)
+        if not kept:
+            return
+        if bands_of(frame.format) is None:
+            self.path(frame).write_bytes(_png(frame.image))
+        else:
+            np.save(self.path(frame).with_suffix(NUMPY_SUFFIX), frame.pixels)
 
-    def path(self, candidate: Candidate) -> Path:
-        """Where a candidate's picture lies."""
+    def path(self, candidate: Candidate | Frame) -> Path:
+        """Where a candidate's picture lies; one with channels as in its file lies beside it, as ``.npy``."""
         return self._folder / f"{candidate.index:08d}.png"
 
 
@@ -292,6 +300,7 @@ class ChosenSource(Source):
         total = self._count + self._count_held_back
         try:
             collector = Collector(info, Path(folder.name), total)
+            self._source.pixels = self.pixels
             for frame in within_limits(self._source):
                 collector.add(frame)
             candidates = collector.pool.result()
@@ -326,8 +335,11 @@ class ChosenSource(Source):
             self._folder.cleanup()
 
     def _read(self, chosen: list[tuple[Path, Candidate]]) -> Iterator[Frame]:
+        bands = bands_of(self.pixels)
         for path, candidate in chosen:
-            yield Frame(read_picture(path), candidate.index, candidate.pts_s, self.info.name, candidate.name)
+            pixels = read_picture(path) if bands is None else read_bands(path.with_suffix(NUMPY_SUFFIX), bands)
+            kind = "bgr" if bands is None else self.pixels
+            yield Frame(pixels, candidate.index, candidate.pts_s, self.info.name, candidate.name, kind)
 
 
 class HashedFrames:
@@ -345,8 +357,9 @@ class HashedFrames:
     def __iter__(self) -> Iterator[Frame]:
         for frame in self._frames:
             self.count += 1
-            self._digest.update(repr(frame.image.shape).encode())
-            self._digest.update(frame.image.data if frame.image.flags.c_contiguous else frame.image.tobytes())
+            picture = frame.input_hwc
+            self._digest.update(repr(picture.shape).encode())
+            self._digest.update(picture.data if picture.flags.c_contiguous else picture.tobytes())
             yield frame
 
     @property

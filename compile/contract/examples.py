@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import CompileError
 from pipeline.frames.frame import Image
-from pipeline.sources.pictures import PICTURES, read_picture
+from pipeline.sources.picture_file import read_picture
+from pipeline.sources.pictures import PICTURES
 
 # Folders of pictures and of masks beside each other, as data sets call them.
 _PICTURE_FOLDERS = ("images", "imgs", "image", "pictures", "frames")

@@ -8,6 +8,7 @@ from typing import Any
 from compile.inspect.report import FileReport, Report
 from compile.inspect.table import LISTED, clean, field, listed, number_text, plural, size_text, table
 from pipeline.bundles.bundle import MANIFEST_NAME
+from pipeline.frames.pixels import bands_of
 
 _SUM_DIGITS = 12
 
@@ -26,7 +27,10 @@ def bundle_lines(report: Report, *, all_layers: bool, width: int) -> Iterator[st
     told = [str(weights.get("file", "unknown")), f"({kinds})" if kinds else "", _short(weights.get("sha256"))]
     yield from field("weights", " ".join(part for part in told if part), width)
     frames = "any size" if manifest.frame_size_hw is None else _size(manifest.frame_size_hw)
-    frames += ", NV12" if manifest.pixels == "nv12" else ""
+    if manifest.tiles is not None:
+        frames = f"any size, in tiles of {frames} that overlap by {manifest.tiles.overlap}"
+    bands = bands_of(manifest.pixels)
+    frames += ", NV12" if manifest.pixels == "nv12" else "" if bands is None else f", {bands}"
     yield from field(
         "frames", f"{frames}; {_size(manifest.network_size_hw)} inside the network (height × width)", width
     )

@@ -138,5 +138,5 @@ def _profile(shapes: Sequence[Sequence[int]]) -> str:
 
 
 def _frames(shape: Sequence[int]) -> str:
-    nhw = frames_nhw("nv12" if len(shape) == 3 else "bgr", shape)
+    nhw = frames_nhw("nv12", shape) if len(shape) == 3 else tuple(shape[:3]) if len(shape) == 4 else None
     return str(shape) if nhw is None else f"{nhw[0]} of {nhw[1]}×{nhw[2]}"

@@ -16,15 +16,26 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipeline.errors import CompileError, OptionError
+from pipeline.frames.pixels import MOST_CHANNELS, Bands, Pixels
 from pipeline.terminal import logger_of
 from pipeline.yaml_file import read_yaml
 
-Channels = Literal["rgb", "bgr", "grey"]
+Channels = Literal["rgb", "bgr", "grey"] | int
+_ORDERS = ("rgb", "bgr", "grey")
 Activation = Literal["sigmoid", "softmax", "none"]
 Layout = Literal["nchw", "nhwc"]
 OutputLayout = Literal["nchw", "nhwc", "nhw", "chw", "hwc", "hw"]
 Upsampling = Literal["scores", "classes"]
 Filter = Literal["bilinear", "area"]
+Fit = Literal["stretch", "letterbox", "cover"]
+
+
+def channel_count(channels: object) -> int:
+    """How many channels a network has whose contract says so; 0 for a value that none may say."""
+    if type(channels) is int:
+        return channels if 1 <= channels <= MOST_CHANNELS else 0
+    return 1 if channels == "grey" else 3
+
 
 # Mean and standard deviation of pixels are within their range; this many times beyond it they are in another unit.
 _BEYOND = 4
@@ -40,7 +51,8 @@ class Contract:
 
     Attributes:
         name: what it is called in the manifest.
-        channels: order of the network's input channels.
+        channels: order of the network's input channels: "rgb", "bgr" or "grey" of ordinary pictures; or a number, 1 to 16, for channels
+            as files have them.
         divide_by: pixels are divided by this number, or by "max", the frame's own largest value.
         mean: subtracted after the division, one number for each channel.
         std: divided by after that, one number for each channel.
@@ -57,6 +69,14 @@ class Contract:
         multilabel: several channels with a probability each, that need not add up to 1.
         upsample: what of several classes is enlarged to the frame's size; None for scores where they are smaller than the network's
             input, else classes.
+        fit: how a frame of another shape than the network's goes in: "stretch", "letterbox" (whole, between bars), or "cover" (its
+            middle, and the mask is 0 outside of it).
+        tile: frames are not resized, but cut into tiles: their (height, width), which is ``imgsz``, and how many pixels two neighbors
+            share; None for frames as a whole.
+        bits: of each channel: 8, or 16 of channels as files have them.
+        zscore: after the division, and in place of ``mean`` and ``std``, each frame's own of each channel.
+        pad: the bars' value before the division, 0 to 255, or 65535 for 16 bits: one number, or one for each channel of the network's
+            input.
     """
 
     name: str
@@ -75,6 +95,11 @@ class Contract:
     subject: int | None = None
     multilabel: bool = False
     upsample: Upsampling | None = None
+    fit: Fit = "stretch"
+    pad: float | tuple[float, ...] = 114.0
+    tile: tuple[tuple[int, int], int] | None = None
+    bits: int = 8
+    zscore: bool = False
 
     def __post_init__(self) -> None:
         def need(fits: bool, field: str, expected: str) -> None:
@@ -82,8 +107,17 @@ class Contract:
                 got = reprlib.repr(getattr(self, field))
                 raise CompileError(f"contract {self.name}: {field}: expected {expected}, got {got}")
 
-        count = 1 if self.channels == "grey" else 3
-        need(self.channels in get_args(Channels), "channels", "rgb, bgr or grey")
+        count = channel_count(self.channels)
+        numbered = type(self.channels) is int
+        need(
+            1 <= count <= MOST_CHANNELS and (numbered or self.channels in _ORDERS),
+            "channels",
+            f"rgb, bgr, grey or a number from 1 to {MOST_CHANNELS}",
+        )
+        need(self.bits == 8 or (self.bits == 16 and numbered), "bits", "8, or 16 for channels by their number")
+        need(isinstance(self.zscore, bool), "zscore", "true or false")
+        plain = (self.mean, self.std) == ((0.0,) * count, (1.0,) * count)
+        need(not self.zscore or plain, "zscore", "no mean and std beside it, for each frame has its own")
         need(self.activation in get_args(Activation), "activation", "sigmoid, softmax or none")
         need(self.layout in get_args(Layout), "layout", "nchw or nhwc")
         need(self.output_layout in (None, *get_args(OutputLayout)), "output_layout", "nchw, nhwc, nhw, chw, hwc or hw")
@@ -94,21 +128,35 @@ class Contract:
             "max or a number above 0",
         )
         numbers = f"{count} number{'s' if count > 1 else ''}"
+        whose = f"{count} channels" if numbered else self.channels
         need(
             len(self.mean) == count and all(math.isfinite(value) for value in self.mean),
             "mean",
-            f"{numbers} for {self.channels}",
+            f"{numbers} for {whose}",
         )
         need(
             len(self.std) == count and all(0 < value < math.inf for value in self.std),
             "std",
-            f"{numbers} above 0 for {self.channels}",
+            f"{numbers} above 0 for {whose}",
         )
         need(
             len(self.imgsz) == 2 and all(1 <= side <= 8192 for side in self.imgsz),
             "imgsz",
             "height and width from 1 to 8192",
         )
+        need(self.fit in get_args(Fit), "fit", "stretch, letterbox or cover")
+        pad = self.pad if isinstance(self.pad, tuple) else (self.pad,) * count
+        need(
+            len(pad) == count and all(0 <= value < 1 << self.bits for value in pad),
+            "pad",
+            f"a number from 0 to {(1 << self.bits) - 1}, or {numbers} for {whose}",
+        )
+        if self.tile is not None:
+            most = min(self.imgsz) // 2
+            size = "×".join(map(str, self.imgsz))
+            need(self.tile[0] == self.imgsz, "tile", f"[SIZE, OVERLAP] with the network's own size, {size}")
+            need(0 <= self.tile[1] <= most, "tile", f"an overlap from 0 to {most}, half of a side")
+            need(self.fit == "stretch", "fit", "none beside tile, for tiles are not resized")
         need(isinstance(self.stretch, bool), "stretch", "true or false")
         need(self.output is None or isinstance(self.output, str), "output", "a name")
         need(
@@ -125,14 +173,14 @@ class Contract:
     @property
     def _pixel_range(self) -> float:
         """The largest value that a pixel has after the division."""
-        return 1.0 if self.divide_by == "max" else 255.0 / self.divide_by
+        return 1.0 if self.divide_by == "max" else ((1 << self.bits) - 1) / self.divide_by
 
     def _check_units(self) -> None:
         """Refuse a mean or standard deviation in another unit than the pixels': all pictures would look the same."""
         largest = self._pixel_range
         for field, values in (("mean", self.mean), ("std", self.std)):
             if max(map(abs, values)) > _BEYOND * largest:
-                numbers = ", ".join(f"{value / 255 * largest:.4g}" for value in values)
+                numbers = ", ".join(f"{value / ((1 << self.bits) - 1) * largest:.4g}" for value in values)
                 raise CompileError(
                     f"contract {self.name}: {field}: expected it for pixels from 0 to {largest:g}, as divide_by makes them, got "
                     f"{reprlib.repr(list(values))}: set {field}: [{numbers}], or divide_by: 1"
@@ -149,6 +197,11 @@ class Contract:
             f"{self.divide_by:g} leaves them from 0 to {self._pixel_range:g}: set divide_by: 255 if the training did so"
         )
 
+    @property
+    def pixels(self) -> Pixels:
+        """How frames are that a program takes: BGR, or channels as files have them."""
+        return Bands(self.channels, self.bits).pixels if isinstance(self.channels, int) else "bgr"
+
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> Contract:
         """The contract of a bundle, from its manifest.
@@ -164,6 +217,8 @@ class Contract:
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()
         }
+        if values.get("tile"):
+            values["tile"] = (tuple(values["tile"][0]), values["tile"][1])
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
@@ -200,11 +255,11 @@ def built_in_contract(family: str, name: str, n_channels: int) -> Contract:
     if n_channels == 1:
         mean, std = sum(contract.mean) / 3, sum(contract.std) / 3
         return replace(contract, channels="grey", mean=(mean,), std=(std,))
-    if n_channels != 3:
-        raise CompileError(
-            f"the network: expected 3 input channels (or 1, for grey), got {n_channels}: frames have no more"
-        )
-    return contract
+    if n_channels == 3:
+        return contract
+    if n_channels > MOST_CHANNELS:
+        raise CompileError(f"the network: expected 1 to {MOST_CHANNELS} input channels, got {n_channels}")
+    return replace(contract, channels=n_channels, mean=(0.0,) * n_channels, std=(1.0,) * n_channels)
 
 
 def read_contract(path: Path, base: Contract | None = None) -> Contract:
@@ -223,10 +278,12 @@ def read_contract(path: Path, base: Contract | None = None) -> Contract:
     if "imgsz" not in entries and base is None:
         raise CompileError(f"--contract {path}: expected imgsz: [height, width], got none")
     values = {} if base is None else base.as_dict()
-    count = 1 if entries.get("channels", values.get("channels")) == "grey" else 3
-    if len(values.get("mean", ())) != count:
+    count = channel_count(entries.get("channels", values.get("channels", "rgb")))
+    if len(values.get("mean", ())) != count or entries.get("zscore"):
         # Mean and standard deviation of colours say nothing of grey, nor the other way.
         values |= {"mean": (0.0,) * count, "std": (1.0,) * count}
+    if entries.get("bits") == 16:
+        values["divide_by"] = 65535.0
     given = {key: _typed(path, key, value) for key, value in entries.items()}
     contract = Contract(**{**values, "name": path.stem, **given})
     if (doubt := contract.doubt()) is not None:
@@ -255,10 +312,22 @@ def _typed(path: Path, key: str, value: Any) -> Any:
         if len(sides) == 2 and all(type(side) is int for side in sides):
             return tuple(sides)
         expected = "a whole number or [height, width]"
+    elif key == "tile" and value is not None:
+        if isinstance(value, list) and len(value) == 2 and type(value[1]) is int:
+            sides = value[0] if isinstance(value[0], list) else [value[0], value[0]]
+            if len(sides) == 2 and all(type(side) is int for side in sides):
+                return tuple(sides), value[1]
+        expected = "[SIZE, OVERLAP] in pixels, where SIZE is a whole number or [height, width]"
     elif key in ("mean", "std"):
         if isinstance(value, list) and all(_is_number(number) for number in value):
             return tuple(float(number) for number in value)
         expected = "a list of numbers, one for each channel"
+    elif key == "pad":
+        if _is_number(value):
+            return float(value)
+        if isinstance(value, list) and all(_is_number(number) for number in value):
+            return tuple(float(number) for number in value)
+        expected = "a number, or a list of them, one for each channel"
     elif key == "divide_by":
         if _is_number(value):
             return float(value)

@@ -15,6 +15,7 @@ from compile.draft import Draft
 from compile.options import BuildOptions, check_nv12_frame
 from compile.plans.build_progress import BuildProgress
 from compile.plans.tensorrt_build import PlanOptions, build_plan, check_options
+from compile.proof.tiled import masks_in_tiles
 from compile.proof.verify import (
     FEWEST_FRAMES,
     Expected,
@@ -184,12 +185,15 @@ def extend_bundle(folder: Path, frames: VerificationFrames, options: BuildOption
     built = plan_options(options, frame_size_hw, options.batch or _batch_of(before), manifest.pixels)
     draft = _sound(bundle)
     masks, runtime = program_masks(draft.files[PROGRAM_NAME], manifest.pixels)
+    if manifest.tiles is not None:
+        masks = masks_in_tiles(masks, manifest.tiles, manifest.task)
+    frames.take("bgr" if manifest.pixels == "nv12" else manifest.pixels)
     count = options.verify_count or FEWEST_FRAMES
     samples = take_samples(
         frames.judging(count),
         lambda frames_nhwc: Expected(masks(frames_nhwc)),
         frames.origin,
-        Sampling(manifest.task, frame_size_hw, count, pixels=manifest.pixels),
+        Sampling(manifest.task, None if manifest.tiles else frame_size_hw, count, pixels=manifest.pixels),
     )
     return add_plan(draft, built, Proof(samples, manifest.task, frames.origin, runtime), options).write(folder)
 

@@ -198,7 +198,7 @@ def _ranges(
     histograms = {name: Histograms() for name in tensors}
     least = dict.fromkeys(tensors, 0.0)
     for frame in frames:
-        samples = session.run([_sample(name) for name in tensors], {"frames": frame.image[None]})
+        samples = session.run([_sample(name) for name in tensors], {"frames": frame.input_hwc[None]})
         for name, sample in zip(tensors, samples, strict=True):
             smallest, largest, some = float(sample[0]), float(sample[1]), torch.from_numpy(sample[2:])
             histograms[name].add(some.view(1, 1, 1, -1), torch.tensor([max(-smallest, largest)]))

@@ -123,7 +123,7 @@ def fixed_imgsz(model: onnx.ModelProto, contract: Contract) -> Contract:
     if channels and channels != len(contract.mean):
         raise CompileError(
             f"contract {contract.name}: expected {channels} channels as the network has, got {contract.channels}: "
-            "set channels: grey for 1, rgb or bgr for 3, and layout: nhwc if channels come last"
+            "set channels: grey for 1, rgb or bgr for 3, a number for channels as files have them; layout: nhwc if channels come last"
         )
     return replace(contract, imgsz=(height or contract.imgsz[0], width or contract.imgsz[1]))
 
@@ -177,7 +177,9 @@ def wrap(
         CompileError: they cannot be joined.
     """
     axes = frame_axes(frame_size_hw)
-    before = export_module(FrameToInput(contract), (example_frames(frame_size_hw),), (axes,), (FRAMES,), ("input",))
+    before = export_module(
+        FrameToInput(contract), (example_frames(frame_size_hw, pixels=contract.pixels),), (axes,), (FRAMES,), ("input",)
+    )
     height, width = contract.imgsz
     layout = contract.output_layout or contract.layout
     # What gives one picture without an axis for it takes one at a time.
@@ -187,7 +189,7 @@ def wrap(
     free = {axis: torch.export.Dim(f"side_{axis}", min=1) for axis in "hw"} | {"n": axes[0]}
     after = export_module(
         ScoresToMask(contract, form=form),
-        (torch.zeros([sizes[axis] for axis in layout]), example_frames(frame_size_hw, count)),
+        (torch.zeros([sizes[axis] for axis in layout]), example_frames(frame_size_hw, count, contract.pixels)),
         (
             {place: free[axis] for place, axis in enumerate(layout) if axis in free},
             axes if count > 1 else {axis: size for axis, size in axes.items() if axis},

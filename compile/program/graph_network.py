@@ -105,7 +105,8 @@ class OnnxLayers(LayeredProgram):
                 self._range.add(scores)
                 masks, not_finite = self._after(output, frames[index : index + 1])
                 require_finite(not_finite.numpy(), "the network")
-                parts.append(Expected(masks.numpy(), self._undecided(scores)))
+                flags = self._after.fit.flags_on_frame(self._undecided(scores), frames_nhwc.shape[1:3])
+                parts.append(Expected(masks.numpy(), flags))
             return joined(parts)
 
     def doubt(self) -> str | None:

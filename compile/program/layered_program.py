@@ -92,7 +92,8 @@ class LayeredProgram(Network):
             scores = self._ranges.run(self._program.before(frames))
             masks, not_finite = self._program.after(scores, frames)
             require_finite(not_finite.numpy(), "the network")
-            return Expected(masks.numpy(), self._undecided(self._program.after.activated(scores)))
+            flags = self._undecided(self._program.after.activated(scores))
+            return Expected(masks.numpy(), self._program.after.fit.flags_on_frame(flags, frames_nhwc.shape[1:3]))
 
     def export(
         self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]
@@ -151,7 +152,7 @@ class LayeredProgram(Network):
         examples: list[Example] = []
         for frame in frames:
             with torch.inference_mode():
-                x = before(torch.from_numpy(np.ascontiguousarray(frame.image[None])))
+                x = before(torch.from_numpy(np.ascontiguousarray(frame.as_pixels(self.contract.pixels)[None])))
             found: list[Example] = []
             search.observe(lambda x=x, found=found: found.append(Example(x, search.network.logits(x))))  # type: ignore[misc, operator]
             examples = sorted([*examples, *found], key=lambda example: -example.doubt)[:count]

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxscript  # noqa: F401  torch's exporter needs it: missing, it shall be told before any work
 import torch
@@ -21,6 +22,7 @@ from compile.program.program import FrameProgram
 from compile.program.resizes import with_constant_scales
 from pipeline.bundles.bundle import FRAMES, MASKS, NOT_FINITE
 from pipeline.errors import CompileError
+from pipeline.frames.pixels import Pixels, frames_shape, input_type
 
 OPSET = 18
 MAX_SIDE = 16384
@@ -35,14 +37,19 @@ def export_program(program: FrameProgram, frame_size_hw: tuple[int, int] | None 
         frame_size_hw: a fixed (height, width) of the frames, or None for any.
 
     Returns:
-        A checked model with the input "frames" (N, H, W, 3) uint8 and the outputs "masks" (N, H, W) uint8 and "not_finite" (N,) int32.
+        A checked model with the input "frames", as ``FrameToInput`` takes them, and the outputs "masks" (N, H, W) uint8 and
+        "not_finite" (N,) int32.
 
     Raises:
         CompileError: the network cannot be exported at this size, or the exporter fails.
     """
     lower_pooling(program.network, program.before.size_hw)
     return export_module(
-        program, (example_frames(frame_size_hw),), (frame_axes(frame_size_hw),), (FRAMES,), (MASKS, NOT_FINITE)
+        program,
+        (example_frames(frame_size_hw, pixels=program.before.pixels),),
+        (frame_axes(frame_size_hw),),
+        (FRAMES,),
+        (MASKS, NOT_FINITE),
     )
 
 
@@ -180,10 +187,10 @@ def check_size(network: nn.Module, size_hw: tuple[int, int]) -> None:
         )
 
 
-def example_frames(frame_size_hw: tuple[int, int] | None, count: int = 2) -> Tensor:
+def example_frames(frame_size_hw: tuple[int, int] | None, count: int = 2, pixels: Pixels = "bgr") -> Tensor:
     """Frames to trace with: (count, H, W, 3) uint8. Any content does; two frames, so that the batch is not taken for fixed."""
-    height, width = frame_size_hw or (480, 640)
-    return torch.zeros((count, height, width, 3), dtype=torch.uint8)
+    shape = frames_shape(pixels, count, frame_size_hw or (480, 640))
+    return torch.from_numpy(np.zeros(shape, input_type(pixels)))
 
 
 def frame_axes(frame_size_hw: tuple[int, int] | None) -> dict[int, Any]:

@@ -75,7 +75,8 @@ class OnnxNetwork(Network):
                 self._range.add(scores)
                 masks, not_finite = self._after(output, frame)
                 require_finite(not_finite.numpy(), "the network")
-                parts.append(Expected(masks.numpy(), undecided(scores, self.contract, self._output.form)))
+                flags = undecided(scores, self.contract, self._output.form)
+                parts.append(Expected(masks.numpy(), self._after.fit.flags_on_frame(flags, frames_nhwc.shape[1:3])))
             return joined(parts)
 
     def export(

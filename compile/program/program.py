@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from calibration.inference_form import fold_norms
 from compile.networks.contract import Contract
 from compile.networks.ends import OuterActivation, channels_first
+from compile.program.fit import Fit
 from compile.program.outputs import Form
 from pipeline.errors import CompileError
 
@@ -31,7 +32,7 @@ _LUMA_BGR = (0.114, 0.587, 0.299)
 
 
 class FrameToInput(nn.Module):
-    """Frames to the network's input: resize, channel order, scale, mean and standard deviation.
+    """Frames to the network's input: resize, channel order, scale, mean and standard deviation, which can be each frame's own.
 
     With the filter "area" large frames are averaged, not sampled: a bilinear resize from 1080p to 320 pixels looks at a tenth of the
     picture, and what it misses flickers. So the frame is resized to the nearest whole multiple of the network's size, and blocks of
@@ -41,40 +42,52 @@ class FrameToInput(nn.Module):
 
     mean: Tensor
     std: Tensor
+    pad: Tensor
     luma_bgr: Tensor
 
     def __init__(self, contract: Contract) -> None:
         super().__init__()
         self.size_hw = contract.imgsz
+        self.fit = Fit(contract)
         self.channels = contract.channels
         self.divide_by = contract.divide_by
         self.layout = contract.layout
         self.filter = contract.filter
+        self.pixels, self.zscore = contract.pixels, contract.zscore
         self.register_buffer("mean", torch.tensor(contract.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(contract.std).view(1, -1, 1, 1), persistent=False)
+        pad = contract.pad if isinstance(contract.pad, tuple) else (contract.pad,) * len(contract.mean)
+        self.register_buffer("pad", torch.tensor(pad, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("luma_bgr", torch.tensor(_LUMA_BGR).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, frames_nhwc: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 BGR to (N, C, h, w) float32, or (N, h, w, C) if the contract says so."""
-        height, width = self.size_hw
+        """Frames to (N, C, h, w) float32, or (N, h, w, C) if the contract says so.
+
+        Args:
+            frames_nhwc: (N, H, W, 3) uint8 BGR; for channels as in files (N, H, W, C) uint8, or int32 for 16 bits.
+        """
         # Cast first: TensorRT takes uint8 only at the border of a network.
-        x = frames_nhwc.float().permute(0, 3, 1, 2)
-        if self.filter == "bilinear":
-            x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
-        else:
-            rows, columns = _blocks(frames_nhwc.shape[1], height), _blocks(frames_nhwc.shape[2], width)
-            x = F.interpolate(x, (height * rows, width * columns), mode="bilinear", align_corners=False)
-            x = x.reshape(x.shape[0], 3, height, rows, width, columns).mean((3, 5))
+        x = self._resized(self.fit.seen(frames_nhwc.float().permute(0, 3, 1, 2)), _size_of(frames_nhwc))
         if self.channels == "rgb":
             x = x.flip(1)
         elif self.channels == "grey":
             x = (x * self.luma_bgr).sum(1, keepdim=True)
-        if self.divide_by == "max":
-            x = x / x.amax((1, 2, 3), keepdim=True).clamp(min=1.0)  # a black frame stays black
-        else:
-            x = x / self.divide_by
-        x = (x - self.mean) / self.std
+        # Bars are no part of the frame, of whose values they change none.
+        divisor: Any = self.divide_by
+        if divisor == "max":
+            divisor = x.amax((1, 2, 3), keepdim=True).clamp(min=1.0)  # a black frame stays black
+        mean, std = _own_mean_and_std(x / divisor) if self.zscore else (self.mean, self.std)
+        x = self.fit.with_bars(x, _size_of(frames_nhwc), self.pad)
+        x = (x.div(divisor) - mean) / std
         return x.permute(0, 2, 3, 1) if self.layout == "nhwc" else x
+
+    def _resized(self, x: Tensor, frame_hw: tuple[int, int]) -> Tensor:
+        height, width = self.fit.content_hw(frame_hw)
+        if self.filter == "bilinear":
+            return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+        rows, columns = _blocks(x.shape[2], height), _blocks(x.shape[3], width)
+        x = F.interpolate(x, (height * rows, width * columns), mode="bilinear", align_corners=False)
+        return x.reshape(x.shape[0], x.shape[1], height, rows, width, columns).mean((3, 5))
 
 
 class ScoresToMask(nn.Module):
@@ -100,11 +113,16 @@ class ScoresToMask(nn.Module):
         self.layout = contract.output_layout or contract.layout
         self.upsamples_scores = contract.upsample == "scores"
         self.subject, self.multilabel = contract.subject, contract.multilabel
+        self.fit = Fit(contract)
 
     def forward(self, scores: Tensor, frames_nhwc: Tensor) -> tuple[Tensor, Tensor]:
         """Scores, such as (N, C, h, w), and the frames for their size, to masks (N, H, W) uint8 and ``not_finite`` (N,) int32."""
-        scores = channels_first(scores.float(), self.layout)
-        return self._masks(scores, (frames_nhwc.shape[1], frames_nhwc.shape[2])), _count_not_finite(scores)
+        scores, frame_hw = channels_first(scores.float(), self.layout), _size_of(frames_nhwc)
+        have_means = self.form not in ("indices", "decisions")
+        on_frame, covered_hw = self.fit.on_frame(scores, frame_hw, "bilinear" if have_means else "nearest")
+        masks = self.fit.whole(self._masks(on_frame, covered_hw), frame_hw)
+        # Cast last: TensorRT gives uint8 only at the border of a network.
+        return masks.to(torch.uint8), _count_not_finite(scores)
 
     def activated(self, scores: Tensor) -> Tensor:
         """(N, C, h, w) scores with the activation that belongs to the network."""
@@ -130,8 +148,7 @@ class ScoresToMask(nn.Module):
             # The authors cut the stretched mask to 8 bits before they enlarge it.
             x = (x * 255.0).floor() / 255.0
         x = F.interpolate(x, size_hw, mode="bilinear", align_corners=False)
-        # Cast last: TensorRT gives uint8 only at the border of a network.
-        return (x * 255.0).round().clamp(0.0, 255.0)[:, 0].to(torch.uint8)
+        return (x * 255.0).round().clamp(0.0, 255.0)[:, 0]
 
     def _probability(self, scores: Tensor) -> Tensor:
         """(N, 1, h, w): of the one class, or of the subject among several."""
@@ -145,9 +162,9 @@ class ScoresToMask(nn.Module):
             scores = torch.sigmoid(scores)
         if self.upsamples_scores:
             scores = F.interpolate(scores, size_hw, mode="bilinear", align_corners=False)
-            return self._likeliest(scores)[:, 0].to(torch.uint8)
+            return self._likeliest(scores)[:, 0]
         index = self._likeliest(scores).float()
-        return F.interpolate(index, size_hw, mode="nearest")[:, 0].to(torch.uint8)
+        return F.interpolate(index, size_hw, mode="nearest")[:, 0]
 
     def _likeliest(self, scores: Tensor) -> Tensor:
         index = scores.argmax(1, keepdim=True)
@@ -161,7 +178,7 @@ class ScoresToMask(nn.Module):
             x = x * 255.0
         elif self.subject is not None:
             x = (x == float(self.subject)).float() * 255.0
-        return F.interpolate(x, size_hw, mode="nearest")[:, 0].to(torch.uint8)
+        return F.interpolate(x, size_hw, mode="nearest")[:, 0]
 
 
 class Overlay(nn.Module):
@@ -305,6 +322,16 @@ def _count_not_finite(scores: Tensor) -> Tensor:
     FP32 counts to 2²⁴ alone.
     """
     return (1.0 - (scores.abs() < torch.inf).float()).sum(3).int().sum((1, 2), dtype=torch.int32)
+
+
+def _own_mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each frame's channels, (N, C, 1, 1); a channel of one value all over becomes 0."""
+    mean = x.mean((2, 3), keepdim=True)
+    return mean, (x - mean).square().mean((2, 3), keepdim=True).sqrt().clamp(min=1e-6)
+
+
+def _size_of(frames_nhwc: Tensor) -> tuple[int, int]:
+    return frames_nhwc.shape[1], frames_nhwc.shape[2]
 
 
 def _blocks(side: int, network_side: int) -> int:

@@ -106,7 +106,7 @@ class Programs:
             beyond = network.beyond_half()
             for name, largest in beyond.items():
                 log.info("%s stays FP32: its values reach %.3g, and FP16 ends at 65504", name, largest)
-            sensitive = network.sensitive(samples, beyond)
+            sensitive = network.sensitive(samples, beyond) if samples else ()
             for name in sensitive:
                 log.info("%s stays FP32: the masks depend on more than FP16's 11 bits there", name)
             self._kept = (*beyond, *sensitive)

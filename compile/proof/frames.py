@@ -15,6 +15,7 @@ from calibration.sets.frames import ChosenSource, SetSource, open_calibration
 from calibration.sets.photographs import PhotographSource
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Frame
+from pipeline.frames.pixels import Pixels, bands_of
 from pipeline.redaction import redact
 from pipeline.sources import open_source, source_kind
 from pipeline.sources.base import Source
@@ -55,6 +56,7 @@ class VerificationFrames:
     def __init__(self, verify: str | None, calib: str | None, calib_size: int) -> None:
         self._closing = ExitStack()
         self._count = 0
+        self._pixels: Pixels = "bgr"
         self.advice = ""
         if verify is not None and calib is not None and source_kind(verify) == "test":
             raise OptionError(
@@ -82,6 +84,23 @@ class VerificationFrames:
             else:
                 self._take_photographs()
             self._closing = stack.pop_all()
+
+    def take(self, pixels: Pixels) -> None:
+        """Have frames read as the network takes them; to be called before all else.
+
+        Raises:
+            OptionError: they have channels that photographs of the package do not have, and no others were given.
+        """
+        bands = bands_of(pixels)
+        if bands is not None and self._given is None and self.calibration is None:
+            raise OptionError(
+                f"--verify: expected pictures with {bands} as the network takes (.tiff, .npy, .png), for the package's photographs "
+                "are ordinary ones, got none: give --verify DIR"
+            )
+        self._pixels = pixels
+        for source in (self._given, self.calibration):
+            if source is not None:
+                source.pixels = pixels
 
     def __enter__(self) -> VerificationFrames:
         return self
@@ -116,8 +135,10 @@ class VerificationFrames:
     def searched(self, count: int = SEARCHED_FRAMES) -> Iterator[Frame]:
         """Frames that a search may look at, none of which judges; to be called after ``judging``.
 
-        Those to calibrate on; else what is left of ``--verify``, where that is enough; else photographs of the package.
+        Those to calibrate on; else what is left of ``--verify``, where that is enough; else photographs of the package. For a network
+        of other channels than theirs, whatever is left.
         """
+        bands = bands_of(self._pixels)
         if self.calibration is not None:
             if isinstance(self.calibration, ChosenSource):
                 self.calibration.choose()
@@ -126,8 +147,9 @@ class VerificationFrames:
             return spread(SetSource(read_set(self._verify)), count)
         total = 0 if self._given is None or self._given.info.live else self._given.info.frame_count or 0
         left = sorted(set(range(total)) - set(_places(total, self._count)))
-        if self._verify is not None and len(left) >= _ENOUGH_TO_SEARCH:
+        if self._verify is not None and len(left) >= (_ENOUGH_TO_SEARCH if bands is None else 0):
             again = self._closing.enter_context(open_source(self._verify))
+            again.pixels = self._pixels
             return _picked(again, {left[index] for index in _places(len(left), count)})
         return spread(PhotographSource("search"), count)
 

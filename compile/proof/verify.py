@@ -18,7 +18,7 @@ from pipeline.bundles.bundle import LOOK_VALUES, NOT_FINITE, Task
 from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame, Image, describe
 from pipeline.frames.nv12 import to_bgr, to_nv12
-from pipeline.frames.pixels import Pixels
+from pipeline.frames.pixels import Pixels, bands_of
 
 Masks = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """(N, H, W, 3) uint8 BGR to (N, H, W) uint8."""
@@ -70,11 +70,12 @@ class Sample:
 
     Attributes:
         name: the frame's.
-        frames_nhwc: (1, H, W, 3) uint8 BGR.
+        frames_nhwc: (1, H, W, 3) uint8 BGR, or channels as files have them, as the program takes them.
         expected_nhw: (1, H, W) uint8.
         truth_hw: ground truth, as ``calibration.metrics.truth`` has it; None without.
         covered: share of the expected mask that is subject; of classes, that is not the most frequent one.
         undecided: pixels where the network is undecided, as a share of those that are subject; None where that is unknown.
+        shown_hwc: (H, W, 3) uint8 BGR, for people, where ``frames_nhwc`` are not; None where they are.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Sample:
     truth_hw: Truth | None = None
     covered: float = 1.0
     undecided: float | None = None
+    shown_hwc: Image | None = None
 
     @property
     def left_out(self) -> str | None:
@@ -193,7 +195,7 @@ def open_session(model: bytes | str, what: str) -> onnxruntime.InferenceSession:
 
 def as_taken(frames_nhwc: NDArray[np.uint8], pixels: Pixels) -> NDArray[np.uint8]:
     """Frames as a program takes them: (N, H, W, 3) uint8 BGR as they are, or as NV12, for which H and W are even."""
-    return frames_nhwc if pixels == "bgr" else np.stack([to_nv12(image) for image in frames_nhwc])
+    return frames_nhwc if pixels != "nv12" else np.stack([to_nv12(image) for image in frames_nhwc])
 
 
 def program_masks(program: bytes, pixels: Pixels = "bgr") -> tuple[Masks, str]:
@@ -279,9 +281,10 @@ def take_samples(
         image, truth_hw = _picture(frame, how, source)
         frames_nhwc = np.ascontiguousarray(image[None])
         # What NV12 loses of a photo's colours is lost before the program, as in a video: the network sees it so too.
-        expected = reference(frames_nhwc if how.pixels == "bgr" else to_bgr(to_nv12(image))[None])
+        expected = reference(frames_nhwc if how.pixels != "nv12" else to_bgr(to_nv12(image))[None])
         covered, undecided = _clarity(expected, how.task)
-        samples.append(Sample(frame.name, frames_nhwc, expected.masks_nhw, truth_hw, covered, undecided))
+        shown_hwc = None if bands_of(how.pixels) is None else frame.image
+        samples.append(Sample(frame.name, frames_nhwc, expected.masks_nhw, truth_hw, covered, undecided, shown_hwc))
         size_bytes += frames_nhwc.nbytes
         if len(samples) == how.count or size_bytes >= MOST_BYTES:
             break
@@ -292,14 +295,19 @@ def take_samples(
 
 def _picture(frame: Frame, how: Sampling, source: str) -> tuple[Image, Truth | None]:
     """A frame in the size that it is checked in, and its ground truth in that size."""
-    image = frame.image
+    bands = bands_of(how.pixels)
+    image: NDArray[Any] = frame.image if bands is None else frame.as_pixels(how.pixels)
     if how.frame_size_hw is not None and frame.size_hw != how.frame_size_hw:
         height, width = how.frame_size_hw
+        if bands is not None:
+            raise CompileError(
+                f"--verify {source}: expected pictures of {height}×{width} as --frame says, got {describe(image)}: leave --frame out"
+            )
         image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
     truth_hw = None if how.truths is None else how.truths(frame.name, frame.size_hw)
     if truth_hw is not None and truth_hw.shape != image.shape[:2]:
         truth_hw = resize_truth(truth_hw, image.shape[:2])
-    if how.pixels == "bgr":
+    if how.pixels != "nv12":
         return image, truth_hw
     height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     if not height or not width:

@@ -23,7 +23,8 @@ from pipeline.bundles.file_lock import locked
 from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.bundles.whole_folder import whole_folder
 from pipeline.errors import BundleError
-from pipeline.frames.pixels import Pixels
+from pipeline.frames.pixels import Pixels, is_pixels
+from pipeline.frames.tiles import Tiles
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
@@ -53,7 +54,7 @@ class Manifest:
         model: name under which it was compiled ("u2netp", or the weights' file name).
         task: "binary" (mask = probability × 255) or "classes" (mask = class index).
         classes: names; for "binary" the one foreground class, for "classes" index 0 is the background.
-        frame_size_hw: (height, width) of the frames, or None for any size.
+        frame_size_hw: (height, width) of the frames that the program takes, or None for any size; if it takes tiles, that of the tiles.
         network_size_hw: (height, width) inside the network.
         precision: of the network's weights and activations.
         layers: layers of another precision, and which.
@@ -93,6 +94,11 @@ class Manifest:
     def for_cpu(self) -> bool:
         """Whether the program is INT8 as CPUs take it."""
         return self.calibration.get("graph") == CPU_GRAPH
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How frames are cut for the program; None if it takes them as they are."""
+        return Tiles.from_contract(self.contract)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
@@ -136,13 +142,23 @@ class Manifest:
             raise BundleError(f"{where}: unknown task, precision or no classes: compile the bundle again")
         if not isinstance(manifest.composes, bool):
             raise BundleError(f"{where}: expected true or false for composes: compile the bundle again")
-        if manifest.pixels not in get_args(Pixels):
-            raise BundleError(f"{where}: expected {' or '.join(get_args(Pixels))} for pixels: compile the bundle again")
+        if not is_pixels(manifest.pixels):
+            raise BundleError(
+                f"{where}: expected bgr, nv12, or channels and bits such as 4x16 for pixels: compile the bundle again"
+            )
         if manifest.pixels == "nv12" and any(side % 2 for side in manifest.frame_size_hw or ()):
             raise BundleError(f"{where}: expected an even frame_size_hw for nv12: compile the bundle again")
         maps = ("contract", "weights", "tools", "layers", "calibration", "verification", "files")
         if not all(isinstance(getattr(manifest, name), dict) for name in maps):
             raise BundleError(f"{where}: expected an object for {', '.join(maps)}: compile the bundle again")
+        try:
+            tiles = manifest.tiles
+        except (TypeError, ValueError) as error:
+            raise BundleError(
+                f"{where}: expected tile: [[height, width], overlap] in the contract: compile the bundle again"
+            ) from error
+        if tiles is not None and manifest.frame_size_hw != tiles.size_hw:
+            raise BundleError(f"{where}: expected a frame_size_hw as the tiles have: compile the bundle again")
         return manifest
 
     def as_dict(self) -> dict[str, Any]:

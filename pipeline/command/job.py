@@ -57,8 +57,10 @@ def run_job(options: RunOptions) -> None:
     sinks: list[Sink] = []
     with ExitStack() as stack:
         sources = _open_sources(options, stack)
-        info = _together([source.info for source in sources])
         engine = _open_engine(options, [source.info for source in sources], stack)
+        for source in sources:  # what they hold depends on it: pages of a document, or channels of one picture
+            source.pixels = engine.pixels
+        info = _together([source.info for source in sources])
         appearance = make_appearance(options, look, engine, sources)
         health, timer = Health([source.telemetry for source in sources], sinks), StageTimer()
         service = stack.enter_context(Service(health))

@@ -125,9 +125,19 @@ def _open(bundle: Bundle, kind: EngineKind, overlap: bool, rebuild: Rebuild | No
     if overlap and kind.overlaps and len(os.sched_getaffinity(0)) > 1:
         make = partial(make, at_once=2)
     try:
-        return make(bundle)
+        return _for_frames(make(bundle))
     except PlanError as error:
         if rebuild is None or kind.name not in BUILT_FROM_PROGRAM:
             raise
         reason = str(error)
-    return make(rebuild(bundle, kind.name, reason))
+    return _for_frames(make(rebuild(bundle, kind.name, reason)))
+
+
+def _for_frames(engine: Engine) -> Engine:
+    """One for whole frames, where the program takes tiles of them."""
+    tiles = engine.bundle.manifest.tiles
+    if tiles is None:
+        return engine
+    from pipeline.engines.tiled import TiledEngine
+
+    return TiledEngine(engine, tiles)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.bundles.bundle import LOOK_VALUES, Bundle
 from pipeline.errors import EdgemaskError, ShapeError
 from pipeline.frames.frame import describe
-from pipeline.frames.pixels import EXPECTED, Pixels, frames_nhw
+from pipeline.frames.pixels import Pixels, expected, frames_nhw, input_type
 
 
 class Computed(NamedTuple):
@@ -71,7 +71,7 @@ class Engine(ABC):
         """Compute the masks of some frames of one size.
 
         Args:
-            frames: (N, H, W, 3) uint8, BGR; or (N, H·3/2, W) uint8 where the bundle's ``pixels`` is "nv12". Not changed.
+            frames: (N, H, W, 3) uint8, BGR; or what else the bundle's ``pixels`` says (``pipeline.frames.pixels``). Not changed.
 
         Returns:
             (N, H, W) uint8: probability × 255, or class index. Owned by the caller.
@@ -83,6 +83,11 @@ class Engine(ABC):
             raise RuntimeError("submissions are in flight: collect them before a call")
         self.submit(frames)
         return self.collect()
+
+    @property
+    def frame_size_hw(self) -> tuple[int, int] | None:
+        """(height, width) of the frames that it takes; None for any."""
+        return self.bundle.manifest.frame_size_hw
 
     @property
     def pixels(self) -> Pixels:
@@ -110,10 +115,10 @@ class Engine(ABC):
         if len(self._submitted) >= self.in_flight:
             raise RuntimeError(f"{self.in_flight} submissions are in flight already: collect one first")
         nhw = frames_nhw(self.pixels, frames.shape)
-        if nhw is None or frames.dtype != np.uint8 or frames.size == 0:
-            raise ShapeError(f"frames: expected {EXPECTED[self.pixels]}, got {describe(frames)}")
+        if nhw is None or frames.dtype != input_type(self.pixels) or frames.size == 0:
+            raise ShapeError(f"frames: expected {expected(self.pixels)}, got {describe(frames)}")
         count, height, width = nhw
-        fixed = self.bundle.manifest.frame_size_hw
+        fixed = self.frame_size_hw
         if fixed is not None and (height, width) != fixed:
             raise ShapeError(
                 f"frames: expected {fixed[0]}×{fixed[1]} (height × width), got {height}×{width}: "

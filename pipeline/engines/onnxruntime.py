@@ -17,6 +17,7 @@ from pipeline.engines.kinds import EngineKind
 from pipeline.engines.on_cpu import slower_on_cpu
 from pipeline.errors import BundleError
 from pipeline.frames.frame import describe
+from pipeline.frames.pixels import input_type
 
 ONNXRUNTIME = EngineKind(
     name="onnxruntime",
@@ -70,9 +71,9 @@ class OnnxRuntimeEngine(Engine):
                     f"{bundle.program_path}: expected {FRAMES}, {LOOK}, {MASKS} and {VIEWS} of a program that composes, "
                     f"got {', '.join(got)}: compile the bundle again"
                 )
-        elif len(inputs) != 1 or len(masks) != 1 or inputs[0].type != "tensor(uint8)":
+        elif len(inputs) != 1 or len(masks) != 1 or inputs[0].type != f"tensor({input_type(self.pixels)})":
             raise BundleError(
-                f"{bundle.program_path}: expected one uint8 input and one output, "
+                f"{bundle.program_path}: expected one {input_type(self.pixels)} input and one output, "
                 f"got {len(inputs)} ({inputs[0].type if inputs else 'none'}) and {len(masks)}: this is no frame program"
             )
         self._input_name = inputs[0].name

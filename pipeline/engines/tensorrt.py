@@ -30,7 +30,7 @@ from pipeline.engines.runtime_cache import RuntimeCacheFile
 from pipeline.engines.tensorrt_layers import PlanFacts, facts_of, layer_times
 from pipeline.engines.tensorrt_library import load_tensorrt, log_of
 from pipeline.errors import BackendUnavailableError, PlanError, ShapeError
-from pipeline.frames.pixels import frames_nhw
+from pipeline.frames.pixels import frames_nhw, input_type
 
 TENSORRT = EngineKind(
     name="tensorrt",
@@ -112,6 +112,7 @@ class TensorRTEngine(Engine):
         version = str(trt.__version__)
         self._entry, plan = read_plan(bundle, self.runtime, version, self._device.sm, self._device.name)
         self.batch = self._entry.profile[2][0]
+        self._frame_type = input_type(self.pixels)
         self._busy: deque[_Slot] = deque()
         self._free: deque[_Slot] = deque()
         self._shape: Shape = ()
@@ -130,7 +131,7 @@ class TensorRTEngine(Engine):
 
     def try_out(self) -> None:
         """Run black frames of the plan's usual size."""
-        self(np.zeros(self._entry.profile[1], np.uint8))
+        self(np.zeros(self._entry.profile[1], self._frame_type))
 
     def inspect(self) -> PlanFacts:
         """What TensorRT tells of the plan's layers, for frames of the plan's usual size; nothing may be in flight."""
@@ -160,8 +161,9 @@ class TensorRTEngine(Engine):
         for name, buffer in slot.buffers.items():
             fits = fits and context.set_tensor_address(name, buffer.address)
         self._require(fits, f"TensorRT refuses frames of {shape}")
-        slot.buffers[self._input].host[:] = 128
-        slot.buffers[self._input].to_device(math.prod(shape), self._compute)
+        there = slot.buffers[self._input]
+        there.host.view(self._frame_type)[:] = 128
+        there.to_device(self._frame_type.itemsize * math.prod(shape), self._compute)
         if self.composes:
             slot.buffers[LOOK].host[:] = 0
             slot.buffers[LOOK].to_device(_LOOK_BYTES, self._compute)
@@ -189,7 +191,12 @@ class TensorRTEngine(Engine):
         self.counts = NOT_FINITE in outputs
         given = [name for name in outputs if name != NOT_FINITE]
         types = {name: self._engine.get_tensor_dtype(name) for name in names}
-        all_uint8 = all(types[name] == trt.DataType.UINT8 for name in names if name not in (LOOK, NOT_FINITE))
+        wide = (LOOK, NOT_FINITE) if self._frame_type == np.uint8 else (LOOK, NOT_FINITE, *inputs)
+        all_uint8 = all(types[name] == trt.DataType.UINT8 for name in names if name not in wide)
+        self._require(
+            self._frame_type == np.uint8 or all(types[name] == trt.DataType.INT32 for name in inputs),
+            "expected int32 for frames of 16 bits, got another type: this is no such frame program",
+        )
         self._require(
             not self.counts or types[NOT_FINITE] == trt.DataType.INT32,
             f"expected int32 for {NOT_FINITE}, got another type: this is no frame program",
@@ -241,8 +248,8 @@ class TensorRTEngine(Engine):
             slot = self._slot_for(shape)
             try:
                 there = slot.buffers[self._input]
-                np.copyto(there.host[: frames.size].reshape(shape), frames)
-                there.to_device(frames.size, self._upload)
+                np.copyto(there.host[: frames.nbytes].view(self._frame_type).reshape(shape), frames)
+                there.to_device(frames.nbytes, self._upload)
                 if self.composes:
                     values = np.zeros(len(LOOK_VALUES), np.float32) if look is None else look
                     slot.buffers[LOOK].host[:] = np.frombuffer(values.tobytes(), np.uint8)
@@ -343,7 +350,8 @@ class TensorRTEngine(Engine):
         """Take a free slot with memory for a shape."""
         slot = self._free.popleft() if self._free else None
         masks_shape = self._masks_shape(shape)
-        sizes_bytes = {self._input: math.prod(shape), self._output: math.prod(masks_shape)}
+        frames_bytes = self._frame_type.itemsize * math.prod(shape)
+        sizes_bytes = {self._input: frames_bytes, self._output: math.prod(masks_shape)}
         if self.composes:
             sizes_bytes |= {LOOK: _LOOK_BYTES, VIEWS: 3 * math.prod(masks_shape)}
         if self.counts:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ShapeError
-from pipeline.frames.pixels import EXPECTED, Pixels, frames_nhw
+from pipeline.frames.pixels import Pixels, bands_of, expected, frames_nhw, input_type
 
 Image = NDArray[np.uint8]
 
@@ -20,13 +21,14 @@ class Frame:
     """One picture of a source, on its way to the outputs.
 
     Attributes:
-        pixels: the picture as it was decoded, uint8, as ``format`` says. Owned by the frame: a source never writes to it again, nor
-            does any stage.
+        pixels: the picture as it was decoded, uint8 or uint16, as ``format`` says. Owned by the frame: a source never writes to it
+            again, nor does any stage.
         index: position in the source, from 0; frames dropped on the way leave gaps.
         pts_s: presentation time in seconds from the start of the source.
         source: the source's name, for titles and messages.
         name: what a picture written from this frame is called, without suffix; may hold folders ("a/b").
-        format: "bgr": ``pixels`` are (H, W, 3); "nv12": (H·3/2, W) with even H and W (``pipeline.frames.pixels``).
+        format: "bgr": ``pixels`` are (H, W, 3); "nv12": (H·3/2, W) with even H and W; "4x16": (H, W, 4), channels of so many bits as in
+            the file, uint8 or uint16 (``pipeline.frames.pixels``).
         captured_ns: ``time.monotonic_ns()`` when the frame was complete.
         mask: (H, W) uint8 from the engine: probability × 255, or class index. None before the engine.
         view: (h, w, 3) uint8, BGR, what outputs show. None before rendering.
@@ -53,10 +55,12 @@ class Frame:
 
     def __post_init__(self) -> None:
         pixels = self.pixels
-        if frames_nhw(self.format, (1, *pixels.shape)) is None or pixels.dtype != np.uint8 or pixels.size == 0:
-            expected = EXPECTED[self.format].replace("(N, ", "(")
+        bands = bands_of(self.format)
+        stored = np.dtype(np.uint8) if bands is None else bands.stored
+        if frames_nhw(self.format, (1, *pixels.shape)) is None or pixels.dtype != stored or pixels.size == 0:
+            wanted = expected(self.format).replace("(N, ", "(").replace("int32", "uint16")
             raise ShapeError(
-                f"frame {self.index} of {self.source}: expected {expected}, got {describe(pixels)}{_remedy(pixels, self.format)}"
+                f"frame {self.index} of {self.source}: expected {wanted}, got {describe(pixels)}{_remedy(pixels, self.format)}"
             )
 
     def __repr__(self) -> str:
@@ -73,23 +77,45 @@ class Frame:
 
     @property
     def image(self) -> Image:
-        """(H, W, 3) uint8, BGR: ``pixels``, or converted when first asked for. Not to be written to."""
+        """(H, W, 3) uint8, BGR: ``pixels``, or converted when first asked for. Not to be written to.
+
+        Of channels as in a file the first three, taken for red, green and blue, or the first alone; 16 bits are divided by the
+        picture's largest value.
+        """
         if self.format == "bgr":
             return self.pixels
+        if self._bgr is None and self.format != "nv12":
+            self._bgr = _shown(self.pixels)
         if self._bgr is None:
             from pipeline.frames.nv12 import to_bgr  # FFmpeg, which not every run needs
 
             self._bgr = to_bgr(self.pixels)
         return self._bgr
 
+    @property
+    def input_hwc(self) -> NDArray[Any]:
+        """What a program takes that is not for NV12: (H, W, 3) uint8 BGR, or channels as in the file. Not to be written to."""
+        return self.image if bands_of(self.format) is None else self.as_pixels(self.format)
+
     def as_pixels(self, kind: Pixels) -> Image:
         """The picture in the format that an engine takes, without a conversion where it is in that already.
 
         Raises:
-            ShapeError: NV12, and a side is odd.
+            ShapeError: NV12, and a side is odd; or a picture of other channels than the engine takes.
         """
         if kind == self.format:
-            return self.pixels
+            return self.pixels.astype(input_type(kind), copy=False)
+        own, wanted = bands_of(self.format), bands_of(kind)
+        if own is not None or wanted is not None:
+            raise ShapeError(
+                f"frame {self.index} of {self.source}: expected {wanted or 'an ordinary picture'} as the network takes, "
+                f"got {own or 'an ordinary picture'}: "
+                + (
+                    "give files of such channels (.tiff, .npy, .png)"
+                    if wanted
+                    else "give pictures, a video or a camera"
+                )
+            )
         if kind == "bgr":
             return self.image
         height, width = self.size_hw
@@ -151,6 +177,13 @@ def check_mask(what: str, image_hwc: Image, mask_hw: Image) -> None:
         raise ShapeError(
             f"{what}: expected (H, W, 3) and (H, W) uint8 of one size, got {describe(image_hwc)} and {describe(mask_hw)}"
         )
+
+
+def _shown(bands_hwc: NDArray[np.generic]) -> Image:
+    first: NDArray[Any] = bands_hwc[..., 2::-1] if bands_hwc.shape[2] >= 3 else bands_hwc[..., [0, 0, 0]]
+    if first.dtype == np.uint8:
+        return np.ascontiguousarray(first, np.uint8)
+    return np.asarray(first * (255 / max(1, int(first.max()))), np.uint8)
 
 
 def _remedy(pixels: Image, kind: Pixels) -> str:

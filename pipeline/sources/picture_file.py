@@ -24,6 +24,7 @@ from PIL import ImageCms, ImageOps
 
 from pipeline.errors import BackendUnavailableError, EdgemaskError, SourceError, TruncatedError
 from pipeline.frames.frame import Image
+from pipeline.sources.bands import NUMPY_SUFFIX
 from pipeline.sources.content import begins_as_heif
 
 # What OpenCV reads in part: no mirrors, no turns, the first tile.
@@ -110,6 +111,8 @@ def _count(probe: PillowImage.Image | None) -> int:
 
 
 def _read(path: Path) -> bytes:
+    if path.suffix.lower() == NUMPY_SUFFIX:
+        raise SourceError(f"{path}: expected an ordinary picture as the network takes, got an array")
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # asked first: to open a named pipe is to wait for its writer
             raise SourceError(f"{path}: expected a picture, got something that is no file")

@@ -7,10 +7,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import SourceError
 from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.frames.pixels import Pixels, bands_of
+from pipeline.sources.bands import NUMPY_SUFFIX, read_bands
 from pipeline.sources.base import Source
 from pipeline.sources.content import content_of
 from pipeline.sources.display import Notes
@@ -21,12 +24,12 @@ from pipeline.sources.picture_file import Picture, count_pictures, read_all, rea
 PICTURES = SourceKind(
     name="pictures",
     opens="PictureSource",
-    help="a picture, those of a folder, or those that a pattern such as 'pics/**/*.jpg' matches",
+    help="a picture, those of a folder, or those that a pattern such as 'pics/**/*.jpg' matches; .npy for networks of any channels",
     order=30,
     extra="cpu",
     forms=("a picture", "a folder", "a glob"),
     suffixes=(
-        ".avif", ".bmp", ".dib", ".exr", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pic", ".png",
+        ".avif", ".bmp", ".dib", ".exr", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pbm", ".pgm", ".pic", ".png",
         ".pnm", ".ppm", ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp", ".apng", ".heic", ".heif", ".hif", ".jfif",
     ),
     folders=True,
@@ -38,12 +41,14 @@ class PictureSource(Source):
     """A picture, the pictures of a folder (not of folders in it), or what a glob matches (``**`` for folders in folders).
 
     Order is that of the names, with numbers in them counted as numbers. Pictures are read as they are shown: turned by their
-    EXIF orientation, in sRGB's colors, on white where they are transparent, gray made BGR, 16 bits made 8. A picture that cannot be
-    read does not stop the others: it is named in the error that ends the iteration. One animation or document gives all its
-    pictures, each for its time.
+    EXIF orientation, in sRGB's colors, on white where they are transparent, gray made BGR, 16 bits made 8. For a network that takes
+    channels as files have them they are read so (``pipeline.sources.bands``). Arrays (.npy) of a folder with other pictures are left
+    out, for they are labels as often. A picture that cannot be read does not stop the others: it is named in the error that ends the
+    iteration. One animation or document gives all its pictures, each for its time.
     """
 
     def __init__(self, spec: str) -> None:
+        self._pixels: Pixels = "bgr"
         self._paths, left_out = _find(spec)
         self._names = _distinct_names(self._paths, _root(spec))
         count = len(self._paths)
@@ -60,6 +65,18 @@ class PictureSource(Source):
             left_out=left_out,
         )
 
+    @property  # type: ignore[override]
+    def pixels(self) -> Pixels:
+        """What the engine takes. Of channels as files have them, a file's pages are those of one picture."""
+        return self._pixels
+
+    @pixels.setter
+    def pixels(self, wanted: Pixels) -> None:
+        self._pixels = wanted
+        if bands_of(wanted) is not None and self._pages > 1:
+            self._pages = 1
+            self.info = replace(self.info, frame_count=1, description="1 picture")
+
     def __iter__(self) -> Iterator[Frame]:
         note = Notes(self.info.name)
         if self._pages > 1:
@@ -68,13 +85,11 @@ class PictureSource(Source):
         unreadable: list[str] = []
         for index, (path, name) in enumerate(zip(self._paths, self._names, strict=True)):
             try:
-                picture = read_one(path)
-                if len(self._paths) > 1 and count_pictures(path) > 1:
-                    note(f"{path.name}: an animation or document: its first picture alone is read")
+                frame = self._read(path, index, name, note)
             except SourceError as error:
                 unreadable.append(str(error))
                 continue
-            yield self._frame(picture, index, float(index), name, note)
+            yield frame
         if len(unreadable) == 1:
             raise SourceError(unreadable[0])
         if unreadable:
@@ -88,6 +103,15 @@ class PictureSource(Source):
         for index, picture in enumerate(read_all(self._paths[0])):
             yield self._frame(picture, index, pts_s, f"{self._names[0]}_{index:06d}", note)
             pts_s += picture.duration_s
+
+    def _read(self, path: Path, index: int, name: str, note: Notes) -> Frame:
+        bands = bands_of(self.pixels)
+        if bands is not None:
+            return Frame(read_bands(path, bands), index, float(index), self.info.name, name, self.pixels)
+        picture = read_one(path)
+        if len(self._paths) > 1 and count_pictures(path) > 1:
+            note(f"{path.name}: an animation or document: its first picture alone is read")
+        return self._frame(picture, index, float(index), name, note)
 
     def _frame(self, picture: Picture, index: int, pts_s: float, name: str, note: Notes) -> Frame:
         for sentence in picture.notes:
@@ -113,6 +137,8 @@ def _find(spec: str) -> tuple[list[Path], str]:
     pictures = {one for one in files if one.suffix.lower() in PICTURES.suffixes or content_of(str(one)) == "picture"}
     if not pictures:
         raise SourceError(f"{spec}: expected pictures ({' '.join(sorted(PICTURES.suffixes))}), got a {kind} with none")
+    ordinary = {path for path in pictures if path.suffix.lower() != NUMPY_SUFFIX}
+    pictures = ordinary if kind == "folder" and ordinary else pictures
     others = sorted((one for one in files if one not in pictures), key=_natural_order)
     left_out = (
         f"{len(others)} files that are no pictures ({others[0].name}{', …' if others[1:] else ''})" if others else ""

@@ -63,9 +63,11 @@ def test_one_channel_gets_grey():
 
 
 @pytest.mark.parametrize("n_channels", [2, 4])
-def test_other_numbers_of_channels_are_refused(n_channels):
-    with pytest.raises(CompileError, match=rf"expected 3 input channels \(or 1, for grey\), got {n_channels}"):
-        built_in_contract("unet", "stream", n_channels)
+def test_other_numbers_of_channels_are_those_of_files(n_channels):
+    contract = built_in_contract("u2net", "stream", n_channels)
+    assert (contract.channels, contract.mean, contract.std) == (n_channels, (0.0,) * n_channels, (1.0,) * n_channels)
+    with pytest.raises(CompileError, match="expected 1 to 16 input channels, got 17"):
+        built_in_contract("unet", "stream", 17)
 
 
 def test_unknown_name_is_refused():
@@ -161,8 +163,8 @@ def test_colours_over_a_grey_base_start_without_mean(read):
         ("std: [1, 1, .inf]", "std: expected 3 numbers above 0 for rgb"),
         ("std: [1, 1, 1, 1]", "std: expected 3 numbers above 0 for rgb"),
         ("channels: grey\nmean: [0, 0, 0]", "mean: expected 1 number for grey"),
-        ("channels: rbg", "channels: expected rgb, bgr or grey, got 'rbg'"),
-        ("channels: [rgb]", "channels: expected rgb, bgr or grey"),
+        ("channels: rbg", "channels: expected rgb, bgr, grey or a number from 1 to 16, got 'rbg'"),
+        ("channels: [rgb]", "channels: expected rgb, bgr, grey or a number"),
         ("divide_by: 0", "divide_by: expected max or a number above 0, got 0"),
         ("divide_by: -255", "divide_by: expected max or a number above 0, got -255"),
         ("divide_by: .inf", "divide_by: expected max or a number above 0, got inf"),

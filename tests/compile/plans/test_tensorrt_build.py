@@ -71,6 +71,29 @@ def test_every_program_becomes_a_plan(program, sms, frame_size_hw, batch):
     assert all(0 < done <= total for _, done, total in steps)
 
 
+FITS = {
+    "letterbox": {"fit": "letterbox"},
+    "cover": {"fit": "cover"},
+    "of 16 bits": {
+        "channels": 4,
+        "bits": 16,
+        "mean": (0.0,) * 4,
+        "std": (1.0,) * 4,
+        "zscore": True,
+        "fit": "letterbox",
+    },
+}
+
+
+@pytest.mark.parametrize("keys", FITS.values(), ids=FITS)
+def test_frames_of_any_shape_and_channels(tiny_unet, keys):
+    contract = Contract("x", (32, 48), **keys)
+    network = tiny_unet(1, n_channels=len(contract.mean))
+    program = export_program(FrameProgram(network, contract, half=True)).SerializeToString()
+    plan = build_rtx_plan(program, (86,), pixels=contract.pixels)
+    assert plan.options.profile[1] == (1, 720, 1280, len(contract.mean))
+
+
 def test_the_name_says_what_it_is_for(one_program):
     plan = build_rtx_plan(one_program, (86, 89))
     version = ".".join(load_tensorrt_rtx().__version__.split(".")[:2])

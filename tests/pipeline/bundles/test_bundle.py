@@ -200,12 +200,15 @@ def test_an_unknown_field_is_named(rewrite):
         ("pixels", "rgb"),
         ("pixels", ["nv12"]),
         ("pixels", True),
+        ("pixels", "17x8"),
+        ("contract", {"tile": [[4, 4], 3]}),
+        ("contract", {"tile": 4}),
     ],
 )
 def test_fields_of_a_wrong_type_or_value(rewrite, field, value):
     with pytest.raises(
         BundleError,
-        match=r"manifest.json: (a field has a wrong type|unknown task|expected (text|an object|bgr or nv12))",
+        match=r"manifest.json: (a field has a wrong type|unknown task|expected (text|an object|bgr, nv12|tile))",
     ):
         Bundle.read(rewrite(**{field: value}))
 
