@@ -65,7 +65,7 @@ class PictureSource(Source):
             left_out=left_out,
         )
 
-    @property  # type: ignore[override]
+    @property
     def pixels(self) -> Pixels:
         """What the engine takes. Of channels as files have them, a file's pages are those of one picture."""
         return self._pixels
