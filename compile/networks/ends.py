@@ -45,16 +45,6 @@ class Activation:
     input_name: str
 
 
-def last_layers(network: fx.GraphModule) -> tuple[str, ...]:
-    """The layers from which the output is reached without another layer, in the order in which they run."""
-    return layers_before(network, (node for node in network.graph.nodes if node.op == "output"))
-
-
-def first_layers(network: fx.GraphModule) -> tuple[str, ...]:
-    """The layers that are reached from the picture without another layer, in the order in which they run."""
-    return _nearest(network, [node for node in network.graph.nodes if node.op == "placeholder"], "users")
-
-
 def layers_before(network: fx.GraphModule, steps: Iterable[fx.Node]) -> tuple[str, ...]:
     """The layers from which some steps are reached without another layer, in the order in which they run."""
     return _nearest(network, list(steps), "all_input_nodes")

@@ -18,8 +18,6 @@ from compile.networks.contract import Contract
 from compile.networks.ends import (
     Activation,
     final_activation,
-    first_layers,
-    last_layers,
     outer_activation,
     without_activation,
 )
@@ -210,4 +208,4 @@ def _layers(module: LayeredNetwork, activation: Activation | None, class_count: 
     ends_in = outer_activation(module, activation)
     if activation is not None and ends_in is not None:
         module = without_activation(module, activation)
-    return Layers(module, class_count, giga_macs, first_layers(module), last_layers(module), ends_in)
+    return Layers(module, class_count, giga_macs, ends_in)

@@ -43,16 +43,12 @@ class Layers:
         module: FP32, in evaluation mode; its ``logits`` take (N, C, h, w) and give (N, classes, h, w) scores.
         class_count: channels of its output; 1 for a binary mask.
         giga_macs: multiply-accumulates for one frame, in thousands of millions.
-        first: layers that read the picture; None takes the one that runs first.
-        last: layers that give the scores; None takes the convolutions with the fewest output channels.
         ends_in: an activation that belongs to the network, behind its ``logits``; None if there is none.
     """
 
     module: nn.Module
     class_count: int
     giga_macs: float
-    first: tuple[str, ...] | None = None
-    last: tuple[str, ...] | None = None
     ends_in: OuterActivation | None = None
 
 
@@ -135,8 +131,6 @@ class LayeredProgram(Network):
             self._searched(),
             self.contract.imgsz,
             len(self.contract.mean),
-            first_layers=self._layers.first,
-            last_layers=self._layers.last,
         )
         before = FrameToInput(self._inside).eval()
         count = min(max(int(_EXAMPLE_GIGA_MACS / self.giga_macs), 3), 24)

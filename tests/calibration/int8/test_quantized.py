@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
-from calibration.int8.quantized import QuantizedConv
+from calibration.int8.quantized import QuantizedLayer
 from calibration.int8.ranges import METHODS, Histograms
 from calibration.int8.rounding import weight_scales
 from calibration.int8.search import Int8Search
@@ -59,7 +59,7 @@ def test_a_convolution_in_int8_is_what_its_integers_say():
     conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
     x = torch.randn(2, 3, 9, 9)
     limit = float(x.abs().max())
-    got = QuantizedConv(conv, limit)(x)
+    got = QuantizedLayer(conv, limit)(x)
     x_scale, w_scale = limit / 127, weight_scales(conv.weight.detach().flatten(1))
     integers = nn.functional.conv2d(
         (x / x_scale).round().double(),
@@ -80,7 +80,7 @@ def test_channels_out_of_int8_are_exact():
     x[:, 2] *= 1000
     with torch.no_grad():
         conv.weight[:, 2] *= 50
-    plain, split = QuantizedConv(conv, 1000.0), QuantizedConv(conv, 1.0, exact=(2,))
+    plain, split = QuantizedLayer(conv, 1000.0), QuantizedLayer(conv, 1.0, exact=(2,))
     wrong, error = ((layer(x) - conv(x)).abs().max() for layer in (plain, split))
     assert wrong > 20 * error
     assert error < 0.02
@@ -89,7 +89,7 @@ def test_channels_out_of_int8_are_exact():
 def test_every_channel_but_one_may_leave():
     conv = nn.Conv2d(2, 3, 1)
     x = torch.rand(1, 2, 4, 4)
-    assert torch.allclose(QuantizedConv(conv, 1.0, exact=(1,))(x), conv(x), atol=0.02)
+    assert torch.allclose(QuantizedLayer(conv, 1.0, exact=(1,))(x), conv(x), atol=0.02)
 
 
 @pytest.mark.parametrize("kind", ["unet", "u2net"])
