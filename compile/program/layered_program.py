@@ -153,8 +153,9 @@ class LayeredProgram(Network):
     ) -> tuple[onnx.ModelProto, float]:
         """The program as CPUs take INT8: see ``Network.export_for_cpu``."""
         recipe = self._found()
-        program = self._around(rounded_network(self._trained, recipe))
-        return quantise(export_program(program, frame_size_hw), exact_layers(recipe), frames, method)
+        network = rounded_network(self._trained, recipe)
+        program = export_program(self._around(network), frame_size_hw)
+        return quantise(program, network, exact_layers(recipe), frames, method)
 
     def _found(self) -> Int8Recipe:
         assert self._recipe is not None, "INT8 before a search for it"
