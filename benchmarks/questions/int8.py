@@ -100,7 +100,11 @@ def add_options(parser: OptionParser) -> None:
         "--data", required=True, metavar="DIR", help="a folder with images/ and masks/ of the same names"
     )
     parser.add_argument("--model", default="u2netp", metavar="NAME", help="a published network (default: %(default)s)")
-    parser.add_argument("--weights", metavar="FILE", help="a checkpoint, or any network as .onnx or .pt2 with its --contract, in place of --model")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint, or any network as .onnx or .pt2 with its --contract, in place of --model",
+    )
     parser.add_argument(
         "--bundle",
         metavar="DIR",

@@ -2,7 +2,7 @@
 
 A tensor has one INT8 scale, so a channel that stays far below the largest one keeps only a few levels. ReLU, pooling, resizing and
 concatenation let a factor of a channel through, so it can be put into the weights before and taken out of the weights behind. Which
-layers share a channel is read from the graph that PyTorch exports. Beside layers, normalizations and scales of their own take factors in.
+layers share a channel is read from the graph that PyTorch exports. Beside layers, normalizations and constants take factors in.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from calibration.inference_form import Scores
 
-# Operators that let a positive factor of a channel through: pointwise; over the picture's axes; and of two tensors with the same factors.
+# Operators that let a positive factor of a channel through: pointwise; over the picture's axes; of two tensors with the same factors.
 _POINTWISE = {
-    "relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "abs", "dropout", "dropout_", "identity", "contiguous", "clone", "detach",
-    "alias", "to", "_to_copy",
+    "relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "abs", "dropout", "dropout_", "identity", "contiguous", "clone",
+    "detach", "alias", "to", "_to_copy",
 }  # fmt: skip
 _OVER_PICTURE = {
     "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_bilinear2d", "upsample_nearest2d",
@@ -156,7 +156,11 @@ class ChannelGraph:
         for clip in self._clips:
             roots = self._roots(clip.ids)
             peak = (peaks or {}).get(clip.layer)
-            room = np.zeros(len(roots)) if peak is None else clip.limit / np.maximum(_HEADROOM * peak.double().numpy(), 1e-30)
+            room = (
+                np.zeros(len(roots))
+                if peak is None
+                else clip.limit / np.maximum(_HEADROOM * peak.double().numpy(), 1e-30)
+            )
             np.minimum.at(limits, roots, clip.limit)
             np.minimum.at(most, roots, room)
         known[most <= 1] = False
@@ -191,7 +195,9 @@ class ChannelGraph:
             return self._made_by_norm(node) if operator in _NORMS else None
         return passed
 
-    def _passed(self, node: torch.fx.Node, operator: str, read: Sequence[Any]) -> _Channels | Sequence[_Channels] | None:
+    def _passed(
+        self, node: torch.fx.Node, operator: str, read: Sequence[Any]
+    ) -> _Channels | Sequence[_Channels] | None:
         """What is let through of the factors; None if nothing is."""
         x, shape = read[0], _shape(node)
         if operator == "cat":
@@ -207,7 +213,11 @@ class ChannelGraph:
             return self._with_constant(node, operator, x)
         if len(read) != 1:
             return None
-        if operator in _POINTWISE or (operator in _OVER_PICTURE and x.axis == 1) or (operator == "pad" and _pads_with_zeros(node)):
+        if (
+            operator in _POINTWISE
+            or (operator in _OVER_PICTURE and x.axis == 1)
+            or (operator == "pad" and _pads_with_zeros(node))
+        ):
             return x if len(shape) > x.axis and shape[x.axis] == len(x.ids) else None
         return _moved(node, operator, x)
 
@@ -254,7 +264,12 @@ class ChannelGraph:
         """A sum or product with a number or a tensor whose factors are 1."""
         shape = _shape(node)
         others = [part for part in node.args if self._channels.get(part) is not x]  # type: ignore[call-overload]
-        if len(others) != 1 or len(shape) <= x.axis or shape[x.axis] != len(x.ids) or x.axis != _axis_in(node, x, self._channels):
+        if (
+            len(others) != 1
+            or len(shape) <= x.axis
+            or shape[x.axis] != len(x.ids)
+            or x.axis != _axis_in(node, x, self._channels)
+        ):
             return None
         name = self._own_constant(others[0], len(x.ids))
         if name is not None and _lies_on(_shape(others[0]), x.axis, len(shape)):
@@ -320,7 +335,11 @@ class ChannelGraph:
         waiting = list(found)
         while waiting:
             before = _nearest([waiting.pop()], "all_input_nodes", self._layers, through=_LINEAR)
-            new = [node for node in before if node not in found and len(self._outputs.get(self._layers[node], ())) <= scores]
+            new = [
+                node
+                for node in before
+                if node not in found and len(self._outputs.get(self._layers[node], ())) <= scores
+            ]
             found += new
             waiting += new
         return tuple(dict.fromkeys(self._layers[node] for node in graph.nodes if node in found))
@@ -349,7 +368,10 @@ class ChannelGraph:
 
 
 def _nearest(
-    start: Iterable[torch.fx.Node], direction: str, layers: Mapping[torch.fx.Node, str], through: Iterable[str] | None = None
+    start: Iterable[torch.fx.Node],
+    direction: str,
+    layers: Mapping[torch.fx.Node, str],
+    through: Iterable[str] | None = None,
 ) -> list[torch.fx.Node]:
     """The layers that are reached without another one; through some operators alone, or through all."""
     waiting = [near for node in start for near in getattr(node, direction)]
@@ -378,9 +400,7 @@ def _moved(node: torch.fx.Node, operator: str, x: _Channels) -> _Channels | None
         return _Channels(x.ids[start:end:step], x.axis) if axis % len(before) == x.axis else x
     if operator in _RESHAPES:
         front = prod(before[: x.axis])
-        axes = [
-            axis for axis, side in enumerate(after) if side == len(x.ids) and prod(after[:axis]) == front
-        ]
+        axes = [axis for axis, side in enumerate(after) if side == len(x.ids) and prod(after[:axis]) == front]
         return _Channels(x.ids, axes[0]) if axes else None
     if operator in _REDUCTIONS and len(args) > 1:
         over = sorted(one % len(before) for one in (args[1] if isinstance(args[1], (list, tuple)) else [args[1]]))

@@ -36,7 +36,9 @@ class Moments:
         Args:
             x: (N, C, H, W) float, of a linear layer (…, C); not changed.
         """
-        patches = self._patches(self._layer, x.detach()) if isinstance(self._layer, nn.Conv2d) else self._rows(x.detach())
+        patches = (
+            self._patches(self._layer, x.detach()) if isinstance(self._layer, nn.Conv2d) else self._rows(x.detach())
+        )
         self._count += len(patches)
         for index, block in enumerate(torch.split(patches, self.block_channels * self._area, 1)):
             product = block.T @ block

@@ -118,9 +118,7 @@ class QuantizedLayer(nn.Module):
         self._axis = channel_axis(layer)
         self._multiply: Callable[..., Tensor] = F.linear
         if isinstance(layer, nn.Conv2d):
-            self._multiply = partial(
-                F.conv2d, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
-            )
+            self._multiply = partial(F.conv2d, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
         self.exact = tuple(exact)
         self.register_buffer("rest", torch.tensor(rest))
         self.register_buffer("outliers", torch.tensor(self.exact, dtype=torch.int64))

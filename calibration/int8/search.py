@@ -1,9 +1,10 @@
 """Which layers can be INT8, and how: a search for what keeps the masks, from calibration frames.
 
 Every convolution and linear layer is INT8 but the first and the last ones, where little is gained and much lost, grouped ones, and
-those of a single place, such as the gates of squeeze-and-excitation, where nothing is gained. Before any other is given up it is repaired, by what costs nothing or next to nothing when the program runs: channels are brought to similar reach, weights
-are rounded so that the outputs stay, and single input channels that reach further than all others stay out. What is left of the damage
-is found layer by layer and channel by channel in one pass, and what does most of it for its work becomes FP16, within a limit: small
+those of a single place, such as the gates of squeeze-and-excitation, where nothing is gained. Before any other is given up it is
+repaired, by what costs nothing or next to nothing when the program runs: channels are brought to similar reach, weights are rounded so
+that the outputs stay, and single input channels that reach further than all others stay out. What is left of the damage is found layer
+by layer and channel by channel in one pass, and what does most of it for its work becomes FP16, within a limit: small
 layers whole, and of large ones a few input channels. Only where that is not enough and more would be, more layers are given up.
 """
 

@@ -110,7 +110,9 @@ def damage_by_layer(
                 # Not called but run: calling it would come back here.
                 error = quantised(x) - layer.forward(x)
                 totals[name] += float((gradient * error).sum()) ** 2 / len(examples)
-                by_input = (_gradient_of_input(layer, x, gradient) * quantised.input_error(x)).movedim(channel_axis(layer), 0)
+                by_input = (_gradient_of_input(layer, x, gradient) * quantised.input_error(x)).movedim(
+                    channel_axis(layer), 0
+                )
                 squares = by_input.flatten(1).sum(1).square() / len(examples)
                 channels[name] = channels.get(name, 0) + squares
 

@@ -112,7 +112,7 @@ def quantise(
 def _layers(program: onnx.ModelProto, network: nn.Module) -> dict[str, str]:
     """Names of the nodes that are layers -> the layers'. The exporter turns a linear layer's weights round and names them anew."""
     linear = {
-        (one := _turned(layer.weight)).shape + (one.tobytes(),): name
+        (*(one := _turned(layer.weight)).shape, one.tobytes()): name
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Linear)
     }

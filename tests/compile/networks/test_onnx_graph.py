@@ -926,8 +926,10 @@ def test_whole_networks(file_of, capfd, name, dynamo):
         assert functions_of(found).count(operator.mul) == 3
     if name in ("dense", "attending"):
         assert found.activation.kind == ("sigmoid" if name == "dense" else "softmax")
-    assert ChannelGraph(found.module, x.shape).last_layers[-1].startswith(
-        "out_conv" if name == "u2netp" else "outc" if "unet" in name else "head"
+    assert (
+        ChannelGraph(found.module, x.shape)
+        .last_layers[-1]
+        .startswith("out_conv" if name == "u2netp" else "outc" if "unet" in name else "head")
     )
 
 

@@ -1,12 +1,13 @@
 """INT8 and FP16 for kinds of network that are not ours: transformers, dense, mobile and gated ones, trained for seconds."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 from torch import nn
 
 from calibration.inference_form import fold_norms
@@ -137,8 +138,8 @@ def trained(pictures):
                 optimizer.step()
         return network.eval()
 
-    made = {}
-    return lambda kind: copy.deepcopy(made.setdefault(kind, None) or made.update({kind: train(kind)}) or made[kind])
+    made = functools.cache(train)
+    return lambda kind: copy.deepcopy(made(kind))
 
 
 def one_form(network):
@@ -176,8 +177,11 @@ LEFT = {
     "dense": {"stem": "the first layer", "head": "a last layer"},
     "separable": {"stem.0": "the first layer", "head": "a last layer", "deep.0": GROUPED},
     "gated": {
-        **{"stem.0": "the first layer", "head": "a last layer", "deep.0": GROUPED},
-        **{"gate.0": ONE_PLACE, "gate.2": ONE_PLACE},
+        "stem.0": "the first layer",
+        "head": "a last layer",
+        "deep.0": GROUPED,
+        "gate.0": ONE_PLACE,
+        "gate.2": ONE_PLACE,
     },
 }
 
@@ -282,7 +286,6 @@ def test_the_function_stays_where_channels_are_brought_to_one_reach(kind, moved,
         name for name in search._layers if name in factors and factors[name].inputs.std(correction=0) > 0.01
     ]
     assert len(read_otherwise) >= moved
-    assert "head" in read_otherwise or kind != "transformer" or factors["patches"].outputs.std() == 0
 
 
 def test_clipped_channels_move_only_below_the_clip():
