@@ -245,7 +245,8 @@ def _quantised(trained: Network, inputs: Inputs) -> Iterator[_Tool]:
     program = trained.module("fp32", ())
     network, contract = Scores(program.network).eval(), channels_first(trained.contract)
     # An activation at the network's end was cut off: the tools get what is in front of it, as our search does.
-    contract = replace(contract, activation=program.after.ends_in or contract.activation)
+    if program.after.ends_in == "sigmoid":
+        contract = replace(contract, activation="sigmoid")
     with tempfile.TemporaryDirectory(prefix="edgemask.") as folder:
         exported = Path(folder) / "network.onnx"
         example = torch.zeros(1, *inputs.shape[1:])

@@ -188,7 +188,8 @@ class ChannelGraph:
         if not read:
             return self._made_by_norm(node) if operator in _NORMS else None
         if operator == "getitem" and not isinstance(read[0], _Channels):
-            return read[0][int(node.args[1])]  # type: ignore[call-overload, no-any-return]
+            place: Any = node.args[1]
+            return read[0][place]
         passed = self._passed(node, operator, read) if all(isinstance(one, _Channels) for one in read) else None
         if passed is None:
             self._fix(node.all_input_nodes)
@@ -263,7 +264,8 @@ class ChannelGraph:
     def _with_constant(self, node: torch.fx.Node, operator: str, x: _Channels) -> _Channels | None:
         """A sum or product with a number or a tensor whose factors are 1."""
         shape = _shape(node)
-        others = [part for part in node.args if self._channels.get(part) is not x]  # type: ignore[call-overload]
+        args: Any = node.args
+        others = [part for part in args if self._channels.get(part) is not x]
         if (
             len(others) != 1
             or len(shape) <= x.axis
@@ -307,9 +309,9 @@ class ChannelGraph:
         return _Channels(np.concatenate(ids), axis)
 
     def _parts(self, node: torch.fx.Node, x: _Channels) -> Sequence[_Channels] | None:
-        axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+        axis: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
         values: Any = node.meta["val"]
-        if int(axis) % len(values[0].shape) != x.axis:  # type: ignore[arg-type, call-overload]
+        if int(axis) % len(values[0].shape) != x.axis:
             return [x] * len(values)
         ends = list(accumulate(value.shape[x.axis] for value in values))
         return [_Channels(x.ids[start:end], x.axis) for start, end in zip([0, *ends], ends, strict=False)]
@@ -396,7 +398,7 @@ def _moved(node: torch.fx.Node, operator: str, x: _Channels) -> _Channels | None
         pair = [one % len(before) for one in args[1:3]]
         return _Channels(x.ids, pair[1 - pair.index(x.axis)] if x.axis in pair else x.axis)
     if operator == "slice":
-        axis, start, end, step = [*args[1:], *[0, 0, 2**62, 1][len(args) - 1 :]]
+        axis, start, end, step = (*args[1:], *(0, 0, 2**62, 1)[len(args) - 1 :])
         return _Channels(x.ids[start:end:step], x.axis) if axis % len(before) == x.axis else x
     if operator in _RESHAPES:
         front = prod(before[: x.axis])

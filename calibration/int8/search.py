@@ -176,20 +176,20 @@ class Int8Search:
         best = replace(best, damage={name: one.total / total for name, one in damages.items()})
         able = 1.0 - sum(best.work[name] for name in left)
 
-        def given_up(names: list[str], channels: dict[str, list[int]]) -> Int8Recipe:
-            trial = self._without(best, names, channels, method)
+        def given_up(found: Int8Recipe, names: list[str], channels: dict[str, list[int]]) -> Int8Recipe:
+            trial = self._without(found, names, channels, method)
             advance(_SOME)
             return measured(trial, f"{len(trial.left)} layers and {sum(map(len, channels.values()))} channels in FP16")
 
         for names, channels in self._worst(best, damages, least_share * able):
             if best.result.iou >= goal_iou:
                 break
-            trial = given_up(names, channels)
+            trial = given_up(best, names, channels)
             if trial.result.noise < _WORTH * best.result.noise:
                 best = trial
         for share in lower_shares if best.result.iou < goal_iou else ():
             some = list(self._worst(best, damages, share * able, whole=True))[-1:]
-            trial = given_up(*some[0]) if some else best
+            trial = given_up(best, *some[0]) if some else best
             if trial.result.iou >= goal_iou:
                 best = trial
                 break
