@@ -188,8 +188,9 @@ class ChannelGraph:
         if not read:
             return self._made_by_norm(node) if operator in _NORMS else None
         if operator == "getitem" and not isinstance(read[0], _Channels):
-            place: Any = node.args[1]
-            return read[0][place]
+            part: Any = node.args[1]
+            chosen: _Channels = read[0][part]
+            return chosen
         passed = self._passed(node, operator, read) if all(isinstance(one, _Channels) for one in read) else None
         if passed is None:
             self._fix(node.all_input_nodes)
@@ -398,7 +399,8 @@ def _moved(node: torch.fx.Node, operator: str, x: _Channels) -> _Channels | None
         pair = [one % len(before) for one in args[1:3]]
         return _Channels(x.ids, pair[1 - pair.index(x.axis)] if x.axis in pair else x.axis)
     if operator == "slice":
-        axis, start, end, step = (*args[1:], *(0, 0, 2**62, 1)[len(args) - 1 :])
+        given: list[Any] = list(args[1:])
+        axis, start, end, step = given + [0, 0, 2**62, 1][len(given) :]
         return _Channels(x.ids[start:end:step], x.axis) if axis % len(before) == x.axis else x
     if operator in _RESHAPES:
         front = prod(before[: x.axis])
