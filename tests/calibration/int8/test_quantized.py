@@ -107,7 +107,7 @@ def test_the_program_in_int8_is_what_was_searched(kind, tiny_unet, tiny_u2net, f
     ]
     assert len(weights) == len(recipe.layers)
     (masks,) = open_session(model.SerializeToString(), "x").run(["masks"], {"frames": frames})
-    assert np.abs(masks.astype(int) - emulated).mean() < 2  # a value halfway between two levels may go either way
+    assert np.abs(masks.astype(int) - emulated).mean() < 3  # a value halfway between two levels may go either way
     assert mean_iou(masks, expected) > 0.85
 
 
@@ -170,9 +170,10 @@ def test_an_outlier_channel_is_found_and_taken_out(frames):
 def test_layers_that_do_most_damage_are_left_within_a_limit(tiny_unet, frames):
     network = tiny_unet(1)
     without = searched(network, frames, goal_iou=0.0)
-    some = searched(network, frames, goal_iou=1.1, least_share=without.share - 0.2)
+    able = 1.0 - sum(without.work[name] for name in without.left)
+    some = searched(network, frames, goal_iou=1.1, least_share=0.8, lower_shares=())
     assert set(some.left) > set(without.left)
-    assert some.share >= without.share - 0.2
+    assert some.share >= 0.8 * able
     assert some.result.noise < without.result.noise
     assert all(
         re.fullmatch(r"\d+\.\d % of the damage for its work", some.left[name])
@@ -180,6 +181,19 @@ def test_layers_that_do_most_damage_are_left_within_a_limit(tiny_unet, frames):
     )
     assert some.steps[-1].share <= without.steps[-1].share
     assert sum(without.damage.values()) == pytest.approx(1.0)
+
+
+def test_less_is_int8_only_where_that_reaches_the_goal(tiny_unet, frames):
+    network = tiny_unet(1)
+    shares = {"least_share": 0.97, "lower_shares": (0.7, 0.3)}
+    never = searched(network, frames, goal_iou=1.1, **shares)
+    able = 1.0 - sum(work for name, work in never.work.items() if never.left.get(name, "").endswith("layer"))
+    assert never.share >= 0.97 * able
+    more, most = never.steps[-2:]
+    assert 0.97 * able > more.share >= 0.7 * able > most.share >= 0.3 * able
+    assert most.result.iou > max(never.result.iou, more.result.iou)
+    reached = searched(network, frames, goal_iou=most.result.iou, **shares)
+    assert (reached.share, reached.result) == (most.share, most.result)
 
 
 def test_channels_at_one_reach_save_what_one_scale_would_lose(frames):
