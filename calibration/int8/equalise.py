@@ -103,7 +103,7 @@ class ChannelGraph:
         input_shape: (1, C, h, w).
 
     Attributes:
-        first_layers: names of those that are reached from the picture without another layer.
+        first_layers: names of those that read the picture, and nothing that another layer gave.
         last_layers: names of those that give the scores: the output is reached from them without another layer, or through linear
             steps and layers of scores, and they have no more channels than it.
         clipped_layers: names of those whose output is cut off at a value: ``factors`` wants to know how far it reaches.
@@ -329,15 +329,22 @@ class ChannelGraph:
         return name if alone and name not in self._inputs else None
 
     def _first(self, graph: torch.fx.Graph, inputs: Sequence[Any]) -> tuple[str, ...]:
-        start = [node for node in graph.nodes if node.op == "placeholder" and node.name in inputs]
-        return tuple(self._layers[node] for node in _nearest(start, "users", self._layers))
+        from_picture: set[torch.fx.Node] = set()
+        from_layer: set[torch.fx.Node] = set()
+        for node in graph.nodes:
+            before = set(node.all_input_nodes)
+            if before & (from_layer | self._layers.keys()):
+                from_layer.add(node)
+            elif node.name in inputs or before & from_picture:
+                from_picture.add(node)
+        return tuple(name for node, name in self._layers.items() if node in from_picture)
 
     def _last(self, graph: torch.fx.Graph) -> tuple[str, ...]:
-        found = _nearest([node for node in graph.nodes if node.op == "output"], "all_input_nodes", self._layers)
+        found = _nearest([node for node in graph.nodes if node.op == "output"], self._layers)
         scores = max((len(self._outputs.get(self._layers[node], ())) for node in found), default=0)
         waiting = list(found)
         while waiting:
-            before = _nearest([waiting.pop()], "all_input_nodes", self._layers, through=_LINEAR)
+            before = _nearest([waiting.pop()], self._layers, through=_LINEAR)
             new = [
                 node
                 for node in before
@@ -371,13 +378,10 @@ class ChannelGraph:
 
 
 def _nearest(
-    start: Iterable[torch.fx.Node],
-    direction: str,
-    layers: Mapping[torch.fx.Node, str],
-    through: Iterable[str] | None = None,
+    start: Iterable[torch.fx.Node], layers: Mapping[torch.fx.Node, str], through: Iterable[str] | None = None
 ) -> list[torch.fx.Node]:
-    """The layers that are reached without another one; through some operators alone, or through all."""
-    waiting = [near for node in start for near in getattr(node, direction)]
+    """The layers that steps read without another one between; through some operators alone, or through all."""
+    waiting = [near for node in start for near in node.all_input_nodes]
     seen: dict[torch.fx.Node, None] = {}
     while waiting:
         node = waiting.pop()
@@ -385,7 +389,7 @@ def _nearest(
             continue
         seen[node] = None
         if node not in layers and (through is None or _operator(node) in through):
-            waiting.extend(getattr(node, direction))
+            waiting.extend(node.all_input_nodes)
     return [node for node in seen if node in layers]
 
 

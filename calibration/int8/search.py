@@ -5,7 +5,7 @@ those of a single place, such as the gates of squeeze-and-excitation, where noth
 repaired, by what costs nothing or next to nothing when the program runs: channels are brought to similar reach, weights are rounded so
 that the outputs stay, and single input channels that reach further than all others stay out. What is left of the damage is found layer
 by layer and channel by channel in one pass, and what does most of it for its work becomes FP16, within a limit: small
-layers whole, and of large ones a few input channels. Only where that is not enough and more would be, more layers are given up.
+layers whole, and of large ones a few input channels. Only where that is far from enough, more layers are given up.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEAST_SHARE = 0.97
 """Of the multiply-accumulates that can be INT8 at all, what stays INT8 whatever it would help to give up."""
 
 LOWER_SHARES = (0.9, 0.8, 0.65, 0.5)
-"""The same where nothing reaches the goal otherwise: the first that does is taken, and if none does, none."""
+"""The same where that does not reach the goal: the first that does is taken, or one that takes off half of the noise for each step down."""
 
 GROUPED, ONE_PLACE = "a grouped convolution", "a layer of one place, where nothing is gained"
 """Why layers stay FP16 that are never INT8."""
@@ -53,6 +53,8 @@ _SAVED = 0.1
 _STEPS = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 # What a step must take off the noise to be worth its layers.
 _WORTH = 0.97
+# The same of each lower share: where the goal is not reached, it must be worth the work that leaves INT8.
+_WORTH_A_LOWER_SHARE = 0.5
 # How long the parts of a search take, beside one look at all examples: making all layers, a pass back, and making a few layers anew.
 _MAKING, _BACK, _SOME = 1.0, 3.0, 0.3
 # Layers of more than this share of the work give up input channels, so many at a time and at most that share of them, and not in
@@ -144,7 +146,7 @@ class Int8Search:
             method: how a histogram becomes a range.
             goal_iou: enough.
             least_share: of the multiply-accumulates that can be INT8, what stays INT8.
-            lower_shares: the same where nothing reaches the goal otherwise.
+            lower_shares: the same where that does not reach the goal.
             tried: told of every step.
             progress: told now and then which share of the search is done, 0 to 1, if it goes on to its end.
         """
@@ -187,11 +189,14 @@ class Int8Search:
             trial = given_up(best, names, channels)
             if trial.result.noise < _WORTH * best.result.noise:
                 best = trial
+        enough = 1.0
         for share in lower_shares if best.result.iou < goal_iou else ():
             some = list(self._worst(best, damages, share * able, whole=True))[-1:]
             trial = given_up(best, *some[0]) if some else best
-            if trial.result.iou >= goal_iou:
-                best = trial
+            enough *= _WORTH_A_LOWER_SHARE
+            if trial.result.iou >= goal_iou or trial.result.noise < enough * best.result.noise:
+                best, enough = trial, 1.0
+            if best.result.iou >= goal_iou:
                 break
         progress(1.0)
         return replace(best, steps=tuple(steps))

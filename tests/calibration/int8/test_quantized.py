@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
+from calibration.int8 import search
 from calibration.int8.quantized import QuantizedLayer
 from calibration.int8.ranges import METHODS, Histograms
 from calibration.int8.rounding import weight_scales
@@ -36,13 +37,13 @@ def frames(pictures):
 
 def searched(network, frames, **options):
     """A search that has seen the frames, and its recipe."""
-    search = Int8Search(network, (64, 64))
+    looking = Int8Search(network, (64, 64))
     before = FrameToInput(CONTRACT).eval()
     examples = []
     for frame in frames:
         x = before(torch.from_numpy(frame[None]))
-        search.observe(lambda x=x: examples.append(Example(x, search.network.logits(x))))
-    return search.find(examples, "mse", **options)
+        looking.observe(lambda x=x: examples.append(Example(x, looking.network.logits(x))))
+    return looking.find(examples, "mse", **options)
 
 
 def masks_of(network, frames, **options):
@@ -183,9 +184,10 @@ def test_layers_that_do_most_damage_are_left_within_a_limit(tiny_unet, frames):
     assert sum(without.damage.values()) == pytest.approx(1.0)
 
 
-def test_less_is_int8_only_where_that_reaches_the_goal(tiny_unet, frames):
+def test_less_is_int8_only_where_that_is_worth_it(tiny_unet, frames, monkeypatch):
     network = tiny_unet(1)
     shares = {"least_share": 0.97, "lower_shares": (0.7, 0.3)}
+    monkeypatch.setattr(search, "_WORTH_A_LOWER_SHARE", 0.0)
     never = searched(network, frames, goal_iou=1.1, **shares)
     able = 1.0 - sum(work for name, work in never.work.items() if never.left.get(name, "").endswith("layer"))
     assert never.share >= 0.97 * able
@@ -194,6 +196,10 @@ def test_less_is_int8_only_where_that_reaches_the_goal(tiny_unet, frames):
     assert most.result.iou > max(never.result.iou, more.result.iou)
     reached = searched(network, frames, goal_iou=most.result.iou, **shares)
     assert (reached.share, reached.result) == (most.share, most.result)
+    monkeypatch.setattr(search, "_WORTH_A_LOWER_SHARE", 1.0)  # anything that is better at all
+    better = searched(network, frames, goal_iou=1.1, **shares)
+    assert better.share in (more.share, most.share)
+    assert better.result.noise < never.result.noise
 
 
 def test_channels_at_one_reach_save_what_one_scale_would_lose(frames):
