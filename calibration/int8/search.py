@@ -36,7 +36,7 @@ LEAST_SHARE = 0.97
 """Of the multiply-accumulates that can be INT8 at all, what stays INT8 whatever it would help to give up."""
 
 LOWER_SHARES = (0.9, 0.8, 0.65, 0.5)
-"""The same where that does not reach the goal: the first that does is taken, or one that takes off half of the noise for each step down."""
+"""The same where that does not reach the goal: the first that does is taken, or one that halves the noise with each step down."""
 
 GROUPED, ONE_PLACE = "a grouped convolution", "a layer of one place, where nothing is gained"
 """Why layers stay FP16 that are never INT8."""
