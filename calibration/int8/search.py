@@ -32,11 +32,9 @@ from pipeline.errors import CompileError
 GOAL_IOU = 0.995
 """Agreement on the examples at which the search ends; they are those where agreement is hardest."""
 
-LEAST_SHARE = 0.97
-"""Of the multiply-accumulates that can be INT8 at all, what stays INT8 whatever it would help to give up."""
-
-LOWER_SHARES = (0.9, 0.8, 0.65, 0.5)
-"""The same where that does not reach the goal: the first that does is taken, or one that halves the noise with each step down."""
+SHARES = (0.97, 0.9, 0.8, 0.65, 0.5)
+"""Of the multiply-accumulates that can be INT8 at all, what stays INT8 whatever it would help to give up. The others are tried where the
+first does not reach the goal: the first that does is taken, or one that halves the noise with each step down."""
 
 GROUPED, ONE_PLACE = "a grouped convolution", "a layer of one place, where nothing is gained"
 """Why layers stay FP16 that are never INT8."""
@@ -134,8 +132,7 @@ class Int8Search:
         method: Method,
         *,
         goal_iou: float = GOAL_IOU,
-        least_share: float = LEAST_SHARE,
-        lower_shares: Sequence[float] = LOWER_SHARES,
+        shares: Sequence[float] = SHARES,
         tried: Callable[[Step], None] = lambda _: None,
         progress: Callable[[float], object] = lambda _: None,
     ) -> Int8Recipe:
@@ -145,13 +142,12 @@ class Int8Search:
             examples: what to search on, best those frames where the masks are hardest to keep.
             method: how a histogram becomes a range.
             goal_iou: enough.
-            least_share: of the multiply-accumulates that can be INT8, what stays INT8.
-            lower_shares: the same where that does not reach the goal.
+            shares: of the multiply-accumulates that can be INT8, what stays INT8, at least one; see ``SHARES``.
             tried: told of every step.
             progress: told now and then which share of the search is done, 0 to 1, if it goes on to its end.
         """
         steps: list[Step] = []
-        whole = len(_POWERS) * (_MAKING + 1) + _BACK + (len(_STEPS) + len(lower_shares)) * (_SOME + 1)
+        whole = len(_POWERS) * (_MAKING + 1) + _BACK + (len(_STEPS) + len(shares) - 1) * (_SOME + 1)
         done = 0.0
 
         def advance(units: float) -> None:
@@ -183,23 +179,35 @@ class Int8Search:
             advance(_SOME)
             return measured(trial, f"{len(trial.left)} layers and {sum(map(len, channels.values()))} channels in FP16")
 
-        for names, channels in self._worst(best, damages, least_share * able):
+        best = self._with_less(best, damages, given_up, goal_iou, [share * able for share in shares])
+        progress(1.0)
+        return replace(best, steps=tuple(steps))
+
+    def _with_less(
+        self,
+        best: Int8Recipe,
+        damages: Mapping[str, LayerDamage],
+        given_up: Callable[[Int8Recipe, list[str], dict[str, list[int]]], Int8Recipe],
+        goal_iou: float,
+        shares: Sequence[float],
+    ) -> Int8Recipe:
+        """Give up what does most damage for its work, as much of it as the goal needs or as is worth it."""
+        for names, channels in self._worst(best, damages, shares[0]):
             if best.result.iou >= goal_iou:
-                break
+                return best
             trial = given_up(best, names, channels)
             if trial.result.noise < _WORTH * best.result.noise:
                 best = trial
         enough = 1.0
-        for share in lower_shares if best.result.iou < goal_iou else ():
-            some = list(self._worst(best, damages, share * able, whole=True))[-1:]
+        for share in shares[1:]:
+            if best.result.iou >= goal_iou:
+                break
+            some = list(self._worst(best, damages, share, whole=True))[-1:]
             trial = given_up(best, *some[0]) if some else best
             enough *= _WORTH_A_LOWER_SHARE
             if trial.result.iou >= goal_iou or trial.result.noise < enough * best.result.noise:
                 best, enough = trial, 1.0
-            if best.result.iou >= goal_iou:
-                break
-        progress(1.0)
-        return replace(best, steps=tuple(steps))
+        return best
 
     def _left(self) -> dict[str, str]:
         order = list(self._macs)

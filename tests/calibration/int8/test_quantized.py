@@ -172,7 +172,7 @@ def test_layers_that_do_most_damage_are_left_within_a_limit(tiny_unet, frames):
     network = tiny_unet(1)
     without = searched(network, frames, goal_iou=0.0)
     able = 1.0 - sum(without.work[name] for name in without.left)
-    some = searched(network, frames, goal_iou=1.1, least_share=0.8, lower_shares=())
+    some = searched(network, frames, goal_iou=1.1, shares=(0.8,))
     assert set(some.left) > set(without.left)
     assert some.share >= 0.8 * able
     assert some.result.noise < without.result.noise
@@ -186,18 +186,18 @@ def test_layers_that_do_most_damage_are_left_within_a_limit(tiny_unet, frames):
 
 def test_less_is_int8_only_where_that_is_worth_it(tiny_unet, frames, monkeypatch):
     network = tiny_unet(1)
-    shares = {"least_share": 0.97, "lower_shares": (0.7, 0.3)}
+    shares = (0.97, 0.7, 0.3)
     monkeypatch.setattr(search, "_WORTH_A_LOWER_SHARE", 0.0)
-    never = searched(network, frames, goal_iou=1.1, **shares)
+    never = searched(network, frames, goal_iou=1.1, shares=shares)
     able = 1.0 - sum(work for name, work in never.work.items() if never.left.get(name, "").endswith("layer"))
     assert never.share >= 0.97 * able
     more, most = never.steps[-2:]
     assert 0.97 * able > more.share >= 0.7 * able > most.share >= 0.3 * able
     assert most.result.iou > max(never.result.iou, more.result.iou)
-    reached = searched(network, frames, goal_iou=most.result.iou, **shares)
+    reached = searched(network, frames, goal_iou=most.result.iou, shares=shares)
     assert (reached.share, reached.result) == (most.share, most.result)
     monkeypatch.setattr(search, "_WORTH_A_LOWER_SHARE", 1.0)  # anything that is better at all
-    better = searched(network, frames, goal_iou=1.1, **shares)
+    better = searched(network, frames, goal_iou=1.1, shares=shares)
     assert better.share in (more.share, most.share)
     assert better.result.noise < never.result.noise
 
