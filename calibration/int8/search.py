@@ -33,8 +33,8 @@ GOAL_IOU = 0.995
 """Agreement on the examples at which the search ends; they are those where agreement is hardest."""
 
 SHARES = (0.97, 0.9, 0.8, 0.65, 0.5)
-"""Of the multiply-accumulates that can be INT8 at all, what stays INT8 whatever it would help to give up. The others are tried where the
-first does not reach the goal: the first that does is taken, or one that halves the noise with each step down."""
+"""Of the multiply-accumulates that can be INT8 at all, what stays INT8 whatever it would help to give up. The others are tried where
+the first does not reach the goal: the first that does is taken, or one that halves the noise with each step down."""
 
 GROUPED, ONE_PLACE = "a grouped convolution", "a layer of one place, where nothing is gained"
 """Why layers stay FP16 that are never INT8."""
