@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from calibration.metrics.saliency import SaliencyMetrics
 from calibration.sets.frames import HashedFrames, open_calibration
 from compile.networks.zoo import fetch
 from compile.program.foreign import wrap
+from compile.program.layered_program import with_channels_first
 from compile.program.network import Network
 from compile.program.onnx_export import export_module
 from compile.program.open_network import open_network
@@ -45,7 +46,7 @@ from pipeline.errors import OptionError
 from pipeline.sources import open_source
 
 COLUMNS = {  # entry of a row: (what the table calls it, how it is written)
-    "share_of_work": ("convolutions' work in INT8", "{:.1%}"),
+    "share_of_work": ("work in INT8", "{:.1%}"),
     "iou_mean": ("IoU against FP32", "{:.4f}"),
     "iou_worst": ("worst", "{:.4f}"),
     "mae": ("MAE", "{:.4f}"),
@@ -71,7 +72,7 @@ class Options:
     Attributes:
         data: a folder with images/ and masks/ of the same names.
         model: a published network's name.
-        weights: a checkpoint in its place.
+        weights: a checkpoint in its place, or any network as ONNX or ``.pt2``.
         bundle: ours, compiled before; None: compiled now.
         contract: of the network.
         calib: pictures to calibrate on.
@@ -99,7 +100,11 @@ def add_options(parser: OptionParser) -> None:
         "--data", required=True, metavar="DIR", help="a folder with images/ and masks/ of the same names"
     )
     parser.add_argument("--model", default="u2netp", metavar="NAME", help="a published network (default: %(default)s)")
-    parser.add_argument("--weights", metavar="FILE", help="a checkpoint in place of --model")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint, or any network as .onnx or .pt2 with its --contract, in place of --model",
+    )
     parser.add_argument(
         "--bundle",
         metavar="DIR",
@@ -237,7 +242,11 @@ def _tools(trained: Network, bundle: Bundle, inputs: Inputs) -> list[_Tool]:
 
 def _quantised(trained: Network, inputs: Inputs) -> Iterator[_Tool]:
     """What each of the other tools makes of the network, in the frame program."""
-    network = Scores(trained.module("fp32", ()).network).eval()
+    program = trained.module("fp32", ())
+    network, contract = Scores(program.network).eval(), with_channels_first(trained.contract)
+    # An activation at the network's end was cut off: the tools get what is in front of it, as our search does.
+    if program.after.ends_in == "sigmoid":
+        contract = replace(contract, activation="sigmoid")
     with tempfile.TemporaryDirectory(prefix="edgemask.") as folder:
         exported = Path(folder) / "network.onnx"
         example = torch.zeros(1, *inputs.shape[1:])
@@ -252,9 +261,7 @@ def _quantised(trained: Network, inputs: Inputs) -> Iterator[_Tool]:
                 yield _Tool(key, peer.label, missing=reason)
                 continue
             model = onnx.load(str(quantised))
-            masks, _ = program_masks(
-                wrap(model, trained.contract, None, channels=trained.class_count).SerializeToString()
-            )
+            masks, _ = program_masks(wrap(model, contract, None, channels=trained.class_count).SerializeToString())
             yield _Tool(key, peer.label, metadata.version(peer.package), int8_share(model), masks)
 
 

@@ -1,6 +1,8 @@
-"""What a convolution's input patches look like: their second moments over all frames, which rounding of its weights is fitted to."""
+"""What a layer's input patches look like: their second moments over all frames, which rounding of its weights is fitted to."""
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +15,17 @@ BLOCK = 1152
 
 
 class Moments:
-    """Second moments of the patches that a convolution multiplies its weights with, in blocks of neighboring input channels.
+    """Second moments of the patches that a layer multiplies its weights with, in blocks of neighboring input channels.
 
     Args:
-        layer: an ungrouped convolution; only its geometry is read.
+        layer: an ungrouped convolution, or a linear layer, whose patches are its input's rows; only its geometry is read.
         generator: of the positions that are looked at.
     """
 
-    def __init__(self, layer: nn.Conv2d, generator: torch.Generator) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
         self._layer = layer
         self._generator = generator
-        self._area = layer.kernel_size[0] * layer.kernel_size[1]
+        self._area = prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
         self.block_channels = max(1, BLOCK // self._area)
         self._sums: list[Tensor] = []
         self._count = 0
@@ -32,9 +34,11 @@ class Moments:
         """Look at a frame's input.
 
         Args:
-            x: (N, C, H, W) float; not changed.
+            x: (N, C, H, W) float, of a linear layer (…, C); not changed.
         """
-        patches = self._patches(x.detach())
+        patches = (
+            self._patches(self._layer, x.detach()) if isinstance(self._layer, nn.Conv2d) else self._rows(x.detach())
+        )
         self._count += len(patches)
         for index, block in enumerate(torch.split(patches, self.block_channels * self._area, 1)):
             product = block.T @ block
@@ -47,8 +51,13 @@ class Moments:
         """Second moments, (columns, columns) float32 each; columns are a weight's axes 1 to 3, flattened."""
         return [total / max(1, self._count) for total in self._sums]
 
-    def _patches(self, x: Tensor) -> Tensor:
-        layer = self._layer
+    def _rows(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2).float()
+        if len(rows) > _POSITIONS:
+            rows = rows[torch.randint(0, len(rows), (_POSITIONS,), generator=self._generator)]
+        return rows
+
+    def _patches(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
         (kernel_h, kernel_w), (stride_h, stride_w) = layer.kernel_size, layer.stride
         dilation_h, dilation_w = layer.dilation
         pad_h, pad_w = (0, 0) if isinstance(layer.padding, str) else layer.padding

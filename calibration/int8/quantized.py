@@ -1,4 +1,4 @@
-"""Convolutions in INT8 as PyTorch modules, which compute here exactly what the exported program computes: Q/DQ, explicit and symmetric.
+"""Layers in INT8 as PyTorch modules, which compute here exactly what the exported program computes: Q/DQ, explicit and symmetric.
 
 Activations have one scale for each tensor, weights one for each output channel; zero is zero. The exporter writes QuantizeLinear and
 DequantizeLinear for them, which is what TensorRT builds INT8 from.
@@ -7,6 +7,7 @@ DequantizeLinear for them, which is what TensorRT builds INT8 from.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def _round_to_int8(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 @torch.library.custom_op("edgemask::from_int8", mutates_args=())
 def _from_int8(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    return weight.to(scale.dtype) * scale.view(-1, 1, 1, 1)
+    return weight.to(scale.dtype) * scale.view(-1, *[1] * (weight.ndim - 1))
 
 
 @_round_to_int8.register_fake
@@ -56,17 +57,25 @@ IN_ONNX: dict[Callable[..., Any], Callable[..., Any]] = {
 """How the exporter writes these operators."""
 
 
-class QuantizedConv(nn.Module):
-    """A convolution in INT8.
+Quantizable = nn.Conv2d | nn.Linear
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Which axis of what a layer takes and gives is its channels."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or a linear layer in INT8.
 
     Args:
-        conv: with FP32 weights; not changed.
+        layer: with FP32 weights; not changed.
         input_range: the absolute value of the input that becomes 127.
         dtype: of scales, bias and output: float32, or float16 for a program that is FP16 elsewhere.
-        exact: input channels that stay out of INT8, in a narrow convolution of their own: those whose values or weights are so
+        exact: input channels that stay out of INT8, in a narrow layer of their own: those whose values or weights are so
             large that one scale for all would leave nothing of the others, or on which the masks depend most.
         rounded: the other channels' weights as (levels, scales), (K, columns) int8 and (K,) float32; None rounds to the nearest.
-        exact_dtype: of the narrow convolution.
+        exact_dtype: of the narrow layer.
     """
 
     weight: Tensor
@@ -83,7 +92,7 @@ class QuantizedConv(nn.Module):
 
     def __init__(
         self,
-        conv: nn.Conv2d,
+        layer: Quantizable,
         input_range: float,
         dtype: torch.dtype = torch.float32,
         exact: Sequence[int] = (),
@@ -91,9 +100,9 @@ class QuantizedConv(nn.Module):
         exact_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        if conv.groups != 1:
+        if isinstance(layer, nn.Conv2d) and layer.groups != 1:
             raise ValueError("a grouped convolution is not quantised")
-        weight = conv.weight.detach().float()
+        weight = layer.weight.detach().float()
         rest = [channel for channel in range(weight.shape[1]) if channel not in set(exact)]
         kept = weight[:, rest]
         if rounded is None:
@@ -105,30 +114,33 @@ class QuantizedConv(nn.Module):
         self.register_buffer("weight_zero", torch.zeros(len(scales), dtype=torch.int8))
         self.register_buffer("input_scale", torch.tensor(max(input_range / LEVELS, SMALLEST_SCALE)).to(dtype))
         self.register_buffer("input_zero", torch.tensor(0, dtype=torch.int8))
-        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().to(dtype))
-        self._geometry: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().to(dtype))
+        self._axis = channel_axis(layer)
+        self._multiply: Callable[..., Tensor] = F.linear
+        if isinstance(layer, nn.Conv2d):
+            self._multiply = partial(F.conv2d, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
         self.exact = tuple(exact)
         self.register_buffer("rest", torch.tensor(rest))
         self.register_buffer("outliers", torch.tensor(self.exact, dtype=torch.int64))
         self.register_buffer("exact_weight", weight[:, list(exact)].to(exact_dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) in any float type to (N, K, H, W) in the layer's."""
-        quantised = x.index_select(1, self.rest) if self.exact else x
+        """What the layer takes, in any float type, to what it gives, in its own."""
+        quantised = x.index_select(self._axis, self.rest) if self.exact else x
         quantised = torch.ops.edgemask.round_to_int8(
             quantised.to(self.input_scale.dtype), self.input_scale, self.input_zero
         )
         weight = torch.ops.edgemask.from_int8(self.weight, self.weight_scale, self.weight_zero)
-        y = F.conv2d(quantised, weight, self.bias, **self._geometry)
+        y = self._multiply(quantised, weight, self.bias)
         if self.exact:
-            narrow = x.index_select(1, self.outliers).to(self.exact_weight.dtype)
-            z = F.conv2d(narrow, self.exact_weight, **self._geometry)
+            narrow = x.index_select(self._axis, self.outliers).to(self.exact_weight.dtype)
+            z = self._multiply(narrow, self.exact_weight)
             y = (y.to(z.dtype) + z).to(y.dtype)
         return y
 
     def input_error(self, x: Tensor) -> Tensor:
-        """What INT8 does to (N, C, H, W) inputs; nothing to channels that stay out of it."""
+        """What INT8 does to inputs; nothing to channels that stay out of it."""
         error: Tensor = torch.ops.edgemask.round_to_int8(x, self.input_scale, self.input_zero) - x
         if self.exact:
-            error[:, list(self.exact)] = 0
+            error.movedim(self._axis, 0)[list(self.exact)] = 0
         return error

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from calibration.inference_form import fold_norms
 from calibration.int8.equalise import Factors, equalise
-from calibration.int8.quantized import QuantizedConv
+from calibration.int8.quantized import QuantizedLayer
 from calibration.int8.sensitivity import Damage
 
 
 @dataclass(frozen=True)
 class LayerRecipe:
-    """How one convolution is INT8.
+    """How one layer is INT8.
 
     Attributes:
         input_range: the absolute value of the input that becomes 127.
@@ -43,7 +43,7 @@ class Step:
 
     Attributes:
         what: for the user.
-        share: of the convolutions' multiply-accumulates in INT8.
+        share: of the layers' multiply-accumulates in INT8.
         result: what it did to the masks of the examples.
     """
 
@@ -60,12 +60,12 @@ class Int8Recipe:
     """How a network is INT8.
 
     Attributes:
-        factors: by layer, what brings channels to one reach.
-        layers: by name, the convolutions in INT8.
+        factors: by layer, and by constant of the network, what brings channels to one reach.
+        layers: by name, those in INT8.
         left: those that stay FP16, and why.
         power: how far channels are brought to one reach.
         damage: by layer, its share of what INT8 does to the masks, before any was left.
-        work: by layer, its share of the convolutions' multiply-accumulates.
+        work: by layer, its share of the layers' multiply-accumulates.
         steps: what was tried, in order.
         result: of the whole, on the examples.
     """
@@ -81,7 +81,7 @@ class Int8Recipe:
 
     @property
     def share(self) -> float:
-        """Of the convolutions' multiply-accumulates that are INT8."""
+        """Of the layers' multiply-accumulates that are INT8."""
         return sum(self.work[name] * (1 - layer.exact_share) for name, layer in self.layers.items())
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,15 +116,15 @@ class Int8Recipe:
 
         Args:
             network: the trained one; not changed.
-            dtype: of what is between the convolutions in INT8.
+            dtype: of what is between the layers in INT8.
             single: layers whose channels that stay out of INT8 are FP32 all the same.
         """
         copied = fold_norms(copy.deepcopy(network))
         equalise(copied, self.factors)
         for name, layer in self.layers.items():
-            conv: Any = copied.get_submodule(name)
+            whole: Any = copied.get_submodule(name)
             rounded = layer.levels, layer.scales
             exact_dtype = torch.float32 if name in single else dtype
-            quantised = QuantizedConv(conv, layer.input_range, dtype, layer.exact, rounded, exact_dtype)
+            quantised = QuantizedLayer(whole, layer.input_range, dtype, layer.exact, rounded, exact_dtype)
             copied.set_submodule(name, quantised)
         return copied

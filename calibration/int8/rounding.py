@@ -21,6 +21,8 @@ SMALLEST_SCALE = 2.0**-14
 
 # Added to the second moments' diagonal, as a share of its mean: they come from some frames, not from all there will be.
 _DAMPING = 0.01
+# Columns whose errors are handed on together.
+_AT_ONCE = 48
 
 
 def weight_scales(weight: Tensor) -> Tensor:
@@ -82,10 +84,16 @@ def _compensated(weight: Tensor, scales: Tensor, moments: Tensor) -> Tensor:
     weight, hessian = weight[:, order].clone(), hessian[order][:, order]
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     levels = torch.empty_like(weight)
-    for column in range(size):
-        levels[:, column] = _levels(weight[:, column], scales)
-        error = (weight[:, column] - levels[:, column] * scales) / inverse[column, column]
-        weight[:, column + 1 :] -= error[:, None] * inverse[column, column + 1 :]
+    errors = torch.empty((len(weight), _AT_ONCE), dtype=torch.double)
+    for start in range(0, size, _AT_ONCE):
+        end = min(start + _AT_ONCE, size)
+        for column in range(start, end):
+            levels[:, column] = _levels(weight[:, column], scales)
+            error = (weight[:, column] - levels[:, column] * scales) / inverse[column, column]
+            weight[:, column + 1 : end] -= error[:, None] * inverse[column, column + 1 : end]
+            errors[:, column - start] = error
+        # All that come later take over a block's errors together, which reads them from memory once.
+        weight[:, end:] -= errors[:, : end - start] @ inverse[start:end, end:]
     restored = torch.empty_like(levels)
     restored[:, order] = levels
     return restored

@@ -1,16 +1,17 @@
-"""Which convolutions can be INT8, and how: a search for what keeps the masks, from calibration frames.
+"""Which layers can be INT8, and how: a search for what keeps the masks, from calibration frames.
 
-Every convolution is INT8 but the first and the last ones, where little is gained and much lost, and grouped ones. Before any other is
-given up it is repaired, by what costs nothing or next to nothing when the program runs: channels are brought to similar reach, weights
-are rounded so that the outputs stay, and single input channels that reach further than all others stay out. What is left of the damage
-is found layer by layer and channel by channel in one pass, and what does most of it for its work becomes FP16, within a limit: small
-layers whole, and of large ones a few input channels.
+Every convolution and linear layer is INT8 but the first and the last ones, where little is gained and much lost, grouped ones, and
+those of a single place, such as the gates of squeeze-and-excitation, where nothing is gained. Before any other is given up it is
+repaired, by what costs nothing or next to nothing when the program runs: channels are brought to similar reach, weights are rounded so
+that the outputs stay, and single input channels that reach further than all others stay out. What is left of the damage is found layer
+by layer and channel by channel in one pass, and what does most of it for its work becomes FP16, within a limit: small
+layers whole, and of large ones a few input channels. Only where that is far from enough, more layers are given up.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from calibration.inference_form import fold_norms
 from calibration.int8.equalise import ChannelGraph, Factors, equalise
 from calibration.int8.moments import Moments
+from calibration.int8.quantized import Quantizable, channel_axis
 from calibration.int8.ranges import LEVELS, Histograms, Method
 from calibration.int8.recipe import Int8Recipe, LayerRecipe, Step
 from calibration.int8.rounding import output_error, round_weights, weight_scales
@@ -30,10 +32,11 @@ from pipeline.errors import CompileError
 GOAL_IOU = 0.995
 """Agreement on the examples at which the search ends; they are those where agreement is hardest."""
 
-LEAST_SHARE = 0.97
-"""Of the convolutions' multiply-accumulates, what stays INT8 whatever it would help to give up."""
+SHARES = (0.97, 0.9, 0.8, 0.65, 0.5)
+"""Of the multiply-accumulates that can be INT8 at all, what stays INT8 whatever it would help to give up. The others are tried where
+the first does not reach the goal: the first that does is taken, or one that halves the noise with each step down."""
 
-GROUPED, LINEAR = "a grouped convolution", "a linear layer"
+GROUPED, ONE_PLACE = "a grouped convolution", "a layer of one place, where nothing is gained"
 """Why layers stay FP16 that are never INT8."""
 
 # How far channels are brought to one reach: 0 not at all, 1 wholly.
@@ -48,6 +51,8 @@ _SAVED = 0.1
 _STEPS = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 # What a step must take off the noise to be worth its layers.
 _WORTH = 0.97
+# The same of each lower share: where the goal is not reached, it must be worth the work that leaves INT8.
+_WORTH_A_LOWER_SHARE = 0.5
 # How long the parts of a search take, beside one look at all examples: making all layers, a pass back, and making a few layers anew.
 _MAKING, _BACK, _SOME = 1.0, 3.0, 0.3
 # Layers of more than this share of the work give up input channels, so many at a time and at most that share of them, and not in
@@ -64,32 +69,24 @@ class Int8Search:
         network: in evaluation mode, FP32; copied, its batch normalizations folded.
         input_size_hw: (height, width) of its input.
         channels: of its input.
-        first_layers: names of the layers that read the picture; None takes the one that runs first.
-        last_layers: names of those that give the scores; None takes the convolutions with the fewest output channels.
 
     Attributes:
         network: the copy, which is run on the calibration frames inside ``observe``.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        input_size_hw: tuple[int, int],
-        channels: int = 3,
-        *,
-        first_layers: Collection[str] | None = None,
-        last_layers: Collection[str] | None = None,
-    ) -> None:
+    def __init__(self, network: nn.Module, input_size_hw: tuple[int, int], channels: int = 3) -> None:
         self.network = fold_norms(copy.deepcopy(network)).requires_grad_(False)
         self._graph = ChannelGraph(self.network, (1, channels, *input_size_hw))
-        modules = self.network.named_modules()
-        self._layers = {name: layer for name, layer in modules if isinstance(layer, nn.Conv2d)}
-        self._linear = {name: layer for name, layer in self.network.named_modules() if isinstance(layer, nn.Linear)}
-        self._first, self._last = first_layers, last_layers
+        self._layers: dict[str, Quantizable] = {
+            name: layer for name, layer in self.network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+        }
         generator = torch.Generator().manual_seed(0)
-        self._histograms = {name: Histograms() for name in self._layers}
-        self._moments = {name: Moments(layer, generator) for name, layer in self._layers.items() if layer.groups == 1}
+        self._able = [name for name, layer in self._layers.items() if getattr(layer, "groups", 1) == 1]
+        self._histograms = {name: Histograms() for name in self._able}
+        self._moments = {name: Moments(self._layers[name], generator) for name in self._able}
         self._macs: dict[str, float] = {}
+        self._of_one_place: set[str] = set()
+        self._peaks: dict[str, Tensor] = {}
         self._recipes: dict[tuple[str, float, tuple[int, ...]], LayerRecipe] = {}
         self._known_factors: dict[float, dict[str, Factors]] = {}
 
@@ -101,28 +98,27 @@ class Int8Search:
         """
 
         def watch(name: str) -> Any:
-            def hook(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            def hook(layer: Quantizable, inputs: tuple[Tensor, ...], output: Tensor) -> None:
                 x = inputs[0]
                 if not bool(torch.isfinite(x.sum())):
                     raise CompileError(
                         f"the network: expected finite values, got others before {name}: its weights are damaged"
                     )
-                self._histograms[name].add(x)
-                if name in self._moments:
+                if name in self._histograms:
+                    self._histograms[name].add(x.movedim(channel_axis(layer), 1))
                     self._moments[name].add(x)
-                self._macs[name] = float(layer.weight.numel()) * output.shape[-1] * output.shape[-2]
-
-            return hook
-
-        def count(name: str) -> Any:
-            def hook(layer: nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
-                # Frames come one at a time: its first axis may be places of a picture.
-                self._macs[name] = float(layer.in_features) * output.numel()
+                # Frames come one at a time: a linear layer's first axis may be places of a picture.
+                places = output.numel() // layer.weight.shape[0]
+                self._macs[name] = float(layer.weight.numel()) * places
+                if places == 1:
+                    self._of_one_place.add(name)
+                if name in self._graph.clipped_layers:
+                    peak = output.movedim(channel_axis(layer), 0).flatten(1).amax(1)
+                    self._peaks[name] = torch.maximum(self._peaks.get(name, peak), peak)
 
             return hook
 
         handles = [layer.register_forward_hook(watch(name)) for name, layer in self._layers.items()]
-        handles += [layer.register_forward_hook(count(name)) for name, layer in self._linear.items()]
         try:
             with torch.inference_mode():
                 run()
@@ -136,7 +132,7 @@ class Int8Search:
         method: Method,
         *,
         goal_iou: float = GOAL_IOU,
-        least_share: float = LEAST_SHARE,
+        shares: Sequence[float] = SHARES,
         tried: Callable[[Step], None] = lambda _: None,
         progress: Callable[[float], object] = lambda _: None,
     ) -> Int8Recipe:
@@ -146,12 +142,12 @@ class Int8Search:
             examples: what to search on, best those frames where the masks are hardest to keep.
             method: how a histogram becomes a range.
             goal_iou: enough.
-            least_share: of the multiply-accumulates, what stays INT8.
+            shares: of the multiply-accumulates that can be INT8, what stays INT8, at least one; see ``SHARES``.
             tried: told of every step.
             progress: told now and then which share of the search is done, 0 to 1, if it goes on to its end.
         """
         steps: list[Step] = []
-        whole = len(_POWERS) * (_MAKING + 1) + _BACK + len(_STEPS) * (_SOME + 1)
+        whole = len(_POWERS) * (_MAKING + 1) + _BACK + (len(_STEPS) + len(shares) - 1) * (_SOME + 1)
         done = 0.0
 
         def advance(units: float) -> None:
@@ -176,34 +172,49 @@ class Int8Search:
         damages = self._damages(best, examples, lambda share: advance(share * _BACK))
         total = sum(one.total for one in damages.values()) or 1.0
         best = replace(best, damage={name: one.total / total for name, one in damages.items()})
-        if best.share < least_share:
-            # A mobile network: of what can be INT8 at all.
-            able = 1.0 - sum(best.work[name] for name, why in left.items() if why in (GROUPED, LINEAR))
-            least_share *= able
-        for names, channels in self._worst(best, damages, least_share):
-            if best.result.iou >= goal_iou:
-                break
-            trial = self._without(best, names, channels, method)
+        able = 1.0 - sum(best.work[name] for name in left)
+
+        def given_up(found: Int8Recipe, names: list[str], channels: dict[str, list[int]]) -> Int8Recipe:
+            trial = self._without(found, names, channels, method)
             advance(_SOME)
-            what = f"{len(trial.left)} layers and {sum(map(len, channels.values()))} channels in FP16"
-            trial = measured(trial, what)
-            if trial.result.noise < _WORTH * best.result.noise:
-                best = trial
+            return measured(trial, f"{len(trial.left)} layers and {sum(map(len, channels.values()))} channels in FP16")
+
+        best = self._with_less(best, damages, given_up, goal_iou, [share * able for share in shares])
         progress(1.0)
         return replace(best, steps=tuple(steps))
 
+    def _with_less(
+        self,
+        best: Int8Recipe,
+        damages: Mapping[str, LayerDamage],
+        given_up: Callable[[Int8Recipe, list[str], dict[str, list[int]]], Int8Recipe],
+        goal_iou: float,
+        shares: Sequence[float],
+    ) -> Int8Recipe:
+        """Give up what does most damage for its work, as much of it as the goal needs or as is worth it."""
+        for names, channels in self._worst(best, damages, shares[0]):
+            if best.result.iou >= goal_iou:
+                return best
+            trial = given_up(best, names, channels)
+            if trial.result.noise < _WORTH * best.result.noise:
+                best = trial
+        enough = 1.0
+        for share in shares[1:]:
+            if best.result.iou >= goal_iou:
+                break
+            some = list(self._worst(best, damages, share, whole=True))[-1:]
+            trial = given_up(best, *some[0]) if some else best
+            enough *= _WORTH_A_LOWER_SHARE
+            if trial.result.iou >= goal_iou or trial.result.noise < enough * best.result.noise:
+                best, enough = trial, 1.0
+        return best
+
     def _left(self) -> dict[str, str]:
-        order = [name for name in self._macs if name in self._layers]
-        first = order[:1] if self._first is None else [name for name in order if name in self._first]
-        if self._last is None:
-            fewest = min((layer.out_channels for layer in self._layers.values()), default=0)
-            last = [name for name in order if self._layers[name].out_channels == fewest]
-        else:
-            last = [name for name in order if name in self._last]
-        left = dict.fromkeys(first, "the first layer")
-        left |= {name: "a last layer" for name in last if name not in left}
-        left |= {name: GROUPED for name in order if self._layers[name].groups > 1}
-        return left | {name: LINEAR for name in self._macs if name in self._linear}
+        order = list(self._macs)
+        left = {name: "the first layer" for name in order if name in self._graph.first_layers}
+        left |= {name: "a last layer" for name in order if name in self._graph.last_layers and name not in left}
+        left |= {name: GROUPED for name in order if name not in self._histograms}
+        return left | {name: ONE_PLACE for name in order if name in self._of_one_place and name not in left}
 
     def _start(
         self,
@@ -237,15 +248,22 @@ class Int8Search:
         return damage_by_layer(network, layers, examples, advance)
 
     def _worst(
-        self, recipe: Int8Recipe, damages: Mapping[str, LayerDamage], least_share: float
+        self, recipe: Int8Recipe, damages: Mapping[str, LayerDamage], least_share: float, *, whole: bool = False
     ) -> Iterator[tuple[list[str], dict[str, list[int]]]]:
-        """Growing lists of small layers, and of input channels of large ones: what does most damage for its work first."""
+        """Growing lists of small layers, and of input channels of large ones: what does most damage for its work first.
+
+        Args:
+            recipe: that is begun with.
+            damages: of the layers that are INT8 at first.
+            least_share: of the multiply-accumulates, what stays INT8.
+            whole: give up large layers too, not only channels.
+        """
         items: list[tuple[float, float, str, list[int]]] = []
-        for name, layer in recipe.layers.items():
-            work, one = recipe.work[name], damages[name]
+        for name, one in damages.items():
+            work = recipe.work[name]
             most = int(_MOST_CHANNELS * len(one.channels))
-            if work <= _LARGE or most < _CHANNELS:
-                items.append((one.total / max(work, 1e-12), work * (1 - layer.exact_share), name, []))
+            if whole or work <= _LARGE or most < _CHANNELS:
+                items.append((one.total / max(work, 1e-12), work, name, []))
                 continue
             order = one.channels.argsort(descending=True).tolist()
             by_channel = one.channels / one.channels.sum().clamp(min=1e-30)
@@ -254,7 +272,7 @@ class Int8Search:
                 cost = work * _CHANNELS / len(order)
                 items.append((one.total * float(by_channel[part].sum()) / cost, cost, name, part))
         items.sort(key=lambda item: -item[0])
-        spare = recipe.share - least_share
+        spare = sum(recipe.work[name] for name in damages) - least_share
         before = 0.0
         for step in _STEPS:
             used, names, channels = 0.0, [], dict[str, list[int]]()
@@ -268,7 +286,7 @@ class Int8Search:
                     names.append(name)
             if used > before:
                 yield names, channels
-            before = used
+            before = max(used, before)
 
     def _without(
         self, recipe: Int8Recipe, names: Sequence[str], channels: Mapping[str, Sequence[int]], method: Method
@@ -289,7 +307,7 @@ class Int8Search:
 
     def _make_layer(self, name: str, power: float, method: Method, exact: tuple[int, ...]) -> LayerRecipe:
         weight, inputs = self._weight(name, power)
-        area = weight.shape[2] * weight.shape[3]
+        area = weight[0, 0].numel()
         rest = [channel for channel in range(weight.shape[1]) if channel not in exact]
         input_range = self._histograms[name].range(method, np.asarray(rest), inputs.double().numpy())
         by_column = inputs.repeat_interleave(area)
@@ -320,7 +338,7 @@ class Int8Search:
     def _outliers(self, name: str, power: float) -> list[tuple[int, ...]]:
         """Input channels of a layer whose weights or values are so much larger than all others' that they may drown them."""
         weight, inputs = self._weight(name, power)
-        largest = weight.abs().amax((0, 2, 3))
+        largest = weight.abs().movedim(1, 0).flatten(1).amax(1)
         found: dict[tuple[int, ...], None] = {}
         for measure in (largest, self._histograms[name].reach * inputs):
             order = measure.argsort(descending=True).tolist()
@@ -333,7 +351,7 @@ class Int8Search:
         """A layer's weights with their factors in, and what its inputs arrive multiplied by."""
         layer, factors = self._layers[name], self._factors(power).get(name)
         if factors is None:
-            return layer.weight.detach(), torch.ones(layer.in_channels)
+            return layer.weight.detach(), torch.ones(layer.weight.shape[1])
         layer = copy.deepcopy(layer)
         factors.apply(layer)
         return layer.weight.detach(), factors.inputs
@@ -342,6 +360,7 @@ class Int8Search:
         if power == 0.0:
             return {}
         if power not in self._known_factors:
-            reach = {name: histograms.reach for name, histograms in self._histograms.items()}
-            self._known_factors[power] = self._graph.factors(reach, power)
+            left = self._left()
+            reach = {name: histograms.reach for name, histograms in self._histograms.items() if name not in left}
+            self._known_factors[power] = self._graph.factors(reach, power, self._peaks)
         return self._known_factors[power]

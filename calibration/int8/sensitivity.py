@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from calibration.int8.quantized import QuantizedConv
+from calibration.int8.quantized import Quantizable, QuantizedLayer, channel_axis
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class LayerDamage:
 
 def damage_by_layer(
     network: nn.Module,
-    layers: Mapping[str, QuantizedConv],
+    layers: Mapping[str, QuantizedLayer],
     examples: Sequence[Example],
     advance: Callable[[float], None] = lambda _: None,
 ) -> dict[str, LayerDamage]:
@@ -103,16 +103,17 @@ def damage_by_layer(
     generator = torch.Generator().manual_seed(0)
 
     def watch(name: str) -> Any:
-        def forward(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def forward(layer: Quantizable, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x, quantised = inputs[0].detach(), layers[name]
 
             def backward(gradient: Tensor) -> None:
                 # Not called but run: calling it would come back here.
                 error = quantised(x) - layer.forward(x)
                 totals[name] += float((gradient * error).sum()) ** 2 / len(examples)
-                geometry: Any = layer.stride, layer.padding, layer.dilation
-                by_input = conv2d_input(x.shape, layer.weight, gradient, *geometry)  # type: ignore[no-untyped-call]
-                squares = (by_input * quantised.input_error(x)).sum((0, 2, 3)).square() / len(examples)
+                by_input = (_gradient_of_input(layer, x, gradient) * quantised.input_error(x)).movedim(
+                    channel_axis(layer), 0
+                )
+                squares = by_input.flatten(1).sum(1).square() / len(examples)
                 channels[name] = channels.get(name, 0) + squares
 
             output.register_hook(backward)  # type: ignore[no-untyped-call]
@@ -133,8 +134,16 @@ def damage_by_layer(
             handle.remove()
     for name in layers.keys() - channels.keys():  # nothing depends on them
         layer: Any = network.get_submodule(name)
-        channels[name] = torch.zeros(layer.in_channels)
+        channels[name] = torch.zeros(layer.weight.shape[1])
     return {name: LayerDamage(total, channels[name]) for name, total in totals.items()}
+
+
+def _gradient_of_input(layer: Quantizable, x: Tensor, gradient: Tensor) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return gradient @ layer.weight
+    geometry: Any = layer.stride, layer.padding, layer.dilation
+    by_input: Tensor = conv2d_input(x.shape, layer.weight, gradient, *geometry)  # type: ignore[no-untyped-call]
+    return by_input
 
 
 def _closeness(logits: Tensor) -> Tensor:

@@ -178,5 +178,5 @@ def _range(values: Sequence[float], least: float) -> tuple[float, float]:
 
 def _title(manifest: Manifest, search: Int8Search) -> str:
     count = sum(layer.precision == "int8" for layer in search.layers)
-    share = "" if search.share_of_work is None else f"{100 * search.share_of_work:.1f} % of the convolutions' work, "
+    share = "" if search.share_of_work is None else f"{100 * search.share_of_work:.1f} % of the layers' work, "
     return f"{plain(manifest.model)} in INT8: {share}{count} of {plural(len(search.layers), 'layer')}"

@@ -14,12 +14,12 @@ _MOST_NOISE = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Int8Layer:
-    """A convolution, and what the search found of it.
+    """A layer, and what the search found of it.
 
     Attributes:
         name: as the trained network calls it.
         precision: that it has now: "int8" or "fp16".
-        share_of_work: of the convolutions' multiply-accumulates, 0 to 1.
+        share_of_work: of the layers' multiply-accumulates, 0 to 1.
         share_of_damage: of what INT8 does to the masks when all that can be in INT8 is, 0 to 1; None if it was never in INT8.
         exact_channels: of its input, those that stay out of INT8.
     """
@@ -37,7 +37,7 @@ class Int8Step:
 
     Attributes:
         what: in words.
-        share_of_work: of the convolutions' multiply-accumulates in INT8, 0 to 1.
+        share_of_work: of the layers' multiply-accumulates in INT8, 0 to 1.
         noise: root mean square of what the logits are off where the decision is close.
         iou: mean agreement of the masks on the hardest frames, 0 to 1.
         chosen: the bundle is what this step tried.
@@ -55,8 +55,8 @@ class Int8Search:
     """What the search found.
 
     Attributes:
-        share_of_work: of the convolutions' multiply-accumulates in INT8, 0 to 1; None in a bundle that does not tell.
-        layers: all convolutions, most damage first; none in a bundle that does not tell.
+        share_of_work: of the layers' multiply-accumulates in INT8, 0 to 1; None in a bundle that does not tell.
+        layers: all of them, most damage first; none in a bundle that does not tell.
         steps: in their order; none likewise.
         problem: why layers or steps are not there; None if both are.
     """

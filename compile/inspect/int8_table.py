@@ -15,7 +15,7 @@ def search_lines(search: Int8Search, *, all_layers: bool, width: int) -> Iterato
     if search.share_of_work is not None:
         count = sum(layer.precision == "int8" for layer in search.layers)
         of = f" in {count:,} of {plural(len(search.layers), 'layer')}" if search.layers else ""
-        yield from field("work", f"{percent(search.share_of_work, 1)} of the convolutions' work{of}", width)
+        yield from field("work", f"{percent(search.share_of_work, 1)} of the layers' work{of}", width)
     if search.problem is not None:
         yield from field("layers", f"not shown: {search.problem}", width)
         return

@@ -39,10 +39,6 @@ _MOVES = (
     *(torch.reshape, torch.squeeze, torch.unsqueeze, *_PERMUTES, *_CASTS),
     *(_ATEN.squeeze.dim, _ATEN.squeeze.dims, _ATEN.unsqueeze.default),
 )
-_JOINS = (
-    *(torch.cat, torch.nn.functional.interpolate, _ATEN.cat.default),
-    *(_ATEN.upsample_bilinear2d.vec, _ATEN.upsample_nearest2d.vec, _ATEN.upsample_bicubic2d.vec),
-)
 # Probabilities nearer to 0 or 1 than this are the same in a mask of 8 bits.
 _NEAREST = 1e-4
 
@@ -62,32 +58,6 @@ class Activation:
     axis: int | None
     input_name: str
     number: float = 0.0
-
-
-def last_layers(network: fx.GraphModule) -> tuple[str, ...]:
-    """The layers that give scores, in the order in which they run.
-
-    Those from which the output is reached without another layer; and where such a one fuses the scores of several sizes, those too:
-    layers of as many channels that reach it through nothing but resizing and joining.
-    """
-    last = list(layers_before(network, (node for node in network.graph.nodes if node.op == "output")))
-    for node in network.graph.nodes:
-        if node.op == "call_module" and node.target in last:
-            channels, steps = _out_channels(network, node), list(node.all_input_nodes)
-            while steps:
-                step = steps.pop()
-                if step.op == "call_function" and step.target in _JOINS:
-                    steps.extend(step.all_input_nodes)
-                elif step.op == "call_module" and _out_channels(network, step) == channels:
-                    last.append(str(step.target))
-    return tuple(
-        dict.fromkeys(str(n.target) for n in network.graph.nodes if n.op == "call_module" and n.target in last)
-    )
-
-
-def _out_channels(network: fx.GraphModule, node: fx.Node) -> int:
-    layer: Any = network.get_submodule(str(node.target))
-    return int(getattr(layer, "out_channels", getattr(layer, "out_features", 0)))
 
 
 def first_layers(network: fx.GraphModule) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """INT8 for a CPU: another graph than TensorRT's, with values that have no sign and convolutions that also give INT8.
 
+Linear layers take INT8 and give FP32: what is added to them and the normalization behind them are FP32 anyway.
+
 ONNX Runtime is fast where eight bits without a sign meet weights with one, and where a convolution's output is rounded too, so that
 no FP32 stands between. After a ReLU the sign would be wasted: the range has 255 steps, not 127. The recipe of the search gives the
 weights; ranges are taken anew, for every tensor between the layers.
@@ -31,7 +33,9 @@ from pipeline.frames.frame import Frame
 
 # Sums stay FP32: rounding both sides and the result of a residual sum costs more of the mask than all convolutions (U²-NetP, mean IoU
 # 0.982 with sums in INT8 and 0.992 without), and saves little time.
-_QUANTISED = ("Conv", "Relu", "MaxPool", "Concat", "Resize")
+_LAYERS = ("Conv", "MatMul", "Gemm")
+_LINEAR = ("MatMul", "Gemm")
+_QUANTISED = (*_LAYERS, "Relu", "MaxPool", "Concat", "Resize")
 _UNSIGNED_LEVELS = 255
 # One value in so many is counted; odd, so that they do not run along a column.
 _EVERY = 7
@@ -65,34 +69,34 @@ def exact_layers(recipe: Int8Recipe) -> set[str]:
 
 
 def quantise(
-    program: onnx.ModelProto, exact: Collection[str], frames: Iterable[Frame], method: Method
+    program: onnx.ModelProto, network: nn.Module, exact: Collection[str], frames: Iterable[Frame], method: Method
 ) -> tuple[onnx.ModelProto, float]:
     """Bring a frame program's network to INT8 as ONNX Runtime's CPU kernels want it.
 
     Args:
-        program: of ``rounded_network``, in FP32.
+        program: of ``network``, in FP32.
+        network: as ``rounded_network`` gives it.
         exact: names of the layers that stay FP32, as the network calls them.
         frames: to take ranges from; read once, one at a time.
         method: how a histogram becomes a range.
 
     Returns:
-        The program, and the share of the convolutions' weights that are INT8.
+        The program, and the share of the layers' weights that are INT8.
 
     Raises:
         CompileError: there is nothing that could be.
     """
     program = onnx.shape_inference.infer_shapes(program)
-    nodes = _quantised_nodes(program, exact)
+    layers = _layers(program, network)
+    nodes = _quantised_nodes(program, {name for name, layer in layers.items() if layer not in exact}, set(layers))
     if not nodes:
         raise CompileError(
-            "--precision: expected fp32 for a network with no convolution between its first and last ones, got int8: take fp32"
+            "--precision: expected fp32 for a network with no layer between its first and last ones, got int8: take fp32"
         )
     ranges = _ranges(program, _tensors(program, nodes), frames, method)
-    convolutions = [node for node in program.graph.node if node.op_type == "Conv"]
-    size = {item.name: int(np.prod(item.dims)) for item in program.graph.initializer}
-    share = sum(size[node.input[1]] for node in convolutions if node.name in nodes) / max(
-        1, sum(size[node.input[1]] for node in convolutions)
-    )
+    sizes = {item.name: int(np.prod(item.dims)) for item in program.graph.initializer}
+    size = {node.name: sizes[node.input[1]] for node in program.graph.node if node.name in layers}
+    share = sum(of_one for name, of_one in size.items() if name in nodes) / max(1, sum(size.values()))
     quantiser = QDQQuantizer(
         program,
         per_channel=True,
@@ -103,7 +107,7 @@ def quantise(
         nodes_to_quantize=sorted(nodes),
         nodes_to_exclude=[],
         op_types_to_quantize=list(_QUANTISED),
-        extra_options={},
+        extra_options={"OpTypesToExcludeOutputQuantization": list(_LINEAR)},
     )
     quantiser.quantize_model()
     quantiser.model.topological_sort()
@@ -113,48 +117,64 @@ def quantise(
     return quantised, share
 
 
-def _quantised_nodes(program: onnx.ModelProto, exact: Collection[str]) -> set[str]:
-    """Names of the nodes in INT8: the network's, without those around layers that stay FP32."""
+def _layers(program: onnx.ModelProto, network: nn.Module) -> dict[str, str]:
+    """Names of the nodes that are layers -> the layers'. The exporter turns a linear layer's weights round and names them anew."""
+    linear = {
+        (*(one := _turned(layer.weight)).shape, one.tobytes()): name
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    weights = {item.name: item for item in program.graph.initializer}
+    found: dict[str, str] = {}
+    for node in program.graph.node:
+        if node.op_type not in _LAYERS or node.input[1] not in weights:
+            continue
+        name: str | None = node.input[1].removeprefix("network.").removesuffix(".weight")
+        if node.op_type == "MatMul":
+            weight = numpy_helper.to_array(weights[node.input[1]])
+            name = linear.get((*weight.shape, weight.tobytes()))
+        if name is not None:
+            found[node.name] = name
+    return found
+
+
+def _turned(weight: torch.Tensor) -> NDArray[np.float32]:
+    turned: NDArray[np.float32] = np.ascontiguousarray(weight.detach().numpy().T)
+    return turned
+
+
+def _quantised_nodes(program: onnx.ModelProto, int8: Collection[str], layers: Collection[str]) -> set[str]:
+    """Names of the nodes in INT8: those layers, and what stands between them."""
     nodes = list(program.graph.node)
-    weights = {item.name for item in program.graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in nodes:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    in_exact = {
-        node.name
-        for node in nodes
-        if node.op_type == "Conv" and node.input[1].removeprefix("network.").removesuffix(".weight") in exact
-    }
-    # From the convolutions on: what is before the network, and what comes of its scores, is not looked at.
-    reached = {name for node in nodes if node.op_type == "Conv" for name in node.output}
-    chosen: set[str] = set()
-    convolved: set[str] = set()
+    # From the layers on: what is before the network, and what comes of its scores, is not looked at.
+    reached = {name for node in nodes if node.name in layers for name in node.output}
+    chosen = set(int8)
+    convolved = {node.output[0] for node in nodes if node.name in int8 and node.op_type == "Conv"}
     for node in nodes:
         follows = any(name in reached for name in node.input)
-        if node.op_type == "Conv":
-            if node.name not in in_exact and node.input[1] in weights:
-                chosen.add(node.name)
-                convolved.add(node.output[0])
-        elif follows and node.op_type in (*_QUANTISED, "Add", "AveragePool"):
+        if node.name not in layers and follows and node.op_type in (*_QUANTISED, "Add", "AveragePool"):
             reached.update(node.output)
             users = [user for user in readers.get(node.output[0], []) if user.op_type != "Shape"]
-            if node.op_type not in _QUANTISED:
+            if node.op_type not in _QUANTISED or node.op_type in _LAYERS:
                 continue
             # A ReLU goes with its convolution, whose output would else be rounded with a sign.
             with_it = node.op_type == "Relu" and node.input[0] in convolved
-            if with_it or any(_leads_to(user, readers, in_exact) for user in users):
+            if with_it or any(_leads_to(user, readers, int8) for user in users):
                 chosen.add(node.name)
     return chosen
 
 
-def _leads_to(node: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], in_exact: Collection[str]) -> bool:
-    """Whether a node, or what passes its values on, is a convolution in INT8."""
-    if node.op_type == "Conv":
-        return node.name not in in_exact
+def _leads_to(node: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], int8: Collection[str]) -> bool:
+    """Whether a node, or what passes its values on, is a layer in INT8."""
+    if node.op_type in _LAYERS:
+        return node.name in int8
     if node.op_type not in _QUANTISED:
         return False
-    return any(_leads_to(user, readers, in_exact) for user in readers.get(node.output[0], []))
+    return any(_leads_to(user, readers, int8) for user in readers.get(node.output[0], []))
 
 
 def _spare_sums(program: onnx.ModelProto) -> None:
@@ -186,7 +206,8 @@ def _tensors(program: onnx.ModelProto, nodes: Collection[str]) -> list[str]:
     for node in program.graph.node:
         if node.name in nodes:
             inputs = node.input if node.op_type == "Concat" else node.input[:1]
-            names |= dict.fromkeys(name for name in (*inputs, *node.output) if name and name not in weights)
+            outputs = () if node.op_type in _LINEAR else node.output
+            names |= dict.fromkeys(name for name in (*inputs, *outputs) if name and name not in weights)
     return list(names)
 
 

@@ -19,8 +19,6 @@ from compile.networks.ends import (
     Activation,
     channels_first,
     final_activation,
-    first_layers,
-    last_layers,
     outer_activation,
     with_channels_first,
     without_activation,
@@ -223,9 +221,7 @@ def family_network(loaded: LoadedNetwork, contract: Contract) -> LayeredProgram:
     module = layered_module(loaded.model, shape, loaded.architecture, run=loaded.model.logits)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         copy.deepcopy(module).to("meta")(torch.empty((1, *shape), device="meta"))  # shapes alone: nothing is computed
-    layers = Layers(
-        module, loaded.n_classes, counter.get_total_flops() / 2e9, first_layers(module), last_layers(module)
-    )
+    layers = Layers(module, loaded.n_classes, counter.get_total_flops() / 2e9)
     return LayeredProgram(loaded.family, loaded.architecture, contract, layers)
 
 
@@ -234,5 +230,4 @@ def _layers(module: LayeredNetwork, activation: Activation | None, output: Outpu
     ends_in = outer_activation(module, activation)
     if activation is not None and ends_in is not None:
         module = without_activation(module, activation)
-    ends = first_layers(module), last_layers(module)
-    return Layers(module, output.class_count, giga_macs, *ends, ends_in, output.form, output.gives_scores)
+    return Layers(module, output.class_count, giga_macs, ends_in, output.form, output.gives_scores)

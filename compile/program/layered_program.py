@@ -46,8 +46,6 @@ class Layers:
         module: FP32, in evaluation mode; its ``logits`` take (N, C, h, w) and give (N, classes, h, w) scores.
         class_count: channels of its output; 1 for a binary mask. Of class indices, how many there may be.
         giga_macs: multiply-accumulates for one frame, in thousands of millions.
-        first: layers that read the picture; None takes the one that runs first.
-        last: layers that give the scores; None takes the convolutions with the fewest output channels.
         ends_in: an activation that belongs to the network, behind its ``logits``; None if there is none.
         form: what its numbers are.
         gives_scores: whether a search can look at them; else the network is FP32 alone.
@@ -56,8 +54,6 @@ class Layers:
     module: nn.Module
     class_count: int
     giga_macs: float
-    first: tuple[str, ...] | None = None
-    last: tuple[str, ...] | None = None
     ends_in: OuterActivation | None = None
     form: Form = "scores"
     gives_scores: bool = True
@@ -144,8 +140,6 @@ class LayeredProgram(Network):
             self._searched(),
             self.contract.imgsz,
             len(self.contract.mean),
-            first_layers=self._layers.first,
-            last_layers=self._layers.last,
         )
         before = FrameToInput(self._inside).eval()
         count = min(max(int(_EXAMPLE_GIGA_MACS / self.giga_macs), 3), 24)
@@ -168,8 +162,9 @@ class LayeredProgram(Network):
     ) -> tuple[onnx.ModelProto, float]:
         """The program as CPUs take INT8: see ``Network.export_for_cpu``."""
         recipe = self._found()
-        program = self._around(rounded_network(self._trained, recipe))
-        return quantise(export_program(program, frame_size_hw), exact_layers(recipe), frames, method)
+        network = rounded_network(self._trained, recipe)
+        program = export_program(self._around(network), frame_size_hw)
+        return quantise(program, network, exact_layers(recipe), frames, method)
 
     def _found(self) -> Int8Recipe:
         assert self._recipe is not None, "INT8 before a search for it"

@@ -140,7 +140,7 @@ class Network(ABC):
     def export_for_cpu(
         self, frame_size_hw: tuple[int, int] | None, frames: Iterable[Frame], method: Method
     ) -> tuple[onnx.ModelProto, float]:
-        """After ``search_int8``, the program as CPUs take INT8, and the share of the convolutions' weights in it.
+        """After ``search_int8``, the program as CPUs take INT8, and the share of the layers' weights in it.
 
         Args:
             frame_size_hw: fixed (height, width) of the frames; None for any.

@@ -16,7 +16,7 @@ import torch
 from onnx import version_converter
 from torch import Tensor, nn
 
-from calibration.int8.quantized import IN_ONNX, QuantizedConv
+from calibration.int8.quantized import IN_ONNX, QuantizedLayer
 from calibration.int8.quantized import OPSET as INT8_OPSET
 from compile.program.program import FrameProgram
 from compile.program.resizes import with_constant_scales
@@ -66,7 +66,7 @@ def export_module(
         CompileError: the exporter fails.
     """
     module.eval()
-    quantised = any(isinstance(layer, QuantizedConv) for layer in module.modules())
+    quantised = any(isinstance(layer, QuantizedLayer) for layer in module.modules())
     try:
         with _quiet():
             exported = torch.onnx.export(

@@ -180,7 +180,7 @@ class Programs:
         program, share = self._network.export_for_cpu(options.frame_size_hw, frames, options.calibration_method)
         exact = sorted(exact_layers(recipe))
         log.info(
-            "INT8 for CPUs from %d frames of %s: %.1f %% of the convolutions' weights, %d layers stay FP32",
+            "INT8 for CPUs from %d frames of %s: %.1f %% of the layers' weights, %d layers stay FP32",
             *(hashed.count, options.calibration, 100 * share, len(exact)),
         )
         calibration = {**self._calibrated_on(hashed), "graph": CPU_GRAPH, "share_of_weights": round(share, 5)}
@@ -202,6 +202,6 @@ def _log_recipe(recipe: Int8Recipe, frame_count: int, source: str) -> None:
                 *(name, ", ".join(map(str, layer.exact))),
             )
     log.info(
-        "INT8 calibrated on %d frames of %s: %d of %d convolutions, %.1f %% of the MACs",
+        "INT8 calibrated on %d frames of %s: %d of %d layers, %.1f %% of the MACs",
         *(frame_count, source, len(recipe.layers), len(recipe.work), 100 * recipe.share),
     )

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.__main__ import main
 from benchmarks.peers.int8_tools import PEERS, int8_share
+from benchmarks.questions import int8
 from compile.networks.unet import UNet
 from compile.program.open_network import open_network
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle, Manifest, file_sha256
@@ -91,6 +92,34 @@ def test_every_tool_has_a_row_and_what_is_not_here_says_what_to_install(place, t
     assert ratio == pytest.approx(rows["ours"]["iou_mean"] / rows["onnxruntime"]["iou_mean"], abs=1e-3)
     assert not any("modelopt" in name for name in entries["ratios"])
     assert cv2.imread(str(plot)).shape[2] == 3
+
+
+class Ending(torch.nn.Module):
+    """A network that nobody here wrote, with probabilities at its output."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 1, 1)
+
+    def forward(self, x):
+        return torch.sigmoid(4 * self.last(self.first(x).relu()))
+
+
+def test_a_network_with_its_own_activation_is_given_to_the_tools_without_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(int8, "PEERS", {"onnxruntime": PEERS["onnxruntime"]})
+    torch.manual_seed(0)
+    torch.onnx.export(Ending().eval(), (torch.zeros(1, 3, 64, 64),), tmp_path / "n.onnx", dynamo=False)
+    (tmp_path / "c.yaml").write_text("imgsz: 64\nactivation: none\n")
+    trained = open_network(tmp_path / "n.onnx", str(tmp_path / "c.yaml"))
+    blobs = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), dtype=np.uint8)
+    frames = np.stack([cv2.resize(blob, (80, 60), interpolation=cv2.INTER_CUBIC) for blob in blobs])
+    before = trained.module("fp32", ()).before.eval()
+    with torch.inference_mode():
+        inputs = before(torch.from_numpy(frames)).numpy()
+    (tool,) = int8._quantised(trained, inputs)
+    expected = trained.reference(frames).masks_nhw
+    assert np.ptp(expected) > 60
+    assert np.abs(tool.masks(frames).astype(int) - expected).mean() < 4
 
 
 def test_modelopt_is_measured_where_it_is(place, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from calibration.int8.quantized import QuantizedConv
+from calibration.int8.quantized import QuantizedLayer
 from calibration.int8.sensitivity import Example, damage, damage_by_layer
 
 
@@ -72,8 +72,8 @@ def test_each_layer_is_given_what_it_does_alone():
     network = Linear()
     some = examples(network, 12)
     quantised = {
-        "first": QuantizedConv(network.first, 1.0),
-        "second": QuantizedConv(network.second, 40.0),  # a scale far too coarse
+        "first": QuantizedLayer(network.first, 1.0),
+        "second": QuantizedLayer(network.second, 40.0),  # a scale far too coarse
     }
     found = damage_by_layer(network, quantised, some)
     for name, layer in quantised.items():
@@ -92,7 +92,7 @@ def test_a_channel_that_stays_out_does_no_damage():
     network = Linear()
     some = examples(network)
     whole, without = (
-        damage_by_layer(network, {"first": QuantizedConv(network.first, 2.0, exact=exact)}, some)["first"].channels
+        damage_by_layer(network, {"first": QuantizedLayer(network.first, 2.0, exact=exact)}, some)["first"].channels
         for exact in ((), (1,))
     )
     assert whole[1] > 0

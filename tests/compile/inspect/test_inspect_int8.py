@@ -87,7 +87,7 @@ def many_layers(count):
 
 def test_layers_by_damage_and_the_steps(look, made):
     said = look(made())
-    assert "work        80.0 % of the convolutions' work in 2 of 5 layers\n" in said
+    assert "work        80.0 % of the layers' work in 2 of 5 layers\n" in said
     assert "input channels that drown the others or do most of the damage: 3, 14 of up.conv\n" in said
     rows = re.findall(r"\n  (\S+) +(int8|fp16) +(\S+) % +(\S+)(?: %)?(?=\n)", said)
     assert rows == [
@@ -146,7 +146,7 @@ def test_an_older_bundle_says_so_in_one_line(look, made, missing):
     said = look(made(without(*missing)))
     told = " and ".join(key for key in ("layers", "steps") if key in missing)
     assert f"layers      not shown: the bundle does not tell {told} of its search: compile it again" in said
-    assert ("80.0 % of the convolutions' work\n" in said) == ("share_of_work" not in missing)
+    assert ("80.0 % of the layers' work\n" in said) == ("share_of_work" not in missing)
 
 
 LAYER, STEP = FOUND["layers"][1], FOUND["steps"][0]

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
+from calibration.int8.equalise import ChannelGraph
 from calibration.int8.search import Int8Search
 from calibration.int8.sensitivity import Example
-from compile.networks.ends import first_layers, last_layers, without_activation
+from compile.networks.ends import without_activation
 from compile.networks.exported_program import exported_network, with_layers
 from compile.networks.layered import LayeredNetwork
 from compile.networks.onnx_file import read_onnx
@@ -554,7 +555,8 @@ def test_what_is_known_of_a_network(tmp_path, opset):
     network = network_of(saved(tmp_path / "n.onnx", small(opset=opset)), SIZE_HW)
     assert [layer.name for layer in network.layers] == ["body.0", "head"]
     assert [layer.macs for layer in network.layers] == [SIZE_HW[0] * SIZE_HW[1] * n for n in (8 * 27, 16)]
-    assert (first_layers(network.module), last_layers(network.module)) == (("body.0",), ("head",))
+    ends = ChannelGraph(network.module, (1, 3, *SIZE_HW))
+    assert (ends.first_layers, ends.last_layers) == (("body.0",), ("head",))
     assert (network.activation.kind, network.activation.axis) == ("sigmoid", None)
     assert network.takes_batch
     assert network.difference < 1e-5
@@ -928,8 +930,10 @@ def test_whole_networks(file_of, capfd, name, dynamo):
         assert functions_of(found).count(operator.mul) == 3
     if name in ("dense", "attending"):
         assert found.activation.kind == ("sigmoid" if name == "dense" else "softmax")
-    assert last_layers(found.module)[-1].startswith(
-        "out_conv" if name == "u2netp" else "outc" if "unet" in name else "head"
+    assert (
+        ChannelGraph(found.module, x.shape)
+        .last_layers[-1]
+        .startswith("out_conv" if name == "u2netp" else "outc" if "unet" in name else "head")
     )
 
 

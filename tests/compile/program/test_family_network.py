@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from calibration.int8.equalise import ChannelGraph
 from compile.networks.checkpoint import load_network
 from compile.networks.layered import LayeredNetwork
 from compile.program.open_network import open_network
@@ -56,9 +57,10 @@ def test_its_layers_have_the_names_of_the_state_dict(saved):
 def test_first_and_last_layers_and_work_follow_the_graph(saved):
     opened = open_network(saved, "stream", imgsz=SIZE_HW)
     u2net = saved.stem == "u2net"
-    assert opened._layers.first == (("encode_modules.0.conv_in.conv",) if u2net else ("inc.double_conv.0",))
+    ends = ChannelGraph(opened._trained, (1, 3, *SIZE_HW))
+    assert ends.first_layers == (("encode_modules.0.conv_in.conv",) if u2net else ("inc.double_conv.0",))
     sides = tuple(f"side_modules.{index}" for index in range(6))
-    assert opened._layers.last == ((*sides, "out_conv") if u2net else ("outc.conv",))
+    assert ends.last_layers == ((*sides, "out_conv") if u2net else ("outc.conv",))
     macs = 0
 
     def count(layer, inputs, output):

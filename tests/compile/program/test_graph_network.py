@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper
 from torch import nn
 
-from calibration.int8.search import GROUPED, LINEAR, Int8Search
+from calibration.int8.search import GROUPED, Int8Search
 from calibration.int8.sensitivity import Example
 from compile.__main__ import main
 from compile.inspect.__main__ import main as inspect
 from compile.networks.contract import Contract
-from compile.networks.ends import first_layers, last_layers
 from compile.networks.layered import GraphBuilder, Value
 from compile.options import BuildOptions
 from compile.program.fp16 import LARGEST, RangeRecorder
@@ -401,7 +400,7 @@ class Attending(nn.Module):
         return F.interpolate(self.head(self.wide(t.relu() + y).relu()), x.shape[2:], mode="bilinear")
 
 
-def test_linear_layers_are_counted_and_stay_fp16(tmp_path, pictures):
+def test_linear_layers_are_counted_and_become_int8(tmp_path, pictures):
     torch.manual_seed(0)
     exported(Attending().eval(), tmp_path / "n.onnx")
     candidate = open_network(tmp_path / "n.onnx", "stream", Contract("mine", (SIZE, SIZE)))
@@ -412,11 +411,12 @@ def test_linear_layers_are_counted_and_stay_fp16(tmp_path, pictures):
     assert half.network.get_submodule("mix").dtype == torch.float32
     np.testing.assert_allclose(half(torch.from_numpy(frames))[0].numpy().astype(int), expected, atol=2)
     network = candidate.module("fp32", ()).network
-    search = Int8Search(network, (SIZE, SIZE), first_layers=first_layers(network), last_layers=last_layers(network))
+    search = Int8Search(network, (SIZE, SIZE))
     x = torch.rand(1, 3, SIZE, SIZE)
     search.observe(lambda: search.network.logits(x))
     recipe = search.find([Example(x, network.logits(x).clone())], "max", goal_iou=0.5)
-    assert recipe.left == {"patches": "the first layer", "head": "a last layer", "mix": LINEAR}
+    assert recipe.left == {"patches": "the first layer", "head": "a last layer"}
+    assert set(recipe.layers) == {"mix", "wide"}
     assert recipe.work["mix"] == pytest.approx(16 * 16 / (16 * 16 + 3 * 16 * 16 + 16 * 16 * 9 + 16))
 
 
