@@ -63,7 +63,7 @@ _OF_TARGETS: dict[str, tuple[Target, ...]] = {
 # What belongs to the network, which a bundle has already.
 _OF_NETWORKS = (
     *("model", "weights", "output", "precision", "calibration", "calibration_masks", "contract", "imgsz", "classes"),
-    *("upsample", "compose", "pixels"),
+    *("upsample", "compose", "pixels", "reference"),
 )
 
 
@@ -91,6 +91,7 @@ class BuildOptions:
         upsample: more classes: what is enlarged to the frame's size: "mask": class indices; "scores": smooth borders, slower.
         compose: "device": the program draws the overlay too; one class only.
         pixels: how the program takes frames.
+        reference: FP32 network that the gate compares with, for weights that came quantized or halved; None for the weights themselves.
         verify: a source of frames to prove it on; None for frames held back from ``calibration``, else photographs of the package.
         verify_count: how many of them; None for 8 to 32, fewer for large networks.
         min_iou: what the lower end of the mean IoU's 95 % interval must reach, 0 to 1; 0 lets everything through.
@@ -138,6 +139,7 @@ class BuildOptions:
     hardware_compatible: bool = False
     dla: int | None = None
     quiet: bool = False
+    reference: StrPath | None = None
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -442,6 +444,12 @@ def _add_frames(parser: OptionParser) -> None:
 
 
 def _add_proof(parser: OptionParser) -> None:
+    parser.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="the network in FP32, as --weights takes it and by the same contract, for the gate to compare with; for a file that "
+        "another tool quantized or halved, of which the gate proves nothing otherwise",
+    )
     parser.add_argument(
         "--verify",
         metavar="SOURCE",

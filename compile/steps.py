@@ -10,6 +10,9 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from calibration.metrics.truth import read_truths
 from compile.draft import Draft
 from compile.networks.contract import Contract
@@ -26,6 +29,8 @@ from compile.proof.frames import SEARCHED_FRAMES, VerificationFrames
 from compile.proof.verify import (
     FEWEST_FRAMES,
     MOST_FRAMES,
+    TRAINED,
+    Expected,
     Proof,
     Sample,
     Sampling,
@@ -36,7 +41,7 @@ from compile.proof.verify import (
 )
 from compile.proof.worst_frames import draw_worst
 from compile.timing import fastest
-from pipeline.bundles.bundle import PROGRAM_NAME, WORST_NAME, Manifest, cache_folder, file_sha256
+from pipeline.bundles.bundle import PROGRAM_NAME, WORST_NAME, Manifest, Precision, cache_folder, file_sha256
 from pipeline.errors import CompileError, OptionError
 from pipeline.frames.frame import Frame
 from pipeline.terminal import logger_of
@@ -59,12 +64,28 @@ class Trained:
         weights: the file that it was read from.
         weights_sha256: of that file; where weights are in others beside it, of all files' sums.
         name: the bundle's.
+        reference: what the gate compares with; the network itself where nothing else was given.
+        reference_weights: the file that it was read from.
     """
 
     network: Network
     weights: Path
     weights_sha256: str
     name: str
+    reference: Network
+    reference_weights: Path
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether another tool's rounding is compared with itself."""
+        return self.reference is self.network and self.network.precision != "fp32"
+
+    @property
+    def against(self) -> str:
+        """What the gate compares with, in words."""
+        if self.is_unproven:
+            return f"itself, the {self.network.precision.upper()} network of {self.weights.name}"
+        return TRAINED if self.reference is self.network else f"{self.reference_weights.name} in FP32"
 
 
 def plan_wanted(options: BuildOptions) -> PlanOptions | None:
@@ -122,7 +143,53 @@ def open_trained(options: BuildOptions) -> Trained:
         raise OptionError(
             f"--compose device: expected a network of one class, got {network.class_count}: leave --compose out"
         )
-    return Trained(network, weights, _sha256(weights, network.data_files), options.model or weights.stem)
+    reference = network if options.reference is None else _open_reference(network, foreign_contract, options)
+    return Trained(
+        network,
+        weights,
+        _sha256(weights, network.data_files),
+        options.model or weights.stem,
+        reference,
+        Path(options.reference or weights),
+    )
+
+
+def _open_reference(network: Network, foreign_contract: Contract | None, options: BuildOptions) -> Network:
+    """The network in FP32, by the same contract."""
+    weights = Path(options.reference or "")
+    reference = open_network(
+        weights,
+        options.contract,
+        foreign_contract,
+        imgsz=network.contract.imgsz,
+        classes=network.class_count,
+        smooth=options.upsample == "scores",
+    )
+    if reference.precision != "fp32":
+        raise OptionError(f"--reference: expected a network in FP32, got {reference.precision.upper()} in {weights}")
+    return reference
+
+
+def precisions_of(trained: Trained, options: BuildOptions) -> tuple[Precision, ...]:
+    """What is tried, in order. A network that came quantized or halved has no FP32: what it came in is taken for that.
+
+    Raises:
+        OptionError: the network came in INT8, and something else is asked for.
+    """
+    network = trained.network
+    if network.precision == "fp32":
+        return options.precisions
+    if network.precision == "int8":
+        if options.precision != "fp32":
+            raise OptionError(
+                f"--precision: expected none for {trained.weights}, which is INT8 already, got {options.precision}: leave it out, "
+                "or compile the network in FP32"
+            )
+        return ("int8",)
+    if options.target == "onnxruntime" and network.has_layers:
+        return options.precisions  # a CPU computes FP16 in FP32, with the conversions on top
+    wanted: tuple[Precision, ...] = tuple("fp16" if one == "fp32" else one for one in options.precisions)
+    return tuple(dict.fromkeys(wanted))
 
 
 def _sha256(weights: Path, beside: Sequence[Path]) -> str:
@@ -141,21 +208,23 @@ def _published_contract(name: str, contract: str) -> Contract | None:
     return replace(contract_of("u2net-official", contract, 3), activation="none")
 
 
-def take_proof(network: Network, options: BuildOptions, frames: VerificationFrames) -> Proof:
-    """The frames that judge, and what the trained network makes of them.
+def take_proof(trained: Trained, options: BuildOptions, frames: VerificationFrames) -> Proof:
+    """The frames that judge, and what the trained network, or its reference, makes of them.
 
     Raises:
         CompileError: there are none, or the network contradicts its contract on them.
         CalibrationError: a frame has no ground truth.
         SourceError: they cannot be read.
     """
+    network = trained.network
     truths = None if options.calibration_masks is None else read_truths(str(options.calibration_masks), network.task)
     count = options.verify_count or _frames_to_check(network.giga_macs)
     sampling = Sampling(network.task, options.frame_size_hw, count, truths, options.pixels)
-    samples = _take(network, frames.judging(count), frames.origin, sampling)
-    if (doubt := network.doubt()) is not None:
-        log.info("%s", doubt)
-    return Proof(samples, network.task, frames.origin)
+    samples = _take(trained, frames.judging(count), frames.origin, sampling)
+    for one in {id(network): network, id(trained.reference): trained.reference}.values():
+        if (doubt := one.doubt()) is not None:
+            log.info("%s", doubt)
+    return Proof(samples, network.task, frames.origin, trained.against)
 
 
 def programs_of(trained: Trained, options: BuildOptions, frames: VerificationFrames) -> Programs:
@@ -164,7 +233,7 @@ def programs_of(trained: Trained, options: BuildOptions, frames: VerificationFra
 
     def searched() -> Sequence[Sample]:
         sampling = Sampling(network.task, options.frame_size_hw, SEARCHED_FRAMES)
-        return _take(network, frames.searched(), frames.origin, sampling)
+        return _take(trained, frames.searched(), frames.origin, sampling)
 
     return Programs(network, searched, frames.calibration, trained.weights_sha256, options)
 
@@ -189,12 +258,17 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
         content = with_nv12(content, options.frame_size_hw)
     masks, runtime = program_masks(content, options.pixels)
     verification = proof.of(masks, runtime)
-    problem = problem_with(verification, options.min_iou, options.min_worst_iou)
+    remedy = "take a higher --precision"
+    if program.precision == trained.network.precision != "fp32":
+        remedy = f"compile the network in FP32, with --precision {program.precision}"
+    problem = problem_with(verification, options.min_iou, options.min_worst_iou, remedy)
     if problem is not None:
         raise CompileError(problem + advice)
+    unproven = "; of its rounding nothing was proven: give the network in FP32 with --reference"
     log.info(
-        "%s agrees with %s on %d %s: %s%s",
-        *(program.precision, proof.against, verification.frames, proof.source, verification, advice),
+        "%s %s %s on %d %s: %s%s",
+        *(program.precision, "compared with" if trained.is_unproven else "agrees with", proof.against),
+        *(verification.frames, proof.source, verification, unproven if trained.is_unproven else advice),
     )
     worst = draw_worst(masks, proof.samples, verification, proof.task)
     return Draft(_manifest(program, trained, verification, options), {PROGRAM_NAME: content, WORST_NAME: worst})
@@ -225,10 +299,16 @@ def choose(made: Sequence[Draft], proof: Proof, options: BuildOptions) -> Draft:
     return fastest(made, "onnxruntime" if options.target == "onnx" else options.target, proof.samples)
 
 
-def _take(network: Network, frames: Iterable[Frame], source: str, sampling: Sampling) -> list[Sample]:
+def _take(trained: Trained, frames: Iterable[Frame], source: str, sampling: Sampling) -> list[Sample]:
+    network = trained.network
+
+    def expected(frames_nhwc: NDArray[np.uint8]) -> Expected:
+        own = network.reference(frames_nhwc)
+        return own if trained.reference is network else trained.reference.reference(frames_nhwc)
+
     # Layers are watched on all frames that the trained network sees: their largest values decide what can be FP16.
     with network.watching():
-        return take_samples(frames, network.reference, source, sampling)
+        return take_samples(frames, expected, source, sampling)
 
 
 def _frames_to_check(giga_macs: float | None) -> int:

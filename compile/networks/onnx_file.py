@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 
+from compile.networks.onnx_precision import precision_of
+from pipeline.bundles.bundle import Precision
 from pipeline.errors import CompileError, NotConvertibleError
 
 MOST_BYTES = 2**31 - 1
@@ -49,6 +51,7 @@ class OnnxFile:
         opset: the version of ONNX's own operators.
         outputs: names of all outputs of the file; ``original`` has one of them.
         beside: the files beside it that hold weights.
+        precision: that it came in.
     """
 
     original: onnx.ModelProto
@@ -58,6 +61,7 @@ class OnnxFile:
     opset: int
     outputs: tuple[str, ...]
     beside: tuple[Path, ...] = ()
+    precision: Precision = "fp32"
 
     @property
     def is_half(self) -> bool:
@@ -85,6 +89,26 @@ def read_onnx(
     Raises:
         CompileError: it cannot be read, lies about its tensors, names files elsewhere, or is no such network.
     """
+    model, beside = read_whole(path)
+    sort_nodes(model.graph, path)
+    name_layers(model.graph)
+    outputs = tuple(value.name for value in model.graph.output)
+    _keep_output(model.graph, output, path)
+    shape, dtype = _fix_input(model.graph, path, imgsz, layout, channels)
+    single = _in_single(model)
+    precision = precision_of(nodes_of(model), tensors_of(model), str(path))
+    return OnnxFile(model, single, shape, dtype, opset_of(model), outputs, beside, precision)
+
+
+def read_whole(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
+    """Read a file and the weights beside it, and check that it does not lie.
+
+    Returns:
+        The model with its weights inside, and the files beside it that held some.
+
+    Raises:
+        CompileError: it cannot be read, lies about its tensors, or names files elsewhere.
+    """
     model = _parse(path)
     opset = opset_of(model)
     if opset < OLDEST_OPSET:
@@ -103,13 +127,7 @@ def read_onnx(
     _check_made_sizes(model, path)
     if model.ByteSize() > MOST_BYTES:
         raise CompileError(f"{path}: expected less than 2 GiB of weights, got {model.ByteSize() / 2**30:.1f} GiB")
-    sort_nodes(model.graph, path)
-    name_layers(model.graph)
-    outputs = tuple(value.name for value in model.graph.output)
-    _keep_output(model.graph, output, path)
-    shape, dtype = _fix_input(model.graph, path, imgsz, layout, channels)
-    single = _in_single(model)
-    return OnnxFile(model, single, shape, dtype, opset, outputs, beside)
+    return model, beside
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -287,12 +305,12 @@ def _check_made_sizes(model: onnx.ModelProto, path: Path) -> None:
     shapes = {tensor.name: tensor for graph in _graphs(model.graph) for tensor in graph.initializer}
     shapes |= {
         node.output[0]: attribute.t
-        for node in _nodes(model)
+        for node in nodes_of(model)
         if node.op_type == "Constant" and node.output
         for attribute in node.attribute
         if attribute.HasField("t")
     }
-    for node in _nodes(model):
+    for node in nodes_of(model):
         place = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
         name = node.input[place] if place is not None and len(node.input) > place else ""
         if name in shapes and shapes[name].data_type == TensorProto.INT64:
@@ -382,7 +400,7 @@ def _in_single(model: onnx.ModelProto) -> onnx.ModelProto:
             if value.type.tensor_type.elem_type in _HALVES:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
                 changed = True
-    for node in _nodes(single):
+    for node in nodes_of(single):
         for attribute in node.attribute:
             if attribute.name in ("to", "dtype", "output_dtype") and attribute.i in _HALVES:
                 attribute.i = TensorProto.FLOAT
@@ -413,7 +431,8 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(inner)
 
 
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model, those of its branches, loops and functions too."""
     for graph in _graphs(model.graph):
         yield from graph.node
     for function in model.functions:

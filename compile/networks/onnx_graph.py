@@ -105,6 +105,8 @@ def graph_of(
         pictures = [np.rint(x).clip(0, 255) for x in pictures]
     given = [x if layout == "nchw" else np.ascontiguousarray(x.transpose(0, 2, 3, 1)) for x in pictures]
     computed = compute(file.original, file.single, given, str(path), seconds=seconds)
+    if file.precision == "int8":  # its scales would be lost
+        raise NotConvertibleError(f"{path}: expected a network that is not quantized yet, got INT8")
     last_layout = output_layout(computed.outputs[0].shape) if callable(output_layout) else output_layout or layout
     made = convert(computed.folded, shape, layout, last_layout, str(path), whole=file.dtype == np.uint8)
     results = [_run(made.module, x, path) for x in pictures]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, version_converter
 
 from compile.networks.contract import Contract, Layout
+from compile.networks.onnx_file import read_whole, sort_nodes
 from compile.program.onnx_export import OPSET, checked, example_frames, export_module, frame_axes, opset_of
 from compile.program.program import FrameToInput, ScoresToMask
 from pipeline.bundles.bundle import FRAMES, MASKS, NOT_FINITE
@@ -27,18 +28,18 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _SLACK = 0.01
 
 
-def read_foreign(path: Path) -> onnx.ModelProto:
+def read_foreign(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
     """Read a segmentation network with one picture input, at the opset of the frame program.
 
+    Returns:
+        The network with its weights inside, and the files beside it that held some.
+
     Raises:
-        CompileError: it cannot be read, keeps weights in other files, or does not look like such a network.
+        CompileError: it cannot be read, or does not look like such a network.
     """
+    model, beside = read_whole(path)
     try:
-        model = onnx.load(str(path), load_external_data=False)
-        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
-            raise CompileError(
-                f"{path}: expected one file, got one that keeps weights in others: save it with its weights inside"
-            )
+        sort_nodes(model.graph, path)
         onnx.checker.check_model(model)
         model = onnx.inliner.inline_local_functions(model)
         current = opset_of(model)
@@ -68,7 +69,7 @@ def read_foreign(path: Path) -> onnx.ModelProto:
             f"{path}: expected a network for single pictures or any number, got one for {batch} at a time: "
             "export it with a batch of 1 or a dynamic one"
         )
-    return model
+    return model, beside
 
 
 def fixed_imgsz(model: onnx.ModelProto, contract: Contract) -> Contract:
@@ -300,15 +301,6 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that a graph holds, those of its branches and loops too."""
-    yield from graph.initializer
-    for attribute in (attribute for node in graph.node for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for inner in (attribute.g, *attribute.graphs):
-            yield from _tensors(inner)
 
 
 def _type_name(value: onnx.ValueInfoProto) -> str:

@@ -88,7 +88,7 @@ class OnnxLayers(LayeredProgram):
         class_count = graph.output_shape[1]
         check_count(weights, fitted, class_count, classes)
         self._input, self._dtype = entry.name, file.dtype
-        self.data_files = file.beside
+        self.data_files, self.precision = file.beside, file.precision
         layers = _layers(graph.module, graph.activation, class_count, graph.macs / 1e9)
         super().__init__("foreign", weights.stem, fitted, layers, smooth=smooth)
         self._weights = weights

@@ -1,4 +1,4 @@
-"""A segmentation network as ONNX that cannot be brought into layers: as it is, in FP32."""
+"""A segmentation network as ONNX that cannot be brought into layers: as it is, in the precision that it came in."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from compile.networks.contract import Contract
+from compile.networks.onnx_file import nodes_of, tensors_of
+from compile.networks.onnx_precision import precision_of
 from compile.program.foreign import (
     ValueRange,
     count_classes,
@@ -53,7 +55,8 @@ class OnnxNetwork(Network):
         smooth: bool = False,
     ) -> None:
         self._weights, self._smooth = weights, smooth
-        self._network = read_foreign(weights)
+        self._network, self.data_files = read_foreign(weights)
+        self.precision = precision_of(nodes_of(self._network), tensors_of(self._network), str(weights))
         fitted = fitted_contract(self._network, contract, weights, imgsz)
         self._session = open_session(str(weights), str(weights))
         entry = self._session.get_inputs()[0]
@@ -83,9 +86,10 @@ class OnnxNetwork(Network):
         self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]
     ) -> onnx.ModelProto:
         """The frame program as ONNX: see ``Network.export``."""
-        if precision != "fp32":
+        if precision != self.precision:
             raise CompileError(
-                f"--precision: expected fp32 for a network that cannot be brought into layers, got {precision}: take fp32"
+                f"--precision: expected {self.precision} for a network that cannot be brought into layers, got {precision}: "
+                f"take {self.precision}"
             )
         return wrap(self._network, self.contract, frame_size_hw, smooth=self._smooth)
 

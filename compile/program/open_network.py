@@ -67,12 +67,13 @@ def _foreign_contract(what: object, contract: str, given: Contract | None) -> Co
 
 
 def _open_onnx(weights: Path, contract: Contract, **options: Any) -> Network:
-    """As layers if it can be; else as it is."""
+    """As layers if it can be; else as it is, in its own precision."""
     try:
         return OnnxLayers(weights, contract, **options)
     except NotConvertibleError as error:
         network = OnnxNetwork(weights, contract, **options)
-        log.info("FP32 alone, for the network cannot be brought into layers: %s", error)
+        if network.precision != "int8":
+            log.info("%s alone, for the network cannot be brought into layers: %s", network.precision.upper(), error)
         return network
 
 

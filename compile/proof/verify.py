@@ -171,7 +171,9 @@ class Verification:
             parts.append(f"{self.left_out} of {self.frames} frames without a clear subject count in the mean alone")
         line = ", ".join(parts)
         if self.truth is not None:
-            line += f"; {self.truth_metric} against ground truth {self.truth:.4f}, {self.truth_reference:.4f} in FP32"
+            line += (
+                f"; {self.truth_metric} against ground truth {self.truth:.4f}, the reference {self.truth_reference:.4f}"
+            )
         return line
 
 
@@ -448,7 +450,12 @@ class _Reached:
         return round(float(np.mean(self._ious) if self._saliency is None else self._saliency.result()["max_f"]), 6)
 
 
-def problem_with(verification: Verification, min_iou: float, min_worst_iou: float | None = None) -> str | None:
+def problem_with(
+    verification: Verification,
+    min_iou: float,
+    min_worst_iou: float | None = None,
+    remedy: str = "take a higher --precision",
+) -> str | None:
     """What is wrong with what was compiled: it does not agree with the network, or falls behind it against ground truth.
 
     Where neither mask reaches 0.5 anywhere the IoU is 1 whatever comes out. So the mean absolute error counts too: it may be 0.01, or
@@ -458,6 +465,7 @@ def problem_with(verification: Verification, min_iou: float, min_worst_iou: floa
         verification: the result.
         min_iou: what the lower end of the mean IoU's interval must reach; 0 to let everything through.
         min_worst_iou: what the worst frame must reach; None for ``MIN_WORST_IOU``, or ``min_iou`` where that is less.
+        remedy: what to try.
 
     Returns:
         By how much and what to try; None if all is well.
@@ -472,7 +480,7 @@ def problem_with(verification: Verification, min_iou: float, min_worst_iou: floa
     if got.constant:
         expected = f"a mask with a shape on all frames, got one value all over on {got.constant} of {got.frames}"
     elif behind > MOST_BEHIND:
-        expected = f"a {got.truth_metric} of {got.truth_reference:.4f} as in FP32, or {MOST_BEHIND:g} less"
+        expected = f"a {got.truth_metric} of {got.truth_reference:.4f} as the reference has, or {MOST_BEHIND:g} less"
     elif not got.iou_low >= min_iou:
         expected = f"a mean IoU whose interval begins at {min_iou:.4f} or more"
     elif got.iou_worst is not None and not got.iou_worst >= least_worst:
@@ -483,5 +491,5 @@ def problem_with(verification: Verification, min_iou: float, min_worst_iou: floa
         return None
     return (
         f"what was compiled does not agree with {got.against} on {got.frames} {got.source} ({got.runtime}): expected {expected}, "
-        f"got {got}: take a higher --precision, or allow it with {allowed_by}"
+        f"got {got}: {remedy}, or allow it with {allowed_by}"
     )

@@ -43,6 +43,8 @@ Task = Literal["binary", "classes"]
 Precision = Literal["fp32", "fp16", "int8"]
 CPU_GRAPH = "cpu"
 """Under "graph" of a manifest's calibration: INT8 as CPUs take it, of which no TensorRT can build a plan."""
+FILE_GRAPH = "file"
+"""The same of INT8 as the network's file had it: whether that suits a CPU or a GPU, whoever made it knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,11 @@ class Manifest:
     def for_cpu(self) -> bool:
         """Whether the program is INT8 as CPUs take it."""
         return self.calibration.get("graph") == CPU_GRAPH
+
+    @property
+    def was_searched(self) -> bool:
+        """Whether the program is INT8 for TensorRT, as the search found it."""
+        return self.precision == "int8" and self.calibration.get("graph") not in (CPU_GRAPH, FILE_GRAPH)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
