@@ -20,6 +20,7 @@ from compile.networks.zoo import ZOO, fetch
 from compile.options import PLAN_TARGETS, BuildOptions
 from compile.plans.plans import add_plan, add_torch_program, plan_options
 from compile.plans.tensorrt_build import PlanOptions
+from compile.program.batch import check_batch
 from compile.program.compose import with_views
 from compile.program.network import Network
 from compile.program.nv12 import with_nv12
@@ -134,6 +135,9 @@ def open_trained(options: BuildOptions) -> Trained:
         raise OptionError(
             "--target: expected onnx or tensorrt for a network that cannot be brought into layers, got torch-tensorrt"
         )
+    check_batch(network.takes_batch, options.batch, weights)
+    if not network.takes_batch:
+        log.info("%s takes one picture at a time, and so does its program", weights.name)
     height, width = network.contract.imgsz
     log.info(
         "%s: %s (%s), %d class(es), %d×%d",

@@ -38,6 +38,7 @@ _MOST_HALF_DIFFERENCE = 0.03
 # Of the places of a picture, those whose class may be another: where two scores are equal but for rounding.
 _MOST_OTHER_CLASSES = 1e-3
 _SAME_IN_BATCH = 1e-4
+_SAME_LEVEL = 0.01
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -298,12 +299,19 @@ def takes_batch(module: LayeredNetwork, pictures: Sequence[NDArray[np.float32]],
     try:
         with torch.inference_mode():
             together: Tensor = module(torch.from_numpy(np.concatenate([pictures[index] for index in three])))
-        singles = torch.cat([alone[index] for index in three])
-        if together.shape != singles.shape:
-            return False
-        if not singles.is_floating_point():
-            return float((together != singles).double().mean()) <= _MOST_OTHER_CLASSES
-        span = float(singles.max() - singles.min()) or 1.0
-        return float((together - singles).abs().max()) <= _SAME_IN_BATCH * span
+        return is_same(together.numpy(), torch.cat([alone[index] for index in three]).numpy())
     except (RuntimeError, IndexError, ValueError):  # its shapes hold for one picture alone
         return False
+
+
+def is_same(together: NDArray[Any], singles: NDArray[Any], *, coarse: bool = False) -> bool:
+    """Whether what pictures gave together is what they gave alone, but for rounding: of FP32, or ``coarse`` of FP16 or INT8."""
+    if together.shape != singles.shape:
+        return False
+    if singles.dtype.kind != "f":
+        return float(np.mean(together != singles)) <= _MOST_OTHER_CLASSES
+    span = float(singles.max() - singles.min()) or 1.0
+    apart = np.abs(together.astype(np.float32) - singles) / span
+    if coarse:  # a value at the border of two levels takes the one or the other
+        return float(np.mean(apart > _SAME_LEVEL)) <= _MOST_OTHER_CLASSES
+    return float(apart.max()) <= _SAME_IN_BATCH

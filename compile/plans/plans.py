@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from compile.draft import Draft
 from compile.options import BuildOptions, check_nv12_frame
 from compile.plans.build_progress import BuildProgress
 from compile.plans.tensorrt_build import PlanOptions, build_plan, check_options
+from compile.program.batch import check_batch, takes_batch
 from compile.proof.verify import (
     FEWEST_FRAMES,
     Expected,
+    Masks,
     Proof,
+    Sample,
     Sampling,
     as_taken,
     problem_with,
@@ -41,6 +45,9 @@ if TYPE_CHECKING:
 
 # What RTX GPUs in use have: Ampere, Ada, Blackwell.
 DEFAULT_SMS = (86, 89, 120)
+
+# Of masks of the same frames, in a batch and alone: rounding moves a value, and of classes the border.
+_SAME, _MOST_OTHERS = 2, 0.001
 
 log = logger_of(__name__)
 
@@ -184,6 +191,7 @@ def extend_bundle(folder: Path, frames: VerificationFrames, options: BuildOption
     built = plan_options(options, frame_size_hw, options.batch or _batch_of(before), manifest.pixels)
     draft = _sound(bundle)
     masks, runtime = program_masks(draft.files[PROGRAM_NAME], manifest.pixels)
+    many = takes_batch(onnx.load_from_string(draft.files[PROGRAM_NAME]))
     count = options.verify_count or FEWEST_FRAMES
     samples = take_samples(
         frames.judging(count),
@@ -191,7 +199,22 @@ def extend_bundle(folder: Path, frames: VerificationFrames, options: BuildOption
         frames.origin,
         Sampling(manifest.task, frame_size_hw, count, pixels=manifest.pixels),
     )
+    if built.batch > 1:
+        check_batch(many and _gives_the_same_together(masks, samples[0]), built.batch, folder)
     return add_plan(draft, built, Proof(samples, manifest.task, frames.origin, runtime), options).write(folder)
+
+
+def _gives_the_same_together(masks: Masks, sample: Sample) -> bool:
+    """Whether three frames at once have the masks that each has alone, which programs of old do not say of themselves."""
+    frame = sample.frames_nhwc
+    frames_nhwc = np.concatenate([frame, frame[:, ::-1], frame[:, :, ::-1]])
+    alone = np.concatenate([masks(one[None]) for one in frames_nhwc])
+    try:
+        together = masks(frames_nhwc)
+    except CompileError:
+        return False
+    apart = together.shape != alone.shape or np.mean(np.abs(together.astype(np.int16) - alone) > _SAME) > _MOST_OTHERS
+    return not apart
 
 
 def _frame_size(manifest: Manifest, options: BuildOptions) -> tuple[int, int] | None:

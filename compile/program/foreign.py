@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, version_converter
 
 from compile.networks.contract import Contract, Layout
-from compile.networks.onnx_file import read_whole, sort_nodes
+from compile.networks.onnx_file import sort_nodes
+from compile.program.batch import for_one_frame
 from compile.program.onnx_export import OPSET, checked, example_frames, export_module, frame_axes, opset_of
 from compile.program.program import FrameToInput, ScoresToMask
 from pipeline.bundles.bundle import FRAMES, MASKS, NOT_FINITE
@@ -28,16 +29,17 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _SLACK = 0.01
 
 
-def read_foreign(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
-    """Read a segmentation network with one picture input, at the opset of the frame program.
+def foreign_network(original: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """A segmentation network with one picture input, at the opset of the frame program.
 
-    Returns:
-        The network with its weights inside, and the files beside it that held some.
+    Args:
+        original: as the file has it, with its weights inside; its nodes are put in order.
+        path: its name in messages.
 
     Raises:
-        CompileError: it cannot be read, or does not look like such a network.
+        CompileError: it does not look like such a network.
     """
-    model, beside = read_whole(path)
+    model = original
     try:
         sort_nodes(model.graph, path)
         onnx.checker.check_model(model)
@@ -69,7 +71,7 @@ def read_foreign(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
             f"{path}: expected a network for single pictures or any number, got one for {batch} at a time: "
             "export it with a batch of 1 or a dynamic one"
         )
-    return model, beside
+    return model
 
 
 def fixed_imgsz(model: onnx.ModelProto, contract: Contract) -> Contract:
@@ -114,7 +116,12 @@ def fitted_contract(
 
 
 def wrap(
-    network: onnx.ModelProto, contract: Contract, frame_size_hw: tuple[int, int] | None, *, smooth: bool = False
+    network: onnx.ModelProto,
+    contract: Contract,
+    frame_size_hw: tuple[int, int] | None,
+    *,
+    smooth: bool = False,
+    takes_batch: bool = True,
 ) -> onnx.ModelProto:
     """Put the two halves of the frame program around a foreign network.
 
@@ -140,7 +147,8 @@ def wrap(
         ("scores", FRAMES),
         (MASKS, NOT_FINITE),
     )
-    return _join(before, network, after, output.name)
+    joined = _join(before, network, after, output.name)
+    return checked(joined if takes_batch else for_one_frame(joined), "the network")
 
 
 def scores_output(network: onnx.ModelProto, contract: Contract) -> onnx.ValueInfoProto:
@@ -286,7 +294,7 @@ def _join(
     # Both halves read the input itself: TensorRT refuses to hand uint8 on, be it through an Identity.
     frames = {f"{half}/{FRAMES}": FRAMES for half in ("before", "after")}
     _rename(joined.graph, {**frames, **{f"after/{name}": name for name in (MASKS, NOT_FINITE)}})
-    return checked(joined, "the network")
+    return joined
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:

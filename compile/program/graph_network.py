@@ -32,7 +32,7 @@ from compile.program.layered_program import LayeredProgram, Layers, channels_fir
 from compile.program.network import check_count, undecided
 from compile.program.program import FrameToInput, ScoresToMask
 from compile.proof.verify import Expected, open_session, require_finite
-from pipeline.errors import CompileError, NotConvertibleError
+from pipeline.errors import CompileError
 
 # On how many photographs of the package a network is tried.
 _PHOTOGRAPHS = 3
@@ -49,7 +49,7 @@ class OnnxLayers(LayeredProgram):
         smooth: enlarge class scores, not class indices.
 
     Raises:
-        NotConvertibleError: it cannot be brought into layers, or holds for one picture at a time.
+        NotConvertibleError: it cannot be brought into layers.
         CompileError: the file cannot be read or run, or does not fit the contract.
     """
 
@@ -74,10 +74,6 @@ class OnnxLayers(LayeredProgram):
         pictures = photographs(fitted)
         graph = graph_of(file, weights, fitted.layout, layout_of, inputs=pictures)
         fitted = replace(fitted, output_layout=layouts[-1])
-        if not graph.takes_batch:
-            raise NotConvertibleError(
-                f"{weights}: expected a network for any number of pictures, got one for one alone"
-            )
         self._session = open_session(file.original.SerializeToString(), str(weights))
         entry, result = self._session.get_inputs()[0], self._session.get_outputs()[0]
         if "float" not in result.type:
@@ -89,7 +85,7 @@ class OnnxLayers(LayeredProgram):
         check_count(weights, fitted, class_count, classes)
         self._input, self._dtype = entry.name, file.dtype
         self.data_files, self.precision = file.beside, file.precision
-        layers = _layers(graph.module, graph.activation, class_count, graph.macs / 1e9)
+        layers = _layers(graph.module, graph.activation, class_count, graph.macs / 1e9, takes_batch=graph.takes_batch)
         super().__init__("foreign", weights.stem, fitted, layers, smooth=smooth)
         self._weights = weights
         self._after = ScoresToMask(self._inside, smooth=smooth).eval()
@@ -175,13 +171,9 @@ class ExportedLayers(LayeredProgram):
             raise CompileError(
                 f"{weights}: expected float scores (N, classes, H, W), got {scores.dtype} of {'×'.join(map(str, scores.shape))}"
             )
-        if not takes_batch(module, pictures, alone):
-            raise CompileError(
-                f"{weights}: expected a network for any number of pictures, got one for one alone: export it with "
-                "dynamic_shapes={0: torch.export.Dim('N')} and an example of two pictures"
-            )
         check_count(weights, fitted, scores.shape[1], classes)
-        layers = _layers(module, final_activation(module), scores.shape[1], counter.get_total_flops() / 2e9)
+        giga_macs, many = counter.get_total_flops() / 2e9, takes_batch(module, pictures, alone)
+        layers = _layers(module, final_activation(module), scores.shape[1], giga_macs, takes_batch=many)
         super().__init__("foreign", weights.stem, fitted, layers, smooth=smooth)
         self._values = ValueRange(fitted, scores.shape[1])
 
@@ -205,9 +197,12 @@ def photographs(contract: Contract) -> list[NDArray[np.float32]]:
         return [before(torch.from_numpy(frame)).numpy() for frame in frames]
 
 
-def _layers(module: LayeredNetwork, activation: Activation | None, class_count: int, giga_macs: float) -> Layers:
+def _layers(
+    module: LayeredNetwork, activation: Activation | None, class_count: int, giga_macs: float, *, takes_batch: bool
+) -> Layers:
     """Without the last activation, if it can be behind the network."""
     ends_in = outer_activation(module, activation)
     if activation is not None and ends_in is not None:
         module = without_activation(module, activation)
-    return Layers(module, class_count, giga_macs, first_layers(module), last_layers(module), ends_in)
+    first, last = first_layers(module), last_layers(module)
+    return Layers(module, class_count, giga_macs, first, last, ends_in, takes_batch)

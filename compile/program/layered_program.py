@@ -46,6 +46,7 @@ class Layers:
         first: layers that read the picture; None takes the one that runs first.
         last: layers that give the scores; None takes the convolutions with the fewest output channels.
         ends_in: an activation that belongs to the network, behind its ``logits``; None if there is none.
+        takes_batch: whether several pictures at once give what each gives alone.
     """
 
     module: nn.Module
@@ -54,6 +55,7 @@ class Layers:
     first: tuple[str, ...] | None = None
     last: tuple[str, ...] | None = None
     ends_in: OuterActivation | None = None
+    takes_batch: bool = True
 
 
 class LayeredProgram(Network):
@@ -74,7 +76,7 @@ class LayeredProgram(Network):
         self, family: str, architecture: str, contract: Contract, layers: Layers, *, smooth: bool = False
     ) -> None:
         super().__init__(family, architecture, contract, layers.class_count)
-        self.giga_macs = layers.giga_macs
+        self.giga_macs, self.takes_batch = layers.giga_macs, layers.takes_batch
         self._layers, self._trained, self._smooth = layers, layers.module, smooth
         self._inside = channels_first(contract)
         self._program = self._around(layers.module).eval()
@@ -94,7 +96,7 @@ class LayeredProgram(Network):
         self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]
     ) -> onnx.ModelProto:
         """The frame program as ONNX: see ``Network.export``."""
-        return export_program(self.module(precision, keep), frame_size_hw)
+        return export_program(self.module(precision, keep), frame_size_hw, takes_batch=self.takes_batch)
 
     def module(self, precision: Precision, keep: Collection[str]) -> FrameProgram:
         """The frame program in PyTorch, with a copy of the network."""
@@ -160,7 +162,8 @@ class LayeredProgram(Network):
         """The program as CPUs take INT8: see ``Network.export_for_cpu``."""
         recipe = self._found()
         program = self._around(rounded_network(self._trained, recipe))
-        return quantise(export_program(program, frame_size_hw), exact_layers(recipe), frames, method)
+        exported = export_program(program, frame_size_hw, takes_batch=self.takes_batch)
+        return quantise(exported, exact_layers(recipe), frames, method)
 
     def _found(self) -> Int8Recipe:
         assert self._recipe is not None, "INT8 before a search for it"

@@ -33,12 +33,14 @@ class Network(ABC):
 
     Attributes:
         giga_macs: multiply-accumulates for one frame, in thousands of millions; None where that is not known.
+        takes_batch: whether several pictures at once give what each gives alone.
         precision: that it came in; one that another tool quantized or halved has no FP32 to be compared with but a reference.
         has_layers: whether its layers are known by name: such a network takes FP16 and INT8, with some layers kept.
         data_files: what holds its weights beside the file that was named.
     """
 
     giga_macs: float | None = None
+    takes_batch = True
     precision: Precision = "fp32"
     has_layers = False
     data_files: tuple[Path, ...] = ()

@@ -27,12 +27,15 @@ MAX_SIDE = 16384
 MAX_BATCH = 64
 
 
-def export_program(program: FrameProgram, frame_size_hw: tuple[int, int] | None = None) -> onnx.ModelProto:
+def export_program(
+    program: FrameProgram, frame_size_hw: tuple[int, int] | None = None, *, takes_batch: bool = True
+) -> onnx.ModelProto:
     """Export a whole frame program.
 
     Args:
         program: around a network of ours; its pooling is lowered to ``ceil_mode=False`` in place.
         frame_size_hw: a fixed (height, width) of the frames, or None for any.
+        takes_batch: whether the network takes several pictures at once; else N is 1.
 
     Returns:
         A checked model with the input "frames" (N, H, W, 3) uint8 and the outputs "masks" (N, H, W) uint8 and "not_finite" (N,) int32.
@@ -41,9 +44,10 @@ def export_program(program: FrameProgram, frame_size_hw: tuple[int, int] | None 
         CompileError: the network cannot be exported at this size, or the exporter fails.
     """
     lower_pooling(program.network, program.before.size_hw)
-    return export_module(
-        program, (example_frames(frame_size_hw),), (frame_axes(frame_size_hw),), (FRAMES,), (MASKS, NOT_FINITE)
-    )
+    examples, axes = example_frames(frame_size_hw), frame_axes(frame_size_hw)
+    if not takes_batch:
+        examples, axes = examples[:1], {axis: sizes for axis, sizes in axes.items() if axis}
+    return export_module(program, (examples,), (axes,), (FRAMES,), (MASKS, NOT_FINITE))
 
 
 def export_module(

@@ -13,17 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from compile.networks.contract import Contract
-from compile.networks.onnx_file import nodes_of, tensors_of
+from compile.networks.onnx_file import nodes_of, read_whole, tensors_of
+from compile.networks.onnx_graph import is_same
 from compile.networks.onnx_precision import precision_of
 from compile.program.foreign import (
     ValueRange,
     count_classes,
     find_output_layout,
     fitted_contract,
-    read_foreign,
+    foreign_network,
     scores_output,
     wrap,
 )
+from compile.program.graph_network import photographs
 from compile.program.network import Network, check_count, undecided
 from compile.program.program import FrameToInput, ScoresToMask
 from compile.proof.verify import Expected, open_session, require_finite
@@ -55,10 +57,11 @@ class OnnxNetwork(Network):
         smooth: bool = False,
     ) -> None:
         self._weights, self._smooth = weights, smooth
-        self._network, self.data_files = read_foreign(weights)
+        original, self.data_files = read_whole(weights)
+        self._network = foreign_network(original, weights)
         self.precision = precision_of(nodes_of(self._network), tensors_of(self._network), str(weights))
         fitted = fitted_contract(self._network, contract, weights, imgsz)
-        self._session = open_session(str(weights), str(weights))
+        self._session = open_session(original.SerializeToString(), str(weights))
         entry = self._session.get_inputs()[0]
         self._input, self._dtype = entry.name, np.float16 if "float16" in entry.type else np.float32
         self._output = scores_output(self._network, fitted).name
@@ -70,6 +73,7 @@ class OnnxNetwork(Network):
         super().__init__("foreign", weights.stem, fitted, class_count)
         self._before, self._after = FrameToInput(fitted).eval(), ScoresToMask(fitted, smooth=smooth).eval()
         self._values = ValueRange(fitted, class_count)
+        self.takes_batch = self._gives_the_same_together(original)
 
     def reference(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
         """Run the frame program around the network in ONNX Runtime."""
@@ -91,11 +95,29 @@ class OnnxNetwork(Network):
                 f"--precision: expected {self.precision} for a network that cannot be brought into layers, got {precision}: "
                 f"take {self.precision}"
             )
-        return wrap(self._network, self.contract, frame_size_hw, smooth=self._smooth)
+        return wrap(self._network, self.contract, frame_size_hw, smooth=self._smooth, takes_batch=self.takes_batch)
 
     def doubt(self) -> str | None:
         """What is to be told of the values that it gave."""
         return self._values.check()
+
+    def _gives_the_same_together(self, original: onnx.ModelProto) -> bool:
+        """Whether three pictures at once give what each gives alone, where the file's input is freed for them."""
+        free = onnx.ModelProto()
+        free.CopyFrom(original)
+        for value in (*free.graph.input, *free.graph.output):
+            if value.name in (self._input, self._output):
+                value.type.tensor_type.shape.dim[0].dim_param = "N"
+        del free.graph.value_info[:]
+        order = (0, 2, 3, 1) if self.contract.layout == "nhwc" else (0, 1, 2, 3)
+        pictures = [np.ascontiguousarray(x.transpose(order)) for x in photographs(self.contract)]
+        alone = np.concatenate([self._run(torch.from_numpy(x), self.contract.imgsz) for x in pictures])
+        try:
+            session = open_session(free.SerializeToString(), str(self._weights))
+            (together,) = session.run([self._output], {self._input: np.concatenate(pictures).astype(self._dtype)})
+        except Exception:  # noqa: BLE001  ONNX Runtime's errors have no other class in common
+            return False
+        return is_same(np.asarray(together), alone, coarse=self.precision != "fp32")
 
     def _run(self, x: torch.Tensor, size_hw: tuple[int, int]) -> NDArray[Any]:
         try:

@@ -41,6 +41,7 @@ class Engine(ABC):
         bundle: what it runs.
         on_gpu: whether what is composed saves the host work.
         takes_looks: whether the backend runs programs that compose.
+        one_at_a_time: whether the program takes one frame at a time.
         counts: whether the program counts scores that are not finite.
         in_flight: how many submissions may wait before the first must be collected; 1 on a CPU.
         batch: how many frames of one size are worth submitting together; 1 on a CPU, which gains nothing by it.
@@ -55,6 +56,7 @@ class Engine(ABC):
     on_gpu = False
     takes_looks = False
     counts = False
+    one_at_a_time = False
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -113,6 +115,8 @@ class Engine(ABC):
         if nhw is None or frames.dtype != np.uint8 or frames.size == 0:
             raise ShapeError(f"frames: expected {EXPECTED[self.pixels]}, got {describe(frames)}")
         count, height, width = nhw
+        if count > 1 and self.one_at_a_time:
+            raise ShapeError(f"frames: expected one at a time, as the network takes them, got {count}")
         fixed = self.bundle.manifest.frame_size_hw
         if fixed is not None and (height, width) != fixed:
             raise ShapeError(

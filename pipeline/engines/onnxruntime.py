@@ -76,6 +76,7 @@ class OnnxRuntimeEngine(Engine):
                 f"got {len(inputs)} ({inputs[0].type if inputs else 'none'}) and {len(masks)}: this is no frame program"
             )
         self._input_name = inputs[0].name
+        self.one_at_a_time = inputs[0].shape[0] == 1
         self._outputs = [masks[0], NOT_FINITE] if self.counts else masks[:1]
         self._waiting: deque[dict[str, NDArray[Any]] | Future[dict[str, NDArray[Any]]]] = deque()
         self._masks_only = onnxruntime.RunOptions()
