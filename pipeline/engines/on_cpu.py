@@ -13,5 +13,8 @@ def slower_on_cpu(manifest: Manifest) -> str:
             "or with --target onnxruntime --precision int8"
         )
     if manifest.precision == "fp16":
-        return "a CPU computes fp16 in fp32 with conversions on top, slower than fp32: for a CPU compile with --precision fp32 --target onnxruntime"
+        return (
+            "a CPU computes fp16 in fp32 with conversions on top, slower than fp32: for a CPU compile with --precision fp32 "
+            "--target onnxruntime"
+        )
     return ""
