@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from calibration.metrics.truth import read_truths
 from compile.draft import Draft
 from compile.networks.contract import Contract
+from compile.networks.onnx_runtime import LimitedSession
 from compile.networks.zoo import ZOO, fetch
 from compile.options import PLAN_TARGETS, BuildOptions
 from compile.plans.plans import add_plan, add_torch_program, plan_options
@@ -36,6 +37,7 @@ from compile.proof.verify import (
     Sample,
     Sampling,
     Verification,
+    open_session,
     problem_with,
     program_masks,
     take_samples,
@@ -260,7 +262,9 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
         content = with_views(content, options.frame_size_hw)
     if options.pixels == "nv12":
         content = with_nv12(content, options.frame_size_hw)
-    masks, runtime = program_masks(content, options.pixels)
+    # What is not in layers is the stranger's own graph.
+    open_program = open_session if trained.network.has_layers else LimitedSession
+    masks, runtime = program_masks(content, options.pixels, open_program)
     verification = proof.of(masks, runtime)
     remedy = "take a higher --precision"
     if program.precision == trained.network.precision != "fp32":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Literal
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, numpy_helper
+from onnx import TensorProto, numpy_helper
 
+from compile.networks.onnx_bounds import attribute_graphs, check_bounds, check_parses, check_tensor
 from compile.networks.onnx_precision import precision_of
 from pipeline.bundles.bundle import Precision
 from pipeline.errors import CompileError, NotConvertibleError
@@ -115,8 +116,7 @@ def read_whole(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
         raise CompileError(f"{path}: expected ONNX opset {OLDEST_OPSET} or newer, got {opset}: export it again")
     tensors = list(tensors_of(model))
     for tensor in tensors:
-        if any(side < 0 for side in tensor.dims):
-            raise CompileError(f"{path}: weights {tensor.name!r}: expected sides of 0 or more, got {list(tensor.dims)}")
+        check_tensor(tensor, path)
     elsewhere = [tensor for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL]
     size = sum(_bytes_of(tensor) for tensor in elsewhere)  # many may name the same place of a file
     if size > MOST_BYTES:
@@ -181,6 +181,7 @@ def name_layers(graph: onnx.GraphProto) -> None:
     weights = {tensor.name for tensor in graph.initializer}
     weights |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
     taken: set[str] = set()
+    counts: dict[str, int] = {}
     for number, node in enumerate(graph.node):
         weight = next((name for name in node.input[:2] if name in weights), "")
         if node.op_type in _LAYERS and weight.endswith(".weight"):
@@ -190,10 +191,11 @@ def name_layers(graph: onnx.GraphProto) -> None:
             if node.op_type in _LAYERS:
                 name = name.removesuffix(f"/{node.op_type}").strip("/") or name
         name = ".".join(part for part in name.replace("/", ".").split(".") if part) or f"{node.op_type}_{number}"
-        free, count = name, 1
+        free, count = name, counts.get(name, 1)
         while free in taken:
             count += 1
             free = f"{name}_{count}"
+        counts[name] = count
         taken.add(free)
         node.name = free
 
@@ -203,6 +205,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         size = path.stat().st_size
         if size > MOST_BYTES:
             raise CompileError(f"{path}: expected a file below 2 GiB, got {size / 2**30:.1f} GiB")
+        check_parses(path)
         model = onnx.load_model(str(path), load_external_data=False)
     except OSError as error:
         raise CompileError(
@@ -217,9 +220,9 @@ def _parse(path: Path) -> onnx.ModelProto:
         ) from error
     if not model.graph.node:
         raise CompileError(f"{path}: expected an ONNX network, got a file without a graph")
-    sparse = [tensor.values.name for graph in _graphs(model.graph) for tensor in graph.sparse_initializer]
-    if sparse:
-        raise NotConvertibleError(f"{path}: expected dense weights, got sparse ones: {sparse[0]}")
+    if model.graph.sparse_initializer:
+        raise NotConvertibleError(f"{path}: expected dense weights, got sparse ones")
+    check_bounds(model, path)
     return model
 
 
@@ -364,7 +367,8 @@ def _fix_input(
     (picture,) = pictures
     kind = picture.type.tensor_type.elem_type
     if kind not in (*_PICTURES, *_HALVES):
-        name = TensorProto.DataType.Name(kind).lower()
+        known = {number: name for name, number in TensorProto.DataType.items()}
+        name = known.get(kind, f"type {kind}").lower()
         raise CompileError(f"{path}: expected a float32, float16 or uint8 input, got {name}")
     axes = picture.type.tensor_type.shape.dim
     if axes[0].dim_value > 1:
@@ -412,22 +416,18 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """What a node reads, from inside its branches too."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
-        for graph in _attribute_graphs(attribute):
+        for graph in attribute_graphs(attribute):
             own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
             own |= {name for inner in graph.node for name in inner.output}
             inner_reads = (name for inner in graph.node for name in _reads(inner))
             yield from (name for name in (*inner_reads, *(value.name for value in graph.output)) if name not in own)
 
 
-def _attribute_graphs(attribute: AttributeProto) -> Sequence[onnx.GraphProto]:
-    return [attribute.g, *attribute.graphs] if attribute.HasField("g") else list(attribute.graphs)
-
-
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            for inner in _attribute_graphs(attribute):
+            for inner in attribute_graphs(attribute):
                 yield from _graphs(inner)
 
 
@@ -439,7 +439,7 @@ def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         for node in function.node:
             yield node
             for attribute in node.attribute:
-                for inner in _attribute_graphs(attribute):
+                for inner in attribute_graphs(attribute):
                     for graph in _graphs(inner):
                         yield from graph.node
 
@@ -456,5 +456,5 @@ def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
                 yield attribute.t
             yield from attribute.tensors
             yield from (sparse.values for sparse in attribute.sparse_tensors)
-            for graph in _attribute_graphs(attribute):
+            for graph in attribute_graphs(attribute):
                 yield from _tensors_of_graph(graph)

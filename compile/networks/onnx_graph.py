@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from compile.networks.ends import Activation, final_activation
 from compile.networks.layered import GraphBuilder, Layer, LayeredNetwork, Value
 from compile.networks.onnx_file import Layout, OnnxFile, opset_of
 from compile.networks.onnx_operators import OPERATORS, Step, attributes_of, permute, tensor_of
-from compile.networks.onnx_runtime import SECONDS, compute
+from compile.networks.onnx_runtime import SECONDS, compute, memory_limit
 from pipeline.errors import NotConvertibleError
 
 for _table in ("onnx_layers", "onnx_resize"):  # they add themselves to the operators
@@ -39,6 +40,8 @@ _MOST_HALF_DIFFERENCE = 0.03
 _MOST_OTHER_CLASSES = 1e-3
 _SAME_IN_BATCH = 1e-4
 _SAME_LEVEL = 0.01
+# FP32, of three pictures at once, with as much for the steps themselves.
+_BYTES_OF_LIVE = 24
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -176,13 +179,19 @@ def convert(
     readers = Counter(name for node in graph.node for name in node.input)
     readers.update(value.name for value in graph.output)
     left = readers.copy()
+    live, most = sum(prod(value.shape) for value in values.values()), memory_limit() // _BYTES_OF_LIVE
     for node in graph.node:
         made = _step(builder, node, opset, values, readers, what)
         values.update(zip(node.output, made, strict=False))
+        live += sum(prod(value.shape) for value in made)
+        if live > most:  # three pictures at once, and a step's own memory
+            raise NotConvertibleError(
+                f"{what}: {node.op_type} {node.name!r}: expected values of at most {most} elements at a time, got {live}"
+            )
         for name in node.input:  # what nobody reads any more needs no memory
             left[name] -= 1
-            if not left[name]:
-                values.pop(name, None)
+            if not left[name] and (gone := values.pop(name, None)) is not None:
+                live -= prod(gone.shape)
     last = values[graph.output[0].name]
     if last.is_constant:
         raise NotConvertibleError(f"{what}: expected an output that depends on the picture, got a constant")

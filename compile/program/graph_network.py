@@ -27,11 +27,12 @@ from compile.networks.exported_program import exported_network
 from compile.networks.layered import LayeredNetwork
 from compile.networks.onnx_file import read_onnx
 from compile.networks.onnx_graph import graph_of, takes_batch
+from compile.networks.onnx_runtime import LimitedSession
 from compile.program.foreign import ValueRange, find_output_layout, fitted_contract
 from compile.program.layered_program import LayeredProgram, Layers, channels_first
 from compile.program.network import check_count, undecided
 from compile.program.program import FrameToInput, ScoresToMask
-from compile.proof.verify import Expected, open_session, require_finite
+from compile.proof.verify import Expected, require_finite
 from pipeline.errors import CompileError
 
 # On how many photographs of the package a network is tried.
@@ -74,7 +75,7 @@ class OnnxLayers(LayeredProgram):
         pictures = photographs(fitted)
         graph = graph_of(file, weights, fitted.layout, layout_of, inputs=pictures)
         fitted = replace(fitted, output_layout=layouts[-1])
-        self._session = open_session(file.original.SerializeToString(), str(weights))
+        self._session = LimitedSession(file.original.SerializeToString(), str(weights))
         entry, result = self._session.get_inputs()[0], self._session.get_outputs()[0]
         if "float" not in result.type:
             raise CompileError(
@@ -87,7 +88,6 @@ class OnnxLayers(LayeredProgram):
         self.data_files, self.precision = file.beside, file.precision
         layers = _layers(graph.module, graph.activation, class_count, graph.macs / 1e9, takes_batch=graph.takes_batch)
         super().__init__("foreign", weights.stem, fitted, layers, smooth=smooth)
-        self._weights = weights
         self._after = ScoresToMask(self._inside, smooth=smooth).eval()
         self._values = ValueRange(fitted, class_count)
 
@@ -113,12 +113,7 @@ class OnnxLayers(LayeredProgram):
             x = x.transpose(0, 2, 3, 1)
         if self._dtype == np.uint8:
             x = np.rint(x).clip(0, 255)
-        try:
-            (scores,) = self._session.run(None, {self._input: np.ascontiguousarray(x.astype(self._dtype))})
-        except Exception as error:
-            raise CompileError(
-                f"{self._weights}: ONNX Runtime cannot run it: {str(error).strip().splitlines()[0]}"
-            ) from error
+        (scores,) = self._session.run(None, {self._input: np.ascontiguousarray(x.astype(self._dtype))})
         scores = np.asarray(scores, np.float32)
         return scores.transpose(0, 3, 1, 2) if self.contract.output_layout == "nhwc" else scores
 

@@ -16,6 +16,7 @@ from compile.networks.contract import Contract
 from compile.networks.onnx_file import nodes_of, read_whole, tensors_of
 from compile.networks.onnx_graph import is_same
 from compile.networks.onnx_precision import precision_of
+from compile.networks.onnx_runtime import LimitedSession
 from compile.program.foreign import (
     ValueRange,
     count_classes,
@@ -28,7 +29,7 @@ from compile.program.foreign import (
 from compile.program.graph_network import photographs
 from compile.program.network import Network, check_count, undecided
 from compile.program.program import FrameToInput, ScoresToMask
-from compile.proof.verify import Expected, open_session, require_finite
+from compile.proof.verify import Expected, require_finite
 from pipeline.bundles.bundle import Precision
 from pipeline.errors import CompileError
 
@@ -61,7 +62,7 @@ class OnnxNetwork(Network):
         self._network = foreign_network(original, weights)
         self.precision = precision_of(nodes_of(self._network), tensors_of(self._network), str(weights))
         fitted = fitted_contract(self._network, contract, weights, imgsz)
-        self._session = open_session(original.SerializeToString(), str(weights))
+        self._session = LimitedSession(original.SerializeToString(), str(weights))
         entry = self._session.get_inputs()[0]
         self._input, self._dtype = entry.name, np.float16 if "float16" in entry.type else np.float32
         self._output = scores_output(self._network, fitted).name
@@ -113,18 +114,15 @@ class OnnxNetwork(Network):
         pictures = [np.ascontiguousarray(x.transpose(order)) for x in photographs(self.contract)]
         alone = np.concatenate([self._run(torch.from_numpy(x), self.contract.imgsz) for x in pictures])
         try:
-            session = open_session(free.SerializeToString(), str(self._weights))
+            session = LimitedSession(free.SerializeToString(), str(self._weights))
             (together,) = session.run([self._output], {self._input: np.concatenate(pictures).astype(self._dtype)})
-        except Exception:  # noqa: BLE001  ONNX Runtime's errors have no other class in common
+        except CompileError:  # its shapes hold for one picture alone
             return False
         return is_same(np.asarray(together), alone, coarse=self.precision != "fp32")
 
     def _run(self, x: torch.Tensor, size_hw: tuple[int, int]) -> NDArray[Any]:
         try:
             (scores,) = self._session.run([self._output], {self._input: x.numpy().astype(self._dtype)})
-        except Exception as error:
-            raise CompileError(
-                f"{self._weights}: ONNX Runtime cannot run it on pictures of {size_hw[0]}×{size_hw[1]}: "
-                f"{str(error).strip().splitlines()[0]}"
-            ) from error
+        except CompileError as error:
+            raise CompileError(f"{error}: on pictures of {size_hw[0]}×{size_hw[1]}") from error
         return np.asarray(scores)

@@ -198,17 +198,20 @@ def as_taken(frames_nhwc: NDArray[np.uint8], pixels: Pixels) -> NDArray[np.uint8
     return frames_nhwc if pixels == "bgr" else np.stack([to_nv12(image) for image in frames_nhwc])
 
 
-def program_masks(program: bytes, pixels: Pixels = "bgr") -> tuple[Masks, str]:
+def program_masks(
+    program: bytes, pixels: Pixels = "bgr", open_program: Callable[[bytes, str], Any] = open_session
+) -> tuple[Masks, str]:
     """A frame program as ONNX on ONNX Runtime: what computes its masks, and the runtime's name.
 
     Args:
         program: its content.
         pixels: how it takes frames; what computes the masks makes them so.
+        open_program: its content and name to a session of ONNX Runtime.
 
     Raises:
         CompileError: it cannot be loaded; or later, when it cannot be run or its scores are not finite.
     """
-    session = open_session(program, "the compiled program")
+    session = open_program(program, "the compiled program")
     name, *others = [value.name for value in session.get_inputs()]
     # A program that composes has masks first; how they are shown does not change them.
     rest = {other: np.zeros(len(LOOK_VALUES), np.float32) for other in others}
@@ -218,6 +221,8 @@ def program_masks(program: bytes, pixels: Pixels = "bgr") -> tuple[Masks, str]:
     def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
         try:
             masks_nhw, *counts = session.run(wanted, {name: as_taken(frames_nhwc, pixels), **rest})
+        except CompileError:
+            raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise CompileError(f"ONNX Runtime cannot run the compiled program: {reason}") from error
