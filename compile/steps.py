@@ -21,7 +21,7 @@ from compile.networks.zoo import ZOO, fetch
 from compile.options import PLAN_TARGETS, BuildOptions
 from compile.plans.plans import add_plan, add_torch_program, plan_options
 from compile.plans.tensorrt_build import PlanOptions
-from compile.program.batch import check_batch
+from compile.program.batch import check_batch, check_state
 from compile.program.compose import with_views
 from compile.program.network import Network
 from compile.program.nv12 import with_nv12
@@ -138,6 +138,7 @@ def open_trained(options: BuildOptions) -> Trained:
             "--target: expected onnx or tensorrt for a network that cannot be brought into layers, got torch-tensorrt"
         )
     check_batch(network.takes_batch, options.batch, weights)
+    check_state(network.contract.state, options.target, weights)
     if not network.takes_batch:
         log.info("%s takes one picture at a time, and so does its program", weights.name)
     height, width = network.contract.imgsz
@@ -225,7 +226,7 @@ def take_proof(trained: Trained, options: BuildOptions, frames: VerificationFram
     network = trained.network
     truths = None if options.calibration_masks is None else read_truths(str(options.calibration_masks), network.task)
     count = options.verify_count or _frames_to_check(network.giga_macs)
-    sampling = Sampling(network.task, options.frame_size_hw, count, truths, options.pixels)
+    sampling = Sampling(network.task, options.frame_size_hw, count, truths, options.pixels, network.sequence)
     samples = _take(trained, frames.judging(count), frames.origin, sampling)
     for one in {id(network): network, id(trained.reference): trained.reference}.values():
         if (doubt := one.doubt()) is not None:

@@ -89,7 +89,8 @@ class Model:
         frames_nhwc = image if image.ndim == 4 else image[None]
         if self._engine.pixels == "nv12":
             frames_nhwc = np.stack([to_nv12(frame) for frame in frames_nhwc])
-        masks_nhw = self._engine(np.ascontiguousarray(frames_nhwc))
+        groups = np.split(frames_nhwc, len(frames_nhwc)) if self._engine.one_at_a_time else [frames_nhwc]
+        masks_nhw = np.concatenate([self._engine(np.ascontiguousarray(group)) for group in groups])
         return masks_nhw if image.ndim == 4 else masks_nhw[0]
 
     def stream(

@@ -11,7 +11,7 @@ import difflib
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -43,6 +43,9 @@ class Contract:
         output_layout: axis order of its output; None for that of the input.
         filter: how frames are resized: "area" averages all of a large frame's pixels, "bilinear" samples four for each pixel of the
             network's input, as OpenCV's INTER_LINEAR and scikit-image without anti-aliasing do.
+        state: what a recurrent network keeps between frames: names of its inputs -> the outputs whose values they get for the next
+            frame. They begin with zeros.
+        constants: names of other inputs -> their one value.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Contract:
     layout: Layout = "nchw"
     output_layout: Layout | None = None
     filter: Filter = "area"
+    state: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         def need(fits: bool, field: str, expected: str) -> None:
@@ -94,6 +99,19 @@ class Contract:
         )
         need(isinstance(self.stretch, bool), "stretch", "true or false")
         need(self.output is None or isinstance(self.output, str), "output", "a name")
+        names = [*self.state, *self.state.values()] if isinstance(self.state, Mapping) else [None]
+        need(
+            all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names),
+            "state",
+            "input: output for each, and every name once",
+        )
+        values = list(self.constants.values()) if isinstance(self.constants, Mapping) else [math.nan]
+        need(
+            all(_is_number(value) and math.isfinite(value) for value in values),
+            "constants",
+            "input: number for each",
+        )
+        need(not set(self.constants) & set(self.state), "constants", "other inputs than those of state")
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> Contract:
@@ -202,6 +220,11 @@ def _typed(path: Path, key: str, value: Any) -> Any:
         if isinstance(value, list) and all(_is_number(number) for number in value):
             return tuple(float(number) for number in value)
         expected = "a list of numbers, one for each channel"
+    elif key in ("state", "constants"):
+        # YAML reads a name of digits as a number.
+        if isinstance(value, dict):
+            return {str(name): str(one) if key == "state" else one for name, one in value.items()}
+        expected = "input: output for each" if key == "state" else "input: number for each"
     elif key == "divide_by":
         if _is_number(value):
             return float(value)

@@ -126,10 +126,12 @@ class Port(NamedTuple):
     Attributes:
         name: its name.
         type: such as "tensor(float)".
+        shape: its sides; None for one that is open.
     """
 
     name: str
     type: str
+    shape: tuple[int | None, ...]
 
 
 class LimitedSession:
@@ -153,7 +155,10 @@ class LimitedSession:
         )
         weakref.finalize(self, _end, self._process)
         ports = self._ask(model)
-        self._ports = [[Port(*map(str, pair)) for pair in ports[kind].tolist()] for kind in ("inputs", "outputs")]
+        self._ports = [
+            [Port(name, kind, tuple(shape)) for name, kind, shape in json.loads(str(ports[end]))]
+            for end in ("inputs", "outputs")
+        ]
 
     def get_inputs(self) -> list[Port]:
         """Its inputs."""
@@ -253,7 +258,9 @@ def _serve() -> None:
             if session is None:
                 session = onnxruntime.InferenceSession(request, _options(), providers=["CPUExecutionProvider"])
                 ends = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
-                answer = _packed(**{kind: np.array([(e.name, e.type) for e in some]) for kind, some in ends.items()})
+                answer = _packed(
+                    **{end: np.array(json.dumps([_told(one) for one in some])) for end, some in ends.items()}
+                )
             else:
                 with np.load(io.BytesIO(request), allow_pickle=False) as file:
                     given = {str(name): file[f"input_{number}"] for number, name in enumerate(file["inputs"])}
@@ -265,6 +272,10 @@ def _serve() -> None:
             answer = _packed(error=np.array(_one_line(error)))
         with open(answers, "wb", closefd=False) as pipe:
             pipe.write(len(answer).to_bytes(8, "big") + answer)
+
+
+def _told(port: Any) -> tuple[str, str, list[int | None]]:
+    return port.name, port.type, [side if isinstance(side, int) else None for side in port.shape]
 
 
 def _one_line(error: Exception) -> str:

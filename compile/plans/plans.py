@@ -16,7 +16,7 @@ from compile.draft import Draft
 from compile.options import BuildOptions, check_nv12_frame
 from compile.plans.build_progress import BuildProgress
 from compile.plans.tensorrt_build import PlanOptions, build_plan, check_options
-from compile.program.batch import check_batch, takes_batch
+from compile.program.batch import check_batch, check_state, takes_batch
 from compile.proof.verify import (
     FEWEST_FRAMES,
     Expected,
@@ -186,6 +186,7 @@ def extend_bundle(folder: Path, frames: VerificationFrames, options: BuildOption
         raise CompileError(
             f"{folder}: expected a program for a GPU, got INT8 for CPUs: compile the network itself with --target {options.target}"
         )
+    check_state(manifest.contract.get("state"), options.target, folder)
     frame_size_hw = _frame_size(manifest, options)
     before = [entry for entry in manifest.engines if entry.runtime == options.target]
     built = plan_options(options, frame_size_hw, options.batch or _batch_of(before), manifest.pixels)

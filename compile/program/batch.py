@@ -33,3 +33,15 @@ def check_batch(takes_batch: bool, batch: int | None, what: object) -> None:
             f"--batch: expected 1, for the network of {what} takes one picture at a time, got {batch}: leave --batch out, or export "
             "the network with a dynamic batch"
         )
+
+
+def check_state(state: object, target: str, what: object) -> None:
+    """Refuse a plan of a network that keeps something between frames: engines with plans do not give it back.
+
+    Raises:
+        OptionError: it is so.
+    """
+    if state and target not in ("onnx", "onnxruntime"):
+        raise OptionError(
+            f"--target: expected onnx for {what}, whose network keeps state between frames, got {target}: leave --target out"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from compile.networks.onnx_file import sort_nodes
 from compile.program.batch import for_one_frame
 from compile.program.onnx_export import OPSET, checked, example_frames, export_module, frame_axes, opset_of
 from compile.program.program import FrameToInput, ScoresToMask
-from pipeline.bundles.bundle import FRAMES, MASKS, NOT_FINITE
+from pipeline.bundles.bundle import FRAMES, MASKS, NEXT_STATE, NOT_FINITE, STATE
 from pipeline.errors import CompileError
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -29,12 +29,13 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _SLACK = 0.01
 
 
-def foreign_network(original: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+def foreign_network(original: onnx.ModelProto, path: Path, state: Collection[str] = ()) -> onnx.ModelProto:
     """A segmentation network with one picture input, at the opset of the frame program.
 
     Args:
         original: as the file has it, with its weights inside; its nodes are put in order.
         path: its name in messages.
+        state: names of inputs for what it keeps between frames; they come behind the picture.
 
     Raises:
         CompileError: it does not look like such a network.
@@ -60,7 +61,7 @@ def foreign_network(original: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         raise CompileError(
             f"{path}: expected an ONNX network, got a file that is none or is damaged ({reason})"
         ) from error
-    inputs = _inputs(model)
+    inputs = [value for value in _inputs(model) if value.name not in state]
     if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
         raise CompileError(f"{path}: expected a network with one input of 4 axes, got {len(inputs)} inputs")
     if inputs[0].type.tensor_type.elem_type not in _FLOATS:
@@ -122,6 +123,7 @@ def wrap(
     *,
     smooth: bool = False,
     takes_batch: bool = True,
+    state: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Put the two halves of the frame program around a foreign network.
 
@@ -147,7 +149,7 @@ def wrap(
         ("scores", FRAMES),
         (MASKS, NOT_FINITE),
     )
-    joined = _join(before, network, after, output.name)
+    joined = _join(before, network, after, output.name, state or {})
     return checked(joined if takes_batch else for_one_frame(joined), "the network")
 
 
@@ -260,7 +262,11 @@ def _classes(output: onnx.ValueInfoProto, contract: Contract) -> int:
 
 
 def _join(
-    before: onnx.ModelProto, network: onnx.ModelProto, after: onnx.ModelProto, scores_name: str
+    before: onnx.ModelProto,
+    network: onnx.ModelProto,
+    after: onnx.ModelProto,
+    scores_name: str,
+    state: Mapping[str, str],
 ) -> onnx.ModelProto:
     """One graph of three; names get a prefix each, so that none meets another's."""
     newest = max(opset_of(model) for model in (before, network, after))
@@ -269,7 +275,11 @@ def _join(
         same = model if opset_of(model) == newest else version_converter.convert_version(model, newest)
         graphs.append(onnx.compose.add_prefix(same, prefix).graph)
     first, middle, last = graphs
-    (input_,) = [value for value in middle.input if value.name not in {item.name for item in middle.initializer}]
+    states = {f"network/{name}": f"{STATE}{name}" for name in state}
+    states |= {f"network/{result}": f"{NEXT_STATE}{name}" for name, result in state.items()}
+    kept_in, kept_out = ([v for v in values if v.name in states] for values in (middle.input, middle.output))
+    known = {item.name for item in middle.initializer} | states.keys()
+    (input_,) = [value for value in middle.input if value.name not in known]
     casts = [
         helper.make_node(
             "Cast", ["before/input"], [input_.name], name="before/cast", to=input_.type.tensor_type.elem_type
@@ -280,8 +290,8 @@ def _join(
     graph = helper.make_graph(
         nodes,
         "frame_program",
-        [copy.deepcopy(first.input[0])],
-        [copy.deepcopy(output) for output in last.output],
+        [copy.deepcopy(value) for value in (first.input[0], *kept_in)],
+        [copy.deepcopy(value) for value in (*last.output, *kept_out)],
         initializer=[*first.initializer, *middle.initializer, *last.initializer],
     )
     opsets = {opset.domain: opset.version for opset in network.opset_import if opset.domain != "ai.onnx"} | {"": newest}
@@ -293,7 +303,7 @@ def _join(
     )
     # Both halves read the input itself: TensorRT refuses to hand uint8 on, be it through an Identity.
     frames = {f"{half}/{FRAMES}": FRAMES for half in ("before", "after")}
-    _rename(joined.graph, {**frames, **{f"after/{name}": name for name in (MASKS, NOT_FINITE)}})
+    _rename(joined.graph, {**frames, **{f"after/{name}": name for name in (MASKS, NOT_FINITE)}, **states})
     return joined
 
 

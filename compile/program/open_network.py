@@ -13,6 +13,7 @@ from compile.program.family_network import FamilyNetwork
 from compile.program.graph_network import ExportedLayers, OnnxLayers
 from compile.program.network import Network
 from compile.program.onnx_network import OnnxNetwork
+from compile.program.recurrent_network import RecurrentNetwork
 from pipeline.errors import CompileError, NotConvertibleError, NotOurNetworkError
 from pipeline.terminal import logger_of
 
@@ -44,9 +45,8 @@ def open_network(
         ModelError: the weights cannot be read.
     """
     if weights.suffix.lower() == ".pt2":
-        return ExportedLayers(
-            weights, _foreign_contract(weights, contract, foreign_contract), imgsz=imgsz, classes=classes, smooth=smooth
-        )
+        found = _without_state(_foreign_contract(weights, contract, foreign_contract), weights)
+        return ExportedLayers(weights, found, imgsz=imgsz, classes=classes, smooth=smooth)
     try:
         loaded = load_network(weights, classes=classes)
     except NotOurNetworkError as error:
@@ -54,7 +54,7 @@ def open_network(
             raise
         found = _foreign_contract(error, contract, foreign_contract)
         return _open_onnx(weights, found, imgsz=imgsz, classes=classes, smooth=smooth)
-    found = contract_of(loaded.family, contract, loaded.n_channels)
+    found = _without_state(contract_of(loaded.family, contract, loaded.n_channels), weights)
     return FamilyNetwork(loaded, replace(found, imgsz=imgsz or found.imgsz), smooth=smooth)
 
 
@@ -66,8 +66,19 @@ def _foreign_contract(what: object, contract: str, given: Contract | None) -> Co
     return given or read_contract(Path(contract))
 
 
+def _without_state(contract: Contract, weights: Path) -> Contract:
+    if contract.state or contract.constants:
+        raise CompileError(
+            f"contract {contract.name}: state, constants: expected neither for {weights}, which has one input, got some: leave them "
+            "out, or give a recurrent network as ONNX"
+        )
+    return contract
+
+
 def _open_onnx(weights: Path, contract: Contract, **options: Any) -> Network:
-    """As layers if it can be; else as it is, in its own precision."""
+    """As layers if it can be; else as it is, in its own precision. What keeps something between frames is as it is."""
+    if contract.state or contract.constants:
+        return RecurrentNetwork(weights, contract, **options)
     try:
         return OnnxLayers(weights, contract, **options)
     except NotConvertibleError as error:

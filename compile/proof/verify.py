@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from calibration.metrics.agreement import iou, mean_absolute_error
 from calibration.metrics.saliency import SaliencyMetrics
 from calibration.metrics.truth import VOID, Truth, Truths, resize_truth, with_void_agreed
-from pipeline.bundles.bundle import LOOK_VALUES, NOT_FINITE, Task
+from pipeline.bundles.bundle import LOOK_VALUES, NEXT_STATE, NOT_FINITE, STATE, Task
 from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame, Image, describe
 from pipeline.frames.nv12 import to_bgr, to_nv12
@@ -70,8 +70,8 @@ class Sample:
 
     Attributes:
         name: the frame's.
-        frames_nhwc: (1, H, W, 3) uint8 BGR.
-        expected_nhw: (1, H, W) uint8.
+        frames_nhwc: (1, H, W, 3) uint8 BGR; of a recurrent network (T, H, W, 3), frames in a row.
+        expected_nhw: (1, H, W) uint8, or (T, H, W).
         truth_hw: ground truth, as ``calibration.metrics.truth`` has it; None without.
         covered: share of the expected mask that is subject; of classes, that is not the most frequent one.
         undecided: pixels where the network is undecided, as a share of those that are subject; None where that is unknown.
@@ -214,13 +214,26 @@ def program_masks(
     session = open_program(program, "the compiled program")
     name, *others = [value.name for value in session.get_inputs()]
     # A program that composes has masks first; how they are shown does not change them.
-    rest = {other: np.zeros(len(LOOK_VALUES), np.float32) for other in others}
+    rest = {other: np.zeros(len(LOOK_VALUES), np.float32) for other in others if not other.startswith(STATE)}
     outputs = [output.name for output in session.get_outputs()]
     wanted = [outputs[0], *(output for output in outputs if output == NOT_FINITE)]
+    zeros = {
+        value.name: np.zeros(value.shape, np.float32) for value in session.get_inputs() if value.name.startswith(STATE)
+    }
+    kept = [state.replace(STATE, NEXT_STATE, 1) for state in zeros]
+
+    def in_a_row(frames: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        state, rows = dict(zeros), []
+        for frame in frames:
+            results = session.run([*wanted, *kept], {name: frame[None], **rest, **state})
+            rows.append(results[: len(wanted)])
+            state = dict(zip(zeros, results[len(wanted) :], strict=True))
+        return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
     def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        frames = as_taken(frames_nhwc, pixels)
         try:
-            masks_nhw, *counts = session.run(wanted, {name: as_taken(frames_nhwc, pixels), **rest})
+            masks_nhw, *counts = in_a_row(frames) if zeros else session.run(wanted, {name: frames, **rest})
         except CompileError:
             raise
         except Exception as error:
@@ -255,6 +268,7 @@ class Sampling:
         count: the most frames.
         truths: reads their ground truth; None without.
         pixels: how the program takes frames; for NV12 the last row and column of odd sides is left out.
+        sequence: of each frame so many are made, through a window that opens: what a recurrent network remembers is judged too.
     """
 
     task: Task = "binary"
@@ -262,6 +276,7 @@ class Sampling:
     count: int = MOST_FRAMES
     truths: Truths | None = None
     pixels: Pixels = "bgr"
+    sequence: int = 1
 
 
 def take_samples(
@@ -284,9 +299,10 @@ def take_samples(
     size_bytes = 0
     for frame in frames:
         image, truth_hw = _picture(frame, how, source)
-        frames_nhwc = np.ascontiguousarray(image[None])
+        frames_nhwc = _in_motion(image, how.sequence)
         # What NV12 loses of a photo's colours is lost before the program, as in a video: the network sees it so too.
-        expected = reference(frames_nhwc if how.pixels == "bgr" else to_bgr(to_nv12(image))[None])
+        seen = frames_nhwc if how.pixels == "bgr" else np.stack([to_bgr(to_nv12(one)) for one in frames_nhwc])
+        expected = reference(seen)
         covered, undecided = _clarity(expected, how.task)
         samples.append(Sample(frame.name, frames_nhwc, expected.masks_nhw, truth_hw, covered, undecided))
         size_bytes += frames_nhwc.nbytes
@@ -295,6 +311,17 @@ def take_samples(
     if not samples:
         raise CompileError(f"--verify {source}: expected frames, got none")
     return samples
+
+
+def _in_motion(image: Image, count: int) -> NDArray[np.uint8]:
+    """(count, H, W, 3): a window that opens from seven eighths of a picture to all of it, at the picture's size."""
+    height, width = image.shape[:2]
+    frames = [image]
+    for left in range(1, count):
+        rows, columns = (max(1, side - side * left // (8 * (count - 1))) for side in (height, width))
+        window = image[:rows, :columns]
+        frames.append(np.asarray(cv2.resize(window, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8))
+    return np.ascontiguousarray(np.stack(frames[::-1]))
 
 
 def _picture(frame: Frame, how: Sampling, source: str) -> tuple[Image, Truth | None]:
@@ -337,10 +364,12 @@ def verify(
     constant = 0
     reached, reached_by_reference = _Reached(task), _Reached(task)
     for sample in samples:
-        (got,), (expected,) = masks(sample.frames_nhwc), sample.expected_nhw
-        if sample.truth_hw is not None:
-            reached.add(got, sample.truth_hw)
-            reached_by_reference.add(expected, sample.truth_hw)
+        got, expected = masks(sample.frames_nhwc), sample.expected_nhw
+        if sample.truth_hw is not None:  # of the last frame
+            reached.add(got[-1], sample.truth_hw)
+            reached_by_reference.add(expected[-1], sample.truth_hw)
+        # Frames of a sequence below each other, as one picture.
+        got, expected = got.reshape(-1, got.shape[-1]), expected.reshape(-1, expected.shape[-1])
         results.append(
             FrameResult(
                 sample.name,
@@ -416,8 +445,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _clarity(expected: Expected, task: Task) -> tuple[float, float | None]:
     """What of a mask is subject, and what of the subject is undecided, as ``Sample`` has them."""
-    mask_hw = expected.masks_nhw[0]
-    undecided_hw = None if expected.undecided_nhw is None else expected.undecided_nhw[0]
+    mask_hw = expected.masks_nhw[-1]
+    undecided_hw = None if expected.undecided_nhw is None else expected.undecided_nhw[-1]
     if task == "binary":
         covered = float(np.mean(mask_hw >= 128))
         half = UNDECIDED_MARGIN / 2

@@ -41,9 +41,9 @@ def draw_worst(masks: Masks, samples: Sequence[Sample], verification: Verificati
     ]
     for result in verification.per_frame[:MOST_ROWS]:
         sample = by_name[result.name]
-        (expected,), (got,) = sample.expected_nhw, masks(sample.frames_nhwc)
+        expected, got = sample.expected_nhw[-1], masks(sample.frames_nhwc)[-1]
         shown = [_shown(expected, task), _shown(got, task), _difference(got, expected, task)]
-        cells = [_scaled(image) for image in (sample.frames_nhwc[0], *shown)]
+        cells = [_scaled(image) for image in (sample.frames_nhwc[-1], *shown)]
         gap = np.full((cells[0].shape[0], _GAP, 3), _PAPER, np.uint8)
         strips.append(np.hstack([part for cell in cells for part in (cell, gap)][:-1]))
         caption = f"{result.name}: IoU {result.iou:.4f}" + (f" ({result.left_out})" if result.left_out else "")

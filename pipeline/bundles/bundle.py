@@ -36,6 +36,9 @@ MANIFEST_LIMIT_BYTES = 1 << 20
 FRAMES, LOOK, MASKS, NOT_FINITE, VIEWS = "frames", "look", "masks", "not_finite", "views"
 """Names of a program's inputs and outputs; only one that composes has ``LOOK`` and ``VIEWS``, and old ones lack ``NOT_FINITE``."""
 
+STATE, NEXT_STATE = "state/", "next/"
+"""What comes before the names of a recurrent program's other inputs, and of the outputs whose values they get for the next frame."""
+
 LOOK_VALUES = ("slope", "intercept", "alpha", "blue", "green", "red")
 """What it is told of a look, float32. A mask's value counts as clip(value × slope + intercept, 0, 1) × alpha."""
 
