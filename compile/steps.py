@@ -133,12 +133,12 @@ def open_trained(options: BuildOptions) -> Trained:
         classes=options.classes,
         smooth=options.upsample == "scores",
     )
+    check_batch(network.takes_batch, options.batch, weights)
+    check_state(network.contract.state, options.target, weights)
     if options.target == "torch-tensorrt" and not network.has_layers:
         raise OptionError(
             "--target: expected onnx or tensorrt for a network that cannot be brought into layers, got torch-tensorrt"
         )
-    check_batch(network.takes_batch, options.batch, weights)
-    check_state(network.contract.state, options.target, weights)
     if not network.takes_batch:
         log.info("%s takes one picture at a time, and so does its program", weights.name)
     height, width = network.contract.imgsz

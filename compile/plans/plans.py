@@ -16,9 +16,10 @@ from compile.draft import Draft
 from compile.options import BuildOptions, check_nv12_frame
 from compile.plans.build_progress import BuildProgress
 from compile.plans.tensorrt_build import PlanOptions, build_plan, check_options
-from compile.program.batch import check_batch, check_state, takes_batch
+from compile.program.batch import check_batch, takes_batch
 from compile.proof.verify import (
     FEWEST_FRAMES,
+    SEQUENCE,
     Expected,
     Masks,
     Proof,
@@ -186,7 +187,6 @@ def extend_bundle(folder: Path, frames: VerificationFrames, options: BuildOption
         raise CompileError(
             f"{folder}: expected a program for a GPU, got INT8 for CPUs: compile the network itself with --target {options.target}"
         )
-    check_state(manifest.contract.get("state"), options.target, folder)
     frame_size_hw = _frame_size(manifest, options)
     before = [entry for entry in manifest.engines if entry.runtime == options.target]
     built = plan_options(options, frame_size_hw, options.batch or _batch_of(before), manifest.pixels)
@@ -194,11 +194,12 @@ def extend_bundle(folder: Path, frames: VerificationFrames, options: BuildOption
     masks, runtime = program_masks(draft.files[PROGRAM_NAME], manifest.pixels)
     many = takes_batch(onnx.load_from_string(draft.files[PROGRAM_NAME]))
     count = options.verify_count or FEWEST_FRAMES
+    sequence = SEQUENCE if manifest.contract.get("state") else 1
     samples = take_samples(
         frames.judging(count),
         lambda frames_nhwc: Expected(masks(frames_nhwc)),
         frames.origin,
-        Sampling(manifest.task, frame_size_hw, count, pixels=manifest.pixels),
+        Sampling(manifest.task, frame_size_hw, count, pixels=manifest.pixels, sequence=sequence),
     )
     if built.batch > 1:
         check_batch(many and _gives_the_same_together(masks, samples[0]), built.batch, folder)
@@ -262,10 +263,13 @@ def _verify_on_gpu(draft: Draft, proof: Proof, options: BuildOptions) -> dict[st
             with open_engine(bundle, entry.runtime) as engine:
 
                 def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-                    engine.submit(np.repeat(as_taken(frames_nhwc, pixels), count, axis=0))
-                    computed = engine.collect_all()
-                    require_finite(computed.not_finite, "the plan")
-                    return computed.masks_nhw[:1]
+                    found, state = [], engine.new_state()
+                    for frame in as_taken(frames_nhwc, pixels):  # of a sequence, one after the other
+                        engine.submit(np.repeat(frame[None], count, axis=0), state=state)
+                        computed = engine.collect_all()
+                        require_finite(computed.not_finite, "the plan")
+                        found.append(computed.masks_nhw[0])
+                    return np.stack(found)
 
                 result = proof.of(masks, engine.description)
         except PlanError as error:

@@ -36,12 +36,12 @@ def check_batch(takes_batch: bool, batch: int | None, what: object) -> None:
 
 
 def check_state(state: object, target: str, what: object) -> None:
-    """Refuse a plan of a network that keeps something between frames: engines with plans do not give it back.
+    """Refuse a target whose engine does not give back what a network keeps between frames.
 
     Raises:
         OptionError: it is so.
     """
-    if state and target not in ("onnx", "onnxruntime"):
+    if state and target == "torch-tensorrt":
         raise OptionError(
-            f"--target: expected onnx for {what}, whose network keeps state between frames, got {target}: leave --target out"
+            f"--target: expected onnx, tensorrt or tensorrt-rtx for {what}, whose network keeps state between frames, got {target}"
         )

@@ -28,12 +28,9 @@ from compile.program.foreign import ValueRange, find_output_layout, fitted_contr
 from compile.program.graph_network import photographs
 from compile.program.network import Network, check_count, undecided
 from compile.program.program import FrameToInput, ScoresToMask
-from compile.proof.verify import Expected, require_finite
+from compile.proof.verify import SEQUENCE, Expected, require_finite
 from pipeline.bundles.bundle import Precision
 from pipeline.errors import CompileError
-
-SEQUENCE = 4
-"""Frames of the sequences that it is judged on."""
 
 _States = list[NDArray[Any]]
 

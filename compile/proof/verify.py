@@ -45,6 +45,9 @@ FEWEST_FRAMES = 8
 MOST_FRAMES = 32
 MOST_BYTES = 256 << 20
 
+SEQUENCE = 4
+"""Frames in a row that a recurrent network is judged on."""
+
 MIN_WORST_IOU = 0.90
 """What the worst frame must reach, of those that are judged one by one."""
 

@@ -38,7 +38,7 @@ class State:
         values: the engine's own; None before the first frame.
     """
 
-    __slots__ = ("values",)
+    __slots__ = ("__weakref__", "values")
 
     def __init__(self) -> None:
         self.values: Any = None
