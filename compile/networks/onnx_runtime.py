@@ -188,17 +188,17 @@ class LimitedSession:
             for start in range(0, len(request), _PIECE):
                 process.stdin.write(request[start : start + _PIECE])
             answer = _read_within(process.stdout.fileno(), time.monotonic() + self._seconds)
+        except TimeoutError as error:  # an OSError too
+            process.kill()
+            raise CompileError(
+                f"{self._what}: expected ONNX Runtime to be done with it in {self._seconds:g} s, got no end: "
+                "it may hold an endless loop"
+            ) from error
         except (OSError, EOFError) as error:
             process.kill()
             status = process.wait()
             raise CompileError(
                 f"{self._what}: ONNX Runtime cannot run it: the process ended with status {status}, which too large tensors may do"
-            ) from error
-        except TimeoutError as error:
-            process.kill()
-            raise CompileError(
-                f"{self._what}: expected ONNX Runtime to be done with it in {self._seconds:g} s, got no end: "
-                "it may hold an endless loop"
             ) from error
         with np.load(io.BytesIO(answer), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
