@@ -202,7 +202,7 @@ def test_the_gate_sees_what_is_remembered(built, tmp_path, monkeypatch):
     ("extra", "options", "message"),
     [
         ("", ["--precision", "fp16"], "expected fp32 for a network that keeps state between frames, got fp16"),
-        ("", ["--target", "torch-tensorrt"], "--target: expected onnx for .* keeps state between frames"),
+        ("", ["--target", "torch-tensorrt"], "--target: expected onnx, tensorrt or tensorrt-rtx for .* keeps state"),
         ("", ["--target", "torch-tensorrt", "--batch", "2"], "--batch: expected 1"),
         ("state: {q: h2}", [], "got none called q: its inputs are x, h, ratio, its outputs h2, y"),
         ("state: {h: q}", [], "got none called q"),
@@ -244,3 +244,11 @@ def test_frames_of_a_video_come_one_by_one(built, pictures):
         same(got, looped(built / "net.onnx", images))
         with pytest.raises(ShapeError, match="one at a time"):
             engine(np.stack(images))
+
+
+@pytest.mark.needs("tensorrt_rtx_bindings")
+def test_a_plan_takes_its_state(built):
+    assert main(["--bundle", str(built / "bundle"), "--target", "tensorrt-rtx", "--sm", "86", "--frame", "60x80"]) == 0
+    (entry,) = Bundle.read(built / "bundle").manifest.engines
+    assert entry.profile[2][0] == 1
+    assert main(["--bundle", str(built / "bundle"), "--target", "tensorrt-rtx", "--sm", "86", "--batch", "2"]) == 2
