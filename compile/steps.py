@@ -303,7 +303,7 @@ def add_wanted_plan(
 
 def choose(made: Sequence[Draft], proof: Proof, options: BuildOptions) -> Draft:
     """The fastest of those that passed, where that is asked for, else the first."""
-    if not options.is_timed:
+    if not options.is_timed or len(made) == 1:
         return made[0]
     return fastest(made, "onnxruntime" if options.target == "onnx" else options.target, proof.samples)
 

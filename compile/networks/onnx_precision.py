@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from pipeline.bundles.bundle import Precision
 from pipeline.errors import CompileError
@@ -47,3 +48,24 @@ def precision_of(nodes: Iterable[onnx.NodeProto], tensors: Iterable[TensorProto]
     if any(node.op_type.startswith(_QUANTIZED) for node in nodes):
         return "int8"
     return "fp16" if halves > singles else "fp32"
+
+
+def with_float_biases(graph: onnx.GraphProto) -> None:
+    """Write out in FP32 what is dequantized from INT32, in place: biases, as ONNX Runtime writes them and TensorRT does not read.
+
+    The numbers are those that the operator gives.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in list(graph.node):
+        tensors = [constants.get(name) for name in node.input]
+        known = [tensor for tensor in tensors if tensor is not None]
+        if node.op_type != "DequantizeLinear" or len(known) < len(tensors) or known[0].data_type != TensorProto.INT32:
+            continue
+        values, scale, *zeros = (numpy_helper.to_array(tensor) for tensor in known)
+        if scale.dtype != np.float32 or scale.ndim > 1 or any(zero.any() for zero in zeros):
+            continue
+        if scale.size > 1:
+            axis = next((one.i for one in node.attribute if one.name == "axis"), 1) if values.ndim > 1 else 0
+            scale = scale.reshape([-1 if place == axis % values.ndim else 1 for place in range(values.ndim)])
+        graph.initializer.append(numpy_helper.from_array(values.astype(np.float32) * scale, node.output[0]))
+        graph.node.remove(node)

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, version_converter
 
 from compile.networks.contract import Contract, Layout
 from compile.networks.onnx_file import sort_nodes
+from compile.networks.onnx_precision import with_float_biases
 from compile.program.batch import for_one_frame
 from compile.program.onnx_export import OPSET, checked, example_frames, export_module, frame_axes, opset_of
 from compile.program.program import FrameToInput, ScoresToMask
@@ -54,6 +55,7 @@ def foreign_network(original: onnx.ModelProto, path: Path, state: Collection[str
             )
         # Outputs often say less than their nodes do.
         model = onnx.shape_inference.infer_shapes(model)
+        with_float_biases(model.graph)
     except CompileError:
         raise
     except Exception as error:  # protobuf, checker and converter share no exception

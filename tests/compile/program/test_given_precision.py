@@ -344,3 +344,21 @@ def test_int8_needs_an_end(place, monkeypatch):
     assert len(called) == 1
     with pytest.raises(CompileError):
         open_network(place / "int8.onnx", str(place / "nothing.yaml"))
+
+
+@pytest.mark.needs("tensorrt_rtx_bindings")
+def test_a_plan_of_int8_as_onnx_runtime_writes_it(place, compiled, pictures):
+    """Biases are INT32 there, which TensorRT does not dequantize: the program has them in FP32, and gives the same."""
+    options = {"ActivationSymmetric": True, "WeightSymmetric": True}
+    kinds = {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8, "per_channel": True}
+    quantized(place / "fp32.onnx", place / "symmetric.onnx", pictures, extra_options=options, **kinds)
+    held = {tensor.name: tensor.data_type for tensor in onnx.load(place / "symmetric.onnx").graph.initializer}
+    assert TensorProto.INT32 in held.values()
+    bundle, _ = compiled("symmetric.onnx", "--target", "tensorrt-rtx", "--sm", "86", "--frame", "60x80")
+    assert bundle.manifest.verification["mae"] < 1e-4
+    assert [entry.runtime for entry in bundle.manifest.engines] == ["tensorrt-rtx"]
+    program = onnx.load(bundle.program_path).graph
+    constants = {tensor.name: tensor.data_type for tensor in program.initializer}
+    read = [constants.get(node.input[0]) for node in program.node if node.op_type == "DequantizeLinear"]
+    assert TensorProto.INT8 in read
+    assert TensorProto.INT32 not in read
