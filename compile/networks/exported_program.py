@@ -17,11 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from compile.networks.layered import LayeredNetwork, check_elements, layered, take_into
 from pipeline.errors import CompileError, NotConvertibleError
 
 MOST_BYTES = 2**31 - 1
+
+# Of a text, whose objects take many times its bytes; and of parts of the archive.
+_MOST_TEXT = 64 << 20
+_MOST_PARTS = 100_000
 
 _MODEL, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
@@ -100,6 +105,29 @@ def with_layers(network: fx.GraphModule, what: str) -> LayeredNetwork:
         raise NotConvertibleError(f"{what}: expected a network that gives a tensor, got one that gives none")
     graph.output(copied[result])
     return layered(root, graph)
+
+
+def check_sizes(network: LayeredNetwork, x: Tensor) -> None:
+    """Run a network with shapes alone, and refuse values that are larger than a network's.
+
+    Args:
+        network: as ``exported_network`` gives it.
+        x: a picture for it.
+
+    Raises:
+        NotConvertibleError: one is too large.
+        RuntimeError: it does not take such a picture.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        _Sizes(network).run(mode.from_tensor(x))
+
+
+class _Sizes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            check_elements(value.shape)
+        return value
 
 
 _ATEN = torch.ops.aten
@@ -211,6 +239,8 @@ def _cleaned(path: Path) -> bytes:
         raise CompileError(f"{path}: expected a file of torch.export.save, got {error.strerror}") from error
     if content is None:
         raise CompileError(f"{path}: expected a file below 2 GiB, got a larger one")
+    if content.count(b"PK\x01\x02") > _MOST_PARTS:
+        raise CompileError(f"{path}: expected an archive of at most {_MOST_PARTS} parts, got more")
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as new:
         names = [entry.filename for entry in old.infolist()]
@@ -224,6 +254,8 @@ def _cleaned(path: Path) -> bytes:
                 continue
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise CompileError(f"{path}: {name}: expected it as torch.export.save writes it, got it compressed")
+            if name.endswith(".json") and entry.file_size > _MOST_TEXT:
+                raise CompileError(f"{path}: {name}: expected at most 64 MiB of text, got {entry.file_size >> 20} MiB")
             if name == _SAMPLES:
                 data = b""  # pickled
             elif name == _MODEL:

@@ -23,7 +23,7 @@ from compile.networks.ends import (
     outer_activation,
     without_activation,
 )
-from compile.networks.exported_program import exported_network
+from compile.networks.exported_program import check_sizes, exported_network
 from compile.networks.layered import LayeredNetwork
 from compile.networks.onnx_file import read_onnx
 from compile.networks.onnx_graph import graph_of, takes_batch
@@ -150,6 +150,7 @@ class ExportedLayers(LayeredProgram):
         module = exported_network(weights)
         pictures = photographs(fitted)
         try:
+            check_sizes(module, torch.from_numpy(pictures[0]))
             with torch.inference_mode(), FlopCounterMode(display=False) as counter:
                 scores = module(torch.from_numpy(pictures[0]))
             with torch.inference_mode():
