@@ -89,8 +89,11 @@ class Model:
         frames_nhwc = image if image.ndim == 4 else image[None]
         if self._engine.pixels == "nv12":
             frames_nhwc = np.stack([to_nv12(frame) for frame in frames_nhwc])
-        groups = np.split(frames_nhwc, len(frames_nhwc)) if self._engine.one_at_a_time else [frames_nhwc]
-        masks_nhw = np.concatenate([self._engine(np.ascontiguousarray(group)) for group in groups])
+        frames_nhwc = np.ascontiguousarray(frames_nhwc)
+        if len(frames_nhwc) > 1 and self._engine.one_at_a_time:
+            masks_nhw = np.concatenate([self._engine(frame[None]) for frame in frames_nhwc])
+        else:
+            masks_nhw = self._engine(frames_nhwc)
         return masks_nhw if image.ndim == 4 else masks_nhw[0]
 
     def stream(
