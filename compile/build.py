@@ -98,16 +98,17 @@ def _compile(options: BuildOptions, frames: VerificationFrames) -> Bundle:
 
     wanted_plan = steps.plan_wanted(options)
     trained = steps.open_trained(options)
+    precisions = steps.precisions_of(trained, options)
     proof = steps.take_proof(trained, options, frames)
     programs = steps.programs_of(trained, options, frames)
     made: list[Draft] = []
-    for precision in options.precisions:
+    for precision in precisions:
         try:
             program = programs.export(precision)
             draft = steps.prove(program, trained, proof, options, frames.advice)
             made.append(steps.add_wanted_plan(draft, wanted_plan, trained.network, proof, options))
         except CompileError as error:
-            if precision == options.precisions[-1] and not made:
+            if precision == precisions[-1] and not made:
                 raise
             log.info("not %s: %s", precision, error)
         else:

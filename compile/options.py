@@ -63,7 +63,7 @@ _OF_TARGETS: dict[str, tuple[Target, ...]] = {
 # What belongs to the network, which a bundle has already.
 _OF_NETWORKS = (
     *("model", "weights", "output", "precision", "calibration", "calibration_masks", "contract", "imgsz", "classes"),
-    *("upsample", "compose", "pixels", "network", "weights_key"),
+    *("upsample", "compose", "pixels", "network", "weights_key", "reference"),
 )
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -94,6 +94,7 @@ class BuildOptions:
             for what the contract says, else "scores" where they are smaller than the network's input.
         compose: "device": the program draws the overlay too; one class only.
         pixels: how the program takes frames.
+        reference: FP32 network that the gate compares with, for weights that came quantized or halved; None for the weights themselves.
         verify: a source of frames to prove it on; None for frames held back from ``calibration``, else photographs of the package.
         verify_count: how many of them; None for 8 to 32, fewer for large networks.
         min_iou: what the lower end of the mean IoU's 95 % interval must reach, 0 to 1; 0 lets everything through.
@@ -145,6 +146,7 @@ class BuildOptions:
     quiet: bool = False
     network: str | None = None
     weights_key: str | None = None
+    reference: StrPath | None = None
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -473,6 +475,12 @@ def _add_frames(parser: OptionParser) -> None:
 
 
 def _add_proof(parser: OptionParser) -> None:
+    parser.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="the network in FP32, as --weights takes it and by the same contract, for the gate to compare with; for a file that "
+        "another tool quantized or halved, of which the gate proves nothing otherwise",
+    )
     parser.add_argument(
         "--verify",
         metavar="SOURCE",

@@ -12,14 +12,19 @@ from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from calibration.metrics.truth import read_truths
 from compile.contract.infer import contract_for
 from compile.draft import Draft
 from compile.networks.contract import Contract
+from compile.networks.onnx_runtime import LimitedSession
 from compile.networks.zoo import ZOO, fetch
 from compile.options import PLAN_TARGETS, BuildOptions
 from compile.plans.plans import add_plan, add_torch_program, plan_options
 from compile.plans.tensorrt_build import PlanOptions
+from compile.program.batch import check_batch, check_state
 from compile.program.compose import with_views
 from compile.program.network import Network
 from compile.program.nv12 import with_nv12
@@ -31,18 +36,21 @@ from compile.proof.tiled import TiledSource, as_tiles, masks_in_tiles, reference
 from compile.proof.verify import (
     FEWEST_FRAMES,
     MOST_FRAMES,
+    TRAINED,
+    Expected,
     Proof,
     Reference,
     Sample,
     Sampling,
     Verification,
+    open_session,
     problem_with,
     program_masks,
     take_samples,
 )
 from compile.proof.worst_frames import draw_worst
 from compile.timing import fastest
-from pipeline.bundles.bundle import PROGRAM_NAME, WORST_NAME, Manifest, cache_folder, file_sha256
+from pipeline.bundles.bundle import PROGRAM_NAME, WORST_NAME, Manifest, Precision, cache_folder, file_sha256
 from pipeline.errors import CompileError, OptionError
 from pipeline.frames.pixels import Pixels, bands_of
 from pipeline.frames.tiles import Tiles
@@ -67,12 +75,33 @@ class Trained:
         weights: name of the file that it was read from, or of the function that made it.
         weights_sha256: of that file; where weights are in others beside it, of all files' sums; without one, of the weights.
         name: the bundle's.
+        reference: what the gate compares with; the network itself where nothing else was given.
+        reference_weights: name of the file that it was read from.
     """
 
     network: Network
     weights: str
     weights_sha256: str
     name: str
+    reference: Network
+    reference_weights: str
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether another tool's rounding is compared with itself."""
+        return self.reference is self.network and self.network.precision != "fp32"
+
+    @property
+    def against(self) -> str:
+        """What the gate compares with, in words."""
+        if self.is_unproven:
+            return f"itself, the {self.network.precision.upper()} network of {self.weights}"
+        return TRAINED if self.reference is self.network else f"{self.reference_weights} in FP32"
+
+    def expected(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
+        """What the gate expects; the network sees the frames too, so that its layers can be watched."""
+        own = self.network.reference(frames_nhwc)
+        return own if self.reference is self.network else self.reference.reference(frames_nhwc)
 
     @property
     def tiles(self) -> Tiles | None:
@@ -118,10 +147,14 @@ def open_trained(options: BuildOptions) -> Trained:
     """
     network, weights = _opened(options)
     name = str(options.network) if weights is None else weights.name
+    check_batch(network.takes_batch, options.batch, name)
+    check_state(network.contract.state, options.target, name)
     if options.target == "torch-tensorrt" and not network.has_layers:
         raise OptionError(
             "--target: expected onnx or tensorrt for a network that cannot be brought into layers, got torch-tensorrt"
         )
+    if not network.takes_batch:
+        log.info("%s takes one picture at a time, and so does its program", name)
     height, width = network.contract.imgsz
     log.info(
         "%s: %s (%s), %d class(es), %d×%d",
@@ -129,7 +162,10 @@ def open_trained(options: BuildOptions) -> Trained:
     )
     _check_frames(network, options)
     sha256 = network.sha256 if weights is None else _sha256(weights, network.data_files)
-    return Trained(network, name, sha256, options.model or (network.architecture if weights is None else weights.stem))
+    called = options.model or (network.architecture if weights is None else weights.stem)
+    reference = network if options.reference is None else _open_reference(network, options)
+    reference_name = name if options.reference is None else Path(options.reference).name
+    return Trained(network, name, sha256, called, reference, reference_name)
 
 
 def _check_frames(network: Network, options: BuildOptions) -> None:
@@ -182,6 +218,41 @@ def _opened(options: BuildOptions) -> tuple[Network, Path | None]:
     return network, weights
 
 
+def _open_reference(network: Network, options: BuildOptions) -> Network:
+    """The network in FP32, by the same contract."""
+    weights = Path(options.reference or "")
+    imgsz = network.contract.imgsz
+    # What was found for the network as it came holds for it in FP32 too.
+    found = partial(contract_for, weights if options.weights is None else Path(options.weights), imgsz)
+    classes, upsample = network.class_count, options.upsample
+    reference = open_network(weights, options.contract, found, imgsz=imgsz, classes=classes, upsample=upsample)
+    if reference.precision != "fp32":
+        raise OptionError(f"--reference: expected a network in FP32, got {reference.precision.upper()} in {weights}")
+    return reference
+
+
+def precisions_of(trained: Trained, options: BuildOptions) -> tuple[Precision, ...]:
+    """What is tried, in order. A network that came quantized or halved has no FP32: what it came in is taken for that.
+
+    Raises:
+        OptionError: the network came in INT8, and something else is asked for.
+    """
+    network = trained.network
+    if network.precision == "fp32":
+        return options.precisions
+    if network.precision == "int8":
+        if options.precision != "fp32":
+            raise OptionError(
+                f"--precision: expected none for {trained.weights}, which is INT8 already, got {options.precision}: leave it out, "
+                "or compile the network in FP32"
+            )
+        return ("int8",)
+    if options.target == "onnxruntime" and network.has_layers:
+        return options.precisions  # a CPU computes FP16 in FP32, with the conversions on top
+    wanted: tuple[Precision, ...] = tuple("fp16" if one == "fp32" else one for one in options.precisions)
+    return tuple(dict.fromkeys(wanted))
+
+
 def _sha256(weights: Path, beside: Sequence[Path]) -> str:
     """Of the weights, in however many files they are."""
     first = file_sha256(weights)
@@ -199,7 +270,7 @@ def _published_contract(name: str, contract: str) -> Contract | None:
 
 
 def take_proof(trained: Trained, options: BuildOptions, frames: VerificationFrames) -> Proof:
-    """The frames that judge, and what the trained network makes of them.
+    """The frames that judge, and what the trained network, or its reference, makes of them.
 
     Raises:
         CompileError: there are none, or the network contradicts its contract on them.
@@ -210,18 +281,19 @@ def take_proof(trained: Trained, options: BuildOptions, frames: VerificationFram
     truths = None if options.calibration_masks is None else read_truths(str(options.calibration_masks), network.task)
     count = options.verify_count or _frames_to_check(network.giga_macs)
     pixels = trained.pixels(options)
-    sampling = Sampling(network.task, options.frame_size_hw, count, truths, pixels)
+    sampling = Sampling(network.task, options.frame_size_hw, count, truths, pixels, network.sequence)
     frames.take(network.contract.pixels)
-    reference: Reference = network.reference
+    reference: Reference = trained.expected
     if trained.tiles is not None:
         reference = reference_in_tiles(reference, trained.tiles, network.task)
     # Layers are watched on all frames that the trained network sees: their largest values decide what can be FP16.
     with network.watching():
         samples = take_samples(frames.judging(count), reference, frames.origin, sampling)
-    for doubt in (network.doubt(), doubt_of_masks(samples, network.task)):
+    doubts = [one.doubt() for one in {id(network): network, id(trained.reference): trained.reference}.values()]
+    for doubt in (*doubts, doubt_of_masks(samples, network.task)):
         if doubt is not None:
             log.info("%s", doubt)
-    return Proof(samples, network.task, frames.origin)
+    return Proof(samples, network.task, frames.origin, trained.against)
 
 
 def programs_of(trained: Trained, options: BuildOptions, frames: VerificationFrames) -> Programs:
@@ -238,7 +310,7 @@ def programs_of(trained: Trained, options: BuildOptions, frames: VerificationFra
             return []
         looked_at = chain([first], looked_at)
         with network.watching():
-            return take_samples(looked_at, network.reference, frames.origin, sampling)
+            return take_samples(looked_at, trained.expected, frames.origin, sampling)
 
     calibration: Source | None = frames.calibration
     if tiles is not None and calibration is not None:
@@ -265,16 +337,23 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
         content = with_views(content, options.frame_size_hw)
     if options.pixels == "nv12":
         content = with_nv12(content, options.frame_size_hw)
-    masks, runtime = program_masks(content, trained.pixels(options))
+    # What is not in layers is the stranger's own graph.
+    open_program = open_session if trained.network.has_layers else LimitedSession
+    masks, runtime = program_masks(content, trained.pixels(options), open_program)
     if trained.tiles is not None:
         masks = masks_in_tiles(masks, trained.tiles, proof.task)
     verification = proof.of(masks, runtime)
-    problem = problem_with(verification, options.min_iou, options.min_worst_iou)
+    remedy = "take a higher --precision"
+    if program.precision == trained.network.precision != "fp32":
+        remedy = f"compile the network in FP32, with --precision {program.precision}"
+    problem = problem_with(verification, options.min_iou, options.min_worst_iou, remedy)
     if problem is not None:
         raise CompileError(problem + advice)
+    unproven = "; of its rounding nothing was proven: give the network in FP32 with --reference"
     log.info(
-        "%s agrees with %s on %d %s: %s%s",
-        *(program.precision, proof.against, verification.frames, proof.source, verification, advice),
+        "%s %s %s on %d %s: %s%s",
+        *(program.precision, "compared with" if trained.is_unproven else "agrees with", proof.against),
+        *(verification.frames, proof.source, verification, unproven if trained.is_unproven else advice),
     )
     worst = draw_worst(masks, proof.samples, verification, proof.task)
     return Draft(_manifest(program, trained, verification, options), {PROGRAM_NAME: content, WORST_NAME: worst})
@@ -302,7 +381,7 @@ def add_wanted_plan(
 
 def choose(made: Sequence[Draft], proof: Proof, options: BuildOptions) -> Draft:
     """The fastest of those that passed, where that is asked for, else the first."""
-    if not options.is_timed:
+    if not options.is_timed or len(made) == 1:
         return made[0]
     return fastest(made, "onnxruntime" if options.target == "onnx" else options.target, proof.samples)
 

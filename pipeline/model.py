@@ -97,7 +97,11 @@ class Model:
             frames_nhwc = frames_nhwc.astype(input_type(bands.pixels), copy=False)
         if self._engine.pixels == "nv12":
             frames_nhwc = np.stack([to_nv12(frame) for frame in frames_nhwc])
-        masks_nhw = self._engine(np.ascontiguousarray(frames_nhwc))
+        frames_nhwc = np.ascontiguousarray(frames_nhwc)
+        if len(frames_nhwc) > 1 and self._engine.one_at_a_time:
+            masks_nhw = np.concatenate([self._engine(frame[None]) for frame in frames_nhwc])
+        else:
+            masks_nhw = self._engine(frames_nhwc)
         return masks_nhw if image.ndim == 4 else masks_nhw[0]
 
     def stream(

@@ -68,8 +68,8 @@ class Int8Search:
 
 
 def read_search(manifest: Manifest) -> Int8Search | None:
-    """What a bundle tells of the search for INT8; None if it is of another precision, or INT8 for CPUs."""
-    if manifest.precision != "int8" or manifest.for_cpu:
+    """What a bundle tells of the search for INT8; None if there was none for TensorRT."""
+    if not manifest.was_searched:
         return None
     found = manifest.calibration
     share = read_share(found.get("share_of_work"))

@@ -11,7 +11,7 @@ import difflib
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -77,6 +77,9 @@ class Contract:
         zscore: after the division, and in place of ``mean`` and ``std``, each frame's own of each channel.
         pad: the bars' value before the division, 0 to 255, or 65535 for 16 bits: one number, or one for each channel of the network's
             input.
+        state: what a recurrent network keeps between frames: names of its inputs -> the outputs whose values they get for the next
+            frame. They begin with zeros.
+        constants: names of other inputs -> their one value.
     """
 
     name: str
@@ -100,6 +103,8 @@ class Contract:
     tile: tuple[tuple[int, int], int] | None = None
     bits: int = 8
     zscore: bool = False
+    state: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         def need(fits: bool, field: str, expected: str) -> None:
@@ -166,6 +171,19 @@ class Contract:
         )
         need(isinstance(self.multilabel, bool), "multilabel", "true or false")
         need(self.upsample in (None, *get_args(Upsampling)), "upsample", "scores or classes")
+        names = [*self.state, *self.state.values()] if isinstance(self.state, Mapping) else [None]
+        need(
+            all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names),
+            "state",
+            "input: output for each, and every name once",
+        )
+        values = list(self.constants.values()) if isinstance(self.constants, Mapping) else [math.nan]
+        need(
+            all(_is_number(value) and math.isfinite(value) for value in values),
+            "constants",
+            "input: number for each",
+        )
+        need(not set(self.constants) & set(self.state), "constants", "other inputs than those of state")
         if self.multilabel:
             need(self.activation != "softmax", "activation", "sigmoid, or none for probabilities, with multilabel")
         self._check_units()
@@ -178,12 +196,12 @@ class Contract:
     def _check_units(self) -> None:
         """Refuse a mean or standard deviation in another unit than the pixels': all pictures would look the same."""
         largest = self._pixel_range
-        for field, values in (("mean", self.mean), ("std", self.std)):
+        for key, values in (("mean", self.mean), ("std", self.std)):
             if max(map(abs, values)) > _BEYOND * largest:
                 numbers = ", ".join(f"{value / ((1 << self.bits) - 1) * largest:.4g}" for value in values)
                 raise CompileError(
-                    f"contract {self.name}: {field}: expected it for pixels from 0 to {largest:g}, as divide_by makes them, got "
-                    f"{reprlib.repr(list(values))}: set {field}: [{numbers}], or divide_by: 1"
+                    f"contract {self.name}: {key}: expected it for pixels from 0 to {largest:g}, as divide_by makes them, got "
+                    f"{reprlib.repr(list(values))}: set {key}: [{numbers}], or divide_by: 1"
                 )
 
     def doubt(self) -> str | None:
@@ -328,6 +346,11 @@ def _typed(path: Path, key: str, value: Any) -> Any:
         if isinstance(value, list) and all(_is_number(number) for number in value):
             return tuple(float(number) for number in value)
         expected = "a number, or a list of them, one for each channel"
+    elif key in ("state", "constants"):
+        # YAML reads a name of digits as a number.
+        if isinstance(value, dict):
+            return {str(name): str(one) if key == "state" else one for name, one in value.items()}
+        expected = "input: output for each" if key == "state" else "input: number for each"
     elif key == "divide_by":
         if _is_number(value):
             return float(value)

@@ -19,11 +19,16 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from compile.networks.layered import LayeredNetwork, check_elements, layered, safe_name, take_into
 from pipeline.errors import CompileError, NotConvertibleError
 
 MOST_BYTES = 2**31 - 1
+
+# Of a text, whose objects take many times its bytes; and of parts of the archive.
+_MOST_TEXT = 64 << 20
+_MOST_PARTS = 100_000
 
 _MODEL, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
@@ -229,6 +234,29 @@ def _has_places(shape: tuple[int, ...], picture: tuple[int, ...]) -> bool:
     )
 
 
+def check_sizes(network: LayeredNetwork, x: Tensor) -> None:
+    """Run a network with shapes alone, and refuse values that are larger than a network's.
+
+    Args:
+        network: as ``exported_network`` gives it.
+        x: a picture for it.
+
+    Raises:
+        NotConvertibleError: one is too large.
+        RuntimeError: it does not take such a picture.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        _Sizes(network).run(mode.from_tensor(x))
+
+
+class _Sizes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            check_elements(value.shape)
+        return value
+
+
 _ATEN = torch.ops.aten
 _LAYERS = {
     _ATEN.conv2d.default: "input weight bias stride padding dilation groups",
@@ -339,6 +367,8 @@ def _cleaned(path: Path) -> bytes:
         raise CompileError(f"{path}: expected a file of torch.export.save, got {error.strerror}") from error
     if content is None:
         raise CompileError(f"{path}: expected a file below 2 GiB, got a larger one")
+    if content.count(b"PK\x01\x02") > _MOST_PARTS:
+        raise CompileError(f"{path}: expected an archive of at most {_MOST_PARTS} parts, got more")
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as new:
         names = [entry.filename for entry in old.infolist()]
@@ -352,6 +382,8 @@ def _cleaned(path: Path) -> bytes:
                 continue
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise CompileError(f"{path}: {name}: expected it as torch.export.save writes it, got it compressed")
+            if name.endswith(".json") and entry.file_size > _MOST_TEXT:
+                raise CompileError(f"{path}: {name}: expected at most 64 MiB of text, got {entry.file_size >> 20} MiB")
             if name == _SAMPLES:
                 data = b""  # pickled
             elif name == _MODEL:

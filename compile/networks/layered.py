@@ -96,6 +96,9 @@ class GraphBuilder:
         self._root = fx.GraphModule({}, fx.Graph())  # it knows how to hold a layer below a name with dots
         self._graph = fx.Graph()
         self._held: dict[int, tuple[Tensor, str]] = {}
+        self._taken: set[str] = set()
+        self._folders: set[str] = set()
+        self._counts: dict[str, int] = {}
         self.layers: list[Layer] = []
 
     def picture(self, shape: Sequence[int]) -> Value:
@@ -166,13 +169,15 @@ class GraphBuilder:
         return self._graph.get_attr(self._held[key][1])
 
     def _free_name(self, name: str) -> str:
-        taken = {layer.name for layer in self.layers}
         wanted = safe_name(name)
-        free, count = wanted, 1
+        free, count = wanted, self._counts.get(wanted, 1)
         # Neither may be inside the other: a layer has no layers of its own.
-        while any(free == one or free.startswith(f"{one}.") or one.startswith(f"{free}.") for one in taken):
+        while free in self._taken or free in self._folders or not self._taken.isdisjoint(_above(free)):
             count += 1
             free = f"{wanted.replace('.', '_') if count > 2 else wanted}_{count}"
+        self._counts[wanted] = count
+        self._taken.add(free)
+        self._folders.update(_above(free))
         return free
 
 
@@ -230,6 +235,12 @@ def check_elements(shape: Sequence[int]) -> None:
         raise NotConvertibleError(
             f"expected tensors of at most {MOST_ELEMENTS} elements, got one of {'×'.join(str(side) for side in shape)}"
         )
+
+
+def _above(name: str) -> list[str]:
+    """The names of the modules that a module of this name is inside of."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _flat(value: Any) -> list[Any]:

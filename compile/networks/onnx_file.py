@@ -20,7 +20,10 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from compile.networks.decision import Decision
-from compile.networks.onnx_ends import attribute_graphs, keep_output, reads
+from compile.networks.onnx_bounds import attribute_graphs, check_bounds, check_parses, check_tensor
+from compile.networks.onnx_ends import keep_output, reads
+from compile.networks.onnx_precision import precision_of
+from pipeline.bundles.bundle import Precision
 from pipeline.errors import CompileError, NotConvertibleError
 
 MOST_BYTES = 2**31 - 1
@@ -52,6 +55,7 @@ class OnnxFile:
         outputs: names of all outputs of the file; ``original`` has one of them.
         beside: the files beside it that hold weights.
         decision: what was left out at the end.
+        precision: that it came in.
     """
 
     original: onnx.ModelProto
@@ -62,6 +66,7 @@ class OnnxFile:
     outputs: tuple[str, ...]
     beside: tuple[Path, ...] = ()
     decision: Decision | None = None
+    precision: Precision = "fp32"
 
     @property
     def is_half(self) -> bool:
@@ -89,14 +94,33 @@ def read_onnx(
     Raises:
         CompileError: it cannot be read, lies about its tensors, names files elsewhere, or is no such network.
     """
+    model, beside = read_whole(path)
+    sort_nodes(model.graph, path)
+    name_layers(model.graph)
+    outputs = tuple(value.name for value in model.graph.output)
+    decision = keep_output(model, output, path)
+    shape, dtype = _fix_input(model.graph, path, imgsz, layout, channels)
+    single = _in_single(model)
+    precision = precision_of(nodes_of(model), tensors_of(model), str(path))
+    return OnnxFile(model, single, shape, dtype, opset_of(model), outputs, beside, decision, precision)
+
+
+def read_whole(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
+    """Read a file and the weights beside it, and check that it does not lie.
+
+    Returns:
+        The model with its weights inside, and the files beside it that held some.
+
+    Raises:
+        CompileError: it cannot be read, lies about its tensors, or names files elsewhere.
+    """
     model = parse_onnx(path)
     opset = opset_of(model)
     if opset < OLDEST_OPSET:
         raise CompileError(f"{path}: expected ONNX opset {OLDEST_OPSET} or newer, got {opset}: export it again")
     tensors = list(tensors_of(model))
     for tensor in tensors:
-        if any(side < 0 for side in tensor.dims):
-            raise CompileError(f"{path}: weights {tensor.name!r}: expected sides of 0 or more, got {list(tensor.dims)}")
+        check_tensor(tensor, path)
     elsewhere = [tensor for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL]
     size = sum(_bytes_of(tensor) for tensor in elsewhere)  # many may name the same place of a file
     if size > MOST_BYTES:
@@ -107,13 +131,7 @@ def read_onnx(
     _check_made_sizes(model, path)
     if model.ByteSize() > MOST_BYTES:
         raise CompileError(f"{path}: expected less than 2 GiB of weights, got {model.ByteSize() / 2**30:.1f} GiB")
-    sort_nodes(model.graph, path)
-    name_layers(model.graph)
-    outputs = tuple(value.name for value in model.graph.output)
-    decision = keep_output(model, output, path)
-    shape, dtype = _fix_input(model.graph, path, imgsz, layout, channels)
-    single = _in_single(model)
-    return OnnxFile(model, single, shape, dtype, opset, outputs, beside, decision)
+    return model, beside
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -167,6 +185,7 @@ def name_layers(graph: onnx.GraphProto) -> None:
     weights = {tensor.name for tensor in graph.initializer}
     weights |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
     taken: set[str] = set()
+    counts: dict[str, int] = {}
     for number, node in enumerate(graph.node):
         weight = next((name for name in node.input[:2] if name in weights), "")
         if node.op_type in _LAYERS and weight.endswith(".weight"):
@@ -176,10 +195,11 @@ def name_layers(graph: onnx.GraphProto) -> None:
             if node.op_type in _LAYERS:
                 name = name.removesuffix(f"/{node.op_type}").strip("/") or name
         name = ".".join(part for part in name.replace("/", ".").split(".") if part) or f"{node.op_type}_{number}"
-        free, count = name, 1
+        free, count = name, counts.get(name, 1)
         while free in taken:
             count += 1
             free = f"{name}_{count}"
+        counts[name] = count
         taken.add(free)
         node.name = free
 
@@ -194,6 +214,7 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
         size = path.stat().st_size
         if size > MOST_BYTES:
             raise CompileError(f"{path}: expected a file below 2 GiB, got {size / 2**30:.1f} GiB")
+        check_parses(path)
         model = onnx.load_model(str(path), load_external_data=False)
     except OSError as error:
         raise CompileError(
@@ -208,9 +229,9 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
         ) from error
     if not model.graph.node:
         raise CompileError(f"{path}: expected an ONNX network, got a file without a graph")
-    sparse = [tensor.values.name for graph in _graphs(model.graph) for tensor in graph.sparse_initializer]
-    if sparse:
-        raise NotConvertibleError(f"{path}: expected dense weights, got sparse ones: {sparse[0]}")
+    if model.graph.sparse_initializer:
+        raise NotConvertibleError(f"{path}: expected dense weights, got sparse ones")
+    check_bounds(model, path)
     return model
 
 
@@ -296,12 +317,12 @@ def _check_made_sizes(model: onnx.ModelProto, path: Path) -> None:
     shapes = {tensor.name: tensor for graph in _graphs(model.graph) for tensor in graph.initializer}
     shapes |= {
         node.output[0]: attribute.t
-        for node in _nodes(model)
+        for node in nodes_of(model)
         if node.op_type == "Constant" and node.output
         for attribute in node.attribute
         if attribute.HasField("t")
     }
-    for node in _nodes(model):
+    for node in nodes_of(model):
         place = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
         name = node.input[place] if place is not None and len(node.input) > place else ""
         if name in shapes and shapes[name].data_type == TensorProto.INT64:
@@ -328,7 +349,8 @@ def _fix_input(
     (picture,) = pictures
     kind = picture.type.tensor_type.elem_type
     if kind not in (*_PICTURES, *_HALVES):
-        name = TensorProto.DataType.Name(kind).lower()
+        known = {number: name for name, number in TensorProto.DataType.items()}
+        name = known.get(kind, f"type {kind}").lower()
         raise CompileError(f"{path}: expected a float32, float16 or uint8 input, got {name}")
     axes = picture.type.tensor_type.shape.dim
     if axes[0].dim_value > 1:
@@ -364,7 +386,7 @@ def _in_single(model: onnx.ModelProto) -> onnx.ModelProto:
             if value.type.tensor_type.elem_type in _HALVES:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
                 changed = True
-    for node in _nodes(single):
+    for node in nodes_of(single):
         for attribute in node.attribute:
             if attribute.name in ("to", "dtype", "output_dtype") and attribute.i in _HALVES:
                 attribute.i = TensorProto.FLOAT
@@ -380,7 +402,8 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(inner)
 
 
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model, those of its branches, loops and functions too."""
     for graph in _graphs(model.graph):
         yield from graph.node
     for function in model.functions:

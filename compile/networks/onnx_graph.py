@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from compile.networks.ends import Activation, channels_first, final_activation
 from compile.networks.layered import GraphBuilder, Layer, LayeredNetwork, Value
 from compile.networks.onnx_file import Layout, OnnxFile, opset_of
 from compile.networks.onnx_operators import OPERATORS, Step, attributes_of, permute, tensor_of
-from compile.networks.onnx_runtime import SECONDS, compute
+from compile.networks.onnx_runtime import SECONDS, compute, memory_limit
 from pipeline.errors import NotConvertibleError
 
 for _table in ("onnx_layers", "onnx_resize"):  # they add themselves to the operators
@@ -39,6 +40,9 @@ _MOST_HALF_DIFFERENCE = 0.03
 # Of the places of a picture, those whose class may be another: where two scores are equal but for rounding.
 _MOST_OTHER_CLASSES = 1e-3
 _SAME_IN_BATCH = 1e-4
+_SAME_LEVEL = 0.01
+# FP32, of three pictures at once, with as much for the steps themselves.
+_BYTES_OF_LIVE = 24
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -106,6 +110,8 @@ def graph_of(
         pictures = [np.rint(x).clip(0, 255) for x in pictures]
     given = [x if layout == "nchw" else np.ascontiguousarray(x.transpose(0, 2, 3, 1)) for x in pictures]
     computed = compute(file.original, file.single, given, str(path), seconds=seconds)
+    if file.precision == "int8":  # its scales would be lost
+        raise NotConvertibleError(f"{path}: expected a network that is not quantized yet, got INT8")
     last_layout = output_layout(computed.outputs) if callable(output_layout) else output_layout or layout
     made = convert(computed.folded, shape, layout, last_layout, str(path), whole=file.dtype == np.uint8)
     results = [_run(made.module, x, path) for x in pictures]
@@ -174,13 +180,19 @@ def convert(
     readers = Counter(name for node in graph.node for name in node.input)
     readers.update(value.name for value in graph.output)
     left = readers.copy()
+    live, most = sum(prod(value.shape) for value in values.values()), memory_limit() // _BYTES_OF_LIVE
     for node in graph.node:
         made = _step(builder, node, opset, values, readers, what)
         values.update(zip(node.output, made, strict=False))
+        live += sum(prod(value.shape) for value in made)
+        if live > most:  # three pictures at once, and a step's own memory
+            raise NotConvertibleError(
+                f"{what}: {node.op_type} {node.name!r}: expected values of at most {most} elements at a time, got {live}"
+            )
         for name in node.input:  # what nobody reads any more needs no memory
             left[name] -= 1
-            if not left[name]:
-                values.pop(name, None)
+            if not left[name] and (gone := values.pop(name, None)) is not None:
+                live -= prod(gone.shape)
     last = values[graph.output[0].name]
     if last.is_constant:
         raise NotConvertibleError(f"{what}: expected an output that depends on the picture, got a constant")
@@ -300,12 +312,19 @@ def takes_batch(module: LayeredNetwork, pictures: Sequence[NDArray[np.float32]],
     try:
         with torch.inference_mode():
             together: Tensor = module(torch.from_numpy(np.concatenate([pictures[index] for index in three])))
-        singles = torch.cat([alone[index] for index in three])
-        if together.shape != singles.shape:
-            return False
-        if not singles.is_floating_point():
-            return float((together != singles).double().mean()) <= _MOST_OTHER_CLASSES
-        span = float(singles.max() - singles.min()) or 1.0
-        return float((together - singles).abs().max()) <= _SAME_IN_BATCH * span
+        return is_same(together.numpy(), torch.cat([alone[index] for index in three]).numpy())
     except (RuntimeError, IndexError, ValueError):  # its shapes hold for one picture alone
         return False
+
+
+def is_same(together: NDArray[Any], singles: NDArray[Any], *, coarse: bool = False) -> bool:
+    """Whether what pictures gave together is what they gave alone, but for rounding: of FP32, or ``coarse`` of FP16 or INT8."""
+    if together.shape != singles.shape:
+        return False
+    if singles.dtype.kind != "f":
+        return float(np.mean(together != singles)) <= _MOST_OTHER_CLASSES
+    span = float(singles.max() - singles.min()) or 1.0
+    apart = np.abs(together.astype(np.float32) - singles) / span
+    if coarse:  # a value at the border of two levels takes the one or the other
+        return float(np.mean(apart > _SAME_LEVEL)) <= _MOST_OTHER_CLASSES
+    return float(apart.max()) <= _SAME_IN_BATCH

@@ -16,9 +16,10 @@ from torch import fx, nn
 
 from calibration.inference_form import convolutions_before_norms
 from compile.networks.families import narrowest_u2net
+from compile.networks.onnx_bounds import check_bounds, check_parses
 from compile.networks.u2net import U2Net
 from compile.networks.weights_file import read_first_bytes
-from pipeline.errors import CheckpointError, NotOurNetworkError
+from pipeline.errors import CheckpointError, CompileError, NotOurNetworkError
 
 # A place in the graph: the name of the tensor there, or several that are joined on channels.
 _Place = tuple[str, ...]
@@ -47,10 +48,16 @@ def read_u2net_onnx(path: Path) -> tuple[dict[str, torch.Tensor], Literal["u2net
         NotOurNetworkError: The file is whole, but its graph is not a U²-Net with folded normalisation, or its weights are in
             other files.
         CheckpointError: The file is not there or is damaged.
+        CompileError: It holds what no network has.
     """
     read_first_bytes(path)
     try:
-        graph = onnx.load(path, load_external_data=False).graph
+        check_parses(path)
+        model = onnx.load(path, load_external_data=False)
+        check_bounds(model, path)
+        graph = model.graph
+    except CompileError:
+        raise
     except Exception as error:  # protobuf's own error type, and onnx's checks
         raise CheckpointError(
             f"{path}: expected an ONNX file, got one that is cut short or damaged ({error}): copy or download it again"

@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from compile.draft import Draft
 from compile.options import BuildOptions, check_nv12_frame
 from compile.plans.build_progress import BuildProgress
 from compile.plans.tensorrt_build import PlanOptions, build_plan, check_options
+from compile.program.batch import check_batch, takes_batch
 from compile.proof.tiled import masks_in_tiles
 from compile.proof.verify import (
     FEWEST_FRAMES,
+    SEQUENCE,
     Expected,
+    Masks,
     Proof,
+    Sample,
     Sampling,
     as_taken,
     problem_with,
@@ -42,6 +47,9 @@ if TYPE_CHECKING:
 
 # What RTX GPUs in use have: Ampere, Ada, Blackwell.
 DEFAULT_SMS = (86, 89, 120)
+
+# Of masks of the same frames, in a batch and alone: rounding moves a value, and of classes the border.
+_SAME, _MOST_OTHERS = 2, 0.001
 
 log = logger_of(__name__)
 
@@ -188,14 +196,33 @@ def extend_bundle(folder: Path, frames: VerificationFrames, options: BuildOption
     if manifest.tiles is not None:
         masks = masks_in_tiles(masks, manifest.tiles, manifest.task)
     frames.take("bgr" if manifest.pixels == "nv12" else manifest.pixels)
+    many = takes_batch(onnx.load_from_string(draft.files[PROGRAM_NAME]))
     count = options.verify_count or FEWEST_FRAMES
+    sequence = SEQUENCE if manifest.contract.get("state") else 1
     samples = take_samples(
         frames.judging(count),
         lambda frames_nhwc: Expected(masks(frames_nhwc)),
         frames.origin,
-        Sampling(manifest.task, None if manifest.tiles else frame_size_hw, count, pixels=manifest.pixels),
+        Sampling(
+            manifest.task, None if manifest.tiles else frame_size_hw, count, pixels=manifest.pixels, sequence=sequence
+        ),
     )
+    if built.batch > 1:
+        check_batch(many and _gives_the_same_together(masks, samples[0]), built.batch, folder)
     return add_plan(draft, built, Proof(samples, manifest.task, frames.origin, runtime), options).write(folder)
+
+
+def _gives_the_same_together(masks: Masks, sample: Sample) -> bool:
+    """Whether three frames at once have the masks that each has alone, which programs of old do not say of themselves."""
+    frame = sample.frames_nhwc
+    frames_nhwc = np.concatenate([frame, frame[:, ::-1], frame[:, :, ::-1]])
+    alone = np.concatenate([masks(one[None]) for one in frames_nhwc])
+    try:
+        together = masks(frames_nhwc)
+    except CompileError:
+        return False
+    apart = together.shape != alone.shape or np.mean(np.abs(together.astype(np.int16) - alone) > _SAME) > _MOST_OTHERS
+    return not apart
 
 
 def _frame_size(manifest: Manifest, options: BuildOptions) -> tuple[int, int] | None:
@@ -242,10 +269,13 @@ def _verify_on_gpu(draft: Draft, proof: Proof, options: BuildOptions) -> dict[st
             with open_engine(bundle, entry.runtime) as engine:
 
                 def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-                    engine.submit(np.repeat(as_taken(frames_nhwc, pixels), count, axis=0))
-                    computed = engine.collect_all()
-                    require_finite(computed.not_finite, "the plan")
-                    return computed.masks_nhw[:1]
+                    found, state = [], engine.new_state()
+                    for frame in as_taken(frames_nhwc, pixels):  # of a sequence, one after the other
+                        engine.submit(np.repeat(frame[None], count, axis=0), state=state)
+                        computed = engine.collect_all()
+                        require_finite(computed.not_finite, "the plan")
+                        found.append(computed.masks_nhw[0])
+                    return np.stack(found)
 
                 result = proof.of(masks, engine.description)
         except PlanError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx
 import torch
 
+from compile.program.batch import for_one_frame, takes_batch
 from compile.program.onnx_export import as_part, checked, example_frames, export_module, frame_axes
 from compile.program.program import Overlay
 from pipeline.bundles.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, VIEWS
@@ -52,5 +53,7 @@ def with_views(program: bytes, frame_size_hw: tuple[int, int] | None) -> bytes:
     graph.node.extend(added.node)
     graph.initializer.extend(added.initializer)
     graph.value_info.extend(added.value_info)
+    if not takes_batch(model):
+        for_one_frame(model)
     content: bytes = checked(model, "--compose device: the overlay").SerializeToString()
     return content

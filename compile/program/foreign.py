@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,13 +17,14 @@ from onnx import TensorProto, helper, version_converter
 
 from calibration.sets.photographs import PhotographSource
 from compile.networks.contract import Contract
-from compile.networks.decision import Decision
-from compile.networks.onnx_ends import attribute_graphs, keep_output
+from compile.networks.onnx_ends import attribute_graphs
 from compile.networks.onnx_file import sort_nodes
+from compile.networks.onnx_precision import with_float_biases
+from compile.program.batch import for_one_frame
 from compile.program.onnx_export import OPSET, checked, example_frames, export_module, frame_axes, opset_of
 from compile.program.outputs import Form
 from compile.program.program import FrameToInput, ScoresToMask
-from pipeline.bundles.bundle import FRAMES, MASKS, NOT_FINITE
+from pipeline.bundles.bundle import FRAMES, MASKS, NEXT_STATE, NOT_FINITE, STATE
 from pipeline.errors import CompileError
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -31,41 +32,21 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _PHOTOGRAPHS = 3
 
 
-@dataclass(frozen=True)
-class ForeignFile:
-    """A network that is compiled as it is.
-
-    Attributes:
-        model: with one output, at the opset of the frame program.
-        original: the same as the file has it.
-        decision: what was left out at the end of both.
-    """
-
-    model: onnx.ModelProto
-    original: onnx.ModelProto
-    decision: Decision | None
-
-
-def read_foreign(path: Path, output: str | None = None) -> ForeignFile:
-    """Read a segmentation network with one picture input; a decision at its end is left out.
+def foreign_network(original: onnx.ModelProto, path: Path, state: Collection[str] = ()) -> onnx.ModelProto:
+    """A segmentation network with one picture input, at the opset of the frame program.
 
     Args:
-        path: the file.
-        output: name of the output to keep; None keeps the first.
+        original: as the file has it, with its weights inside; its nodes are put in order.
+        path: its name in messages.
+        state: names of inputs for what it keeps between frames; they come behind the picture.
 
     Raises:
-        CompileError: it cannot be read, keeps weights in other files, or does not look like such a network.
+        CompileError: it does not look like such a network.
     """
+    model = original
     try:
-        model = onnx.load(str(path), load_external_data=False)
-        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
-            raise CompileError(
-                f"{path}: expected one file, got one that keeps weights in others: save it with its weights inside"
-            )
         sort_nodes(model.graph, path)
         onnx.checker.check_model(model)
-        decision = keep_output(model, output, path)
-        original = model
         model = onnx.inliner.inline_local_functions(model)
         current = opset_of(model)
         if current < OPSET:
@@ -76,6 +57,7 @@ def read_foreign(path: Path, output: str | None = None) -> ForeignFile:
             )
         # Outputs often say less than their nodes do.
         model = onnx.shape_inference.infer_shapes(model)
+        with_float_biases(model.graph)
     except CompileError:
         raise
     except Exception as error:  # protobuf, checker and converter share no exception
@@ -83,7 +65,7 @@ def read_foreign(path: Path, output: str | None = None) -> ForeignFile:
         raise CompileError(
             f"{path}: expected an ONNX network, got a file that is none or is damaged ({reason})"
         ) from error
-    inputs = _inputs(model)
+    inputs = [value for value in _inputs(model) if value.name not in state]
     if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
         raise CompileError(f"{path}: expected a network with one input of 4 axes, got {len(inputs)} inputs")
     if inputs[0].type.tensor_type.elem_type not in _FLOATS:
@@ -94,7 +76,7 @@ def read_foreign(path: Path, output: str | None = None) -> ForeignFile:
             f"{path}: expected a network for single pictures or any number, got one for {batch} at a time: "
             "export it with a batch of 1 or a dynamic one"
         )
-    return ForeignFile(model, original, decision)
+    return model
 
 
 def photographs(contract: Contract) -> list[NDArray[np.float32]]:
@@ -160,6 +142,8 @@ def wrap(
     *,
     channels: int = 1,
     form: Form = "scores",
+    takes_batch: bool = True,
+    state: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Put the two halves of the frame program around a foreign network.
 
@@ -169,6 +153,8 @@ def wrap(
         frame_size_hw: fixed (height, width) of the frames; None for any.
         channels: of its output.
         form: what the output's numbers are.
+        takes_batch: whether it takes several pictures at once; else the program takes one.
+        state: names of inputs for what it keeps between frames -> those of the outputs that they get.
 
     Returns:
         As ``compile.program.onnx_export.export_program``.
@@ -197,11 +183,16 @@ def wrap(
         ("scores", FRAMES),
         (MASKS, NOT_FINITE),
     )
-    return _join(before, network, after, network.graph.output[0].name)
+    joined = _join(before, network, after, network.graph.output[0].name, state or {})
+    return checked(joined if takes_batch else for_one_frame(joined), "the network")
 
 
 def _join(
-    before: onnx.ModelProto, network: onnx.ModelProto, after: onnx.ModelProto, scores_name: str
+    before: onnx.ModelProto,
+    network: onnx.ModelProto,
+    after: onnx.ModelProto,
+    scores_name: str,
+    state: Mapping[str, str],
 ) -> onnx.ModelProto:
     """One graph of three; names get a prefix each, so that none meets another's."""
     newest = max(opset_of(model) for model in (before, network, after))
@@ -210,7 +201,11 @@ def _join(
         same = model if opset_of(model) == newest else version_converter.convert_version(model, newest)
         graphs.append(_with_prefix(same.graph, prefix))
     first, middle, last = graphs
-    (input_,) = [value for value in middle.input if value.name not in {item.name for item in middle.initializer}]
+    states = {f"network/{name}": f"{STATE}{name}" for name in state}
+    states |= {f"network/{result}": f"{NEXT_STATE}{name}" for name, result in state.items()}
+    kept_in, kept_out = ([v for v in values if v.name in states] for values in (middle.input, middle.output))
+    known = {item.name for item in middle.initializer} | states.keys()
+    (input_,) = [value for value in middle.input if value.name not in known]
     casts = [
         helper.make_node(
             "Cast", ["before/input"], [input_.name], name="before/cast", to=input_.type.tensor_type.elem_type
@@ -221,8 +216,8 @@ def _join(
     graph = helper.make_graph(
         nodes,
         "frame_program",
-        [copy.deepcopy(first.input[0])],
-        [copy.deepcopy(output) for output in last.output],
+        [copy.deepcopy(value) for value in (first.input[0], *kept_in)],
+        [copy.deepcopy(value) for value in (*last.output, *kept_out)],
         initializer=[*first.initializer, *middle.initializer, *last.initializer],
     )
     opsets = {opset.domain: opset.version for opset in network.opset_import if opset.domain != "ai.onnx"} | {"": newest}
@@ -234,8 +229,8 @@ def _join(
     )
     # Both halves read the input itself: TensorRT refuses to hand uint8 on, be it through an Identity.
     frames = {f"{half}/{FRAMES}": FRAMES for half in ("before", "after")}
-    _rename(joined.graph, {**frames, **{f"after/{name}": name for name in (MASKS, NOT_FINITE)}})
-    return checked(joined, "the network")
+    _rename(joined.graph, {**frames, **{f"after/{name}": name for name in (MASKS, NOT_FINITE)}, **states})
+    return joined
 
 
 def _with_prefix(graph: onnx.GraphProto, prefix: str) -> onnx.GraphProto:
@@ -267,15 +262,6 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that a graph holds, those of its branches and loops too."""
-    yield from graph.initializer
-    for attribute in (attribute for node in graph.node for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for inner in (attribute.g, *attribute.graphs):
-            yield from _tensors(inner)
 
 
 def _type_name(value: onnx.ValueInfoProto) -> str:

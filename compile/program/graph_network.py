@@ -24,10 +24,11 @@ from compile.networks.ends import (
     without_activation,
     without_decision,
 )
-from compile.networks.exported_program import layered_module
+from compile.networks.exported_program import check_sizes, layered_module
 from compile.networks.layered import LayeredNetwork
 from compile.networks.onnx_file import read_onnx
 from compile.networks.onnx_graph import graph_of, takes_batch
+from compile.networks.onnx_runtime import LimitedSession
 from compile.program.foreign import fitted_contract, photographs
 from compile.program.layered_program import LayeredProgram, Layers
 from compile.program.network import check_count, joined
@@ -35,8 +36,8 @@ from compile.program.onnx_export import lower_pooling
 from compile.program.outputs import Output, check_classes, find_output, fit_output
 from compile.program.program import ScoresToMask
 from compile.program.score_range import ScoreRange
-from compile.proof.verify import Expected, open_session, require_finite
-from pipeline.errors import CompileError, NotConvertibleError
+from compile.proof.verify import Expected, require_finite
+from pipeline.errors import CompileError
 
 
 class OnnxLayers(LayeredProgram):
@@ -49,7 +50,7 @@ class OnnxLayers(LayeredProgram):
         classes: refuse another number of classes.
 
     Raises:
-        NotConvertibleError: it cannot be brought into layers, or holds for one picture at a time.
+        NotConvertibleError: it cannot be brought into layers.
         CompileError: the file cannot be read or run, or does not fit the contract.
     """
 
@@ -73,19 +74,14 @@ class OnnxLayers(LayeredProgram):
         pictures = photographs(fitted)
         graph = graph_of(file, weights, fitted.layout, layout_of, inputs=pictures)
         (output,) = found
-        if not graph.takes_batch:
-            raise NotConvertibleError(
-                f"{weights}: expected a network for any number of pictures, got one for one alone"
-            )
-        self._session = open_session(file.original.SerializeToString(), str(weights))
+        self._session = LimitedSession(file.original.SerializeToString(), str(weights))
         ends_in = None if graph.activation is None else graph.activation.kind
         fitted = fit_output(fitted, output, file.decision, ends_in)
         check_count(weights, fitted, output.class_count, classes)
         self._input, self._dtype = self._session.get_inputs()[0].name, file.dtype
-        self.data_files = file.beside
-        layers = _layers(graph.module, graph.activation, output, graph.macs / 1e9)
+        self.data_files, self.precision = file.beside, file.precision
+        layers = _layers(graph.module, graph.activation, output, graph.macs / 1e9, takes_batch=graph.takes_batch)
         super().__init__("foreign", weights.stem, fitted, layers)
-        self._weights = weights
         self._after = ScoresToMask(fitted, form=output.form).eval()
         self._range = ScoreRange(fitted, output.class_count, output.form)
 
@@ -116,12 +112,7 @@ class OnnxLayers(LayeredProgram):
             x = x.transpose(0, 2, 3, 1)
         if self._dtype == np.uint8:
             x = np.rint(x).clip(0, 255)
-        try:
-            (scores,) = self._session.run(None, {self._input: np.ascontiguousarray(x.astype(self._dtype))})
-        except Exception as error:
-            raise CompileError(
-                f"{self._weights}: ONNX Runtime cannot run it: {str(error).strip().splitlines()[0]}"
-            ) from error
+        (scores,) = self._session.run(None, {self._input: np.ascontiguousarray(x.astype(self._dtype))})
         return np.asarray(scores, np.float32)
 
 
@@ -152,6 +143,7 @@ class ExportedLayers(LayeredProgram):
         module, decision = without_decision(module)
         pictures = photographs(fitted)
         try:
+            check_sizes(module, torch.from_numpy(pictures[0]))
             with torch.inference_mode(), FlopCounterMode(display=False) as counter:
                 module(torch.from_numpy(pictures[0]))
             with torch.inference_mode():
@@ -168,15 +160,11 @@ class ExportedLayers(LayeredProgram):
             with_channels_first(module, output.layout),
             [channels_first(one, output.layout) for one in alone],
         )
-        if not takes_batch(module, pictures, alone):
-            raise CompileError(
-                f"{what}: expected a network for any number of pictures, got one for one alone: export it with "
-                "dynamic_shapes={0: torch.export.Dim('N')} and an example of two pictures"
-            )
         activation = final_activation(module)
         fitted = fit_output(fitted, output, decision, None if activation is None else activation.kind)
         check_count(what, fitted, output.class_count, classes)
-        layers = _layers(module, activation, output, counter.get_total_flops() / 2e9)
+        giga_macs, many = counter.get_total_flops() / 2e9, takes_batch(module, pictures, alone)
+        layers = _layers(module, activation, output, giga_macs, takes_batch=many)
         super().__init__("foreign", architecture, fitted, layers)
         self._range = ScoreRange(fitted, output.class_count, output.form)
 
@@ -225,9 +213,11 @@ def family_network(loaded: LoadedNetwork, contract: Contract) -> LayeredProgram:
     return LayeredProgram(loaded.family, loaded.architecture, contract, layers)
 
 
-def _layers(module: LayeredNetwork, activation: Activation | None, output: Output, giga_macs: float) -> Layers:
+def _layers(
+    module: LayeredNetwork, activation: Activation | None, output: Output, giga_macs: float, *, takes_batch: bool
+) -> Layers:
     """Without the last activation, if it can be behind the network."""
     ends_in = outer_activation(module, activation)
     if activation is not None and ends_in is not None:
         module = without_activation(module, activation)
-    return Layers(module, output.class_count, giga_macs, ends_in, output.form, output.gives_scores)
+    return Layers(module, output.class_count, giga_macs, ends_in, output.form, output.gives_scores, takes_batch)

@@ -49,6 +49,7 @@ class Layers:
         ends_in: an activation that belongs to the network, behind its ``logits``; None if there is none.
         form: what its numbers are.
         gives_scores: whether a search can look at them; else the network is FP32 alone.
+        takes_batch: whether several pictures at once give what each gives alone.
     """
 
     module: nn.Module
@@ -57,6 +58,7 @@ class Layers:
     ends_in: OuterActivation | None = None
     form: Form = "scores"
     gives_scores: bool = True
+    takes_batch: bool = True
 
 
 class LayeredProgram(Network):
@@ -74,7 +76,7 @@ class LayeredProgram(Network):
     def __init__(self, family: str, architecture: str, contract: Contract, layers: Layers) -> None:
         super().__init__(family, architecture, contract, layers.class_count)
         self.has_layers = layers.gives_scores
-        self.giga_macs = layers.giga_macs
+        self.giga_macs, self.takes_batch = layers.giga_macs, layers.takes_batch
         self._layers, self._trained = layers, layers.module
         self._inside = with_channels_first(contract)
         self._program = self._around(layers.module).eval()
@@ -95,7 +97,7 @@ class LayeredProgram(Network):
         self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]
     ) -> onnx.ModelProto:
         """The frame program as ONNX: see ``Network.export``."""
-        return export_program(self.module(precision, keep), frame_size_hw)
+        return export_program(self.module(precision, keep), frame_size_hw, takes_batch=self.takes_batch)
 
     def module(self, precision: Precision, keep: Collection[str]) -> FrameProgram:
         """The frame program in PyTorch, with a copy of the network."""
@@ -163,7 +165,7 @@ class LayeredProgram(Network):
         """The program as CPUs take INT8: see ``Network.export_for_cpu``."""
         recipe = self._found()
         network = rounded_network(self._trained, recipe)
-        program = export_program(self._around(network), frame_size_hw)
+        program = export_program(self._around(network), frame_size_hw, takes_batch=self.takes_batch)
         return quantise(program, network, exact_layers(recipe), frames, method)
 
     def _found(self) -> Int8Recipe:

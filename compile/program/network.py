@@ -34,12 +34,18 @@ class Network(ABC):
 
     Attributes:
         giga_macs: multiply-accumulates for one frame, in thousands of millions; None where that is not known.
+        sequence: of how many frames in a row the gate's sequences are; 1 for a network that keeps nothing between frames.
+        takes_batch: whether several pictures at once give what each gives alone.
+        precision: that it came in; one that another tool quantized or halved has no FP32 to be compared with but a reference.
         has_layers: whether its layers are known by name: such a network takes FP16 and INT8, with some layers kept.
         data_files: what holds its weights beside the file that was named.
         sha256: of its weights and steps, where code makes it; empty where its files say all of it.
     """
 
     giga_macs: float | None = None
+    sequence = 1
+    takes_batch = True
+    precision: Precision = "fp32"
     has_layers = False
     data_files: tuple[Path, ...] = ()
     sha256 = ""

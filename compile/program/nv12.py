@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compile.program.batch import for_one_frame, takes_batch
 from compile.program.onnx_export import MAX_BATCH, MAX_SIDE, as_part, checked, export_module
 from pipeline.bundles.bundle import FRAMES
 from pipeline.errors import CompileError
@@ -83,7 +84,10 @@ def with_nv12(program: bytes, frame_size_hw: tuple[int, int] | None) -> bytes:
             if name == FRAMES or name in casts:
                 node.input[position] = _BGR
     (frames,) = (value for value in graph.input if value.name == FRAMES)
+    many = takes_batch(model)
     frames.CopyFrom(added.input[0])
+    if not many:
+        for_one_frame(model)
     if frame_size_hw is None:
         for axis, name in zip(frames.type.tensor_type.shape.dim[1:], ("H*3/2", "W"), strict=True):
             axis.dim_param = name

@@ -29,12 +29,15 @@ MAX_SIDE = 16384
 MAX_BATCH = 64
 
 
-def export_program(program: FrameProgram, frame_size_hw: tuple[int, int] | None = None) -> onnx.ModelProto:
+def export_program(
+    program: FrameProgram, frame_size_hw: tuple[int, int] | None = None, *, takes_batch: bool = True
+) -> onnx.ModelProto:
     """Export a whole frame program.
 
     Args:
         program: around a network of ours; its pooling is lowered to ``ceil_mode=False`` in place.
         frame_size_hw: a fixed (height, width) of the frames, or None for any.
+        takes_batch: whether the network takes several pictures at once; else N is 1.
 
     Returns:
         A checked model with the input "frames", as ``FrameToInput`` takes them, and the outputs "masks" (N, H, W) uint8 and
@@ -44,13 +47,10 @@ def export_program(program: FrameProgram, frame_size_hw: tuple[int, int] | None 
         CompileError: the network cannot be exported at this size, or the exporter fails.
     """
     lower_pooling(program.network, program.before.size_hw)
-    return export_module(
-        program,
-        (example_frames(frame_size_hw, pixels=program.before.pixels),),
-        (frame_axes(frame_size_hw),),
-        (FRAMES,),
-        (MASKS, NOT_FINITE),
-    )
+    count = 2 if takes_batch else 1
+    examples = example_frames(frame_size_hw, count, program.before.pixels)
+    axes = {axis: sizes for axis, sizes in frame_axes(frame_size_hw).items() if takes_batch or axis}
+    return export_module(program, (examples,), (axes,), (FRAMES,), (MASKS, NOT_FINITE))
 
 
 def export_module(

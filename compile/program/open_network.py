@@ -16,6 +16,7 @@ from compile.networks.layered import digest
 from compile.program.graph_network import ExportedLayers, OnnxLayers, family_network
 from compile.program.network import Network
 from compile.program.onnx_network import OnnxNetwork
+from compile.program.recurrent_network import RecurrentNetwork
 from pipeline.errors import CompileError, NotConvertibleError, NotOurNetworkError
 from pipeline.terminal import logger_of
 
@@ -65,7 +66,7 @@ def open_network(
             raise
         found = _enlarged(_foreign_contract(error, contract, foreign_contract), upsample)
         return _open_onnx(weights, found, imgsz=imgsz, classes=classes)
-    found = _enlarged(contract_of(loaded.family, contract, loaded.n_channels), upsample)
+    found = _enlarged(_without_state(contract_of(loaded.family, contract, loaded.n_channels), weights), upsample)
     return family_network(loaded, replace(found, imgsz=imgsz or found.imgsz))
 
 
@@ -109,7 +110,7 @@ def _for_exported(what: object, contract: Contract, imgsz: tuple[int, int] | Non
         raise CompileError(
             f"contract {contract.name}: layout: expected none for {what}, which takes (N, C, H, W), got {contract.layout}: leave it out"
         )
-    return replace(contract, imgsz=imgsz or contract.imgsz)
+    return replace(_without_state(contract, what), imgsz=imgsz or contract.imgsz)
 
 
 def _enlarged(contract: Contract, upsample: Upsampling | None) -> Contract:
@@ -126,13 +127,25 @@ def _foreign_contract(what: object, contract: str, given: ForeignContract | None
     return given if isinstance(given, Contract) else read_contract(Path(contract))
 
 
+def _without_state(contract: Contract, weights: object) -> Contract:
+    if contract.state or contract.constants:
+        raise CompileError(
+            f"contract {contract.name}: state, constants: expected neither for {weights}, which has one input, got some: leave them "
+            "out, or give a recurrent network as ONNX"
+        )
+    return contract
+
+
 def _open_onnx(weights: Path, contract: Contract, **options: Any) -> Network:
-    """As layers if it can be; else as it is."""
+    """As layers if it can be; else as it is, in its own precision. What keeps something between frames is as it is."""
+    if contract.state or contract.constants:
+        return RecurrentNetwork(weights, contract, **options)
     try:
         return OnnxLayers(weights, contract, **options)
     except NotConvertibleError as error:
         network = OnnxNetwork(weights, contract, **options)
-        log.info("FP32 alone, for the network cannot be brought into layers: %s", error)
+        if network.precision != "int8":
+            log.info("%s alone, for the network cannot be brought into layers: %s", network.precision.upper(), error)
         return network
 
 

@@ -15,7 +15,7 @@ from compile.options import BuildOptions
 from compile.program.cpu_int8 import exact_layers
 from compile.program.network import Network
 from compile.proof.verify import Sample
-from pipeline.bundles.bundle import CPU_GRAPH, Precision, cache_folder
+from pipeline.bundles.bundle import CPU_GRAPH, FILE_GRAPH, Precision, cache_folder
 from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame
 from pipeline.sources.base import Source
@@ -83,6 +83,10 @@ class Programs:
             CompileError: the network does not take the precision, or cannot be exported.
             EdgemaskError: there are no frames to calibrate on.
         """
+        if not self._network.has_layers and precision == self._network.precision:
+            log.info("exporting the frame program, %s", precision)
+            content = self._network.export(precision, self._options.frame_size_hw, ()).SerializeToString()
+            return Program(precision, content, {}, {"graph": FILE_GRAPH} if precision == "int8" else {})
         if precision == "int8" and self._options.target == "onnxruntime":
             self._int8_layers()
             assert self._for_cpu is not None

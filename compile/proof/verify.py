@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from calibration.metrics.agreement import iou, mean_absolute_error
 from calibration.metrics.saliency import SaliencyMetrics
 from calibration.metrics.truth import VOID, Truth, Truths, resize_truth, with_void_agreed
-from pipeline.bundles.bundle import LOOK_VALUES, NOT_FINITE, Task
+from pipeline.bundles.bundle import LOOK_VALUES, NEXT_STATE, NOT_FINITE, STATE, Task
 from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame, Image, describe
 from pipeline.frames.nv12 import to_bgr, to_nv12
@@ -45,6 +45,9 @@ FEWEST_FRAMES = 8
 MOST_FRAMES = 32
 MOST_BYTES = 256 << 20
 
+SEQUENCE = 4
+"""Frames in a row that a recurrent network is judged on."""
+
 MIN_WORST_IOU = 0.90
 """What the worst frame must reach, of those that are judged one by one."""
 
@@ -70,8 +73,9 @@ class Sample:
 
     Attributes:
         name: the frame's.
-        frames_nhwc: (1, H, W, 3) uint8 BGR, or channels as files have them, as the program takes them.
-        expected_nhw: (1, H, W) uint8.
+        frames_nhwc: (1, H, W, 3) uint8 BGR, or channels as files have them, as the program takes them; of a recurrent network
+            (T, H, W, 3), frames in a row.
+        expected_nhw: (1, H, W) uint8, or (T, H, W).
         truth_hw: ground truth, as ``calibration.metrics.truth`` has it; None without.
         covered: share of the expected mask that is subject; of classes, that is not the most frequent one.
         undecided: pixels where the network is undecided, as a share of those that are subject; None where that is unknown.
@@ -173,7 +177,9 @@ class Verification:
             parts.append(f"{self.left_out} of {self.frames} frames without a clear subject count in the mean alone")
         line = ", ".join(parts)
         if self.truth is not None:
-            line += f"; {self.truth_metric} against ground truth {self.truth:.4f}, {self.truth_reference:.4f} in FP32"
+            line += (
+                f"; {self.truth_metric} against ground truth {self.truth:.4f}, the reference {self.truth_reference:.4f}"
+            )
         return line
 
 
@@ -198,26 +204,44 @@ def as_taken(frames_nhwc: NDArray[np.uint8], pixels: Pixels) -> NDArray[np.uint8
     return frames_nhwc if pixels != "nv12" else np.stack([to_nv12(image) for image in frames_nhwc])
 
 
-def program_masks(program: bytes, pixels: Pixels = "bgr") -> tuple[Masks, str]:
+def program_masks(
+    program: bytes, pixels: Pixels = "bgr", open_program: Callable[[bytes, str], Any] = open_session
+) -> tuple[Masks, str]:
     """A frame program as ONNX on ONNX Runtime: what computes its masks, and the runtime's name.
 
     Args:
         program: its content.
         pixels: how it takes frames; what computes the masks makes them so.
+        open_program: its content and name to a session of ONNX Runtime.
 
     Raises:
         CompileError: it cannot be loaded; or later, when it cannot be run or its scores are not finite.
     """
-    session = open_session(program, "the compiled program")
+    session = open_program(program, "the compiled program")
     name, *others = [value.name for value in session.get_inputs()]
     # A program that composes has masks first; how they are shown does not change them.
-    rest = {other: np.zeros(len(LOOK_VALUES), np.float32) for other in others}
+    rest = {other: np.zeros(len(LOOK_VALUES), np.float32) for other in others if not other.startswith(STATE)}
     outputs = [output.name for output in session.get_outputs()]
     wanted = [outputs[0], *(output for output in outputs if output == NOT_FINITE)]
+    zeros = {
+        value.name: np.zeros(value.shape, np.float32) for value in session.get_inputs() if value.name.startswith(STATE)
+    }
+    kept = [state.replace(STATE, NEXT_STATE, 1) for state in zeros]
+
+    def in_a_row(frames: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        state, rows = dict(zeros), []
+        for frame in frames:
+            results = session.run([*wanted, *kept], {name: frame[None], **rest, **state})
+            rows.append(results[: len(wanted)])
+            state = dict(zip(zeros, results[len(wanted) :], strict=True))
+        return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
     def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        frames = as_taken(frames_nhwc, pixels)
         try:
-            masks_nhw, *counts = session.run(wanted, {name: as_taken(frames_nhwc, pixels), **rest})
+            masks_nhw, *counts = in_a_row(frames) if zeros else session.run(wanted, {name: frames, **rest})
+        except CompileError:
+            raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise CompileError(f"ONNX Runtime cannot run the compiled program: {reason}") from error
@@ -250,6 +274,7 @@ class Sampling:
         count: the most frames.
         truths: reads their ground truth; None without.
         pixels: how the program takes frames; for NV12 the last row and column of odd sides is left out.
+        sequence: of each frame so many are made, through a window that opens: what a recurrent network remembers is judged too.
     """
 
     task: Task = "binary"
@@ -257,6 +282,7 @@ class Sampling:
     count: int = MOST_FRAMES
     truths: Truths | None = None
     pixels: Pixels = "bgr"
+    sequence: int = 1
 
 
 def take_samples(
@@ -279,9 +305,10 @@ def take_samples(
     size_bytes = 0
     for frame in frames:
         image, truth_hw = _picture(frame, how, source)
-        frames_nhwc = np.ascontiguousarray(image[None])
+        frames_nhwc = _in_motion(image, how.sequence)
         # What NV12 loses of a photo's colours is lost before the program, as in a video: the network sees it so too.
-        expected = reference(frames_nhwc if how.pixels != "nv12" else to_bgr(to_nv12(image))[None])
+        seen = frames_nhwc if how.pixels != "nv12" else np.stack([to_bgr(to_nv12(one)) for one in frames_nhwc])
+        expected = reference(seen)
         covered, undecided = _clarity(expected, how.task)
         shown_hwc = None if bands_of(how.pixels) is None else frame.image
         samples.append(Sample(frame.name, frames_nhwc, expected.masks_nhw, truth_hw, covered, undecided, shown_hwc))
@@ -291,6 +318,17 @@ def take_samples(
     if not samples:
         raise CompileError(f"--verify {source}: expected frames, got none")
     return samples
+
+
+def _in_motion(image: Image, count: int) -> NDArray[np.uint8]:
+    """(count, H, W, 3): a window that opens from seven eighths of a picture to all of it, at the picture's size."""
+    height, width = image.shape[:2]
+    frames = [image]
+    for left in range(1, count):
+        rows, columns = (max(1, side - side * left // (8 * (count - 1))) for side in (height, width))
+        window = image[:rows, :columns]
+        frames.append(np.asarray(cv2.resize(window, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8))
+    return np.ascontiguousarray(np.stack(frames[::-1]))
 
 
 def _picture(frame: Frame, how: Sampling, source: str) -> tuple[Image, Truth | None]:
@@ -338,10 +376,12 @@ def verify(
     constant = 0
     reached, reached_by_reference = _Reached(task), _Reached(task)
     for sample in samples:
-        (got,), (expected,) = masks(sample.frames_nhwc), sample.expected_nhw
-        if sample.truth_hw is not None:
-            reached.add(got, sample.truth_hw)
-            reached_by_reference.add(expected, sample.truth_hw)
+        got, expected = masks(sample.frames_nhwc), sample.expected_nhw
+        if sample.truth_hw is not None:  # of the last frame
+            reached.add(got[-1], sample.truth_hw)
+            reached_by_reference.add(expected[-1], sample.truth_hw)
+        # Frames of a sequence below each other, as one picture.
+        got, expected = got.reshape(-1, got.shape[-1]), expected.reshape(-1, expected.shape[-1])
         results.append(
             FrameResult(
                 sample.name,
@@ -417,8 +457,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _clarity(expected: Expected, task: Task) -> tuple[float, float | None]:
     """What of a mask is subject, and what of the subject is undecided, as ``Sample`` has them."""
-    mask_hw = expected.masks_nhw[0]
-    undecided_hw = None if expected.undecided_nhw is None else expected.undecided_nhw[0]
+    mask_hw = expected.masks_nhw[-1]
+    undecided_hw = None if expected.undecided_nhw is None else expected.undecided_nhw[-1]
     if task == "binary":
         covered = float(np.mean(mask_hw >= 128))
         half = UNDECIDED_MARGIN / 2
@@ -456,7 +496,12 @@ class _Reached:
         return round(float(np.mean(self._ious) if self._saliency is None else self._saliency.result()["max_f"]), 6)
 
 
-def problem_with(verification: Verification, min_iou: float, min_worst_iou: float | None = None) -> str | None:
+def problem_with(
+    verification: Verification,
+    min_iou: float,
+    min_worst_iou: float | None = None,
+    remedy: str = "take a higher --precision",
+) -> str | None:
     """What is wrong with what was compiled: it does not agree with the network, or falls behind it against ground truth.
 
     Where neither mask reaches 0.5 anywhere the IoU is 1 whatever comes out. So the mean absolute error counts too: it may be 0.01, or
@@ -466,6 +511,7 @@ def problem_with(verification: Verification, min_iou: float, min_worst_iou: floa
         verification: the result.
         min_iou: what the lower end of the mean IoU's interval must reach; 0 to let everything through.
         min_worst_iou: what the worst frame must reach; None for ``MIN_WORST_IOU``, or ``min_iou`` where that is less.
+        remedy: what to try.
 
     Returns:
         By how much and what to try; None if all is well.
@@ -480,7 +526,7 @@ def problem_with(verification: Verification, min_iou: float, min_worst_iou: floa
     if got.constant:
         expected = f"a mask with a shape on all frames, got one value all over on {got.constant} of {got.frames}"
     elif behind > MOST_BEHIND:
-        expected = f"a {got.truth_metric} of {got.truth_reference:.4f} as in FP32, or {MOST_BEHIND:g} less"
+        expected = f"a {got.truth_metric} of {got.truth_reference:.4f} as the reference has, or {MOST_BEHIND:g} less"
     elif not got.iou_low >= min_iou:
         expected = f"a mean IoU whose interval begins at {min_iou:.4f} or more"
     elif got.iou_worst is not None and not got.iou_worst >= least_worst:
@@ -491,5 +537,5 @@ def problem_with(verification: Verification, min_iou: float, min_worst_iou: floa
         return None
     return (
         f"what was compiled does not agree with {got.against} on {got.frames} {got.source} ({got.runtime}): expected {expected}, "
-        f"got {got}: take a higher --precision, or allow it with {allowed_by}"
+        f"got {got}: {remedy}, or allow it with {allowed_by}"
     )

@@ -43,9 +43,9 @@ def draw_worst(masks: Masks, samples: Sequence[Sample], verification: Verificati
     worst = sorted(verification.per_frame, key=lambda result: (round(result.iou, 4), result.left_out is not None))
     for result in worst[:MOST_ROWS]:
         sample = by_name[result.name]
-        (expected,), (got,) = sample.expected_nhw, masks(sample.frames_nhwc)
+        expected, got = sample.expected_nhw[-1], masks(sample.frames_nhwc)[-1]
         shown = [_shown(expected, task), _shown(got, task), _difference(got, expected, task)]
-        picture = sample.frames_nhwc[0] if sample.shown_hwc is None else sample.shown_hwc
+        picture = sample.frames_nhwc[-1] if sample.shown_hwc is None else sample.shown_hwc
         cells = [_scaled(image) for image in (picture, *shown)]
         gap = np.full((cells[0].shape[0], _GAP, 3), _PAPER, np.uint8)
         strips.append(np.hstack([part for cell in cells for part in (cell, gap)][:-1]))

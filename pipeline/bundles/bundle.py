@@ -37,6 +37,9 @@ MANIFEST_LIMIT_BYTES = 1 << 20
 FRAMES, LOOK, MASKS, NOT_FINITE, VIEWS = "frames", "look", "masks", "not_finite", "views"
 """Names of a program's inputs and outputs; only one that composes has ``LOOK`` and ``VIEWS``, and old ones lack ``NOT_FINITE``."""
 
+STATE, NEXT_STATE = "state/", "next/"
+"""What comes before the names of a recurrent program's other inputs, and of the outputs whose values they get for the next frame."""
+
 LOOK_VALUES = ("slope", "intercept", "alpha", "blue", "green", "red")
 """What it is told of a look, float32. A mask's value counts as clip(value × slope + intercept, 0, 1) × alpha."""
 
@@ -44,6 +47,8 @@ Task = Literal["binary", "classes"]
 Precision = Literal["fp32", "fp16", "int8"]
 CPU_GRAPH = "cpu"
 """Under "graph" of a manifest's calibration: INT8 as CPUs take it, of which no TensorRT can build a plan."""
+FILE_GRAPH = "file"
+"""The same of INT8 as the network's file had it: whether that suits a CPU or a GPU, whoever made it knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,11 @@ class Manifest:
     def tiles(self) -> Tiles | None:
         """How frames are cut for the program; None if it takes them as they are."""
         return Tiles.from_contract(self.contract)
+
+    @property
+    def was_searched(self) -> bool:
+        """Whether the program is INT8 for TensorRT, as the search found it."""
+        return self.precision == "int8" and self.calibration.get("graph") not in (CPU_GRAPH, FILE_GRAPH)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,19 @@ class Computed(NamedTuple):
     not_finite: NDArray[np.int32] | None = None
 
 
+class State:
+    """What a recurrent program keeps between the frames of one source, as its engine has it; zeros at first.
+
+    Attributes:
+        values: the engine's own; None before the first frame.
+    """
+
+    __slots__ = ("__weakref__", "values")
+
+    def __init__(self) -> None:
+        self.values: Any = None
+
+
 class Engine(ABC):
     """Runs a bundle's frame program. Used by one thread at a time; close it, or use it in a ``with`` block.
 
@@ -41,6 +54,8 @@ class Engine(ABC):
         bundle: what it runs.
         on_gpu: whether what is composed saves the host work.
         takes_looks: whether the backend runs programs that compose.
+        keeps_state: whether the program is recurrent: who submits frames of a source gives the source's ``State`` with them.
+        one_at_a_time: whether the program takes one frame at a time.
         counts: whether the program counts scores that are not finite.
         in_flight: how many submissions may wait before the first must be collected; 1 on a CPU.
         batch: how many frames of one size are worth submitting together; 1 on a CPU, which gains nothing by it.
@@ -55,11 +70,14 @@ class Engine(ABC):
     on_gpu = False
     takes_looks = False
     counts = False
+    keeps_state = False
+    one_at_a_time = False
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self._submitted: deque[tuple[tuple[int, int, int], bool]] = deque()  # (N, H, W), with a look
         self._closed = False
+        self._state = State()  # of the submission that is being made
 
     def __enter__(self) -> Engine:
         return self
@@ -99,13 +117,21 @@ class Engine(ABC):
         """Whether it gives views beside masks to who asks with a look."""
         return self.takes_looks and self.bundle.manifest.composes
 
-    def submit(self, frames: NDArray[np.uint8], look: NDArray[np.float32] | None = None) -> None:
+    def new_state(self) -> State:
+        """A state to begin a source with."""
+        return State()
+
+    def submit(
+        self, frames: NDArray[np.uint8], look: NDArray[np.float32] | None = None, state: State | None = None
+    ) -> None:
         """Start on some frames.
 
         Args:
             frames: as for a call, unchanged until they are collected.
             look: (6,) float32, see ``pipeline.bundles.bundle.LOOK_VALUES``, for views in this look, if the engine composes;
                 None: masks alone.
+            state: of the source that the frames are of, which is moved on; None: as a first frame. For an engine that keeps none it
+                is not looked at.
 
         Raises:
             ShapeError: the frames do not fit what was compiled.
@@ -118,12 +144,15 @@ class Engine(ABC):
         if nhw is None or frames.dtype != input_type(self.pixels) or frames.size == 0:
             raise ShapeError(f"frames: expected {expected(self.pixels)}, got {describe(frames)}")
         count, height, width = nhw
+        if count > 1 and self.one_at_a_time:
+            raise ShapeError(f"frames: expected one at a time, as the network takes them, got {count}")
         fixed = self.frame_size_hw
         if fixed is not None and (height, width) != fixed:
             raise ShapeError(
                 f"frames: expected {fixed[0]}×{fixed[1]} (height × width), got {height}×{width}: "
                 f"compile with --frame {height}x{width}, or without --frame for any size"
             )
+        self._state = State() if state is None else state
         if look is None:
             self._submit(frames)
         else:

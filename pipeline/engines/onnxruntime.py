@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from pipeline.bundles.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NOT_FINITE, VIEWS, Bundle
+from pipeline.bundles.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NEXT_STATE, NOT_FINITE, STATE, VIEWS, Bundle
 from pipeline.engines.base import Computed, Engine
 from pipeline.engines.kinds import EngineKind
 from pipeline.engines.on_cpu import slower_on_cpu
@@ -44,6 +44,9 @@ class OnnxRuntimeEngine(Engine):
         super().__init__(bundle)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        self.keeps_state = bool(bundle.manifest.contract.get("state"))
+        if self.keeps_state:
+            at_once = 1  # a frame needs what came of the one before
         self._pool: ThreadPoolExecutor | None = None
         if at_once > 1:
             options.intra_op_num_threads = max(1, len(os.sched_getaffinity(0)) // at_once)
@@ -62,6 +65,11 @@ class OnnxRuntimeEngine(Engine):
                 f"({str(error).strip().splitlines()[0]}): compile the bundle again"
             ) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self._zeros = {value.name: tuple(value.shape) for value in inputs if value.name.startswith(STATE)}
+        self._next = [value.name for value in outputs if value.name.startswith(NEXT_STATE)]
+        inputs = [value for value in inputs if value.name not in self._zeros]
+        outputs = [value for value in outputs if value.name not in self._next]
+        self._check_state(bundle)
         masks = [value.name for value in outputs if value.name != NOT_FINITE]
         self.counts = NOT_FINITE in [value.name for value in outputs]
         if bundle.manifest.composes:
@@ -77,12 +85,23 @@ class OnnxRuntimeEngine(Engine):
                 f"got {len(inputs)} ({inputs[0].type if inputs else 'none'}) and {len(masks)}: this is no frame program"
             )
         self._input_name = inputs[0].name
+        self.one_at_a_time = inputs[0].shape[0] == 1
         self._outputs = [masks[0], NOT_FINITE] if self.counts else masks[:1]
         self._waiting: deque[dict[str, NDArray[Any]] | Future[dict[str, NDArray[Any]]]] = deque()
         self._masks_only = onnxruntime.RunOptions()
         self._masks_only.only_execute_path_to_fetches = True  # the overlay is not computed for nobody
         self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU"
         self.advice = slower_on_cpu(bundle.manifest)
+
+    def _check_state(self, bundle: Bundle) -> None:
+        """Refuse a program whose state is not what its manifest says."""
+        whole = all(type(side) is int and side > 0 for shape in self._zeros.values() for side in shape)
+        pairs = [name.replace(STATE, NEXT_STATE, 1) for name in self._zeros]
+        if sorted(pairs) != sorted(self._next) or not whole or self.keeps_state != bool(self._zeros):
+            raise BundleError(
+                f"{bundle.program_path}: expected an input and an output of one size for each state, got {', '.join(self._zeros)} and "
+                f"{', '.join(self._next)}: compile the bundle again"
+            )
 
     def _submit(self, frames: NDArray[np.uint8]) -> None:
         look = {LOOK: np.zeros(len(LOOK_VALUES), np.float32)} if self.composes else {}
@@ -108,6 +127,8 @@ class OnnxRuntimeEngine(Engine):
         self, outputs: list[str], inputs: dict[str, NDArray[Any]], options: onnxruntime.RunOptions | None
     ) -> dict[str, NDArray[Any]]:
         try:
+            if self.keeps_state:
+                return self._run_on(outputs, inputs, options)
             results = self._session.run(outputs, inputs, options)
         except Exception as error:  # ONNX Runtime's errors have no other class in common
             raise BundleError(
@@ -116,6 +137,22 @@ class OnnxRuntimeEngine(Engine):
                 "compile the bundle again for such frames"
             ) from error
         return dict(zip(outputs, results, strict=True))
+
+    def _run_on(
+        self, outputs: list[str], inputs: dict[str, NDArray[Any]], options: onnxruntime.RunOptions | None
+    ) -> dict[str, NDArray[Any]]:
+        """The same of a recurrent program; the state stays where ONNX Runtime has it."""
+        state = self._state
+        if state.values is None:
+            state.values = [
+                onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for shape in self._zeros.values()
+            ]
+        given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
+        given |= dict(zip(self._zeros, state.values, strict=True))
+        names = [*outputs, *(name.replace(STATE, NEXT_STATE, 1) for name in self._zeros)]
+        results = self._session.run_with_ort_values(names, given, options)
+        state.values = results[len(outputs) :]
+        return {name: value.numpy() for name, value in zip(outputs, results, strict=False)}
 
     def _collect(self) -> Computed:
         waiting = self._waiting.popleft()

@@ -12,6 +12,7 @@ computes. On a Jetson both sides share one memory, and only the middle arrow is 
 from __future__ import annotations
 
 import math
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -21,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundles.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NOT_FINITE, VIEWS, Bundle
+from pipeline.bundles.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NEXT_STATE, NOT_FINITE, STATE, VIEWS, Bundle
 from pipeline.bundles.plan import NAMES, read_plan, rebuild_command
-from pipeline.engines.base import Computed, Engine
+from pipeline.engines.base import Computed, Engine, State
 from pipeline.engines.cuda_device import Buffer, CudaDevice, keep_for_ever
 from pipeline.engines.kinds import EngineKind
 from pipeline.engines.runtime_cache import RuntimeCacheFile
@@ -88,6 +89,38 @@ class _Slot:
             buffer.free()
 
 
+class _Memory:
+    """What a recurrent plan keeps for one source, twice: it reads the one and writes the other, and stays on the device."""
+
+    def __init__(self, device: CudaDevice, sizes_bytes: Mapping[str, int]) -> None:
+        self._sides: list[dict[str, Buffer]] = [{}, {}]
+        self._newest: int | None = None
+        with ExitStack() as stack:
+            stack.callback(self.free)
+            for side in self._sides:
+                for name, size_bytes in sizes_bytes.items():
+                    side[name] = device.buffer(size_bytes)
+            stack.pop_all()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._newest = None
+
+    def turn(self, zeros: Mapping[str, Buffer]) -> dict[str, int]:
+        """The addresses of inputs and outputs for the next frame; of the first the inputs are zeros."""
+        read = zeros if self._newest is None else self._sides[self._newest]
+        self._newest = 0 if self._newest is None else 1 - self._newest
+        written = self._sides[self._newest]
+        addresses = {name: buffer.address for name, buffer in read.items()}
+        return addresses | {name.replace(STATE, NEXT_STATE, 1): buffer.address for name, buffer in written.items()}
+
+    def free(self) -> None:
+        for side in self._sides:
+            for buffer in side.values():
+                buffer.free()
+            side.clear()
+
+
 class TensorRTEngine(Engine):
     """Runs the plan of a bundle that fits this GPU and this TensorRT.
 
@@ -117,7 +150,10 @@ class TensorRTEngine(Engine):
         self._free: deque[_Slot] = deque()
         self._shape: Shape = ()
         self._shape_ran = False
-        self._graphs = _graph_recorder() if self.runtime == "tensorrt" else None
+        self._state_bytes: dict[str, int] = {}
+        self._zeros: dict[str, Buffer] = {}
+        self._memories: list[_Memory] = []
+        self._spare: list[_Memory] = []  # of sources that are gone
         self._cache_file: RuntimeCacheFile | None = None
         self._cache: Any = None
         self._cache_saved = False
@@ -125,7 +161,14 @@ class TensorRTEngine(Engine):
             stack.callback(self._release)
             self._load(trt, plan)
             self._upload, self._compute, self._download = (self._device.stream() for _ in range(3))
+            for name, size_bytes in self._state_bytes.items():
+                self._zeros[name] = self._device.buffer(size_bytes)
+                self._zeros[name].host[:] = 0
+                self._zeros[name].to_device(size_bytes, self._compute)
             stack.pop_all()
+        self.batch = 1 if self.keeps_state else self.batch
+        # Recorded work has fixed addresses, and a state's change with each frame.
+        self._graphs = None if self.keeps_state or self.runtime != "tensorrt" else _graph_recorder()
         sm = self._device.sm
         self.description = f"{NAMES[self.runtime]} {version}, {self._device.name} ({sm // 10}.{sm % 10})"
 
@@ -158,8 +201,9 @@ class TensorRTEngine(Engine):
         slot = self._slot_for(shape)
         self._free.append(slot)
         fits = context.set_input_shape(self._input, shape) and not context.infer_shapes()
-        for name, buffer in slot.buffers.items():
-            fits = fits and context.set_tensor_address(name, buffer.address)
+        addresses = {name: buffer.address for name, buffer in slot.buffers.items()} | self._state_addresses(State())
+        for name, address in addresses.items():
+            fits = fits and context.set_tensor_address(name, address)
         self._require(fits, f"TensorRT refuses frames of {shape}")
         there = slot.buffers[self._input]
         there.host.view(self._frame_type)[:] = 128
@@ -186,6 +230,8 @@ class TensorRTEngine(Engine):
         self._require(self._engine is not None, f"TensorRT refuses the plan: {log.last_words}")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         modes = {name: self._engine.get_tensor_mode(name) for name in names}
+        states = self._find_states(trt, names)
+        names = [name for name in names if name not in states]
         inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
         self.counts = NOT_FINITE in outputs
@@ -225,9 +271,41 @@ class TensorRTEngine(Engine):
             )
         self._require(self._context is not None, f"TensorRT cannot run the plan: {log.last_words}")
 
+    def _find_states(self, trt: ModuleType, names: list[str]) -> set[str]:
+        """What the plan keeps between frames, by the names of inputs and outputs."""
+        inputs = [name for name in names if name.startswith(STATE)]
+        pairs = {name: name.replace(STATE, NEXT_STATE, 1) for name in inputs}
+        shapes = {name: tuple(self._engine.get_tensor_shape(name)) for name in inputs}
+        fits = {name for name in names if name.startswith(NEXT_STATE)} == set(pairs.values()) and all(
+            min(shapes[name]) > 0
+            and tuple(self._engine.get_tensor_shape(pair)) == shapes[name]
+            and {self._engine.get_tensor_dtype(name), self._engine.get_tensor_dtype(pair)} == {trt.DataType.FLOAT}
+            for name, pair in pairs.items()
+        )
+        self._require(fits, "expected an input and an output in FP32 of one size for each state, got others")
+        self._state_bytes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
+        self.keeps_state = self.one_at_a_time = bool(inputs)
+        return {*pairs, *pairs.values()}
+
+    def _state_addresses(self, state: State) -> dict[str, int]:
+        """Where a state is read and written for the next frame; it is moved on."""
+        if not self.keeps_state:
+            return {}
+        if state.values is None:
+            if not self._spare:
+                self._memories.append(_Memory(self._device, self._state_bytes))
+                self._spare.append(self._memories[-1])
+            state.values = self._spare.pop()
+            state.values.forget()
+            # To be used again behind what is enqueued: nothing is freed, and the compute stream keeps the order.
+            weakref.finalize(state, self._spare.append, state.values)
+        addresses: dict[str, int] = state.values.turn(self._zeros)
+        return addresses
+
     def _runtime_config(self, trt: ModuleType) -> Any:
         config = self._engine.create_runtime_config()
-        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        strategies = trt.CudaGraphStrategy
+        config.cuda_graph_strategy = strategies.DISABLED if self.keeps_state else strategies.WHOLE_GRAPH_CAPTURE
         self._cache = config.create_runtime_cache()
         self._cache_file = RuntimeCacheFile(self.bundle.folder / self._entry.file, self._device.sm)
         self._cache_file.load(self._cache)
@@ -311,10 +389,12 @@ class TensorRTEngine(Engine):
 
     def _release(self) -> None:
         """Free everything, in the reverse order of its making; the device is current."""
-        for slot in (*self._busy, *self._free):
-            slot.free()
-        self._busy.clear()
-        self._free.clear()
+        held: list[_Slot | _Memory | Buffer] = [*self._busy, *self._free, *self._memories, *self._zeros.values()]
+        for one in held:
+            one.free()
+        del held
+        for holder in (self._busy, self._free, self._memories, self._spare, self._zeros):
+            holder.clear()
         for name in ("_context", "_cache", "_engine", "_runtime", "_upload", "_compute", "_download"):
             self.__dict__.pop(name, None)
 
@@ -372,8 +452,9 @@ class TensorRTEngine(Engine):
     def _enqueue(self, slot: _Slot) -> None:
         """Put the plan's work onto the compute stream: plainly the first time a shape comes, from then on as a graph."""
         if slot.graph is None:
-            for name, buffer in slot.buffers.items():
-                fits = self._context.set_tensor_address(name, buffer.address)
+            addresses = {name: buffer.address for name, buffer in slot.buffers.items()}
+            for name, address in (addresses | self._state_addresses(self._state)).items():
+                fits = self._context.set_tensor_address(name, address)
                 self._require(fits, f"TensorRT refuses memory for {name}")
             if not self._shape_ran or self._graphs is None:
                 self._execute()

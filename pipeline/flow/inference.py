@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.frames.frame import Frame, Image
+from pipeline.masks.memory import Memories
 from pipeline.stages.stage_timer import StageTimer
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def infer(
         more: whether the next frame is there; where it is not, no mask waits for it, as a camera's next frame may take long.
         looks: those in which the engine draws views; None: masks alone.
     """
+    memories = Memories(engine)
     waiting: deque[tuple[list[Frame], float]] = deque()
     lately_ms: deque[float] = deque(maxlen=engine.in_flight)
 
@@ -59,7 +61,9 @@ def infer(
             start_ns = time.perf_counter_ns()
             pictures = [frame.as_pixels(engine.pixels) for frame in group]
             engine.submit(
-                pictures[0][None] if len(group) == 1 else np.stack(pictures), None if looks is None else looks()
+                pictures[0][None] if len(group) == 1 else np.stack(pictures),
+                None if looks is None else looks(),
+                memories.of(group[0]),  # who keeps state takes one frame at a time
             )
             waiting.append((group, (time.perf_counter_ns() - start_ns) / 1e6))
             while waiting and (len(waiting) == engine.in_flight or not more()):

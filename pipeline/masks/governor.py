@@ -24,6 +24,7 @@ from pipeline.bundles.bundle import Task
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Frame, Image
 from pipeline.masks.agreement import TRUSTED_FROM, Trust, agreement
+from pipeline.masks.memory import Memories
 from pipeline.stages.prefetch import Prefetch
 from pipeline.stages.stage_timer import StageTimer
 from pipeline.terminal import logger_of
@@ -137,11 +138,12 @@ class Governor:
         """
         # One frame at most: the next is asked for when the one before has come back.
         to_do: queue.Queue[Frame | None] = queue.Queue(1)
+        memories = Memories(engine)
 
         def compute() -> Iterator[Computed]:
             while (frame := to_do.get()) is not None:
                 with timer("engine"):
-                    engine.submit(frame.as_pixels(engine.pixels)[None])
+                    engine.submit(frame.as_pixels(engine.pixels)[None], state=memories.of(frame))
                     computed = engine.collect_all()
                 yield computed
 

@@ -25,7 +25,7 @@ _DRIFTED_LEVELS = 12
 _SIDE = 5
 
 # After a longer gap smoothing starts afresh. Two frames with the same time stamp are taken to be a usual step apart.
-_LONGEST_GAP_S = 1.0
+LONGEST_GAP_S = 1.0
 _USUAL_STEP_S = 1 / 30
 
 # A scene without a subject for so long is empty. What covers less than this share of the picture counts as a subject only when it is
@@ -135,7 +135,7 @@ class Smoothing:
         self._pts_s = pts_s
         grey = _local_mean(image_hwc)
         motion, held = self._motion, self._held
-        follows = 0 <= step_s <= _LONGEST_GAP_S  # false for NaN
+        follows = 0 <= step_s <= LONGEST_GAP_S  # false for NaN
         if motion is None or held is None or not follows or motion.size_hw != mask.shape:
             self._motion, self._held = _Motion(grey), self._hold(mask)
             return np.array(mask)
@@ -166,35 +166,57 @@ class _Level:
         return cls(subject, max(1, subject - reach), min(255, subject + reach))
 
 
+class SceneCuts:
+    """Finds where another scene begins; one instance for each source."""
+
+    def __init__(self) -> None:
+        self._tiles: Image | None = None
+        self._steps: deque[float] = deque(maxlen=_MOTION_FRAMES)
+
+    def __call__(self, image_hw: Image) -> bool:
+        """Whether a frame is of another scene than the one before it; of the first there is none before.
+
+        Args:
+            image_hw: (H, W) uint8, gray; not kept.
+        """
+        samples = cv2.resize(image_hw, _SAMPLES_WH, interpolation=cv2.INTER_LINEAR)
+        tiles = np.asarray(cv2.resize(samples, _TILES_WH, interpolation=cv2.INTER_AREA), np.uint8)
+        before, self._tiles = self._tiles, tiles
+        if before is None:
+            return False
+        step = float(cv2.mean(cv2.absdiff(tiles, before))[0])
+        if step > _SURELY_CUT_LEVELS or step > max(_CUT_LEVELS, _CUT_TO_MOTION * max(self._steps, default=0.0)):
+            self._steps.clear()
+            return True
+        self._steps.append(step)
+        return False
+
+
 class _Motion:
     """Where the picture has changed, from the frames' local means; ``None`` where it is another scene."""
 
     def __init__(self, grey: Image) -> None:
         self.size_hw = grey.shape
-        self._begin(grey, _tiles(grey))
+        self._is_cut = SceneCuts()
+        self._is_cut(grey)
+        self._begin(grey)
 
-    def _begin(self, grey: Image, tiles: Image) -> None:
+    def _begin(self, grey: Image) -> None:
         self._before = grey
         self._taken = np.array(grey)
-        self._tiles = tiles
-        self._steps: deque[float] = deque(maxlen=_MOTION_FRAMES)
 
     def __call__(self, grey: Image) -> Image | None:
         """(H, W) uint8, 255 where a mask is taken as it comes, or None at a cut; ``grey`` is kept."""
-        tiles = _tiles(grey)
-        step = float(cv2.mean(cv2.absdiff(tiles, self._tiles))[0])
-        usual = max(self._steps, default=0.0)
-        if step > _SURELY_CUT_LEVELS or step > max(_CUT_LEVELS, _CUT_TO_MOTION * usual):
-            self._begin(grey, tiles)
+        if self._is_cut(grey):
+            self._begin(grey)
             return None
-        self._steps.append(step)
         moved: Image = np.empty_like(grey)
         for rows in _strips(grey):
             fast = _from(cv2.absdiff(grey[rows], self._before[rows]), _MOVED_LEVELS)
             slow = _from(cv2.absdiff(grey[rows], self._taken[rows]), _DRIFTED_LEVELS)
             cv2.bitwise_or(fast, slow, dst=moved[rows])
             cv2.copyTo(grey[rows], moved[rows], self._taken[rows])
-        self._before, self._tiles = grey, tiles
+        self._before = grey
         return moved
 
 
@@ -290,11 +312,6 @@ class _Classes:
 def _local_mean(image_hwc: Image) -> Image:
     grey = cv2.cvtColor(np.ascontiguousarray(image_hwc), cv2.COLOR_BGR2GRAY)
     return np.asarray(cv2.blur(grey, (_SIDE, _SIDE)), np.uint8)
-
-
-def _tiles(grey: Image) -> Image:
-    samples = cv2.resize(grey, _SAMPLES_WH, interpolation=cv2.INTER_LINEAR)
-    return np.asarray(cv2.resize(samples, _TILES_WH, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _near(subject: Image, before: Image | None) -> bool:

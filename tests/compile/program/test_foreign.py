@@ -539,11 +539,13 @@ def test_as_it_is_newer_opsets_are_refused(path, opset):
     refused(path, f"expected ONNX opset 20 or older, got {opset}: export it with")
 
 
-def test_as_it_is_weights_are_inside(path):
-    onnx.save(
-        onnx.load(with_a_determinant(path)), path, save_as_external_data=True, location="weights.bin", size_threshold=0
-    )
-    refused(path, "expected one file, got one that keeps weights in others: save it with its weights inside")
+def test_as_it_is_with_weights_beside_it(path, pictures):
+    frames = pictures(2, 50, 60)
+    expected = masks_of(open_network(with_a_determinant(path), "stream", CONTRACT), "fp32", frames)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    candidate = open_network(path, "stream", CONTRACT)
+    assert [file.name for file in candidate.data_files] == ["weights.bin"]
+    np.testing.assert_array_equal(masks_of(candidate, "fp32", frames), expected)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,9 @@ class ICudaEngine(_OnDevice):
     def get_tensor_dtype(self, name):
         return _OF_ONNX.get(self._values[name].type, DataType.FLOAT)
 
+    def get_tensor_shape(self, name):
+        return [side if isinstance(side, int) else -1 for side in self._values[name].shape]
+
     def create_execution_context(self):
         return self._make_context(None)
 

@@ -5,6 +5,7 @@ import threading
 from collections import deque
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -566,3 +567,69 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(open_fake, monke
     assert wrong(through(engine, given), given) == []
     engine.close()
     assert not cache_path(engine).exists()
+
+
+# --- what a recurrent program keeps
+
+
+def summing_program():
+    """Its mask is the sum of the red channels of the frames so far, modulo 256; what it keeps is that sum."""
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["x", "two"], ["red"], axis=3),
+        helper.make_node("Add", ["red", "state/sum"], ["more"]),
+        helper.make_node("Mod", ["more", "limit"], ["next/sum"], fmod=1),
+        helper.make_node("Cast", ["next/sum"], ["masks"], to=TensorProto.UINT8),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "summing",
+        [value("frames", TensorProto.UINT8, [1, 20, 30, 3]), value("state/sum", TensorProto.FLOAT, [1, 20, 30])],
+        [value("masks", TensorProto.UINT8, [1, 20, 30]), value("next/sum", TensorProto.FLOAT, [1, 20, 30])],
+        initializer=[
+            helper.make_tensor("two", TensorProto.INT64, [], [2]),
+            helper.make_tensor("limit", TensorProto.FLOAT, [], [256.0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return model.SerializeToString()
+
+
+def summed(given):
+    return [one[..., 2] for one in np.cumsum([one.astype(int) for one in given], axis=0).astype(np.uint8)]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_each_source_has_a_state_on_the_device(fake_machine, open_fake, runtime, schedule):
+    fake_machine.gpu.schedule = schedule
+    engine = open_fake(runtime, program=summing_program())
+    assert (engine.keeps_state, engine.batch, engine.in_flight) == (True, 1, 3)
+    videos = [[frames(1, 20, 30, seed=10 * source + time) for time in range(6)] for source in range(2)]
+    states, masks, order = [engine.new_state(), engine.new_state()], ([], []), deque()
+    for time in range(6):
+        for source in (0, 1):  # three in flight, of two sources in turn
+            if len(order) == engine.in_flight:
+                masks[order.popleft()].append(engine.collect())
+            engine.submit(videos[source][time], state=states[source])
+            order.append(source)
+    while order:
+        masks[order.popleft()].append(engine.collect())
+    for given, got in zip(videos, masks, strict=True):
+        np.testing.assert_array_equal(np.stack(got), np.stack(summed(given)))
+    assert "cuLaunch" not in fake_machine.gpu.calls
+    # Without a state a frame is a first one; a state that nobody has any more is used again, and begins with zeros.
+    held = fake_machine.gpu.alive.copy()
+    for number in range(5):
+        states.clear()
+        one = frames(1, 20, 30, seed=100 + number)
+        np.testing.assert_array_equal(engine(one), one[..., 2])
+    assert fake_machine.gpu.alive == held
+
+
+def test_a_state_without_its_output_is_no_program(open_fake):
+    program = onnx.load_from_string(summing_program())
+    del program.graph.output[1]
+    with pytest.raises(PlanError, match="expected an input and an output in FP32 of one size for each state"):
+        open_fake(program=program.SerializeToString())

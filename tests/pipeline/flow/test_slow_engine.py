@@ -40,11 +40,12 @@ class Sleeper:
 
     in_flight = batch = 1
     pixels = "bgr"
+    keeps_state = False
 
     def __init__(self):
         self.took_ns = []
 
-    def submit(self, frames_nhwc, look=None):
+    def submit(self, frames_nhwc, look=None, state=None):
         self.begun_ns = time.monotonic_ns()
         self.masks_nhw = frames_nhwc[..., 2].copy()
 

@@ -57,11 +57,12 @@ class Red:
 
     in_flight = 1
     pixels = "bgr"
+    keeps_state = False
 
     def __init__(self, batch=1, before=lambda: None):
         self.batch, self.before, self.shapes, self._masks = batch, before, [], None
 
-    def submit(self, frames_nhwc, look=None):
+    def submit(self, frames_nhwc, look=None, state=None):
         self.before()
         self.shapes.append(frames_nhwc.shape)
         self._masks = frames_nhwc[..., 2].copy()

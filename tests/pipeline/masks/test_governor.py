@@ -42,6 +42,7 @@ class Engine:
     """The red channel as the mask; waits for ``go`` before each but the first."""
 
     pixels = "bgr"
+    keeps_state = False
 
     def __init__(self, hold=False):
         self.hold, self.go, self.calls, self.threads = hold, threading.Semaphore(0), 0, set()
@@ -53,7 +54,7 @@ class Engine:
             assert self.go.acquire(timeout=WAIT_S)
         return frames_nhwc[..., 2].copy()
 
-    def submit(self, frames_nhwc):
+    def submit(self, frames_nhwc, look=None, state=None):
         self.submitted = frames_nhwc
 
     def collect_all(self):
