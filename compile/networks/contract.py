@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -43,6 +43,9 @@ _BEYOND = 4
 _LARGE_RANGE = 100
 
 log = logger_of(__name__)
+
+
+_Need = Callable[[bool, str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +110,18 @@ class Contract:
     constants: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        def need(fits: bool, field: str, expected: str) -> None:
-            if not fits:
-                got = reprlib.repr(getattr(self, field))
-                raise CompileError(f"contract {self.name}: {field}: expected {expected}, got {got}")
+        self._check_input(self._need)
+        self._check_shape(self._need)
+        self._check_output(self._need)
+        self._check_memory(self._need)
+        self._check_units()
 
+    def _need(self, fits: bool, key: str, expected: str) -> None:
+        if not fits:
+            got = reprlib.repr(getattr(self, key))
+            raise CompileError(f"contract {self.name}: {key}: expected {expected}, got {got}")
+
+    def _check_input(self, need: _Need) -> None:
         count = channel_count(self.channels)
         numbered = type(self.channels) is int
         need(
@@ -123,9 +133,7 @@ class Contract:
         need(isinstance(self.zscore, bool), "zscore", "true or false")
         plain = (self.mean, self.std) == ((0.0,) * count, (1.0,) * count)
         need(not self.zscore or plain, "zscore", "no mean and std beside it, for each frame has its own")
-        need(self.activation in get_args(Activation), "activation", "sigmoid, softmax or none")
         need(self.layout in get_args(Layout), "layout", "nchw or nhwc")
-        need(self.output_layout in (None, *get_args(OutputLayout)), "output_layout", "nchw, nhwc, nhw, chw, hwc or hw")
         need(self.filter in get_args(Filter), "filter", "bilinear or area")
         need(
             self.divide_by == "max" or (isinstance(self.divide_by, float) and 0 < self.divide_by < math.inf),
@@ -149,12 +157,15 @@ class Contract:
             "imgsz",
             "height and width from 1 to 8192",
         )
+
+    def _check_shape(self, need: _Need) -> None:
+        count = channel_count(self.channels)
         need(self.fit in get_args(Fit), "fit", "stretch, letterbox or cover")
         pad = self.pad if isinstance(self.pad, tuple) else (self.pad,) * count
         need(
             len(pad) == count and all(0 <= value < 1 << self.bits for value in pad),
             "pad",
-            f"a number from 0 to {(1 << self.bits) - 1}, or {numbers} for {whose}",
+            f"a number from 0 to {(1 << self.bits) - 1}, or one for each of {count} channels",
         )
         if self.tile is not None:
             most = min(self.imgsz) // 2
@@ -162,6 +173,10 @@ class Contract:
             need(self.tile[0] == self.imgsz, "tile", f"[SIZE, OVERLAP] with the network's own size, {size}")
             need(0 <= self.tile[1] <= most, "tile", f"an overlap from 0 to {most}, half of a side")
             need(self.fit == "stretch", "fit", "none beside tile, for tiles are not resized")
+
+    def _check_output(self, need: _Need) -> None:
+        need(self.activation in get_args(Activation), "activation", "sigmoid, softmax or none")
+        need(self.output_layout in (None, *get_args(OutputLayout)), "output_layout", "nchw, nhwc, nhw, chw, hwc or hw")
         need(isinstance(self.stretch, bool), "stretch", "true or false")
         need(self.output is None or isinstance(self.output, str), "output", "a name")
         need(
@@ -171,6 +186,10 @@ class Contract:
         )
         need(isinstance(self.multilabel, bool), "multilabel", "true or false")
         need(self.upsample in (None, *get_args(Upsampling)), "upsample", "scores or classes")
+        if self.multilabel:
+            need(self.activation != "softmax", "activation", "sigmoid, or none for probabilities, with multilabel")
+
+    def _check_memory(self, need: _Need) -> None:
         names = [*self.state, *self.state.values()] if isinstance(self.state, Mapping) else [None]
         need(
             all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names),
@@ -184,9 +203,7 @@ class Contract:
             "input: number for each",
         )
         need(not set(self.constants) & set(self.state), "constants", "other inputs than those of state")
-        if self.multilabel:
-            need(self.activation != "softmax", "activation", "sigmoid, or none for probabilities, with multilabel")
-        self._check_units()
+        need(not self.state or self.tile is None, "state", "none beside tile, for each tile would need its own")
 
     @property
     def _pixel_range(self) -> float:
