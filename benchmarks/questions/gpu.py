@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import platform
 import subprocess
 import sys
@@ -18,7 +19,6 @@ from benchmarks.gpu.smi import nvidia_smi
 from benchmarks.shared.environment import write_result
 from pipeline.command.command_line import OptionParser
 from pipeline.errors import BackendUnavailableError, OptionError
-from pipeline.own_process import module_command
 
 PARTS = {
     # part: (module, function, seconds that it may take, runs without a GPU too). Each in a process of its own: an error of CUDA or a
@@ -162,14 +162,16 @@ def _in_process(part: str, limit_s: float, options: Options) -> list[dict[str, o
         ]
     with tempfile.TemporaryDirectory(prefix="edgemask.") as scratch:
         path = Path(scratch) / "rows"
-        command = [*module_command("benchmarks"), "gpu", "--part", part, "--rows", str(path)]
+        command = [sys.executable, "-m", "benchmarks", "gpu", "--part", part, "--rows", str(path)]
         command += ["--data", str(options.data), "--device", options.device, *(["--quick"] if options.quick else [])]
+        search_path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
         start_s = time.monotonic()
         log = Path(scratch) / "log"
         with log.open("wb") as errors:  # a file, for what a part leaves running would keep a pipe open
             try:
                 status = subprocess.run(
                     command,
+                    env={**os.environ, "PYTHONPATH": search_path},
                     stderr=errors,
                     timeout=limit_s,
                     check=False,

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,17 +27,38 @@ from compile.program.outputs import Form
 from compile.program.program import FrameToInput, ScoresToMask
 from pipeline.bundles.bundle import FRAMES, MASKS, NEXT_STATE, NOT_FINITE, STATE
 from pipeline.errors import CompileError
+from pipeline.frames.pixels import Pixels, bands_of, input_type
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 # On how many photographs of the package a network is tried.
 _PHOTOGRAPHS = 3
 
 
+def check_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Put the nodes of a file's graph in order, and refuse one that is none.
+
+    Raises:
+        CompileError: it is damaged.
+    """
+    try:
+        sort_nodes(model.graph, path)
+        onnx.checker.check_model(model)
+    except CompileError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CompileError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return CompileError(f"{path}: expected an ONNX network, got a file that is none or is damaged ({reason})")
+
+
 def foreign_network(original: onnx.ModelProto, path: Path, state: Collection[str] = ()) -> onnx.ModelProto:
     """A segmentation network with one picture input, at the opset of the frame program.
 
     Args:
-        original: as the file has it, with its weights inside; its nodes are put in order.
+        original: as the file has it, checked, with its weights inside.
         path: its name in messages.
         state: names of inputs for what it keeps between frames; they come behind the picture.
 
@@ -45,8 +67,6 @@ def foreign_network(original: onnx.ModelProto, path: Path, state: Collection[str
     """
     model = original
     try:
-        sort_nodes(model.graph, path)
-        onnx.checker.check_model(model)
         model = onnx.inliner.inline_local_functions(model)
         current = opset_of(model)
         if current < OPSET:
@@ -61,10 +81,7 @@ def foreign_network(original: onnx.ModelProto, path: Path, state: Collection[str
     except CompileError:
         raise
     except Exception as error:  # protobuf, checker and converter share no exception
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CompileError(
-            f"{path}: expected an ONNX network, got a file that is none or is damaged ({reason})"
-        ) from error
+        raise _damaged(path, error) from error
     inputs = [value for value in _inputs(model) if value.name not in state]
     if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
         raise CompileError(f"{path}: expected a network with one input of 4 axes, got {len(inputs)} inputs")
@@ -83,8 +100,17 @@ def photographs(contract: Contract) -> list[NDArray[np.float32]]:
     """Photographs of the package as a contract has them go in, (1, C, h, w)."""
     before = FrameToInput(replace(contract, layout="nchw")).eval()
     with PhotographSource("verification") as source, torch.inference_mode():
-        frames = [np.ascontiguousarray(frame.image[None]) for frame in islice(source, _PHOTOGRAPHS)]
+        frames = [_as_bands(frame.image, contract.pixels)[None] for frame in islice(source, _PHOTOGRAPHS)]
         return [before(torch.from_numpy(frame)).numpy() for frame in frames]
+
+
+def _as_bands(image_hwc: NDArray[np.uint8], pixels: Pixels) -> NDArray[Any]:
+    """A photograph as a network of other channels may see pictures: its channels in turn, over the whole range."""
+    bands = bands_of(pixels)
+    if bands is None:
+        return np.ascontiguousarray(image_hwc)
+    chosen = image_hwc[..., [channel % 3 for channel in range(bands.channels)]]
+    return chosen.astype(input_type(pixels)) * (257 if bands.bits == 16 else 1)
 
 
 def fixed_imgsz(model: onnx.ModelProto, contract: Contract) -> Contract:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from compile.networks.contract import Contract
 from compile.networks.ends import channels_first
 from compile.networks.onnx_ends import final_activation_of, keep_output
-from compile.networks.onnx_file import nodes_of, read_whole, sort_nodes, tensors_of
+from compile.networks.onnx_file import nodes_of, read_whole, tensors_of
 from compile.networks.onnx_graph import is_same
 from compile.networks.onnx_precision import precision_of
 from compile.networks.onnx_runtime import LimitedSession
-from compile.program.foreign import fitted_contract, foreign_network, photographs, wrap
+from compile.program.foreign import check_graph, fitted_contract, foreign_network, photographs, wrap
 from compile.program.network import Network, check_count, joined, undecided
 from compile.program.outputs import find_output, fit_output
 from compile.program.program import FrameToInput, ScoresToMask
@@ -50,7 +50,7 @@ class OnnxNetwork(Network):
         classes: int | None = None,
     ) -> None:
         original, self.data_files = read_whole(weights)
-        sort_nodes(original.graph, weights)
+        check_graph(original, weights)
         decision = keep_output(original, contract.output, weights)
         self._weights, self._network = weights, foreign_network(original, weights)
         self.precision = precision_of(nodes_of(self._network), tensors_of(self._network), str(weights))

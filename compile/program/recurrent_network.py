@@ -26,7 +26,7 @@ from compile.networks.onnx_file import nodes_of, read_whole, tensors_of
 from compile.networks.onnx_graph import is_same
 from compile.networks.onnx_precision import precision_of
 from compile.networks.onnx_runtime import LimitedSession
-from compile.program.foreign import fitted_contract, foreign_network, photographs, wrap
+from compile.program.foreign import check_graph, fitted_contract, foreign_network, photographs, wrap
 from compile.program.network import Network, check_count, undecided
 from compile.program.outputs import find_output, fit_output
 from compile.program.program import FrameToInput, ScoresToMask
@@ -64,6 +64,7 @@ class RecurrentNetwork(Network):
     ) -> None:
         self._weights = weights
         original, self.data_files = read_whole(weights)
+        check_graph(original, weights)
         _take_constants(original.graph, contract, weights)
         self._network = foreign_network(original, weights, contract.state)
         self.precision = precision_of(nodes_of(self._network), tensors_of(self._network), str(weights))

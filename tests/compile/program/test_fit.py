@@ -1,6 +1,7 @@
 # Letterbox and cover, written a second time with OpenCV and NumPy: as ultralytics' LetterBox does it, in floating point.
 
 import warnings
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -179,7 +180,8 @@ def test_classes(pictures, fit, smooth):
     network = type("Most", (nn.Module,), {"logits": lambda _, x: F.avg_pool2d(x, 5, 1, 2)})()
     contract = Contract("x", SIZE_HW, fit=fit, filter="bilinear", activation="softmax")
     frames = pictures(1, 71, 200)
-    (mask,) = run(FrameProgram(network, contract, smooth=smooth), frames)
+    contract = replace(contract, upsample="scores" if smooth else "classes")
+    (mask,) = run(FrameProgram(network, contract), frames)
     x = torch.from_numpy(prepared(frames[0], fit)[..., ::-1].copy()).permute(2, 0, 1)[None]
     index = F.avg_pool2d(x, 5, 1, 2)[0].argmax(0).numpy()
     region = cut((71, 200)) if fit == "cover" else (71, 200, 0, 0)
