@@ -119,6 +119,17 @@ def _flicker(results: Path) -> list[str]:
     return lines
 
 
+def _networks(results: Path) -> list[str]:
+    lines = ["| network | from | opset | contract found | FP32 | FP16 |", "|---|---|---|---|---|---|"]
+    for row in _read(results, "networks")["table"]:
+        if "error" in row:
+            continue
+        figures = [f"{part['mean']:.4f}" if "mean" in (part := row[name]) else "refused" for name in ("fp32", "fp16")]
+        cells = (row["name"], row["source"], row.get("opset", ""), row["contract"], *figures)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
 BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     "accuracy": _accuracy,
     "good": _good,
@@ -126,8 +137,9 @@ BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     "peers": _peers,
     "sizes": _sizes,
     "flicker": _flicker,
+    "networks": _networks,
 }
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/contracts.md")
 
 
 def _read(results: Path, name: str) -> dict[str, Any]:
