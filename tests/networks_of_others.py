@@ -85,11 +85,31 @@ def expected_mask(scores, way, imgsz, frame_hw):
 
 
 def agreement(mask, expected, task):
-    """IoU at 0.5, or the share of pixels with the same class."""
+    """IoU at 0.5, or the share of pixels with the same class; of whole masks or of some pixels."""
     if task == "classes":
         return float((mask == expected).mean())
     one, other = mask >= 128, expected >= 128
     return float((one & other).sum() / max((one | other).sum(), 1)) if one.any() or other.any() else 1.0
+
+
+def decided_pixels(scores, way, frame_hw):
+    """(H, W) bool: where the network makes up its mind, of one class by less than 0.3 or more than 0.7, else by 0.4 to the second."""
+    axes = way.axes.replace("n", "")
+    if np.issubdtype(scores.dtype, np.integer):
+        return np.ones(frame_hw, bool)
+    scores = scores[0][None] if axes == "hw" else scores[0].transpose([axes.index(axis) for axis in "chw"])
+    scores = torch.from_numpy(scores.astype(np.float32))
+    if way.gives == "logits":
+        scores = scores.sigmoid() if len(scores) == 1 or way.multilabel else scores.softmax(0)
+    if len(scores) == 1:
+        scores = torch.cat((scores, 1 - scores))
+    elif way.multilabel:
+        scores = torch.cat((torch.full_like(scores[:1], 0.5), scores * 2 - 0.5))
+    first, second = scores.topk(2, 0).values
+    return (
+        cv2.resize(((first - second) >= 0.4).numpy().astype(np.uint8), frame_hw[::-1], interpolation=cv2.INTER_NEAREST)
+        > 0
+    )
 
 
 def wrong_keys(contract, way):
@@ -160,8 +180,11 @@ def contract_file(folder, other, imgsz):
     return str(folder / "contract.yaml")
 
 
-def compiled_agreement(path, folder, contract, precision, pictures, expected):
-    """How the compiled network's masks agree with the expected ones, or why there are none."""
+def compiled_agreement(path, folder, contract, precision, judged):
+    """How the compiled network's masks agree with the expected ones, or why there are none.
+
+    ``judged`` are pictures with their expected masks and where the network is decided.
+    """
     with said() as lines:
         try:
             given = {} if contract is None else {"contract": contract}
@@ -179,13 +202,16 @@ def compiled_agreement(path, folder, contract, precision, pictures, expected):
             return {"error": _plain(str(error), folder)}
     manifest = bundle.manifest
     with Model(bundle.folder, backend="onnxruntime") as model:
-        masks = [model(picture) for picture in pictures]
-    each = [agreement(mask, wanted, manifest.task) for mask, wanted in zip(masks, expected, strict=True)]
-    unequal = [np.abs(mask.astype(int) - wanted).mean() / 255 for mask, wanted in zip(masks, expected, strict=True)]
+        masks = [model(picture) for picture, _, _ in judged]
+    compared = [(mask, wanted, decided) for mask, (_, wanted, decided) in zip(masks, judged, strict=True)]
+    each = [agreement(mask, wanted, manifest.task) for mask, wanted, _ in compared]
+    decided = [agreement(mask[where], wanted[where], manifest.task) for mask, wanted, where in compared if where.any()]
+    unequal = [np.abs(mask.astype(int) - wanted).mean() / 255 for mask, wanted, _ in compared]
     kept = [line for line in lines if re.search(r"stay FP32|stays FP32|as it is", line)]
     return {
         "mean": round(float(np.mean(each)), 5),
         "worst": round(min(each), 5),
+        "decided": round(float(np.mean(decided)), 5) if decided else None,
         **({"mae": round(float(np.mean(unequal)), 6)} if manifest.task == "binary" else {}),
         "precision": manifest.precision,
         "said": [_plain(line, folder) for line in kept],
@@ -217,12 +243,17 @@ def judge(other, place, pictures, examples):
         expected_mask(scores, other.way, imgsz, picture.shape[:2])
         for scores, picture in zip(outputs, pictures, strict=True)
     ]
+    where = [
+        decided_pixels(scores, other.way, picture.shape[:2]) for scores, picture in zip(outputs, pictures, strict=True)
+    ]
+    row["decided_share"] = round(float(np.mean([one.mean() for one in where])), 3)
+    judged = list(zip(pictures, expected, where, strict=True))
     several = other.way.multilabel or (other.way.subject is None and max(one.max() for one in expected) < 128)
     row["measure"] = "pixel agreement" if several else "IoU"
     row["subject_share"] = round(float(np.mean([(one > (0 if several else 127)).mean() for one in expected])), 3)
     contract = contract_file(folder, other, imgsz) if given else None
     for precision in ("fp32", "fp16"):
-        row[precision] = compiled_agreement(path, folder, contract, precision, pictures, expected)
+        row[precision] = compiled_agreement(path, folder, contract, precision, judged)
     row["passes"] = all(row[name].get("mean", 0) >= least for name, least in LEAST.items())
     return row
 
