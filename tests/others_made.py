@@ -370,6 +370,10 @@ def _first(x):
     return x.permute(0, 3, 1, 2)
 
 
+def _smooth(x):
+    return F.interpolate(F.avg_pool2d(x, 4), scale_factor=4, mode="bilinear")
+
+
 def _scaled(x):
     mean, std = (torch.tensor(part, dtype=torch.float32).view(1, 3, 1, 1) * 255 for part in IMAGENET)
     return (x.float() - mean) / std
@@ -447,6 +451,21 @@ OTHERS = (
         Other(f"opset-{opset}", f"{_OURS}, exported by dynamo", variant(opset=opset, dynamo=True), Way())
         for opset in (18, 21, 22, 23)
         if opset > 20
+    ),
+    *(
+        Other(
+            f"bilinear-{opset}",
+            f"{_OURS}, enlarged as opset {opset} does it",
+            variant(after=_smooth, opset=opset),
+            Way(),
+        )
+        for opset in (9, 10, 11)
+    ),
+    Other(
+        "subject-first",
+        f"{_OURS}, 2 classes, the first is the subject",
+        variant(2, after=lambda x: x.flip(1)),
+        Way(subject=0),
     ),
     Other("open-size", f"{_OURS}, open height and width", variant(dynamic=(0, 2, 3)), Way()),
     Other("fixed-batch", f"{_OURS}, one picture at a time", variant(dynamic=()), Way()),
