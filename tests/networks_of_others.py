@@ -238,11 +238,15 @@ def judge(other, place, pictures, examples):
     given = other.given or not verdict.startswith("right")
     row["compiled_with"] = "given contract" if given else "found contract"
     original = run_original(path)
-    outputs = [original(fed(picture, other.way, imgsz))[other.way.output] for picture in pictures]
-    expected = [
-        expected_mask(scores, other.way, imgsz, picture.shape[:2])
-        for scores, picture in zip(outputs, pictures, strict=True)
-    ]
+    inputs = [fed(picture, other.way, imgsz) for picture in pictures]
+
+    def masks_of(outputs):
+        pairs = zip(outputs, pictures, strict=True)
+        return [expected_mask(scores, other.way, imgsz, picture.shape[:2]) for scores, picture in pairs]
+
+    outputs = [original(x)[other.way.output] for x in inputs]
+    expected = masks_of(outputs)
+    rounded = masks_of([original(x.astype(np.float16).astype(np.float32))[other.way.output] for x in inputs])
     where = [
         decided_pixels(scores, other.way, picture.shape[:2]) for scores, picture in zip(outputs, pictures, strict=True)
     ]
@@ -251,6 +255,10 @@ def judge(other, place, pictures, examples):
     several = other.way.multilabel or (other.way.subject is None and max(one.max() for one in expected) < 128)
     row["measure"] = "pixel agreement" if several else "IoU"
     row["subject_share"] = round(float(np.mean([(one > (0 if several else 127)).mean() for one in expected])), 3)
+    task = "classes" if several else "binary"
+    # What FP16 costs at least: how far the network itself is from its masks where its input alone is rounded.
+    alone = [agreement(mask, wanted, task) for mask, wanted in zip(rounded, expected, strict=True)]
+    row["rounded_input"] = round(float(np.mean(alone)), 5)
     contract = contract_file(folder, other, imgsz) if given else None
     for precision in ("fp32", "fp16"):
         row[precision] = compiled_agreement(path, folder, contract, precision, judged)

@@ -322,7 +322,7 @@ def variant(classes=1, before=None, after=None, way=None, half=False, **more):
         network = Around(inner, before, after) if before or after else inner
         if half:
             network = network.half()
-        return export(network, folder / "net.onnx", **({"side": SMALL_SIDE} | more))
+        return export(network, folder / "net.onnx", **({"side": SMALL_SIDE, "channels": len(way.mean)} | more))
 
     return make
 
