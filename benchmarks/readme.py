@@ -125,8 +125,8 @@ def _networks(results: Path) -> list[str]:
         if "error" in row:
             continue
         figures = [f"{part['mean']:.4f}" if "mean" in (part := row[name]) else "refused" for name in ("fp32", "fp16")]
-        if not row["passes"] and row["fp16"].get("decided") is not None:
-            figures[1] += f" ({row['fp16']['decided']:.4f} where it is decided)"
+        if not row["passes"] and "rounded_input" in row:
+            figures[1] += f" ({row['rounded_input']:.4f})"
         cells = (row["name"], row["source"], row.get("opset", ""), row["contract"], *figures)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
