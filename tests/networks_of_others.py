@@ -269,7 +269,8 @@ def judge(other, place, pictures, examples):
 def read_data(folder, place, count):
     """Pictures to judge on, also written to ``place``; and ``examples(side)``: others of a size, with masks, to fit heads to."""
     names = sorted(path.stem for path in (folder / "images").iterdir())
-    (place / "pictures").mkdir(exist_ok=True)
+    shutil.rmtree(place / "pictures", ignore_errors=True)
+    (place / "pictures").mkdir()
     judged = names[1 :: max(1, len(names) // count)][:count]
     pictures = []
     for name in judged:
