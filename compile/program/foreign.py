@@ -46,6 +46,8 @@ def foreign_network(original: onnx.ModelProto, path: Path, state: Collection[str
     model = original
     try:
         sort_nodes(model.graph, path)
+        # The checker asks for a shape of the output, which is cleared where it is chosen.
+        model = onnx.shape_inference.infer_shapes(model)
         onnx.checker.check_model(model)
         model = onnx.inliner.inline_local_functions(model)
         current = opset_of(model)
