@@ -555,6 +555,16 @@ def test_as_it_is_newer_opsets_are_refused(path, opset):
     refused(path, f"expected ONNX opset 20 or older, got {opset}: export it with")
 
 
+def test_as_it_is_of_an_older_ir(path, pictures):
+    with_a_determinant(path)
+    model = onnx.load(path)
+    model.ir_version = 8
+    onnx.save(model, path)
+    candidate = open_network(path, "stream", CONTRACT)
+    assert not candidate.has_layers
+    assert np.ptp(candidate.reference(pictures(1, 50, 60)).masks_nhw) > 0
+
+
 def test_as_it_is_with_weights_beside_it(path, pictures):
     frames = pictures(2, 50, 60)
     expected = masks_of(open_network(with_a_determinant(path), "stream", CONTRACT), "fp32", frames)
