@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,28 @@ def _flicker(results: Path) -> list[str]:
     return lines
 
 
+def _networks(results: Path) -> list[str]:
+    rows = [row for row in _read(results, "networks")["table"] if "error" not in row]
+    variants = [row for row in rows if row["source"].startswith("a small network")]
+    lines = ["| network | from | opset | contract found | FP32 | FP16 |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if row in variants:
+            continue
+        figures = [f"{part['mean']:.4f}" if "mean" in (part := row[name]) else "refused" for name in ("fp32", "fp16")]
+        if not row["passes"] and "rounded_input" in row:
+            figures[1] += f" ({row['rounded_input']:.4f})"
+        cells = (row["name"], row["source"], row.get("opset", ""), row["contract"], *figures)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    opsets = [row["opset"] for row in variants if "opset" in row]
+    verdicts = Counter(row["contract"] for row in variants)
+    lowest = [f"{min(row[name].get('mean', 0) for row in variants):.4f}" for name in ("fp32", "fp16")]
+    told = "; ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+    names = ", ".join(row["name"] for row in variants if not row["name"].startswith("opset"))
+    cells = (f"{len(variants)} variants of a small one", names, f"{min(opsets)} to {max(opsets)}", told)
+    lines.append(f"| {' | '.join((*cells, *(f'{figure} or more' for figure in lowest)))} |")
+    return lines
+
+
 BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     "accuracy": _accuracy,
     "good": _good,
@@ -126,8 +149,9 @@ BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     "peers": _peers,
     "sizes": _sizes,
     "flicker": _flicker,
+    "networks": _networks,
 }
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/contracts.md")
 
 
 def _read(results: Path, name: str) -> dict[str, Any]:

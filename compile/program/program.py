@@ -236,10 +236,13 @@ class FrameProgram(nn.Module):
         self.network = _halve(network, keep) if half else network
         self.after = ScoresToMask(contract, form=form, ends_in=ends_in)
         self.half_network = half
+        # What FP16 leaves of a pixel between two whole numbers may be nearer to the other one.
+        self._rounds_first = half and _rounds_pictures(network)
 
     def forward(self, frames_nhwc: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H, W, 3) uint8 BGR to masks (N, H, W) uint8, and how many of each frame's scores are not finite, (N,) int32."""
         x = self.before(frames_nhwc)
+        x = x.round() if self._rounds_first else x
         scores = self.network.logits(x.half() if self.half_network else x)  # type: ignore[operator]
         masks, not_finite = self.after(scores, frames_nhwc)
         return masks, not_finite
@@ -274,6 +277,12 @@ class _Promoted:
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _rounds_pictures(network: nn.Module) -> bool:
+    """Whether a network takes whole numbers."""
+    nodes = network.graph.nodes if isinstance(network, fx.GraphModule) else ()
+    return any(user.target is torch.round for node in nodes if node.op == "placeholder" for user in node.users)
 
 
 def _halve(network: nn.Module, keep: Collection[str]) -> nn.Module:

@@ -332,6 +332,22 @@ def test_input_of_bytes(path, layout, pictures):
     assert np.abs(masks_of(candidate, "fp32", frames).astype(int) - expected).max() <= 1
 
 
+def test_bytes_are_rounded_before_they_are_halved(path):
+    nodes = [
+        helper.make_node("Cast", ["picture"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["float", "middle"], ["around"]),
+        helper.make_node("Conv", ["around", "weight"], ["scores"]),
+    ]
+    weights = {"middle": np.array(200.5, np.float32), "weight": np.full((1, 3, 1, 1), 4, np.float32)}
+    entry = ["n", 3, "h", "w"]
+    save(path, nodes, {"scores": ["n", 1, "h", "w"]}, weights, entry, TensorProto.UINT8, output_dtype=TensorProto.FLOAT)
+    candidate = open_network(path, "stream", Contract("mine", SIZE_HW, divide_by=1.0))
+    frames = np.random.default_rng(0).integers(199, 203, (1, 50, 60, 3), dtype=np.uint8)
+    expected = candidate.reference(frames).masks_nhw
+    assert np.ptp(expected) > 200
+    assert np.abs(masks_of(candidate, "fp16", frames).astype(int) - expected).max() <= 1
+
+
 def test_a_batch_of_four(path):
     save(path, [conv()], {"scores": [4, 1, 40, 56]}, {"weight": weights_of(1)}, [4, 3, 40, 56])
     refused(path, "expected a network for single pictures or any number, got one for 4 at a time")
@@ -537,6 +553,16 @@ def test_as_it_is_newer_opsets_are_refused(path, opset):
     model.opset_import[0].version, model.ir_version = opset, 10
     onnx.save(model, path)
     refused(path, f"expected ONNX opset 20 or older, got {opset}: export it with")
+
+
+def test_as_it_is_of_an_older_ir(path, pictures):
+    with_a_determinant(path)
+    model = onnx.load(path)
+    model.ir_version = 8
+    onnx.save(model, path)
+    candidate = open_network(path, "stream", CONTRACT)
+    assert not candidate.has_layers
+    assert np.ptp(candidate.reference(pictures(1, 50, 60)).masks_nhw) > 0
 
 
 def test_as_it_is_with_weights_beside_it(path, pictures):
