@@ -23,7 +23,6 @@ from pipeline.errors import BackendUnavailableError, SourceError
 from pipeline.frames.frame import SourceInfo
 from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact, secrets_of
-from pipeline.sources.address import Address
 from pipeline.sources.kinds import SourceKind
 from pipeline.sources.live import Connection, LiveSource, LostError, Picture
 from pipeline.sources.options import LiveOptions
@@ -216,11 +215,9 @@ def has_jetson_decoder() -> bool:
     return shutil.which(LAUNCH) is not None and has_element("nvv4l2decoder") and has_element("nvvidconv")
 
 
-def jetson_rtsp(address: Address) -> list[str]:
+def jetson_rtsp(url: str) -> list[str]:
     """A pipeline that reads RTSP over TCP by a Jetson's decoder, which ``decodebin`` prefers to others."""
-    words = ["rtspsrc", f"location={_quoted(address.bare_url)}", "protocols=tcp", "latency=100"]
-    if address.user or address.password:
-        words += [f"user-id={_quoted(address.user)}", f"user-pw={_quoted(address.password)}"]
+    words = ["rtspsrc", f"location={url}", "protocols=tcp", "latency=100"]
     media = "application/x-rtp,media=video"  # a camera's sound stays out
     return [*words, "!", media, "!", "decodebin", "!", "nvvidconv", "!", "video/x-raw,format=I420"]
 
@@ -259,11 +256,6 @@ def _elements(spec: str) -> list[str]:
     if words[0].startswith("-"):
         raise SourceError(f"gst:…: expected a pipeline as for {LAUNCH}, got an option of the program")
     return words
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def _first_error(said: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 from pipeline.errors import OptionError
@@ -21,6 +22,9 @@ class LiveOptions:
         backoff_max_s: where the doubling ends.
         steady_s: frames for so long, and the count of attempts starts again.
         on_corrupt: "drop" damaged frames or "pass" them on.
+        tls_verify: of https and rtsps: "yes" verifies certificates by the system's authorities, a path (PEM) by those of that file or as
+            one of its certificates; "no" does not, and then no password is said.
+        follow_redirects: go where a peer sends us, on other hosts too.
     """
 
     stall_s: float = 3.0
@@ -31,6 +35,8 @@ class LiveOptions:
     backoff_max_s: float = 30.0
     steady_s: float = 10.0
     on_corrupt: str = "drop"
+    tls_verify: str = "yes"
+    follow_redirects: bool = False
 
     def __post_init__(self) -> None:
         for name in ("stall_s", "reconnect_s", "connect_s", "backoff_s", "backoff_max_s", "steady_s"):
@@ -41,6 +47,8 @@ class LiveOptions:
             raise OptionError(f"max_reconnects: expected a number from 0, got {self.max_reconnects}")
         if self.on_corrupt not in ("drop", "pass"):
             raise OptionError(f"on_corrupt: expected drop or pass, got {self.on_corrupt}")
+        if self.tls_verify not in ("yes", "no") and not os.path.isfile(self.tls_verify):
+            raise OptionError(f"tls_verify: expected yes, no or a file of certificates (PEM), got {self.tls_verify}")
 
     @property
     def read_s(self) -> float:
