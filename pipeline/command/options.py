@@ -309,8 +309,8 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
         "--tls-verify",
         default=_DEFAULT.live.tls_verify,
         metavar="yes|no|CA.pem",
-        help="how the certificates of https:// and rtsps:// are verified: by the system's authorities, not at all (and then no password "
-        "is sent), or by the certificates of a file, the camera's own among them (default: %(default)s)",
+        help="certificates of https:// and rtsps:// are verified by the system's authorities, by those of a file (the camera's own "
+        "may be one), or not at all, and then no password is sent (default: %(default)s)",
     )
     group.add_argument(
         "--follow-redirects",

@@ -6,6 +6,7 @@ import http.client
 import socket
 from contextlib import suppress
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from pipeline.errors import SourceError
 from pipeline.redaction import redact
@@ -149,8 +150,8 @@ class HttpStream:
     def _request(self, start: int) -> http.client.HTTPResponse:
         self.close()
         address = self._address
-        path = "/" + (address.bare_url.split("://", 1)[1].partition("#")[0].split("/", 1) + [""])[1]
-        place = address.bare_url.split("://", 1)[1].split("/", 1)[0]
+        parts = urlsplit(address.bare_url)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._socket = dial(address, self._options)
         if self._cancelled:
             raise LostError("cancelled")
@@ -158,7 +159,7 @@ class HttpStream:
         connection.sock = self._socket
         try:
             connection.putrequest("GET", path, skip_host=True, skip_accept_encoding=True)
-            fields = {"Host": place, "User-Agent": _AGENT, "Accept": "*/*", "Connection": "close"}
+            fields = {"Host": parts.netloc, "User-Agent": _AGENT, "Accept": "*/*", "Connection": "close"}
             if start:
                 fields["Range"] = f"bytes={start}-"
             if self._login is not None and self._may_answer() and (said := self._login.header("GET", path)):

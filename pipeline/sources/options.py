@@ -22,8 +22,8 @@ class LiveOptions:
         backoff_max_s: where the doubling ends.
         steady_s: frames for so long, and the count of attempts starts again.
         on_corrupt: "drop" damaged frames or "pass" them on.
-        tls_verify: of https and rtsps: "yes" verifies certificates by the system's authorities, a path (PEM) by those of that file or as
-            one of its certificates; "no" does not, and then no password is said.
+        tls_verify: of https and rtsps: "yes" verifies certificates by the system's authorities, a path (PEM) by those of that file or
+            as one of them; "no" does not, and then no password is said.
         follow_redirects: go where a peer sends us, on other hosts too.
     """
 

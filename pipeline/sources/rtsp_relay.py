@@ -209,11 +209,11 @@ class RtspRelay:
         transport = _field(lines, b"transport")
         if status == 200 and transport and b"/TCP" not in transport.upper():
             raise LostError("expected RTP over TCP in one connection, got another transport")
-        if request is not None and request.method == "DESCRIBE" and status == 200:
+        has_base = _field(lines, b"content-base") or _field(lines, b"content-location")
+        if request is not None and request.method == "DESCRIBE" and status == 200 and not has_base:
             # Else the library takes its own address for the server's, and asks the parts of the stream by it.
-            if not _field(lines, b"content-base") and not _field(lines, b"content-location"):
-                base = request.uri.replace(self._prefix, self._address.bare_url, 1)
-                return [*lines, f"Content-Base: {base}".encode()]
+            base = request.uri.replace(self._prefix, self._address.bare_url, 1)
+            return [*lines, f"Content-Base: {base}".encode()]
         return lines
 
     def _logs_in(self, request: _Request, lines: list[bytes]) -> bool:

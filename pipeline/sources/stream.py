@@ -146,7 +146,7 @@ class StreamConnection(Connection):
         }
         started_s = time.monotonic()
         try:
-            container = av.open(where, options=choices, timeout=(options.connect_s, options.read_s))
+            container = av.open(where, "r", options=choices, timeout=(options.connect_s, options.read_s))
         except (av.error.ArgumentError, av.error.ProtocolNotFoundError, av.error.DemuxerNotFoundError):
             raise SourceError(
                 f"{address.name}: expected a stream (MJPEG, MPEG-TS, FLV, MP4 or Matroska over HTTP, or RTSP), got something "
