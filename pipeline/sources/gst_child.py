@@ -37,8 +37,8 @@ def main() -> int:
         words = file.read().split(b"\0")[:-1]
     try:
         gst = _library()
-    except (OSError, AttributeError) as error:
-        return _fail(f"ERROR: {_LIBRARY} cannot be used ({error})")
+    except (OSError, AttributeError) as problem:
+        return _fail(f"ERROR: {_LIBRARY} cannot be used ({problem})")
     stopped: list[int] = []
     signal.signal(signal.SIGINT, lambda number, _: stopped.append(number))
     gst.gst_init(None, None)
