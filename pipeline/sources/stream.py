@@ -19,6 +19,7 @@ from pipeline.redaction import redact
 from pipeline.sources.address import Address
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
 from pipeline.sources.display import pixel_shape
+from pipeline.sources.ffmpeg_memory import limit_blocks
 from pipeline.sources.gstreamer import GstreamerConnection, has_jetson_decoder, jetson_rtsp
 from pipeline.sources.http_stream import HttpStream
 from pipeline.sources.kinds import SourceKind
@@ -44,6 +45,8 @@ STREAM = SourceKind(
 _HTTP_FORMATS = "asf,avi,flv,h264,hevc,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,nut,ogg"
 # Their time stamps are FFmpeg's own: 25 frames a second, whatever comes.
 _WITHOUT_TIMES = frozenset(("h264", "hevc", "mjpeg", "mpegvideo"))
+# A camera's pictures may change their size, not become a thousand times as large.
+_LATER_PIXELS, _GROWTH = 1 << 25, 4
 _LEAVE_S = 0.3
 Way = TypeVar("Way", HttpStream, RtspRelay, GstreamerConnection)
 
@@ -73,6 +76,7 @@ class StreamConnection(Connection):
         self._cancelled = False
 
     def __iter__(self) -> Iterator[Picture]:
+        limit_blocks()
         try:
             yield from self._by_rtsp() if self._address.scheme.startswith("rtsp") else self._by_http()
         except av.error.FFmpegError as error:
@@ -166,10 +170,7 @@ class StreamConnection(Connection):
         return container
 
     def _motion_jpeg(self, parts: Parts) -> Iterator[Picture]:
-        context = av.CodecContext.create("mjpeg", "r")
-        assert isinstance(context, av.VideoCodecContext)
-        context.options = {"max_pixels": str(MAX_PIXELS)}
-        to_pixels = ToPixels(self._pixels)
+        context, is_first, to_pixels = _mjpeg(MAX_PIXELS), True, ToPixels(self._pixels)
         for part in parts:
             try:
                 pictures = context.decode(av.Packet(part))
@@ -177,6 +178,8 @@ class StreamConnection(Connection):
                 yield Picture(None, corrupt=True)
                 continue
             for decoded in pictures:
+                if is_first:
+                    context, is_first = _mjpeg(_later_pixels(decoded.height * decoded.width)), False
                 pixels, kind, aspect = to_pixels(decoded)
                 yield Picture(pixels, None, decoded.is_corrupt, kind, sample_aspect=aspect)
 
@@ -184,7 +187,7 @@ class StreamConnection(Connection):
         stream = film_of(container)
         assert stream is not None  # it was checked
         context = stream.codec_context
-        context.options = {"max_pixels": str(MAX_PIXELS)}  # a later picture may claim more than the first
+        context.options = {"max_pixels": str(_later_pixels(stream.height * stream.width))}
         context.thread_type = "SLICE"  # threads that take a frame each would give every frame that much later
         if container.format.name == "rtsp" and context.name == "h264":
             # Some servers repeat the headers between a picture's slices, which then come as packets of their own: without this
@@ -213,3 +216,15 @@ class StreamConnection(Connection):
         if isinstance(error, av.error.ExitError) or waited_s >= self._options.connect_s:
             text = "no answer in time"
         return LostError(redact(text, *self._address.secrets))
+
+
+def _later_pixels(first: int) -> int:
+    """How many pixels later pictures may claim: those of 8K, or some times those of the first where it was larger."""
+    return min(MAX_PIXELS, max(_LATER_PIXELS, _GROWTH * first))
+
+
+def _mjpeg(max_pixels: int) -> av.VideoCodecContext:
+    context = av.CodecContext.create("mjpeg", "r")
+    assert isinstance(context, av.VideoCodecContext)
+    context.options = {"max_pixels": str(max_pixels)}
+    return context

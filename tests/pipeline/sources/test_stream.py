@@ -1,10 +1,16 @@
+import contextlib
 import gc
+import hashlib
 import http.server
 import io
 import itertools
 import os
+import re
 import signal
+import socket
 import socketserver
+import ssl
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,8 +20,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.errors import SourceError
-from pipeline.sources import open_source, stream
+from pipeline.errors import OptionError, SourceError
+from pipeline.sources import ffmpeg_memory, multipart, open_source, stream
 from pipeline.sources.options import LiveOptions
 from pipeline.stages.telemetry import CORRUPT, State
 
@@ -176,9 +182,9 @@ class Site(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self):
+    def __init__(self, host="127.0.0.1"):
         self.pages, self.asked = {}, []
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__((host, 0), _Handler)
 
     def handle_error(self, *_):
         """A client that left is no error."""
@@ -486,3 +492,305 @@ def test_a_silent_server_is_left_behind(site):
     ):
         next(iter(source))
     silent.set()
+
+
+# Who is spoken to ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """``certificate("IP:127.0.0.1")``: the paths of a self-signed certificate of that name and of its key."""
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def make(name):
+        paths = folder / f"{name[:6]}.pem".replace(":", ""), folder / f"{name[:6]}.key".replace(":", "")
+        if not paths[0].exists():
+            words = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -addext subjectAltName={name}"
+            files = ["-out", str(paths[0]), "-keyout", str(paths[1])]
+            subprocess.run(["openssl", *words.split(), *files], check=True, capture_output=True)
+        return paths
+
+    return make
+
+
+@pytest.fixture
+def secure_site(site, certificate):
+    """``secure_site("IP:127.0.0.1")``: the site speaks TLS with a certificate of that name, whose path is given back."""
+
+    def make(name):
+        paths = certificate(name)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*paths)
+        site.socket = context.wrap_socket(site.socket, server_side=True, do_handshake_on_connect=False)
+        return str(paths[0])
+
+    return make
+
+
+def asks_to_log_in(content):
+    def answer(handler):
+        if handler.headers.get("Authorization") is None:
+            handler.send_response(401)
+            handler.send_header("WWW-Authenticate", 'Basic realm="cam"')
+            handler.end_headers()
+            return
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return answer
+
+
+tls = pytest.mark.needs_program("openssl")
+
+
+@tls
+@pytest.mark.parametrize("name", ["IP:127.0.0.1", "DNS:elsewhere.example"])
+def test_a_certificate_that_nobody_vouches_for_gets_no_password(site, secure_site, name):
+    secure_site(name)
+    site.pages["/x"] = asks_to_log_in(clip("mpegts", noise(5)))
+    with (
+        opened(f"https://me:secret@{site.place}/x") as source,
+        pytest.raises(
+            SourceError, match=r"/x: expected a certificate of 127.0.0.1 .*self.signed.*--tls-verify"
+        ) as caught,
+    ):
+        next(iter(source))
+    assert site.asked == []
+    assert "secret" not in str(caught.value)
+
+
+@tls
+@pytest.mark.parametrize("name", ["IP:127.0.0.1", "DNS:elsewhere.example"])
+def test_a_cameras_own_certificate_vouches_for_it_under_any_name(site, secure_site, name):
+    path = secure_site(name)
+    site.pages["/x"] = asks_to_log_in(clip("mpegts", noise(5)))
+    with opened(f"https://me:secret@{site.place}/x", tls_verify=path) as source:
+        assert next(iter(source)).size_hw == (48, 64)
+
+
+@tls
+def test_another_certificate_than_that_of_the_file_is_refused(site, secure_site, certificate):
+    secure_site("IP:127.0.0.1")
+    path = str(certificate("DNS:elsewhere.example")[0])
+    with (
+        opened(f"https://me:secret@{site.place}/x", tls_verify=path) as source,
+        pytest.raises(SourceError, match="expected a certificate"),
+    ):
+        next(iter(source))
+    assert site.asked == []
+
+
+@tls
+def test_without_verification_there_are_pictures_and_no_password(site, secure_site):
+    secure_site("DNS:elsewhere.example")
+    site.pages |= {"/x": clip("mpegts", noise(5)), "/y": asks_to_log_in(b"")}
+    with opened(f"https://me:secret@{site.place}/x", tls_verify="no") as source:
+        next(iter(source))
+    with (
+        opened(f"https://me:secret@{site.place}/y", tls_verify="no") as source,
+        pytest.raises(SourceError, match="401 unauthorized: user and password are not sent"),
+    ):
+        next(iter(source))
+    assert set(site.asked) == {None}
+
+
+@pytest.mark.parametrize("value", ["maybe", "/no/such/file.pem"])
+def test_what_is_no_way_to_verify(value):
+    with pytest.raises(OptionError, match="tls_verify: expected yes, no or a file"):
+        LiveOptions(tls_verify=value)
+
+
+class Rtsp(threading.Thread):
+    """An RTSP server that answers each method by ``answers`` (lines after the status), and records what it was asked."""
+
+    def __init__(self, wrap=lambda connection: connection, host="127.0.0.1", **answers):
+        super().__init__(daemon=True)
+        self.listening = socket.create_server((host, 0))
+        self.place = f"{host}:{self.listening.getsockname()[1]}"
+        self.answers, self.asked, self.wrap = answers, [], wrap
+        self.start()
+
+    def run(self):
+        while True:
+            connection, _ = self.listening.accept()
+            with contextlib.suppress(OSError), self.wrap(connection) as peer:
+                while request := peer.recv(4096).decode():
+                    self.asked.append(request)
+                    number = next(line for line in request.splitlines() if line.startswith("CSeq"))
+                    status, *rest = self.answers.get(
+                        request.split()[0], ["200 OK", "Public: DESCRIBE, SETUP, PLAY", "", ""]
+                    )
+                    peer.sendall("\r\n".join([f"RTSP/1.0 {status}", number, *rest]).encode())
+
+
+def test_a_redirection_to_another_host_is_followed_only_when_asked_for(site):
+    with Site("127.0.0.2") as other:
+        threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        other.pages["/y"] = clip("mpegts", noise(5))
+        site.pages["/x"] = f"http://127.0.0.2:{other.server_port}/y"
+        with (
+            opened(f"http://me:secret@{site.place}/x") as source,
+            pytest.raises(SourceError, match=r"another host \(127.0.0.2\)"),
+        ):
+            next(iter(source))
+        assert other.asked == []
+        with opened(f"http://me:secret@{site.place}/x", follow_redirects=True) as source:
+            next(iter(source))
+        assert set(other.asked) == {None}
+        other.shutdown()
+
+
+def test_a_redirection_on_the_same_host_is_followed_with_the_password(site):
+    site.pages |= {"/x": "/y", "/y": asks_to_log_in(clip("mpegts", noise(5)))}
+    with opened(f"http://me:secret@{site.place}/x") as source:
+        next(iter(source))
+    assert site.asked[-1] is not None
+
+
+@tls
+def test_a_redirection_away_from_encryption_is_not_followed(site, secure_site):
+    path = secure_site("IP:127.0.0.1")
+    site.pages["/x"] = "http://127.0.0.1:9/x"
+    for follow in (False, True):
+        with (
+            opened(f"https://{site.place}/x", tls_verify=path, follow_redirects=follow) as source,
+            pytest.raises(SourceError, match="without encryption"),
+        ):
+            next(iter(source))
+
+
+def test_redirections_without_end_are_not_followed_for_ever(site):
+    site.pages["/x"] = "/x"
+    with opened(f"http://{site.place}/x", max_reconnects=0) as source, pytest.raises(SourceError, match="redirections"):
+        next(iter(source))
+    assert len(site.asked) < 10
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "DESCRIBE"])
+def test_rtsp_does_not_send_us_to_other_hosts(method):
+    other = Rtsp(host="127.0.0.2")
+    camera = Rtsp(**{method: ["302 Found", f"Location: rtsp://{other.place}/y", "", ""]})
+    with (
+        opened(f"rtsp://me:secret@{camera.place}/x") as source,
+        pytest.raises(SourceError, match=r"another host \(127.0.0.2\)"),
+    ):
+        next(iter(source))
+    assert other.asked == []
+    with (
+        opened(f"rtsp://me:secret@{camera.place}/x", follow_redirects=True, max_reconnects=0) as source,
+        pytest.raises(SourceError),
+    ):
+        next(iter(source))
+    assert any(request.startswith(f"{method} rtsp://{other.place}/y") for request in other.asked)
+
+
+SDP = "v=0\r\no=- 0 0 IN IP4 {host}\r\ns=x\r\nc=IN IP4 {host}\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
+
+
+def described(host):
+    text = SDP.format(host=host) + f"a=control:rtsp://{host}/track\r\n"
+    return ["200 OK", "Content-Type: application/sdp", f"Content-Length: {len(text)}", "", text]
+
+
+@pytest.mark.parametrize(
+    "transport",
+    [
+        "RTP/AVP;unicast;client_port=5000-5001;source=127.0.0.2",
+        "RTP/AVP;multicast;destination=239.0.0.1",
+    ],
+)
+def test_rtp_comes_over_the_connection_and_from_nowhere_else(transport):
+    answer = ["200 OK", "Session: 1", f"Transport: {transport};server_port=6000-6001", "", ""]
+    camera = Rtsp(DESCRIBE=described("127.0.0.2:9"), SETUP=answer)
+    with (
+        opened(f"rtsp://{camera.place}/x", max_reconnects=0) as source,
+        pytest.raises(SourceError, match="expected RTP over TCP"),
+    ):
+        next(iter(source))
+    assert [request.split()[0] for request in camera.asked][:3] == ["OPTIONS", "DESCRIBE", "SETUP"]
+
+
+@tls
+def test_rtsps_is_verified_and_speaks_to_whom_it_trusts(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate("IP:127.0.0.1"))
+    refusal = [
+        "401 Unauthorized",
+        'WWW-Authenticate: Digest realm="cam", nonce="n", qop="auth", algorithm=SHA-256',
+        "",
+        "",
+    ]
+    camera = Rtsp(lambda connection: context.wrap_socket(connection, server_side=True), DESCRIBE=refusal)
+    with (
+        opened(f"rtsps://me:secret@{camera.place}/x") as source,
+        pytest.raises(SourceError, match="expected a certificate"),
+    ):
+        next(iter(source))
+    assert camera.asked == []
+    trusted = str(certificate("IP:127.0.0.1")[0])
+    with (
+        opened(f"rtsps://me:secret@{camera.place}/x", tls_verify=trusted) as source,
+        pytest.raises(SourceError, match="401 unau"),
+    ):
+        next(iter(source))
+    said = re.search(
+        r'Authorization: Digest .*?uri="([^"]*)", response="([0-9a-f]*)".*cnonce="(\w*)".*nc=(\w*)', camera.asked[-1]
+    )
+    first, second = (hashlib.sha256(text.encode()).hexdigest() for text in ("me:cam:secret", f"DESCRIBE:{said[1]}"))
+    assert said[1] == f"rtsps://{camera.place}/x"
+    assert said[2] == hashlib.sha256(f"{first}:n:{said[4]}:{said[3]}:auth:{second}".encode()).hexdigest()
+
+
+# Memory -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 2000000000\r\n", ""])
+def test_a_part_is_no_larger_than_a_picture(site, length, monkeypatch):
+    monkeypatch.setattr(multipart, "MAX_PART_BYTES", 1 << 20)
+
+    def answer(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=--part")
+        handler.end_headers()
+        handler.wfile.write(f"--part\r\nContent-Type: image/jpeg\r\n{length}\r\n".encode())
+        for _ in range(100):
+            handler.wfile.write(b"x" * (1 << 16))
+
+    site.pages["/x"] = answer
+    with (
+        opened(f"http://{site.place}/x", max_reconnects=0) as source,
+        pytest.raises(SourceError, match="pictures of at most 1 MiB"),
+    ):
+        next(iter(source))
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_answers_of_rtsp_are_no_larger_than_such_answers(part):
+    answer = (
+        ["200 OK", "Content-Length: 2147483000", "", "v=0"]
+        if part == "body"
+        else ["200 OK", "X: " + "y" * 100_000, "", ""]
+    )
+    camera = Rtsp(DESCRIBE=answer)
+    with (
+        opened(f"rtsp://{camera.place}/x", max_reconnects=0) as source,
+        pytest.raises(SourceError, match="answers of RTSP"),
+    ):
+        next(iter(source))
+
+
+def test_later_pictures_are_not_a_thousand_times_as_large(site, monkeypatch):
+    monkeypatch.setattr(stream, "_LATER_PIXELS", 100 * 100)
+    small, large = np.full((48, 64, 3), 90, np.uint8), np.full((400, 400, 3), 90, np.uint8)
+    site.pages["/x"] = motion_jpeg([small, small, large, large, small, small], 0.01)
+    with opened(f"http://{site.place}/x") as source:
+        assert {frame.size_hw for frame in itertools.islice(source, 4)} == {(48, 64)}
+    assert source.telemetry.snapshot().dropped[CORRUPT] >= 2
+
+
+def test_no_block_of_ffmpegs_is_larger_than_a_picture():
+    assert ffmpeg_memory.limit_blocks()
+    with pytest.raises(av.error.MemoryError):
+        av.VideoFrame(20000, 20000, "rgb24")
+    assert av.VideoFrame(11584, 11584, "rgb24").width == 11584
