@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 from pipeline.errors import OptionError
@@ -47,8 +46,6 @@ class LiveOptions:
             raise OptionError(f"max_reconnects: expected a number from 0, got {self.max_reconnects}")
         if self.on_corrupt not in ("drop", "pass"):
             raise OptionError(f"on_corrupt: expected drop or pass, got {self.on_corrupt}")
-        if self.tls_verify not in ("yes", "no") and not os.path.isfile(self.tls_verify):
-            raise OptionError(f"tls_verify: expected yes, no or a file of certificates (PEM), got {self.tls_verify}")
 
     @property
     def read_s(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import av
 import av.error
 from av.codec.context import Flags2
 
-from pipeline.errors import SourceError
+from pipeline.errors import OptionError, SourceError
 from pipeline.frames.frame import SourceInfo
 from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact
@@ -57,6 +58,10 @@ class StreamSource(LiveSource):
     def __init__(self, spec: str, live: LiveOptions | None = None) -> None:
         options = live or LiveOptions()
         address = Address.parse(spec)
+        if address.is_encrypted and options.tls_verify not in ("yes", "no") and not os.path.isfile(options.tls_verify):
+            raise OptionError(
+                f"--tls-verify {options.tls_verify}: expected yes, no or a file of certificates (PEM), got no such file"
+            )
         kind = "RTSP over TCP" if address.scheme.startswith("rtsp") else "stream over HTTP"
 
         def connect() -> Connection:
