@@ -597,7 +597,7 @@ def test_without_verification_there_are_pictures_and_no_password(site, secure_si
 
 @pytest.mark.parametrize("value", ["maybe", "/no/such/file.pem"])
 def test_what_is_no_way_to_verify(value):
-    with pytest.raises(OptionError, match="--tls-verify .*: expected yes, no or a file of certificates"):
+    with pytest.raises(OptionError, match=r"--tls-verify .*: expected yes, no or a file of certificates"):
         opened("https://cam/x", tls_verify=value)
 
 
