@@ -64,7 +64,8 @@ def test_every_option_arrives():
     words = "0 --model m --backend onnxruntime --rebuild never --smooth strong --fps 5 --refine-edges --compose host --render mask "
     words += "--alpha 0.1 --threshold 0.2 --palette voc --background #000000 --legend --hud --output a --save b --show --headless "
     words += "--encoder x264 --segment-time 1m --segment-size 2 --keep-files 3 --keep-size 4 --min-free 5 --stall 1 --reconnect 2 "
-    words += "--max-reconnects 3 --on-corrupt pass --tls-verify no --follow-redirects --serve h:1 --serve-token t --serve-name n --serve-read-only --serve-viewers 2 "
+    words += "--max-reconnects 3 --on-corrupt pass --tls-verify no --follow-redirects "
+    words += "--serve h:1 --serve-token t --serve-name n --serve-read-only --serve-viewers 2 "
     options = parse_options([*words.split(), *["--drop", "latest", "--max-frames", "4", "--quiet"]])
     assert options == RunOptions(
         ("0",),

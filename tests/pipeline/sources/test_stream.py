@@ -742,6 +742,67 @@ def test_rtsps_is_verified_and_speaks_to_whom_it_trusts(certificate):
     assert said[2] == hashlib.sha256(f"{first}:n:{said[4]}:{said[3]}:auth:{second}".encode()).hexdigest()
 
 
+@pytest.mark.needs_program("gst-launch-1.0")
+def test_a_jetsons_way_goes_through_the_relay_with_a_password_that_it_does_not_know(serve, monkeypatch):
+    jetson_rtsp, seen = stream.jetson_rtsp, []
+
+    def words(url):
+        seen[:] = ["videoconvert" if word == "nvvidconv" else word for word in jetson_rtsp(url)]
+        return seen
+
+    monkeypatch.setattr(stream, "has_jetson_decoder", lambda: True)
+    monkeypatch.setattr(stream, "jetson_rtsp", words)
+    server = serve(user="admin", password="rightful", pattern="red")
+    with opened(f"rtsp://admin:rightful@{server.place}") as source:
+        np.testing.assert_allclose(next(iter(source)).image[60, 80], (0, 0, 255), atol=12)
+    assert not any("rightful" in word or server.place in word for word in seen)
+    with (
+        opened(f"rtsp://admin:wrongful@{server.place}") as source,
+        pytest.raises(SourceError, match=r"expected to be let in, got 401 unauthorized: check user and password$"),
+    ):
+        next(iter(source))
+
+
+@pytest.mark.needs_program("gst-launch-1.0")
+def test_a_jetsons_way_is_not_sent_to_other_hosts_either(monkeypatch):
+    monkeypatch.setattr(stream, "has_jetson_decoder", lambda: True)
+    other = Rtsp(host="127.0.0.2")
+    camera = Rtsp(DESCRIBE=["302 Found", f"Location: rtsp://{other.place}/y", "", ""])
+    words = stream.jetson_rtsp
+    monkeypatch.setattr(
+        stream, "jetson_rtsp", lambda url: ["videoconvert" if word == "nvvidconv" else word for word in words(url)]
+    )
+    with opened(f"rtsp://{camera.place}/x") as source, pytest.raises(SourceError, match="another host"):
+        next(iter(source))
+    assert other.asked == []
+
+
+def test_a_film_whose_index_is_at_its_end_is_read_in_parts(site):
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 640, 480, "yuv420p"
+        for image in noise(10, 480, 640):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
+        container.mux(video.encode(None))
+    content, parts = file.getvalue(), []
+
+    def answer(handler):
+        given = handler.headers.get("Range")
+        start = int(given.removeprefix("bytes=").rstrip("-")) if given else 0
+        parts.append(start)
+        handler.send_response(206 if given else 200)
+        handler.send_header("Accept-Ranges", "bytes")
+        handler.send_header("Content-Length", str(len(content) - start))
+        handler.end_headers()
+        handler.wfile.write(content[start:])
+
+    site.pages["/x.mp4"] = answer
+    with opened(f"http://{site.place}/x.mp4") as source:
+        assert len(list(itertools.islice(source, 10))) == 10
+    assert max(parts) > len(content) // 2
+
+
 # Memory -------------------------------------------------------------------------------------------------------------------
 
 
