@@ -10,7 +10,7 @@ from pipeline.sources.live import LostError
 
 MAX_PART_BYTES = 64 << 20
 _LINE_BYTES, _MAX_LINES = 4096, 100
-_PIECE_BYTES = 1 << 16
+_PIECE_BYTES, _LARGE_PIECE_BYTES = 1 << 12, 1 << 18
 
 
 class Readable(Protocol):
@@ -79,16 +79,21 @@ class Parts:
                 raise LostError(
                     f"expected pictures of at most {MAX_PART_BYTES >> 20} MiB, got one of {count >> 20} MiB"
                 )
-            while len(self._buffer) < count:
-                if not self._more(count - len(self._buffer)):
+            pieces = [self._cut(min(count, len(self._buffer)))]
+            count -= len(pieces[0])
+            while count:
+                piece = self._stream.read(min(count, _LARGE_PIECE_BYTES))
+                if not piece:
                     return None
-            return self._cut(count)
+                pieces.append(piece)
+                count -= len(piece)
+            return b"".join(pieces)
         searched = 0
         while (place := self._buffer.find(self._boundary, searched)) < 0:
             searched = max(0, len(self._buffer) - len(self._boundary))
             if len(self._buffer) > MAX_PART_BYTES:
                 raise LostError(f"expected pictures of at most {MAX_PART_BYTES >> 20} MiB, got a larger one")
-            if not self._more(_PIECE_BYTES):
+            if not self._more():
                 return None
         content = self._cut(place)
         del self._buffer[:2]
@@ -98,7 +103,7 @@ class Parts:
         while (place := self._buffer.find(b"\n", 0, _LINE_BYTES)) < 0:
             if len(self._buffer) >= _LINE_BYTES:
                 raise LostError("expected parts of multipart/x-mixed-replace, got something else")
-            if not self._more(_PIECE_BYTES):
+            if not self._more():
                 return None
         line = self._cut(place + 1)
         return line.rstrip(b"\r\n")
@@ -108,7 +113,7 @@ class Parts:
         del self._buffer[:count]
         return content
 
-    def _more(self, count: int) -> bool:
-        piece = self._stream.read(max(count, 1) if count < _PIECE_BYTES else _PIECE_BYTES)
+    def _more(self) -> bool:
+        piece = self._stream.read(_PIECE_BYTES)
         self._buffer += piece
         return bool(piece)
