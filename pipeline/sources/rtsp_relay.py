@@ -6,13 +6,14 @@ redirection, RTP over this one connection alone, and answers of a size that such
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import selectors
 import socket
 import ssl
+import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.errors import SourceError
@@ -25,7 +26,7 @@ from pipeline.sources.options import LiveOptions
 
 _PIECE_BYTES = 1 << 16
 _HEAD_BYTES, _BODY_BYTES = 1 << 16, 1 << 20
-_POLL_S = 0.5
+_POLL_S, _LEAVE_S = 0.1, 0.3
 _MOST_WAITING = 16
 _NEEDED = ("OPTIONS", "DESCRIBE", "SETUP", "PLAY")
 _START = re.compile(rb"\$|RTSP/|[A-Z_]{3,20} \S+ RTSP/")
@@ -57,7 +58,7 @@ class RtspRelay:
         self._redirects = 0
         self._library: socket.socket | None = None
         self._server: socket.socket | None = None
-        self._cancelled = False
+        self._ends_s = math.inf
         self._is_library = False
         self._selector = selectors.DefaultSelector()
         self._listening: socket.socket | None = None
@@ -89,12 +90,8 @@ class RtspRelay:
         yield from ()
 
     def cancel(self) -> None:
-        """End it soon; from any thread."""
-        self._cancelled = True
-        for one in (self._library, self._server, self._listening):
-            if one is not None:
-                with suppress(OSError):
-                    socket.socket.shutdown(one, socket.SHUT_RDWR)
+        """End it soon; from any thread. The library has a moment left to take leave of the server."""
+        self._ends_s = min(self._ends_s, time.monotonic() + _LEAVE_S)
 
     def close(self) -> None:
         """Leave both sides."""
@@ -113,7 +110,7 @@ class RtspRelay:
         self._selector.register(self._library, selectors.EVENT_READ)
         self._selector.register(self._server, selectors.EVENT_READ)
         with self._selector:
-            while not self._cancelled:
+            while time.monotonic() < self._ends_s:
                 for key, _ in self._selector.select(_POLL_S):
                     if key.fileobj is self._library:
                         if not _received(self._library, asked):

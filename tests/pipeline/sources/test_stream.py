@@ -22,7 +22,9 @@ import pytest
 
 from pipeline.errors import OptionError, SourceError
 from pipeline.sources import ffmpeg_memory, multipart, open_source, stream
+from pipeline.sources.address import Address
 from pipeline.sources.options import LiveOptions
+from pipeline.sources.rtsp_relay import RtspRelay
 from pipeline.stages.telemetry import CORRUPT, State
 
 WAIT_S = 20  # only a broken test waits so long
@@ -709,6 +711,38 @@ def test_rtp_comes_over_the_connection_and_from_nowhere_else(transport):
     ):
         next(iter(source))
     assert [request.split()[0] for request in camera.asked][:3] == ["OPTIONS", "DESCRIBE", "SETUP"]
+
+
+def carried(camera):
+    """A relay to a camera that is being carried, and where a library reaches it."""
+    relay = RtspRelay(Address.parse(f"rtsp://me:secret@{camera.place}/x"), LiveOptions(**QUICK))
+    url = relay.open()
+    thread = threading.Thread(target=lambda: list(relay), daemon=True)
+    thread.start()
+    return relay, url, thread
+
+
+def test_a_library_can_take_leave_of_a_camera_when_it_is_ended():
+    camera = Rtsp()
+    relay, url, thread = carried(camera)
+    with socket.create_connection(("127.0.0.1", Address.parse(url).port), WAIT_S) as library:
+        library.sendall(f"OPTIONS {url} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode())
+        assert library.recv(4096).startswith(b"RTSP/1.0 200 OK")
+        relay.cancel()
+        library.sendall(f"TEARDOWN {url}/a RTSP/1.0\r\nCSeq: 2\r\n\r\n".encode())
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    wait_until(lambda: camera.asked[-1].startswith(f"TEARDOWN rtsp://{camera.place}/x/a RTSP/1.0"))
+
+
+def test_others_on_this_machine_do_not_get_into_a_camera():
+    camera = Rtsp()
+    _, url, thread = carried(camera)
+    with socket.create_connection(("127.0.0.1", Address.parse(url).port), WAIT_S) as stranger:
+        stranger.sendall(b"DESCRIBE rtsp://127.0.0.1/x RTSP/1.0\r\nCSeq: 1\r\n\r\n")
+        assert stranger.recv(4096) == b""
+    thread.join(WAIT_S)
+    assert camera.asked == []
 
 
 @tls
