@@ -97,6 +97,8 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
             reconnect_s=values["reconnect"],
             max_reconnects=values["max_reconnects"],
             on_corrupt=values["on_corrupt"],
+            tls_verify=values["tls_verify"],
+            follow_redirects=values["follow_redirects"],
         ),
         page,
         drop_oldest=_DROP[values["drop"]],
@@ -302,6 +304,18 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
         default=_DEFAULT.live.on_corrupt,
         choices=("drop", "pass"),
         help="what to do with damaged frames (default: %(default)s)",
+    )
+    group.add_argument(
+        "--tls-verify",
+        default=_DEFAULT.live.tls_verify,
+        metavar="yes|no|CA.pem",
+        help="certificates of https:// and rtsps:// are verified by the system's authorities, by those of a file (the camera's own "
+        "may be one), or not at all, and then no password is sent (default: %(default)s)",
+    )
+    group.add_argument(
+        "--follow-redirects",
+        action="store_true",
+        help="let a stream send us to other hosts; passwords stay with the host that they were given for",
     )
 
 

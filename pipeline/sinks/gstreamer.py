@@ -21,6 +21,7 @@ from pipeline.errors import SinkError
 from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.sinks.kinds import SinkKind, shown
 from pipeline.sinks.stream import BrokenLinkError, Link, StreamSink
+from pipeline.sources.gstreamer import LAUNCH, start_pipeline
 
 GSTREAMER = SinkKind(
     name="gstreamer",
@@ -32,7 +33,6 @@ GSTREAMER = SinkKind(
     prefixes=("gst:",),
 )
 
-_PROGRAM = "gst-launch-1.0"
 _TAKE_WITHIN_S = 10.0
 _END_WITHIN_S = 10.0
 _POLL_MS = 200
@@ -40,7 +40,7 @@ _TAIL_BYTES = 4096
 
 
 class GStreamerSink(StreamSink):
-    """``gst:PIPELINE``: the views as raw video, BGR, into ``gst-launch-1.0 fdsrc ! rawvideoparse ! videoconvert ! PIPELINE``.
+    """``gst:PIPELINE``: the views as raw video, BGR, into ``fdsrc ! rawvideoparse ! videoconvert ! PIPELINE``.
 
     The pipeline's words are handed over as they are; no shell reads them. All views have the size of the first; others are scaled.
     """
@@ -55,25 +55,22 @@ class GStreamerSink(StreamSink):
             ) from error
         if not self._words:
             raise SinkError(f"--output {where}: expected a pipeline such as gst:autovideosink, got nothing")
-        program = shutil.which(_PROGRAM)
-        if program is None:
+        if shutil.which(LAUNCH) is None:
             raise SinkError(
-                f"--output {where}: expected {_PROGRAM} on this machine, got none: install gstreamer1.0-tools"
+                f"--output {where}: expected {LAUNCH} on this machine, got none: install gstreamer1.0-tools"
             )
-        self._program = program
         self._size_hw: tuple[int, int] | None = None
         super()._open()
 
     def _connect(self, frame: Frame) -> Link:
         assert frame.view is not None
         self._size_hw = self._size_hw or (frame.view.shape[0], frame.view.shape[1])
-        return _GStreamerLink(self._program, self._words, self._where, self._size_hw, self._info, self._given_up)
+        return _GStreamerLink(self._words, self._where, self._size_hw, self._info, self._given_up)
 
 
 class _GStreamerLink(Link):
     def __init__(
         self,
-        program: str,
         words: list[str],
         where: str,
         size_hw: tuple[int, int],
@@ -89,22 +86,15 @@ class _GStreamerLink(Link):
         # GStreamer's rows begin at multiples of 4 bytes.
         self._rows: Image = np.zeros((height, -(-3 * width // 4) * 4), np.uint8)
         fps = info.fps or Fraction(30 if info.live else 1)
-        command = [program, "-q", "fdsrc", "fd=0", f"blocksize={self._rows.nbytes}"]
-        command += ["do-timestamp=true"] if info.live else []  # the rate of a camera is a mean
-        command += ["!", "rawvideoparse", "format=bgr", f"width={width}", f"height={height}"]
-        command += [f"framerate={fps.numerator}/{fps.denominator}", "!", "videoconvert", "!", *words]
+        pipeline = ["fdsrc", "fd=0", f"blocksize={self._rows.nbytes}"]
+        pipeline += ["do-timestamp=true"] if info.live else []  # the rate of a camera is a mean
+        pipeline += ["!", "rawvideoparse", "format=bgr", f"width={width}", f"height={height}"]
+        pipeline += [f"framerate={fps.numerator}/{fps.denominator}", "!", "videoconvert", "!", *words]
         try:
             # In a session of its own: Ctrl-C is ours, and the pipeline ends when its input does.
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                bufsize=0,
-            )
+            self._process = start_pipeline(pipeline, stdin=subprocess.PIPE)
         except OSError as error:
-            raise SinkError(f"{where}: {program} cannot be started ({error.strerror})") from error
+            raise SinkError(f"{where}: GStreamer cannot be started ({error.strerror})") from error
         assert self._process.stdin is not None
         assert self._process.stderr is not None
         self._input, self._errors = self._process.stdin, self._process.stderr

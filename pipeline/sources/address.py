@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from urllib.parse import quote, unquote
 
@@ -80,6 +80,15 @@ class Address:
         if not self.user and not self.password:
             return self.bare_url
         return self.bare_url.replace("://", f"://{quote(self.user, safe='')}:{quote(self.password, safe='')}@", 1)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether it is reached by TLS."""
+        return self.scheme in ("https", "rtsps")
+
+    def with_credentials(self, other: Address) -> Address:
+        """The same place with another address's user and password."""
+        return replace(self, user=other.user, password=other.password)
 
     @cached_property
     def secrets(self) -> tuple[str, ...]:

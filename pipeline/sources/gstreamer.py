@@ -11,11 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import NoReturn
 from urllib.parse import parse_qsl, urlsplit
 
@@ -23,7 +25,6 @@ from pipeline.errors import BackendUnavailableError, SourceError
 from pipeline.frames.frame import SourceInfo
 from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact, secrets_of
-from pipeline.sources.address import Address
 from pipeline.sources.kinds import SourceKind
 from pipeline.sources.live import Connection, LiveSource, LostError, Picture
 from pipeline.sources.options import LiveOptions
@@ -49,15 +50,8 @@ _GRACE_S = 1.0
 _SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ, which Python 3.10's fcntl names on Linux alone
 _STDERR_LINES = 50
 
-# Runs in the child in the launched program's place: the kernel kills it when the thread that started it is gone, and so when our
-# process is, however it ended. Done by the child itself, because nothing of Python may run between fork and exec.
-_TIED = (
-    "import ctypes, os, sys\n"
-    "if sys.platform.startswith('linux'):\n"
-    "    ctypes.CDLL(None).prctl(1, 9)\n"
-    "    if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
-    "os.execvp(sys.argv[2], sys.argv[2:])\n"
-)
+# What runs a pipeline: gst-launch-1.0 takes it on its command line alone, which all users see.
+CHILD = (sys.executable, "-I", "-S", str(Path(__file__).with_name("gst_child.py")))
 
 
 class GstreamerSource(LiveSource):
@@ -83,7 +77,7 @@ class GstreamerSource(LiveSource):
 
 
 class GstreamerConnection(Connection):
-    """One run of ``gst-launch-1.0``, whose pictures come through a pipe.
+    """One run of a pipeline, whose pictures come through a pipe.
 
     Args:
         elements: the pipeline's words, up to raw pictures.
@@ -137,14 +131,7 @@ class GstreamerConnection(Connection):
         if sys.platform.startswith("linux"):
             with suppress(OSError):  # more than this user may have
                 fcntl.fcntl(write_end, _SET_PIPE_SIZE, 1 << 20)  # else a frame of 1080p passes in 48 pieces
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command(self._elements, write_end)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=(write_end,),
-            start_new_session=True,
-        )
+        return start_pipeline(_words(self._elements, write_end), stdin=subprocess.DEVNULL, keep=(write_end,), tied=True)
 
     def _read(self, process: subprocess.Popen[bytes], pictures: int) -> Iterator[Picture]:
         assert process.stderr is not None
@@ -184,10 +171,38 @@ class GstreamerConnection(Connection):
         raise LostError(text or "the stream ended")
 
 
-def command(elements: Sequence[str], write_end: int) -> list[str]:
-    """The program and its words. Colors leave it as BT.709, which the pictures' header has no room to tell."""
+def start_pipeline(
+    words: Sequence[str], *, stdin: int, keep: Sequence[int] = (), tied: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start a pipeline in a process and a session of its own, with standard error as a pipe; no other user sees its words.
+
+    Args:
+        words: the pipeline, as for ``gst-launch-1.0``.
+        stdin: as for ``Popen``.
+        keep: files that it has too.
+        tied: it is killed when the thread that starts it is gone.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    with tempfile.TemporaryFile() as file:  # it has no name, and is this user's alone
+        file.write(b"".join(word.encode() + b"\0" for word in words))
+        file.seek(0)
+        return subprocess.Popen(
+            [*CHILD, str(os.getpid() if tied else 0), str(file.fileno())],
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(*keep, file.fileno()),
+            start_new_session=True,
+            bufsize=0,
+        )
+
+
+def _words(elements: Sequence[str], write_end: int) -> list[str]:
+    """The whole pipeline. Colors leave it as BT.709, which the pictures' header has no room to tell."""
     return [
-        *(LAUNCH, "-q", *elements, "!", "videoconvert", "!", "video/x-raw,format=I420,colorimetry=bt709"),
+        *(*elements, "!", "videoconvert", "!", "video/x-raw,format=I420,colorimetry=bt709"),
         *("!", "y4menc", "!", "fdsink", f"fd={write_end}"),
     ]
 
@@ -216,11 +231,9 @@ def has_jetson_decoder() -> bool:
     return shutil.which(LAUNCH) is not None and has_element("nvv4l2decoder") and has_element("nvvidconv")
 
 
-def jetson_rtsp(address: Address) -> list[str]:
+def jetson_rtsp(url: str) -> list[str]:
     """A pipeline that reads RTSP over TCP by a Jetson's decoder, which ``decodebin`` prefers to others."""
-    words = ["rtspsrc", f"location={_quoted(address.bare_url)}", "protocols=tcp", "latency=100"]
-    if address.user or address.password:
-        words += [f"user-id={_quoted(address.user)}", f"user-pw={_quoted(address.password)}"]
+    words = ["rtspsrc", f"location={url}", "protocols=tcp", "latency=100"]
     media = "application/x-rtp,media=video"  # a camera's sound stays out
     return [*words, "!", media, "!", "decodebin", "!", "nvvidconv", "!", "video/x-raw,format=I420"]
 
@@ -259,11 +272,6 @@ def _elements(spec: str) -> list[str]:
     if words[0].startswith("-"):
         raise SourceError(f"gst:…: expected a pipeline as for {LAUNCH}, got an option of the program")
     return words
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def _first_error(said: Sequence[str]) -> str:

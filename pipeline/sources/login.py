@@ -1,55 +1,104 @@
-"""Why a camera does not let us in: the way to log in that it asks for."""
+"""Logging in to cameras: Basic, and Digest with MD5, SHA-256 or SHA-512/256."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
-import socket
-import ssl
+import secrets
+from collections.abc import Sequence
 
-from pipeline.sources.address import Address
-
-_ANSWER_BYTES = 16384
+_HASHES = {"MD5": "md5", "SHA-256": "sha256", "SHA-512-256": "sha512_256"}
 
 
-def unsupported_login(address: Address, timeout_s: float) -> str:
-    """What a server asks for where FFmpeg knows none of its ways to log in; empty where it knows one, and where nobody can tell.
-
-    FFmpeg takes Basic, and Digest with MD5. Asked without credentials, which this is no place for.
+class Login:
+    """The credentials of one connection, said in the way that the server asks for, never before it asks.
 
     Args:
-        address: of an RTSP or HTTP server that has refused a connection.
-        timeout_s: how long its answer is waited for.
+        user: decoded.
+        password: decoded.
     """
-    is_rtsp = address.scheme.startswith("rtsp")
-    path = "/" + address.bare_url.split("/", 3)[3] if address.bare_url.count("/") > 2 else "/"
-    request = f"DESCRIBE {address.bare_url} RTSP/1.0\r\nCSeq: 1\r\n" if is_rtsp else f"GET {path} HTTP/1.0\r\n"
-    try:
-        with socket.create_connection((address.host, address.port), timeout_s) as plain:
-            connection = _encrypted(plain, address.host) if address.scheme in ("https", "rtsps") else plain
-            connection.settimeout(timeout_s)
-            connection.sendall(f"{request}Host: {address.host}:{address.port}\r\n\r\n".encode())
-            answer = b""
-            while b"\r\n\r\n" not in answer and len(answer) < _ANSWER_BYTES and (more := connection.recv(4096)):
-                answer += more
-    except (OSError, UnicodeError):
+
+    def __init__(self, user: str, password: str) -> None:
+        self._user = user
+        self._password = password
+        self._way: dict[str, str] | None = None
+        self._count = 0
+
+    def asked(self, challenges: Sequence[str]) -> bool:
+        """Take the best of the ways that a server offers; whether there is one that is known.
+
+        Args:
+            challenges: the values of its WWW-Authenticate headers.
+        """
+        ways = [_way(challenge) for challenge in challenges]
+        order = ["basic", *_HASHES]
+        known = [way for way in ways if not _unknown(way)]
+        self._way = max(known, key=lambda way: order.index(_hash_name(way)), default=None)
+        self._count = 0
+        return self._way is not None
+
+    def header(self, method: str, uri: str) -> str | None:
+        """The value of Authorization for one request; None before a way was chosen."""
+        way = self._way
+        if way is None:
+            return None
+        if way["scheme"] == "basic":
+            return "Basic " + base64.b64encode(f"{self._user}:{self._password}".encode()).decode()
+        self._count += 1
+        realm, nonce = way.get("realm", ""), way.get("nonce", "")
+        count, own = f"{self._count:08x}", secrets.token_hex(8)
+        first = self._hashed(f"{self._user}:{realm}:{self._password}")
+        if _algorithm(way).endswith("-SESS"):
+            first = self._hashed(f"{first}:{nonce}:{own}")
+        second = self._hashed(f"{method}:{uri}")
+        between = f"{nonce}:{count}:{own}:auth" if "qop" in way else nonce
+        fields = {
+            "username": self._user.replace("\\", "\\\\").replace('"', '\\"'),
+            "realm": realm,
+            "nonce": nonce,
+            "uri": uri,
+        }
+        fields["response"] = self._hashed(f"{first}:{between}:{second}")
+        if "opaque" in way:
+            fields["opaque"] = way["opaque"]
+        text = ", ".join(f'{name}="{value}"' for name, value in fields.items())
+        text += f", algorithm={way['algorithm']}" if "algorithm" in way else ""
+        if "qop" in way or _algorithm(way).endswith("-SESS"):
+            text += f', cnonce="{own}"'
+        return f"Digest {text}" + (f", qop=auth, nc={count}" if "qop" in way else "")
+
+    def _hashed(self, text: str) -> str:
+        assert self._way is not None
+        return hashlib.new(_HASHES[_hash_name(self._way)], text.encode(), usedforsecurity=False).hexdigest()
+
+
+def unsupported_login(challenges: Sequence[str]) -> str:
+    """What a server asks for where none of its ways to log in is known, in words; empty where one is, or none is named."""
+    offered = [_unknown(_way(challenge)) for challenge in challenges]
+    return "" if "" in offered else " or ".join(dict.fromkeys(offered))
+
+
+def _way(challenge: str) -> dict[str, str]:
+    scheme, _, details = challenge.strip().partition(" ")
+    pairs = re.findall(r'([\w-]+)\s*=\s*(?:"([^"]*)"|([^\s,"]+))', details)
+    return {**{name.lower(): quoted or bare for name, quoted, bare in pairs}, "scheme": scheme.lower()}
+
+
+def _algorithm(way: dict[str, str]) -> str:
+    return way.get("algorithm", "MD5").upper()
+
+
+def _hash_name(way: dict[str, str]) -> str:
+    return "basic" if way["scheme"] == "basic" else _algorithm(way).removesuffix("-SESS")
+
+
+def _unknown(way: dict[str, str]) -> str:
+    """A way to log in, in words; empty if it is known."""
+    if way["scheme"] == "basic":
         return ""
-    ways = re.findall(r"(?im)^www-authenticate:[ \t]*(\w+)([^\r\n]*)", answer.decode("latin-1"))
-    offered = [_described(scheme.lower(), details) for scheme, details in ways]
-    return "" if not offered or "" in offered else " or ".join(dict.fromkeys(offered))
-
-
-def _encrypted(plain: socket.socket, host: str) -> socket.socket:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing secret is sent
-    return context.wrap_socket(plain, server_hostname=host)
-
-
-def _described(scheme: str, details: str) -> str:
-    """A way to log in, in words; empty if FFmpeg knows it."""
-    if scheme == "basic":
-        return ""
-    if scheme == "digest":
-        algorithm = re.search(r'algorithm="?([\w-]+)', details, re.IGNORECASE)
-        name = algorithm[1] if algorithm else "MD5"
-        return "" if name.upper() in ("MD5", "MD5-SESS") else f"Digest with {name[:20]}"
-    return scheme[:20].capitalize()
+    if way["scheme"] != "digest":
+        return re.sub(r"\W", "", way["scheme"])[:20].capitalize() or "nothing"
+    if _hash_name(way) not in _HASHES:
+        return f"Digest with {re.sub(r'[^A-Z0-9-]', '', _algorithm(way))[:20]}"
+    return "" if "auth" in re.split(r"[\s,]+", way.get("qop", "auth")) else "Digest with auth-int"

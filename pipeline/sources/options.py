@@ -21,6 +21,9 @@ class LiveOptions:
         backoff_max_s: where the doubling ends.
         steady_s: frames for so long, and the count of attempts starts again.
         on_corrupt: "drop" damaged frames or "pass" them on.
+        tls_verify: of https and rtsps: "yes" verifies certificates by the system's authorities, a path (PEM) by those of that file or
+            as one of them; "no" does not, and then no password is said.
+        follow_redirects: go where a peer sends us, on other hosts too.
     """
 
     stall_s: float = 3.0
@@ -31,6 +34,8 @@ class LiveOptions:
     backoff_max_s: float = 30.0
     steady_s: float = 10.0
     on_corrupt: str = "drop"
+    tls_verify: str = "yes"
+    follow_redirects: bool = False
 
     def __post_init__(self) -> None:
         for name in ("stall_s", "reconnect_s", "connect_s", "backoff_s", "backoff_max_s", "steady_s"):

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import socket
+import os
+import queue
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import TypeVar
 
 import av
 import av.error
 from av.codec.context import Flags2
 
-from pipeline.errors import SourceError
+from pipeline.errors import OptionError, SourceError
 from pipeline.frames.frame import SourceInfo
 from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact
 from pipeline.sources.address import Address
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
 from pipeline.sources.display import pixel_shape
+from pipeline.sources.ffmpeg_memory import limit_blocks
 from pipeline.sources.gstreamer import GstreamerConnection, has_jetson_decoder, jetson_rtsp
+from pipeline.sources.http_stream import HttpStream
 from pipeline.sources.kinds import SourceKind
 from pipeline.sources.live import Connection, LifeSigns, LiveSource, LostError, Picture
-from pipeline.sources.login import unsupported_login
+from pipeline.sources.multipart import Parts
 from pipeline.sources.options import LiveOptions
+from pipeline.sources.rtsp_relay import RtspRelay
 from pipeline.sources.tracks import film_of
+from pipeline.stages.prefetch import Prefetch
 
 STREAM = SourceKind(
     name="stream",
@@ -35,13 +42,14 @@ STREAM = SourceKind(
     prefixes=("rtsp://", "rtsps://", "http://", "https://"),
 )
 
-# What FFmpeg may open on behalf of an address. A playlist (HLS, DASH, concat, SDP) could name local files and other hosts.
-_RTSP_PROTOCOLS = "rtsp,rtsps,rtp,srtp,tcp,udp,tls"
-_HTTP_PROTOCOLS = "http,https,httpproxy,tcp,tls"
-_HTTP_FORMATS = "asf,avi,flv,h264,hevc,matroska,webm,mjpeg,mpjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,nut,ogg"
+# What FFmpeg may take content for. A playlist (HLS, DASH, concat, SDP) could name local files and other hosts.
+_HTTP_FORMATS = "asf,avi,flv,h264,hevc,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,nut,ogg"
 # Their time stamps are FFmpeg's own: 25 frames a second, whatever comes.
-_WITHOUT_TIMES = frozenset(("h264", "hevc", "mjpeg", "mpjpeg", "mpegvideo"))
-_WHY_WAIT_S = 2.0
+_WITHOUT_TIMES = frozenset(("h264", "hevc", "mjpeg", "mpegvideo"))
+# A camera's pictures may change their size, not become a thousand times as large.
+_LATER_PIXELS, _GROWTH = 1 << 25, 4
+_LEAVE_S = 0.3
+Way = TypeVar("Way", HttpStream, RtspRelay, GstreamerConnection)
 
 
 class StreamSource(LiveSource):
@@ -50,6 +58,10 @@ class StreamSource(LiveSource):
     def __init__(self, spec: str, live: LiveOptions | None = None) -> None:
         options = live or LiveOptions()
         address = Address.parse(spec)
+        if address.is_encrypted and options.tls_verify not in ("yes", "no") and not os.path.isfile(options.tls_verify):
+            raise OptionError(
+                f"--tls-verify {options.tls_verify}: expected yes, no or a file of certificates (PEM), got no such file"
+            )
         kind = "RTSP over TCP" if address.scheme.startswith("rtsp") else "stream over HTTP"
 
         def connect() -> Connection:
@@ -59,60 +71,91 @@ class StreamSource(LiveSource):
 
 
 class StreamConnection(Connection):
-    """One connection of FFmpeg's. A read that hangs ends by the time-out alone: nothing can interrupt it."""
+    """One connection: who is spoken to is decided here, and what came is decoded by FFmpeg, or a Jetson's decoder."""
 
     def __init__(self, address: Address, options: LiveOptions, pixels: Pixels = "bgr") -> None:
         self._address = address
         self._pixels = pixels
         self._options = options
-        self._other: GstreamerConnection | None = None
+        self._ways: list[HttpStream | RtspRelay | GstreamerConnection] = []
         self._cancelled = False
 
     def __iter__(self) -> Iterator[Picture]:
-        if self._address.scheme == "rtsp" and has_jetson_decoder():
-            self._other = GstreamerConnection(
-                jetson_rtsp(self._address), self._address.name, self._address.secrets, pixels=self._pixels
-            )
-            if not self._cancelled:
-                yield from self._other
-            return
-        container = self._open()
+        limit_blocks()
         try:
-            yield from self._pictures(container)
+            yield from self._by_rtsp() if self._address.scheme.startswith("rtsp") else self._by_http()
         except av.error.FFmpegError as error:
-            raise self._lost(error) from None  # FFmpeg's own error quotes the address with its password
-        finally:
-            container.close()
+            raise self._lost(error) from None  # FFmpeg's own error quotes the address
 
     def cancel(self) -> None:
-        """End the program that reads in our place, if one does."""
+        """End a read that waits, and the program that reads in our place, if one does."""
         self._cancelled = True
-        if self._other is not None:
-            self._other.cancel()
+        for way in self._ways:
+            way.cancel()
 
-    def _open(self) -> av.container.InputContainer:
+    def _through(self, way: Way) -> Way:
+        self._ways.append(way)
+        if self._cancelled:
+            way.cancel()
+        return way
+
+    def _by_http(self) -> Iterator[Picture]:
+        stream = self._through(HttpStream(self._address, self._options))
+        try:
+            stream.open()
+            if stream.content_type.lower().startswith("multipart/") or stream.peek(2) == b"--":
+                yield from self._motion_jpeg(Parts(stream, stream.content_type))
+            else:
+                options = {"protocol_whitelist": "none", "format_whitelist": _HTTP_FORMATS}
+                with self._opened(stream, options) as container:
+                    yield from self._pictures(container)
+        except (av.error.FFmpegError, LostError, SourceError):
+            if stream.problem is not None:
+                raise stream.problem from None
+            raise
+        finally:
+            stream.close()
+
+    def _by_rtsp(self) -> Iterator[Picture]:
+        relay = self._through(RtspRelay(self._address, self._options))
+        url = relay.open()
+        try:
+            with Prefetch(relay, 1, name="rtsp", join_s=_LEAVE_S) as carried:
+                try:
+                    if has_jetson_decoder():
+                        yield from self._through(
+                            GstreamerConnection(jetson_rtsp(url), self._address.name, (url,), pixels=self._pixels)
+                        )
+                        return
+                    options = {
+                        "protocol_whitelist": "rtsp,rtp,tcp",
+                        "format_whitelist": "rtsp",
+                        "rtsp_transport": "tcp",
+                    }
+                    with self._opened(url, options) as container:
+                        yield from self._pictures(container)
+                except (av.error.FFmpegError, LostError, SourceError):
+                    with suppress(queue.Empty):
+                        carried.within(_LEAVE_S)  # it may still have to say why
+                    if relay.problem is not None:
+                        raise relay.problem from None
+                    raise
+                finally:
+                    relay.cancel()
+        finally:
+            relay.close()
+
+    def _opened(self, where: str | HttpStream, own: dict[str, str]) -> av.container.InputContainer:
         address, options = self._address, self._options
-        is_rtsp = address.scheme.startswith("rtsp")
         choices = {
-            "protocol_whitelist": _RTSP_PROTOCOLS if is_rtsp else _HTTP_PROTOCOLS,
-            "format_whitelist": "rtsp" if is_rtsp else _HTTP_FORMATS,
+            **own,
             "max_pixels": str(MAX_PIXELS),
             "fpsprobesize": "0",  # else the first second is spent on finding out the rate
             "analyzeduration": "2000000",
         }
-        if is_rtsp:
-            choices["rtsp_transport"] = "tcp"
         started_s = time.monotonic()
         try:
-            container = av.open(address.url, options=choices, timeout=(options.connect_s, options.read_s))
-        except (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError) as error:
-            asked = unsupported_login(address, options.connect_s) if address.user else ""
-            todo = (
-                f"it asks for {asked}, and Basic or Digest with MD5 is supported: choose that in the camera's settings"
-            )
-            raise SourceError(
-                f"{address.name}: expected to be let in, got {_status(error)}: {todo if asked else 'check user and password'}"
-            ) from None
+            container = av.open(where, "r", options=choices, timeout=(options.connect_s, options.read_s))
         except (av.error.ArgumentError, av.error.ProtocolNotFoundError, av.error.DemuxerNotFoundError):
             raise SourceError(
                 f"{address.name}: expected a stream (MJPEG, MPEG-TS, FLV, MP4 or Matroska over HTTP, or RTSP), got something "
@@ -131,11 +174,25 @@ class StreamConnection(Connection):
             raise SourceError(problem)
         return container
 
+    def _motion_jpeg(self, parts: Parts) -> Iterator[Picture]:
+        context, is_first, to_pixels = _mjpeg(MAX_PIXELS), True, ToPixels(self._pixels)
+        for part in parts:
+            try:
+                pictures = context.decode(av.Packet(part))
+            except av.error.FFmpegError:
+                yield Picture(None, corrupt=True)
+                continue
+            for decoded in pictures:
+                if is_first:
+                    context, is_first = _mjpeg(_later_pixels(decoded.height * decoded.width)), False
+                pixels, kind, aspect = to_pixels(decoded)
+                yield Picture(pixels, None, decoded.is_corrupt, kind, sample_aspect=aspect)
+
     def _pictures(self, container: av.container.InputContainer) -> Iterator[Picture]:
         stream = film_of(container)
         assert stream is not None  # it was checked
         context = stream.codec_context
-        context.options = {"max_pixels": str(MAX_PIXELS)}  # a later picture may claim more than the first
+        context.options = {"max_pixels": str(_later_pixels(stream.height * stream.width))}
         context.thread_type = "SLICE"  # threads that take a frame each would give every frame that much later
         if container.format.name == "rtsp" and context.name == "h264":
             # Some servers repeat the headers between a picture's slices, which then come as packets of their own: without this
@@ -160,21 +217,19 @@ class StreamConnection(Connection):
                 yield Picture(None)
 
     def _lost(self, error: Exception, waited_s: float = 0.0) -> LostError:
-        """FFmpeg tells most failures as invalid data: the network is asked for a better reason."""
         text = reason(error)
         if isinstance(error, av.error.ExitError) or waited_s >= self._options.connect_s:
             text = "no answer in time"
-        elif isinstance(error, av.error.InvalidDataError) or error.__class__ is av.error.OSError:
-            text = self._unreachable() or text
         return LostError(redact(text, *self._address.secrets))
 
-    def _unreachable(self) -> str | None:
-        try:
-            socket.create_connection((self._address.host, self._address.port), _WHY_WAIT_S).close()
-        except (OSError, UnicodeError) as error:
-            return str(getattr(error, "strerror", None) or error).lower()
-        return None
+
+def _later_pixels(first: int) -> int:
+    """How many pixels later pictures may claim: those of 8K, or some times those of the first where it was larger."""
+    return min(MAX_PIXELS, max(_LATER_PIXELS, _GROWTH * first))
 
 
-def _status(error: Exception) -> str:
-    return "401 unauthorized" if isinstance(error, av.error.HTTPUnauthorizedError) else "403 forbidden"
+def _mjpeg(max_pixels: int) -> av.VideoCodecContext:
+    context = av.CodecContext.create("mjpeg", "r")
+    assert isinstance(context, av.VideoCodecContext)
+    context.options = {"max_pixels": str(max_pixels)}
+    return context

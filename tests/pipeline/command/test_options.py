@@ -64,7 +64,8 @@ def test_every_option_arrives():
     words = "0 --model m --backend onnxruntime --rebuild never --smooth strong --fps 5 --refine-edges --compose host --render mask "
     words += "--alpha 0.1 --threshold 0.2 --palette voc --background #000000 --legend --hud --output a --save b --show --headless "
     words += "--encoder x264 --segment-time 1m --segment-size 2 --keep-files 3 --keep-size 4 --min-free 5 --stall 1 --reconnect 2 "
-    words += "--max-reconnects 3 --on-corrupt pass --serve h:1 --serve-token t --serve-name n --serve-read-only --serve-viewers 2 "
+    words += "--max-reconnects 3 --on-corrupt pass --tls-verify no --follow-redirects "
+    words += "--serve h:1 --serve-token t --serve-name n --serve-read-only --serve-viewers 2 "
     options = parse_options([*words.split(), *["--drop", "latest", "--max-frames", "4", "--quiet"]])
     assert options == RunOptions(
         ("0",),
@@ -73,7 +74,7 @@ def test_every_option_arrives():
         LookOptions("mask", 0.1, 0.2, "voc", "#000000", legend=True, hud=True),
         OutputOptions(("a",), "b", show=True, headless=True),
         SinkOptions(encoder="x264", segment_s=60, segment_bytes=2, keep_segments=3, keep_bytes=4, min_free_bytes=5),
-        LiveOptions(stall_s=1, reconnect_s=2, max_reconnects=3, on_corrupt="pass"),
+        LiveOptions(1, 2, max_reconnects=3, on_corrupt="pass", tls_verify="no", follow_redirects=True),
         PageOptions("h:1", "t", ("n",), read_only=True, limits=Limits(viewers=2)),
         drop_oldest=True,
         max_frames=4,
@@ -310,3 +311,9 @@ def test_no_such_file():
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(OptionError, match=r"expected a file, got something else$"):
         parse_options(["--config", str(tmp_path)])
+
+
+@pytest.mark.parametrize("value", ["yes", "no", "/etc/ca.pem"])
+def test_yes_and_no_of_a_file_stay_words_where_words_are_expected(config, value):
+    live = config(f"source: '0'\ntls-verify: {value}\nfollow-redirects: no").live
+    assert (live.tls_verify, live.follow_redirects) == (value, False)

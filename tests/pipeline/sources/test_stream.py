@@ -1,10 +1,16 @@
+import contextlib
 import gc
+import hashlib
 import http.server
 import io
 import itertools
 import os
+import re
 import signal
+import socket
 import socketserver
+import ssl
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,9 +20,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.errors import SourceError
-from pipeline.sources import open_source, stream
+from pipeline.errors import OptionError, SourceError
+from pipeline.sources import ffmpeg_memory, multipart, open_source, stream
+from pipeline.sources.address import Address
 from pipeline.sources.options import LiveOptions
+from pipeline.sources.rtsp_relay import RtspRelay
 from pipeline.stages.telemetry import CORRUPT, State
 
 WAIT_S = 20  # only a broken test waits so long
@@ -176,9 +184,9 @@ class Site(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self):
+    def __init__(self, host="127.0.0.1"):
         self.pages, self.asked = {}, []
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__((host, 0), _Handler)
 
     def handle_error(self, *_):
         """A client that left is no error."""
@@ -398,8 +406,8 @@ def test_being_refused_fails_at_once(site, status, said):
 @pytest.mark.parametrize(
     ("asked_for", "told"),
     [
-        (['Digest realm="cam", nonce="n", algorithm=SHA-256, qop="auth"'], "it asks for Digest with SHA-256"),
-        (['Digest realm="cam", nonce="n", algorithm="SHA-512-256"', "Bearer"], "Digest with SHA-512-256 or Bearer"),
+        (['Digest realm="cam", nonce="n", algorithm=SHA3-256, qop="auth"'], "it asks for Digest with SHA3-256"),
+        (['Digest realm="cam", nonce="n", qop="auth-int"', "Bearer"], "Digest with auth-int or Bearer"),
         (['Digest realm="cam", algorithm=SHA-256', 'Digest realm="cam", algorithm=MD5'], "check user and password"),
         (['Basic realm="cam"'], "check user and password"),
         (['Digest realm="cam", nonce="n"'], "check user and password"),
@@ -421,7 +429,7 @@ def test_a_way_to_log_in_that_is_not_supported_is_named(site, asked_for, told):
         next(iter(source))
     assert told in str(caught.value)
     assert "secret" not in str(caught.value)
-    assert ("MD5 is supported" in str(caught.value)) == ("check user" not in told)
+    assert ("Digest are supported" in str(caught.value)) == ("check user" not in told)
 
 
 @pytest.mark.parametrize("page", [404, 500, b"", b"<html>hello</html>" * 50])
@@ -486,3 +494,398 @@ def test_a_silent_server_is_left_behind(site):
     ):
         next(iter(source))
     silent.set()
+
+
+# Who is spoken to ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """``certificate("IP:127.0.0.1")``: the paths of a self-signed certificate of that name and of its key."""
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def make(name):
+        paths = folder / f"{name[:6]}.pem".replace(":", ""), folder / f"{name[:6]}.key".replace(":", "")
+        if not paths[0].exists():
+            words = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -addext subjectAltName={name}"
+            files = ["-out", str(paths[0]), "-keyout", str(paths[1])]
+            subprocess.run(["openssl", *words.split(), *files], check=True, capture_output=True)
+        return paths
+
+    return make
+
+
+@pytest.fixture
+def secure_site(site, certificate):
+    """``secure_site("IP:127.0.0.1")``: the site speaks TLS with a certificate of that name, whose path is given back."""
+
+    def make(name):
+        paths = certificate(name)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*paths)
+        site.socket = context.wrap_socket(site.socket, server_side=True, do_handshake_on_connect=False)
+        return str(paths[0])
+
+    return make
+
+
+def asks_to_log_in(content):
+    def answer(handler):
+        if handler.headers.get("Authorization") is None:
+            handler.send_response(401)
+            handler.send_header("WWW-Authenticate", 'Basic realm="cam"')
+            handler.end_headers()
+            return
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return answer
+
+
+tls = pytest.mark.needs_program("openssl")
+
+
+@tls
+@pytest.mark.parametrize("name", ["IP:127.0.0.1", "DNS:elsewhere.example"])
+def test_a_certificate_that_nobody_vouches_for_gets_no_password(site, secure_site, name):
+    secure_site(name)
+    site.pages["/x"] = asks_to_log_in(clip("mpegts", noise(5)))
+    with (
+        opened(f"https://me:secret@{site.place}/x") as source,
+        pytest.raises(
+            SourceError, match=r"/x: expected a certificate of 127.0.0.1 .*self.signed.*--tls-verify"
+        ) as caught,
+    ):
+        next(iter(source))
+    assert site.asked == []
+    assert "secret" not in str(caught.value)
+
+
+@tls
+@pytest.mark.parametrize("name", ["IP:127.0.0.1", "DNS:elsewhere.example"])
+def test_a_cameras_own_certificate_vouches_for_it_under_any_name(site, secure_site, name):
+    path = secure_site(name)
+    site.pages["/x"] = asks_to_log_in(clip("mpegts", noise(5)))
+    with opened(f"https://me:secret@{site.place}/x", tls_verify=path) as source:
+        assert next(iter(source)).size_hw == (48, 64)
+
+
+@tls
+def test_another_certificate_than_that_of_the_file_is_refused(site, secure_site, certificate):
+    secure_site("IP:127.0.0.1")
+    path = str(certificate("DNS:elsewhere.example")[0])
+    with (
+        opened(f"https://me:secret@{site.place}/x", tls_verify=path) as source,
+        pytest.raises(SourceError, match="expected a certificate"),
+    ):
+        next(iter(source))
+    assert site.asked == []
+
+
+@tls
+def test_without_verification_there_are_pictures_and_no_password(site, secure_site):
+    secure_site("DNS:elsewhere.example")
+    site.pages |= {"/x": clip("mpegts", noise(5)), "/y": asks_to_log_in(b"")}
+    with opened(f"https://me:secret@{site.place}/x", tls_verify="no") as source:
+        next(iter(source))
+    with (
+        opened(f"https://me:secret@{site.place}/y", tls_verify="no") as source,
+        pytest.raises(SourceError, match="401 unauthorized: user and password are not sent"),
+    ):
+        next(iter(source))
+    assert set(site.asked) == {None}
+
+
+@pytest.mark.parametrize("value", ["maybe", "/no/such/file.pem"])
+def test_what_is_no_way_to_verify(value):
+    with pytest.raises(OptionError, match=r"--tls-verify .*: expected yes, no or a file of certificates"):
+        opened("https://cam/x", tls_verify=value)
+
+
+class Rtsp(threading.Thread):
+    """An RTSP server that answers each method by ``answers`` (lines after the status), and records what it was asked."""
+
+    def __init__(self, wrap=lambda connection: connection, host="127.0.0.1", **answers):
+        super().__init__(daemon=True)
+        self.listening = socket.create_server((host, 0))
+        self.place = f"{host}:{self.listening.getsockname()[1]}"
+        self.answers, self.asked, self.wrap = answers, [], wrap
+        self.start()
+
+    def run(self):
+        while True:
+            connection, _ = self.listening.accept()
+            with contextlib.suppress(OSError), self.wrap(connection) as peer:
+                while request := peer.recv(4096).decode():
+                    self.asked.append(request)
+                    number = next(line for line in request.splitlines() if line.startswith("CSeq"))
+                    status, *rest = self.answers.get(
+                        request.split()[0], ["200 OK", "Public: DESCRIBE, SETUP, PLAY", "", ""]
+                    )
+                    peer.sendall("\r\n".join([f"RTSP/1.0 {status}", number, *rest]).encode())
+
+
+def test_a_redirection_to_another_host_is_followed_only_when_asked_for(site):
+    with Site("127.0.0.2") as other:
+        threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        other.pages["/y"] = clip("mpegts", noise(5))
+        site.pages["/x"] = f"http://127.0.0.2:{other.server_port}/y"
+        with (
+            opened(f"http://me:secret@{site.place}/x") as source,
+            pytest.raises(SourceError, match=r"another host \(127.0.0.2\)"),
+        ):
+            next(iter(source))
+        assert other.asked == []
+        with opened(f"http://me:secret@{site.place}/x", follow_redirects=True) as source:
+            next(iter(source))
+        assert set(other.asked) == {None}
+        other.shutdown()
+
+
+def test_a_redirection_on_the_same_host_is_followed_with_the_password(site):
+    site.pages |= {"/x": "/y", "/y": asks_to_log_in(clip("mpegts", noise(5)))}
+    with opened(f"http://me:secret@{site.place}/x") as source:
+        next(iter(source))
+    assert site.asked[-1] is not None
+
+
+@tls
+def test_a_redirection_away_from_encryption_is_not_followed(site, secure_site):
+    path = secure_site("IP:127.0.0.1")
+    site.pages["/x"] = "http://127.0.0.1:9/x"
+    for follow in (False, True):
+        with (
+            opened(f"https://{site.place}/x", tls_verify=path, follow_redirects=follow) as source,
+            pytest.raises(SourceError, match="without encryption"),
+        ):
+            next(iter(source))
+
+
+def test_redirections_without_end_are_not_followed_for_ever(site):
+    site.pages["/x"] = "/x"
+    with opened(f"http://{site.place}/x", max_reconnects=0) as source, pytest.raises(SourceError, match="redirections"):
+        next(iter(source))
+    assert len(site.asked) < 10
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "DESCRIBE"])
+def test_rtsp_does_not_send_us_to_other_hosts(method):
+    other = Rtsp(host="127.0.0.2")
+    camera = Rtsp(**{method: ["302 Found", f"Location: rtsp://{other.place}/y", "", ""]})
+    with (
+        opened(f"rtsp://me:secret@{camera.place}/x") as source,
+        pytest.raises(SourceError, match=r"another host \(127.0.0.2\)"),
+    ):
+        next(iter(source))
+    assert other.asked == []
+    with (
+        opened(f"rtsp://me:secret@{camera.place}/x", follow_redirects=True, max_reconnects=0) as source,
+        pytest.raises(SourceError),
+    ):
+        next(iter(source))
+    assert any(request.startswith(f"{method} rtsp://{other.place}/y") for request in other.asked)
+
+
+SDP = "v=0\r\no=- 0 0 IN IP4 {host}\r\ns=x\r\nc=IN IP4 {host}\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
+
+
+def described(host):
+    text = SDP.format(host=host) + f"a=control:rtsp://{host}/track\r\n"
+    return ["200 OK", "Content-Type: application/sdp", f"Content-Length: {len(text)}", "", text]
+
+
+@pytest.mark.parametrize(
+    "transport",
+    [
+        "RTP/AVP;unicast;client_port=5000-5001;source=127.0.0.2",
+        "RTP/AVP;multicast;destination=239.0.0.1",
+    ],
+)
+def test_rtp_comes_over_the_connection_and_from_nowhere_else(transport):
+    answer = ["200 OK", "Session: 1", f"Transport: {transport};server_port=6000-6001", "", ""]
+    camera = Rtsp(DESCRIBE=described("127.0.0.2:9"), SETUP=answer)
+    with (
+        opened(f"rtsp://{camera.place}/x", max_reconnects=0) as source,
+        pytest.raises(SourceError, match="expected RTP over TCP"),
+    ):
+        next(iter(source))
+    assert [request.split()[0] for request in camera.asked][:3] == ["OPTIONS", "DESCRIBE", "SETUP"]
+
+
+def carried(camera):
+    """A relay to a camera that is being carried, and where a library reaches it."""
+    relay = RtspRelay(Address.parse(f"rtsp://me:secret@{camera.place}/x"), LiveOptions(**QUICK))
+    url = relay.open()
+    thread = threading.Thread(target=lambda: list(relay), daemon=True)
+    thread.start()
+    return relay, url, thread
+
+
+def test_a_library_can_take_leave_of_a_camera_when_it_is_ended():
+    camera = Rtsp()
+    relay, url, thread = carried(camera)
+    with socket.create_connection(("127.0.0.1", Address.parse(url).port), WAIT_S) as library:
+        library.sendall(f"OPTIONS {url} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode())
+        assert library.recv(4096).startswith(b"RTSP/1.0 200 OK")
+        relay.cancel()
+        library.sendall(f"TEARDOWN {url}/a RTSP/1.0\r\nCSeq: 2\r\n\r\n".encode())
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    wait_until(lambda: camera.asked[-1].startswith(f"TEARDOWN rtsp://{camera.place}/x/a RTSP/1.0"))
+
+
+def test_others_on_this_machine_do_not_get_into_a_camera():
+    camera = Rtsp()
+    _, url, thread = carried(camera)
+    with socket.create_connection(("127.0.0.1", Address.parse(url).port), WAIT_S) as stranger:
+        stranger.sendall(b"DESCRIBE rtsp://127.0.0.1/x RTSP/1.0\r\nCSeq: 1\r\n\r\n")
+        assert stranger.recv(4096) == b""
+    thread.join(WAIT_S)
+    assert camera.asked == []
+
+
+@tls
+def test_rtsps_is_verified_and_speaks_to_whom_it_trusts(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate("IP:127.0.0.1"))
+    refusal = [
+        "401 Unauthorized",
+        'WWW-Authenticate: Digest realm="cam", nonce="n", qop="auth", algorithm=SHA-256',
+        "",
+        "",
+    ]
+    camera = Rtsp(lambda connection: context.wrap_socket(connection, server_side=True), DESCRIBE=refusal)
+    with (
+        opened(f"rtsps://me:secret@{camera.place}/x") as source,
+        pytest.raises(SourceError, match="expected a certificate"),
+    ):
+        next(iter(source))
+    assert camera.asked == []
+    trusted = str(certificate("IP:127.0.0.1")[0])
+    with (
+        opened(f"rtsps://me:secret@{camera.place}/x", tls_verify=trusted) as source,
+        pytest.raises(SourceError, match="401 unau"),
+    ):
+        next(iter(source))
+    said = re.search(
+        r'Authorization: Digest .*?uri="([^"]*)", response="([0-9a-f]*)".*cnonce="(\w*)".*nc=(\w*)', camera.asked[-1]
+    )
+    first, second = (hashlib.sha256(text.encode()).hexdigest() for text in ("me:cam:secret", f"DESCRIBE:{said[1]}"))
+    assert said[1] == f"rtsps://{camera.place}/x"
+    assert said[2] == hashlib.sha256(f"{first}:n:{said[4]}:{said[3]}:auth:{second}".encode()).hexdigest()
+
+
+@pytest.mark.needs_program("gst-launch-1.0")
+def test_a_jetsons_way_goes_through_the_relay_with_a_password_that_it_does_not_know(serve, monkeypatch):
+    jetson_rtsp, seen = stream.jetson_rtsp, []
+
+    def words(url):
+        seen[:] = ["videoconvert" if word == "nvvidconv" else word for word in jetson_rtsp(url)]
+        return seen
+
+    monkeypatch.setattr(stream, "has_jetson_decoder", lambda: True)
+    monkeypatch.setattr(stream, "jetson_rtsp", words)
+    server = serve(user="admin", password="rightful", pattern="red")
+    with opened(f"rtsp://admin:rightful@{server.place}") as source:
+        np.testing.assert_allclose(next(iter(source)).image[60, 80], (0, 0, 255), atol=12)
+    assert not any("rightful" in word or server.place in word for word in seen)
+    with (
+        opened(f"rtsp://admin:wrongful@{server.place}") as source,
+        pytest.raises(SourceError, match=r"expected to be let in, got 401 unauthorized: check user and password$"),
+    ):
+        next(iter(source))
+
+
+@pytest.mark.needs_program("gst-launch-1.0")
+def test_a_jetsons_way_is_not_sent_to_other_hosts_either(monkeypatch):
+    monkeypatch.setattr(stream, "has_jetson_decoder", lambda: True)
+    other = Rtsp(host="127.0.0.2")
+    camera = Rtsp(DESCRIBE=["302 Found", f"Location: rtsp://{other.place}/y", "", ""])
+    words = stream.jetson_rtsp
+    monkeypatch.setattr(
+        stream, "jetson_rtsp", lambda url: ["videoconvert" if word == "nvvidconv" else word for word in words(url)]
+    )
+    with opened(f"rtsp://{camera.place}/x") as source, pytest.raises(SourceError, match="another host"):
+        next(iter(source))
+    assert other.asked == []
+
+
+def test_a_film_whose_index_is_at_its_end_is_read_in_parts(site):
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 640, 480, "yuv420p"
+        for image in noise(10, 480, 640):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
+        container.mux(video.encode(None))
+    content, parts = file.getvalue(), []
+
+    def answer(handler):
+        given = handler.headers.get("Range")
+        start = int(given.removeprefix("bytes=").rstrip("-")) if given else 0
+        parts.append(start)
+        handler.send_response(206 if given else 200)
+        handler.send_header("Accept-Ranges", "bytes")
+        handler.send_header("Content-Length", str(len(content) - start))
+        handler.end_headers()
+        handler.wfile.write(content[start:])
+
+    site.pages["/x.mp4"] = answer
+    with opened(f"http://{site.place}/x.mp4") as source:
+        assert len(list(itertools.islice(source, 10))) == 10
+    assert max(parts) > len(content) // 2
+
+
+# Memory -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 2000000000\r\n", ""])
+def test_a_part_is_no_larger_than_a_picture(site, length, monkeypatch):
+    monkeypatch.setattr(multipart, "MAX_PART_BYTES", 1 << 20)
+
+    def answer(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=--part")
+        handler.end_headers()
+        handler.wfile.write(f"--part\r\nContent-Type: image/jpeg\r\n{length}\r\n".encode())
+        for _ in range(100):
+            handler.wfile.write(b"x" * (1 << 16))
+
+    site.pages["/x"] = answer
+    with (
+        opened(f"http://{site.place}/x", max_reconnects=0) as source,
+        pytest.raises(SourceError, match="pictures of at most 1 MiB"),
+    ):
+        next(iter(source))
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_answers_of_rtsp_are_no_larger_than_such_answers(part):
+    answer = (
+        ["200 OK", "Content-Length: 2147483000", "", "v=0"]
+        if part == "body"
+        else ["200 OK", "X: " + "y" * 100_000, "", ""]
+    )
+    camera = Rtsp(DESCRIBE=answer)
+    with (
+        opened(f"rtsp://{camera.place}/x", max_reconnects=0) as source,
+        pytest.raises(SourceError, match="answers of RTSP"),
+    ):
+        next(iter(source))
+
+
+def test_later_pictures_are_not_a_thousand_times_as_large(site, monkeypatch):
+    monkeypatch.setattr(stream, "_LATER_PIXELS", 100 * 100)
+    small, large = np.full((48, 64, 3), 90, np.uint8), np.full((400, 400, 3), 90, np.uint8)
+    site.pages["/x"] = motion_jpeg([small, small, large, large, small, small], 0.01)
+    with opened(f"http://{site.place}/x") as source:
+        assert {frame.size_hw for frame in itertools.islice(source, 4)} == {(48, 64)}
+    assert source.telemetry.snapshot().dropped[CORRUPT] >= 2
+
+
+def test_no_block_of_ffmpegs_is_larger_than_a_picture():
+    assert ffmpeg_memory.limit_blocks()
+    with pytest.raises(av.error.MemoryError):
+        av.VideoFrame(16000, 16000, "rgb24")
+    assert av.VideoFrame(11584, 11584, "rgb24").width == 11584
