@@ -27,6 +27,8 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 LONGEST = (
     "test_int8_trained",
     "test_demo",
+    "test_properties",
+    "test_outputs",
     "test_quantized",
     "test_onnx_graph",
     "test_published",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
@@ -275,7 +276,7 @@ def check_destination(folder: Path) -> None:
     Raises:
         BundleError: it is a file, or a folder that holds something other than a bundle, or cannot be written.
     """
-    if os.path.exists(folder) and not os.path.isdir(folder):
+    if _is_something_else(folder):
         raise BundleError(f"{folder}: expected a folder for the bundle, got a file: choose another --output")
     if _holds_other_files(folder):
         raise BundleError(
@@ -286,6 +287,14 @@ def check_destination(folder: Path) -> None:
         raise BundleError(f"{folder}: cannot be written ({nearest} is a file): choose another --output")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise BundleError(f"{folder}: cannot be written (no permission to write in {nearest}): choose another --output")
+
+
+def _is_something_else(folder: Path) -> bool:
+    # Asked once: between two questions another process may put its bundle there.
+    try:
+        return not stat.S_ISDIR(os.stat(folder).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def cache_folder() -> Path:

@@ -88,7 +88,7 @@ def test_masks_agree_and_the_manifest_tells_what_it_was_made_from(int8):
     assert manifest.verification["iou_mean"] >= 0.9
     assert manifest.calibration["graph"] == "cpu"
     assert manifest.calibration["frames"] == 16
-    assert 0.9 < manifest.calibration["share_of_weights"] < 1.0
+    assert 0.8 < manifest.calibration["share_of_weights"] < 1.0  # of all layers, transposed ones too, which stay
     assert set(manifest.layers.values()) == {"fp32"}
 
 

@@ -273,7 +273,7 @@ def test_int8_for_cpus(tiny_unet, pictures):
         with torch.no_grad():
             network.outc.conv.bias[:] = bias
         plain = export_program(FrameProgram(copy.deepcopy(network), CONTRACT))
-        program, share = quantise(plain, {"inc.double_conv.0", "outc.conv"}, frames, METHODS[0])
+        program, share = quantise(plain, network, {"inc.double_conv.0", "outc.conv"}, frames, METHODS[0])
         assert share > 0.5
         assert run(program.SerializeToString(), pixels())["not_finite"].tolist() == [expected] * 3
 
