@@ -140,23 +140,26 @@ class Contract:
             "divide_by",
             "max or a number above 0",
         )
-        numbers = f"{count} number{'s' if count > 1 else ''}"
-        whose = f"{count} channels" if numbered else self.channels
         need(
             len(self.mean) == count and all(math.isfinite(value) for value in self.mean),
             "mean",
-            f"{numbers} for {whose}",
+            self._numbers(),
         )
         need(
             len(self.std) == count and all(0 < value < math.inf for value in self.std),
             "std",
-            f"{numbers} above 0 for {whose}",
+            self._numbers(" above 0"),
         )
         need(
             len(self.imgsz) == 2 and all(1 <= side <= 8192 for side in self.imgsz),
             "imgsz",
             "height and width from 1 to 8192",
         )
+
+    def _numbers(self, which: str = "") -> str:
+        count = channel_count(self.channels)
+        whose = f"{count} channels" if isinstance(self.channels, int) else self.channels
+        return f"{count} number{'s' if count > 1 else ''}{which} for {whose}"
 
     def _check_shape(self, need: _Need) -> None:
         count = channel_count(self.channels)
@@ -165,7 +168,7 @@ class Contract:
         need(
             len(pad) == count and all(0 <= value < 1 << self.bits for value in pad),
             "pad",
-            f"a number from 0 to {(1 << self.bits) - 1}, or one for each of {count} channels",
+            f"a number from 0 to {(1 << self.bits) - 1}, or {self._numbers()}",
         )
         if self.tile is not None:
             most = min(self.imgsz) // 2
