@@ -102,7 +102,7 @@ def final_activation(network: fx.GraphModule) -> Activation | None:
 def without_activation(network: LayeredNetwork, activation: Activation) -> LayeredNetwork:
     """A network up to its scores; it shares its layers with the whole one. The channels stay where that has them."""
     graph, cut = _up_to(network, activation.input_name)
-    graph.output(_moved_behind(graph, cut, network.graph, activation))
+    graph.output(_moved_behind(graph, cut, network.graph))
     return layered(network, graph)
 
 
@@ -205,14 +205,8 @@ def _moves(graph: fx.Graph) -> list[Any]:
     return moves
 
 
-def _moved_behind(graph: fx.Graph, cut: fx.Node, original: fx.Graph, activation: Activation) -> fx.Node:
+def _moved_behind(graph: fx.Graph, cut: fx.Node, original: fx.Graph) -> fx.Node:
     """Do to the scores what is done behind the activation with the order of their axes."""
-    if activation.kind == "argmax":
-        if activation.axis in (1, -3):
-            return cut
-        order = [0, *[axis for axis in (1, 2, 3) if axis != activation.axis]]
-        order.insert(1, activation.axis or 0)
-        return graph.call_function(torch.permute, (cut, order))
     for move in reversed(_moves(original)):
         if move.target not in _CASTS:
             cut = graph.call_function(move.target, (cut, *move.args[1:]), dict(move.kwargs))

@@ -54,6 +54,7 @@ class ToPixels:
         self._sample_aspect = sample_aspect
         self._note = note
         self._reformatter = VideoReformatter()
+        self._told_format = ""
         self._tone_mapping: tuple[tuple[object, ...], Graph] | None = None
 
     def __call__(self, decoded: av.VideoFrame) -> Decoded:
@@ -85,11 +86,14 @@ class ToPixels:
             self._note(
                 "interlaced: the two fields of a frame are left woven (ffmpeg -i IN -vf bwdif OUT separates them)"
             )
+        if decoded.format.name == self._told_format:  # asked of each picture, which a fast video notices
+            return
+        self._told_format = decoded.format.name
         bits = max((component.bits for component in decoded.format.components), default=8)
         if bits > 8:
             self._note(f"{bits} bits a color: made 8")
         if decoded.format.components and any(component.is_alpha for component in decoded.format.components):
-            self._note("transparent in part (alpha): shown as it is without")
+            self._note("transparent in part (alpha), which is left out")
 
     def _narrowed(self, decoded: av.VideoFrame) -> av.VideoFrame:
         """A picture of high dynamic range or wide colors in those of BT.709, by FFmpeg's own tone mapping; others as they are."""

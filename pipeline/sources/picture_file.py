@@ -45,12 +45,14 @@ class Picture:
         alpha: (H, W) uint8, 255 is opaque; None where all of it is.
         duration_s: how long an animation shows it.
         notes: what was done to it, each a few words for one line.
+        of: how many pictures its file has.
     """
 
     image: Image
     alpha: Image | None = None
     duration_s: float = _PAGE_S
     notes: tuple[str, ...] = ()
+    of: int = 1
 
 
 def read_picture(path: Path) -> Image:
@@ -70,7 +72,7 @@ def read_one(path: Path) -> Picture:
     """The same with its transparency; raises as ``read_picture``."""
     content = _read(path)
     with _opened(path, content) as probe:
-        return _decoded(path, content, probe)
+        return replace(_decoded(path, content, probe), of=_count(probe))
 
 
 def read_all(path: Path) -> Iterator[Picture]:

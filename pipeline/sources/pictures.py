@@ -109,7 +109,7 @@ class PictureSource(Source):
         if bands is not None:
             return Frame(read_bands(path, bands), index, float(index), self.info.name, name, self.pixels)
         picture = read_one(path)
-        if len(self._paths) > 1 and count_pictures(path) > 1:
+        if len(self._paths) > 1 and picture.of > 1:
             note(f"{path.name}: an animation or document: its first picture alone is read")
         return self._frame(picture, index, float(index), name, note)
 
