@@ -18,14 +18,16 @@ import stat
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipeline.bundles.file_lock import locked
 from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.bundles.whole_folder import whole_folder
 from pipeline.errors import BundleError
 from pipeline.frames.pixels import Pixels, is_pixels
-from pipeline.frames.tiles import Tiles
+
+if TYPE_CHECKING:
+    from pipeline.frames.tiles import Tiles
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
@@ -104,6 +106,8 @@ class Manifest:
     @property
     def tiles(self) -> Tiles | None:
         """How frames are cut for the program; None if it takes them as they are."""
+        from pipeline.frames.tiles import Tiles  # only now: --help reads this module, and would wait for NumPy
+
         return Tiles.from_contract(self.contract)
 
     @property

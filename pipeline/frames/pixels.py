@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 Pixels = str
 """Of a program's input. "bgr": (N, H, W, 3) uint8. "nv12": (N, H·3/2, W) uint8, rows of luma and then half as many rows of U and V in
@@ -36,6 +37,8 @@ class Bands(NamedTuple):
     @property
     def stored(self) -> np.dtype[np.generic]:
         """The type of a frame's pixels; a program takes 16 bits as int32."""
+        import numpy as np  # --help reads this module, and would wait for it
+
         return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
 
 
@@ -52,6 +55,8 @@ def is_pixels(pixels: object) -> bool:
 
 def input_type(pixels: Pixels) -> np.dtype[np.generic]:
     """The type of the input of a program that takes such frames."""
+    import numpy as np  # as above
+
     bands = bands_of(pixels)
     return np.dtype(np.int32 if bands is not None and bands.bits == 16 else np.uint8)
 
