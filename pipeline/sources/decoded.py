@@ -15,13 +15,16 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from pipeline.frames.frame import Image
 from pipeline.frames.pixels import Pixels
-from pipeline.sources.display import SQUARE, orientation_of
+from pipeline.sources.display import SQUARE, UPRIGHT, Orientation, orientation_of
 
 MAX_PIXELS = 1 << 27
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
 _WIDE = {int(ColorPrimaries.BT2020): "BT.2020", int(ColorPrimaries.SMPTE431): "P3", int(ColorPrimaries.SMPTE432): "P3"}
+
+# A display matrix is read at least each so many pictures: see ``ToPixels._oriented``.
+_MATRIX_EACH = 32
 
 
 class Decoded(NamedTuple):
@@ -56,6 +59,9 @@ class ToPixels:
         self._reformatter = VideoReformatter()
         self._told_format = ""
         self._tone_mapping: tuple[tuple[object, ...], Graph] | None = None
+        self._orientation = UPRIGHT
+        self._oriented_by: tuple[int, int, int] | None = None
+        self._pictures = 0
 
     def __call__(self, decoded: av.VideoFrame) -> Decoded:
         """One picture, upright."""
@@ -63,7 +69,7 @@ class ToPixels:
         decoded = self._narrowed(decoded)
         # FFmpeg converts by BT.601 when a stream names no matrix; players take BT.709 for HD, and its writers mean it.
         guess = Colorspace.ITU709 if decoded.colorspace == _UNSPECIFIED and decoded.height >= 720 else None
-        orientation = orientation_of(decoded)
+        orientation = self._oriented(decoded)
         aspect = orientation.aspect(self._sample_aspect)
         if orientation.lost_degrees:
             self._note(f"turned by {orientation.lost_degrees:.0f}° beside quarter turns, which is left out")
@@ -80,6 +86,18 @@ class ToPixels:
             return Decoded(np.asarray(converted.to_ndarray(), np.uint8), "nv12", aspect)
         image = self._reformatter.reformat(decoded, format="bgr24", src_colorspace=guess).to_ndarray()
         return Decoded(np.ascontiguousarray(orientation.upright(np.asarray(image, np.uint8))), "bgr", aspect)
+
+    def _oriented(self, decoded: av.VideoFrame) -> Orientation:
+        """How the picture becomes upright, read anew where its angle or size changes, and now and then.
+
+        Not for each picture: PyAV's side data and its picture refer to each other, so that the picture's memory is held until the
+        garbage collector comes, and the decoder takes fresh pages for the next ones.
+        """
+        looks = (decoded.rotation, decoded.width, decoded.height)
+        if looks != self._oriented_by or self._pictures % _MATRIX_EACH == 0:
+            self._orientation, self._oriented_by = orientation_of(decoded), looks
+        self._pictures += 1
+        return self._orientation
 
     def _tell(self, decoded: av.VideoFrame) -> None:
         if decoded.interlaced_frame:

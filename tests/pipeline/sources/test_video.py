@@ -1,3 +1,4 @@
+import gc
 import itertools
 import math
 import struct
@@ -7,6 +8,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.sidedata.sidedata import SideDataContainer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -381,3 +383,18 @@ def test_a_free_angle_is_told(degrees):
 @pytest.mark.parametrize("matrix", [bytes(36), b"", struct.pack("=9i", 1, 1, 0, 1, 1, 0, 0, 0, 1)])
 def test_a_matrix_that_is_damaged_says_nothing(matrix):
     assert read_matrix(matrix).is_upright
+
+
+def test_decoded_pictures_do_not_wait_for_the_garbage_collector(write_video, tmp_path, noise):
+    """A picture that refers to itself keeps its memory, and the decoder takes fresh pages for each of the next ones."""
+    path = write_video(tmp_path / "a.mp4", noise * 5)
+    gc.collect()
+    gc.disable()
+    try:
+        with open_source(str(path)) as source:
+            frames = sum(1 for _ in source)
+            held = sum(type(one) is SideDataContainer for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert frames == 100
+    assert held <= 4
