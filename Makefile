@@ -18,7 +18,7 @@ published: $(VENV)/.run
 test: $(VENV)/.dev
 	tests/install-programs
 	PYTHON=$(BIN)/python tests/install-torch-tensorrt $(VENV)/torch-tensorrt
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The README's figures, from benchmarks/results/.
 readme: $(VENV)/.run
