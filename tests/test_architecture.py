@@ -56,6 +56,7 @@ HEAVY = (
     "pycuda",
     "aiohttp",
     "prometheus_client",
+    "paho",
     "pynvml",
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "core", "misc"}

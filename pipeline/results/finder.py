@@ -9,7 +9,7 @@ from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.render.overlay import Renderer
 from pipeline.results.regions import Reading, classes_of
 from pipeline.results.tracker import Tracker
-from pipeline.results.zone_options import ZoneOptions
+from pipeline.results.zone_options import Zone, ZoneOptions
 from pipeline.results.zones import Zones, event_ids
 from pipeline.shapes.found import Found
 
@@ -44,6 +44,11 @@ class Finder:
     def is_binary(self) -> bool:
         """Whether masks hold probabilities."""
         return self._renderer.task == "binary"
+
+    @property
+    def zones(self) -> tuple[Zone, ...]:
+        """What is watched."""
+        return self._options.zones
 
     @property
     def threshold(self) -> float:
