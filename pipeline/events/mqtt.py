@@ -128,7 +128,7 @@ class MqttCourier(Courier):
         self._announced = announced
         self._said: set[str] = set()
         self._client: paho.Client | None = None
-        self._answer: ReasonCode | None = None
+        self._answers: list[ReasonCode] = []
         self._acknowledged: dict[int, ReasonCode] = {}
 
     def send(self, event: Message) -> None:
@@ -173,7 +173,7 @@ class MqttCourier(Courier):
         client.connect_timeout = _CONNECT_S
         client.on_connect = self._on_connect
         client.on_publish = self._on_publish
-        self._answer = None
+        self._answers.clear()
         self._acknowledged.clear()
         self._said.clear()
         self._client = client
@@ -190,11 +190,11 @@ class MqttCourier(Courier):
             raise self._gone(f"no TLS ({(error.reason or 'unknown').replace('_', ' ').lower()})") from None
         except (OSError, ValueError) as error:
             raise self._gone(str(getattr(error, "strerror", None) or "no connection").lower()) from None
-        self._wait(lambda: self._answer is not None)
-        assert self._answer is not None
-        if self._answer.is_failure:
+        self._wait(lambda: bool(self._answers))
+        answer = self._answers[0]
+        if answer.is_failure:
             raise self._gone(
-                f"the broker refused us ({str(self._answer).lower()}): EDGEMASK_MQTT_USER and EDGEMASK_MQTT_PASSWORD name a user"
+                f"the broker refused us ({str(answer).lower()}): EDGEMASK_MQTT_USER and EDGEMASK_MQTT_PASSWORD name a user"
             )
         self._publish("status", b"online", retain=True)
 
@@ -221,7 +221,7 @@ class MqttCourier(Courier):
         """Read and write what is there; also asks the broker for a sign of life when it is time."""
         assert self._client is not None
         if self._client.loop(wait_s) != MQTTErrorCode.MQTT_ERR_SUCCESS and (
-            self._answer is None or not self._answer.is_failure  # it closes the connection behind its answer
+            not self._answers or not self._answers[0].is_failure  # it closes the connection behind its answer
         ):
             raise self._gone("the connection is lost")
 
@@ -237,7 +237,7 @@ class MqttCourier(Courier):
                 client.loop(0.0)
 
     def _on_connect(self, client: Any, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
-        self._answer = reason
+        self._answers.append(reason)
 
     def _on_publish(self, client: Any, data: Any, number: int, reason: ReasonCode, properties: Any) -> None:
         self._acknowledged[number] = reason

@@ -23,7 +23,7 @@ _OUT_AT = 0.5
 _BELOW_AT = 0.9
 """A class is below a limit where it covers less than this part of it."""
 
-_SHIFT = 8  # fractional bits of cv2.fillPoly's coordinates
+_SAME_S = 1e-6  # times of frames are sums of fractions
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class Switch:
             return None
         if self._asked_s is None or now_s < self._asked_s:  # time goes back where a source begins anew
             self._asked_s = now_s
-        if now_s - self._asked_s < self.dwell_s:
+        if now_s - self._asked_s < self.dwell_s - _SAME_S:
             return None
         lasted_s = 0.0 if self.since_s is None else max(0.0, self._asked_s - self.since_s)
         self.is_on, self.since_s, self._asked_s = not self.is_on, self._asked_s, None
@@ -144,12 +144,18 @@ def event_ids() -> Iterator[str]:
 
 
 def _drawn(zone: Zone, size_hw: tuple[int, int]) -> tuple[Image, int]:
-    """(H, W) uint8, 255 in the zone, and how many pixels that are."""
+    """(H, W) uint8, 255 where a pixel's middle is in the zone, and how many that are; ``cv2.fillPoly`` adds those at its edge."""
     height, width = size_hw
-    inside: NDArray[np.uint8] = np.zeros(size_hw, np.uint8)
-    corners = (np.array(zone.points) * (width, height) - 0.5) * (1 << _SHIFT)
-    cv2.fillPoly(inside, [np.rint(corners).astype(np.int32)], 255, cv2.LINE_8, _SHIFT)
-    return inside, max(1, cv2.countNonZero(inside))
+    middles_x = (np.arange(width) + 0.5) / width
+    middles_y = (np.arange(height) + 0.5) / height
+    inside: NDArray[np.bool_] = np.zeros(size_hw, np.bool_)
+    for (x, y), (u, v) in zip(zone.points, (*zone.points[1:], zone.points[0]), strict=True):
+        # What lies to the right of an odd number of sides is inside.
+        rows = np.flatnonzero((middles_y >= min(y, v)) & (middles_y < max(y, v)))
+        if rows.size:
+            side_x = x + (middles_y[rows] - y) * ((u - x) / (v - y))
+            inside[rows] ^= middles_x >= side_x[:, None]
+    return inside.astype(np.uint8) * 255, max(1, int(np.count_nonzero(inside)))
 
 
 def _counts(mask: Image, inside: Image, reading: Reading) -> dict[int, int]:

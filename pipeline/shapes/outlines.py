@@ -68,9 +68,11 @@ def _turns(line: NDArray[Any]) -> NDArray[Any]:
     """The points of a closed line at which its direction changes."""
     step_in = line - np.roll(line, 1, axis=0)
     step_out = np.roll(line, -1, axis=0) - line
-    return line[_directions(step_in) != _directions(step_out)]
+    turns: NDArray[Any] = line[_directions(step_in) != _directions(step_out)]
+    return turns
 
 
 def _directions(steps: NDArray[Any]) -> NDArray[Any]:
     # The row of a cut may be many pixels long.
-    return np.sign(steps[:, 0]) * 3 + np.sign(steps[:, 1])
+    numbers: NDArray[Any] = np.sign(steps[:, 0]) * 3 + np.sign(steps[:, 1])
+    return numbers

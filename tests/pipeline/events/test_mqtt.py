@@ -137,13 +137,12 @@ def certificates(folder):
     def openssl(*words):
         subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
 
-    openssl(*["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=made-authority", "-keyout", "ca.key", "-out", "ca.pem"])
-    openssl(*["req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-keyout", "broker.key", "-out", "broker.csr"])
+    new = ["req", "-newkey", "rsa:2048", "-nodes"]
+    openssl(*new, "-x509", "-days", "2", "-subj", "/CN=made-authority", "-keyout", "ca.key", "-out", "ca.pem")
+    openssl(*new, "-subj", "/CN=127.0.0.1", "-keyout", "broker.key", "-out", "broker.csr")
     (folder / "names.txt").write_text("subjectAltName=IP:127.0.0.1\n")
-    openssl(
-        *["x509", "-req", "-in", "broker.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"],
-        *["-extfile", "names.txt", "-out", "broker.pem"],
-    )
+    by = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names.txt"]
+    openssl("x509", "-req", "-in", "broker.csr", *by, "-out", "broker.pem")
     return folder
 
 
