@@ -367,7 +367,7 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
         "--tls-verify",
         default=_DEFAULT.live.tls_verify,
         metavar="yes|no|CA.pem",
-        help="certificates of https://, rtsps:// and mqtts:// are verified by the system's authorities, by those of a file (the camera's "
+        help="certificates of https://, rtsps:// and mqtts:// are verified by the system's authorities, those of a file (the camera's "
         "own may be one), or not at all, and then no password is sent (default: %(default)s)",
     )
     group.add_argument(

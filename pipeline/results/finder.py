@@ -83,6 +83,8 @@ class Finder:
             classes = [replace(found, regions=tuple(next(ids) for _ in found.regions)) for found in classes]
         if frame.source not in self._zones:
             self._zones[frame.source] = Zones(self._options, self._numbers)
-        zones, events = self._zones[frame.source].update(frame, reading, has_time=tracker is not None)
+        # Of a mask that is wrong nothing is known to have come or gone.
+        may_change = tracker is not None and not frame.not_finite
+        zones, events = self._zones[frame.source].update(frame, reading, may_change=may_change)
         frame.found = Found(tuple(classes), zones, tuple(events))
         return frame.found

@@ -81,14 +81,14 @@ class Zones:
         self._above: dict[tuple[str, int], Switch] = {}
 
     def update(
-        self, frame: Frame, reading: Reading, *, has_time: bool
+        self, frame: Frame, reading: Reading, *, may_change: bool
     ) -> tuple[dict[str, dict[str, ClassInZone]], list[Event]]:
         """The areas in the next frame, and what happened.
 
         Args:
             frame: with its mask.
             reading: how the mask is read.
-            has_time: frames follow each other; without, there are areas alone.
+            may_change: the frame can be an event; else there are areas alone.
         """
         assert frame.mask is not None
         mask = np.ascontiguousarray(frame.mask)
@@ -101,7 +101,7 @@ class Zones:
             found[zone.name] = {}
             for number, count in _counts(mask, inside, reading).items():
                 area = count / pixels
-                if has_time:
+                if may_change:
                     events += self._changes(zone, number, area, frame, reading)
                 present, above = self._present.get((zone.name, number)), self._above.get((zone.name, number))
                 found[zone.name][reading.name(number)] = ClassInZone(

@@ -63,8 +63,9 @@ class Watched:
         )
         self.index = 0
 
-    def __call__(self, mask):
-        frame = Frame(np.zeros((*mask.shape, 3), np.uint8), self.index, self.index / 10, "cam", "x", mask=mask)
+    def __call__(self, mask, **facts):
+        image = np.zeros((*mask.shape, 3), np.uint8)
+        frame = Frame(image, self.index, self.index / 10, "cam", "x", mask=mask, **facts)
         self.index += 1
         return self.finder(frame)
 
@@ -141,6 +142,14 @@ def test_pictures_have_areas_and_no_events():
     assert [one.zones["frame"]["subject"].area for one in found] == [0, 0, 0.5, 0.5, 0.5]
     assert not any(one.events for one in found)
     assert found[2].classes[0].regions[0].id is None
+
+
+def test_a_mask_that_is_wrong_is_no_event():
+    watched = Watched([], dwell_s=0.1)
+    assert [event.kind for count in [50] * 3 for event in watched(left(count)).events] == ["enter"]
+    found = [watched(left(0), not_finite=7) for _ in range(10)]
+    assert not any(one.events for one in found)
+    assert found[-1].zones["frame"]["subject"].present
 
 
 def test_a_switch_whose_time_goes_back():

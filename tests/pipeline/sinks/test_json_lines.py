@@ -279,3 +279,47 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(red_bundle):
     job.stderr.close()
     assert re.fullmatch("test", first["source"])
     assert first["classes"][0]["boxes"]
+
+
+def test_boxes_have_the_forms_that_are_asked_for(two_parts, renderer):
+    find = Finder(renderer, ("subject",), ())
+    result = results_of(frame_of(two_parts), find, ("polygons", "rle", "rle-counts", "yolo"))
+    large, small = result["classes"][0]["boxes"]
+    assert large["polygons"] == [[40.25, 10.25, 40.25, 29.75, 69.75, 29.75, 69.75, 10.25]]
+    assert small["rle-counts"]["counts"][:3] == [100 * 100 + 60, 10, 90]
+    assert small["rle"]["size"] == small["rle-counts"]["size"] == [100, 200]
+    assert small["yolo"] == "0 0.501250 0.602500 0.501250 0.697500 0.598750 0.697500 0.598750 0.602500"
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_ids_zones_and_events_are_in_the_lines(main, tmp_path):
+    path = tmp_path / "out.jsonl"
+    zones = [
+        "--zone",
+        "top=0,0 1,0 1,0.5 0,0.5",
+        "--zone-above",
+        "top=0.001",
+        "--zone-dwell",
+        "0.1",
+        "--zone-enter",
+        "0.0005",
+    ]
+    done = main(
+        "test://?size=160x120&fps=30&frames=40", "--output", path, "--results", "rle", "--threshold", "0.9", *zones
+    )
+    assert (done.status, done.err) == (0, [])
+    lines = read(path)
+    assert all(
+        box["id"] == 1 and "rle" in box for line in lines for entry in line["classes"] for box in entry["boxes"][:1]
+    )
+    events = [event for line in lines for event in line.get("events", ())]
+    assert [event["event"] for event in events][:2] == ["enter", "above"]
+    assert events[0]["zone"] == "top"
+    at = events[0]["index"]
+    assert lines[at]["zones"]["top"]["subject"]["present"]
+    assert lines[at]["pts_s"] == events[0]["pts_s"]
+
+
+def test_forms_that_do_not_exist(refused):
+    told = refused("test://", "--output", "null", "--results", "rle,boxes")
+    assert "--results: expected some of polygons,rle,rle-counts,yolo, got 'boxes'" in told
