@@ -87,7 +87,6 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         SinkOptions(
             results=values["results"],
             labels=values["labels"],
-            tls_verify=values["tls_verify"],
             encoder=values["encoder"],
             segment_s=values["segment_time"],
             segment_bytes=values["segment_size"],
