@@ -76,3 +76,15 @@ def test_what_is_not_there_is_off(messages, zones):
     for _, content in messages:
         if content["name"] != "frame rate":
             assert rendered(content, {"fps": 1, "zones": zones}) in ("OFF", "0", "0.0")
+
+
+@pytest.mark.needs("homeassistant")
+@pytest.mark.filterwarnings("ignore")
+def test_home_assistants_own_schema_takes_them(messages):
+    from homeassistant.components.mqtt import binary_sensor, discovery, sensor
+
+    schemas = {"binary_sensor": binary_sensor.DISCOVERY_SCHEMA, "sensor": sensor.DISCOVERY_SCHEMA}
+    for topic, content in messages:
+        place = discovery.TOPIC_MATCHER.match(topic.removeprefix("homeassistant/"))
+        taken = schemas[place["component"]](content)
+        assert content.keys() <= taken.keys()  # what it does not know it leaves out
