@@ -76,10 +76,16 @@ class Delivery:
         name: of the receiver, for the log; holds no secret.
         courier: carries them; closed by the thread.
         buffer: so many events wait at most.
+
+    Attributes:
+        delivered: events that have arrived.
+        refused: events that the receiver does not want.
+        error: why the thread has ended by a mistake of its own; None: it has not.
     """
 
     def __init__(self, name: str, courier: Courier, buffer: int = BUFFER) -> None:
         self.name = name
+        self.error: Exception | None = None
         self.delivered = self.refused = self._taken = 0
         self._courier = courier
         self._events: Outbox[Message] = Outbox(buffer, drop_oldest=True)
@@ -141,6 +147,8 @@ class Delivery:
                     self._beat_or_idle()
                     return
                 self._deliver(event)
+        except Exception as error:  # noqa: BLE001 - handed to the pipeline's thread, which raises it
+            self.error = error
         finally:
             self._courier.close()
 

@@ -67,7 +67,15 @@ class EventsSink(Sink):
         return f"{self._delivery.name}: {self._delivery.problem}" if self._delivery.problem else ""
 
     def write(self, frame: Frame) -> None:
-        """Hand over what happened with this frame."""
+        """Hand over what happened with this frame.
+
+        Raises:
+            SinkError: what delivers has ended by an error of its own.
+        """
+        if self._delivery.error is not None:
+            raise SinkError(
+                f"{self._delivery.name}: its delivery has ended ({self._delivery.error!r})"
+            ) from self._delivery.error
         found = self._find(frame)
         self._frames += 1
         self._frame_s = time.monotonic()

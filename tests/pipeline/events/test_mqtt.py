@@ -200,7 +200,9 @@ def test_a_wrong_password_is_told_once(make_broker, run_of_frames, tmp_path, cap
     assert "hunter22" not in run.sink.problem
 
 
-def test_a_broker_that_does_not_answer_keeps_nobody_waiting(run_of_frames):
+def test_a_broker_that_does_not_answer_keeps_nobody_waiting(run_of_frames, monkeypatch):
+    monkeypatch.setattr("pipeline.events.delivery._END_WITHIN_S", 0.3)
+    monkeypatch.setattr("pipeline.events.mqtt._ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         run = run_of_frames(f"mqtt://127.0.0.1:{silent.getsockname()[1]}")
         run.write(30)

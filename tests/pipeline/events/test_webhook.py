@@ -8,12 +8,15 @@ import json
 import logging
 import threading
 
+import numpy as np
 import pytest
 
 from pipeline.errors import SinkError
 from pipeline.events import delivery as delivery_module
 from pipeline.events.delivery import Delivery
 from pipeline.events.webhook import WebhookCourier, key_of, signed
+from pipeline.frames.frame import Frame
+from pipeline.sinks import open_sink
 from pipeline.sources.address import Address
 from tests.pipeline.events.conftest import until
 
@@ -55,6 +58,7 @@ def server():
 @pytest.fixture
 def deliver(server, monkeypatch):
     monkeypatch.setattr(delivery_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(delivery_module, "_END_WITHIN_S", 0.3)
     deliveries = []
 
     def start(address=None, secret=SECRET, **options):
@@ -152,6 +156,21 @@ def test_a_full_buffer_loses_the_oldest_and_counts(deliver, monkeypatch):
     assert delivery.lost >= 14
     delivery.close()
     assert delivery.lost == 20
+
+
+def test_a_delivery_that_has_a_bug_is_told(server, make_info, renderer, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("bug")
+
+    monkeypatch.setattr(WebhookCourier, "send", broken)
+    sink = open_sink(f"http://127.0.0.1:{server.server_port}/", make_info(), renderer)
+    sink.delivery.put(event(0))
+    until(lambda: sink.delivery.error, "nobody notices")
+    frame = Frame(np.zeros((8, 8, 3), np.uint8), 0, 0.0, "test", "x", mask=np.zeros((8, 8), np.uint8))
+    with pytest.raises(SinkError, match=r"its delivery has ended \(ZeroDivisionError\('bug'\)\)"):
+        sink.write(frame)
+    sink.close()
+    assert sink.delivery.lost == 1
 
 
 def test_without_a_secret_nothing_is_signed():
