@@ -22,7 +22,7 @@ from pipeline.sinks.options import SinkOptions
 from tests.pipeline.events.conftest import until
 
 pytestmark = [
-    pytest.mark.needs("paho.mqtt"),
+    pytest.mark.needs("paho"),
     pytest.mark.needs_program("mosquitto"),
     pytest.mark.needs_program("mosquitto_sub"),
 ]
