@@ -10,5 +10,7 @@ from edgemask import Model
 image = cv2.imread(sys.argv[1])
 with Model("u2netp") as model:
     regions = model.regions(model(image))
-polygons = [region.polygon().tolist() for region in regions]  # or region.rle(), region.yolo(), region.xywh, region.mask()
+polygons = [
+    region.polygon().tolist() for region in regions
+]  # or region.rle(), region.yolo(), region.xywh, region.mask()
 print(json.dumps({"label": model.classes[-1], "polygons": polygons}))  # [[x, y], …] in pixels
