@@ -35,7 +35,7 @@ FROM base AS installed
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     python3 -m venv /opt/edgemask \
     && /opt/edgemask/bin/pip install --find-links /wheels --only-binary pycuda \
-        "edgemask[tensorrt,page] @ file://$(echo /wheels/edgemask-*.whl)" "cuda-bindings>=13,<14" \
+        "edgemask[tensorrt,page,mqtt] @ file://$(echo /wheels/edgemask-*.whl)" "cuda-bindings>=13,<14" \
         "opencv-python-headless>=4.10,<6"
 COPY deploy/healthcheck.py /opt/edgemask/healthcheck.py
 RUN useradd --system --uid 10001 --no-log-init --home-dir /var/lib/edgemask edgemask \

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from pipeline.frames.frame import SourceInfo as SourceInfo
     from pipeline.model import Model as Model
     from pipeline.render.look import Look as Look
+    from pipeline.results.regions import regions as regions
+    from pipeline.shapes.region import Region as Region
     from pipeline.sinks import SinkOptions as SinkOptions
     from pipeline.sinks import open_sink as open_sink
     from pipeline.sources import open_source as open_source
@@ -54,6 +56,8 @@ _HOMES = {
     "open_sink": "pipeline.sinks",
     "SinkOptions": "pipeline.sinks",
     "Look": "pipeline.render.look",
+    "regions": "pipeline.results.regions",
+    "Region": "pipeline.shapes.region",
     "Frame": "pipeline.frames.frame",
     "SourceInfo": "pipeline.frames.frame",
     "Bundle": "pipeline.bundles.bundle",

@@ -9,9 +9,8 @@ from edgemask import Model
 
 image = cv2.imread(sys.argv[1])
 with Model("u2netp") as model:
-    mask = model(image)
-contours, _ = cv2.findContours((mask >= 128).astype("uint8"), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    regions = model.regions(model(image))
 polygons = [
-    cv2.approxPolyDP(contour, 1.0, True)[:, 0].tolist() for contour in contours if cv2.contourArea(contour) >= 25
-]
+    region.polygon().tolist() for region in regions
+]  # or region.rle(), region.yolo(), region.xywh, region.mask()
 print(json.dumps({"label": model.classes[-1], "polygons": polygons}))  # [[x, y], …] in pixels

@@ -21,6 +21,8 @@ from pipeline.frames.nv12 import to_nv12
 from pipeline.frames.pixels import bands_of, input_type
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
+from pipeline.results.regions import MAX_REGIONS, MIN_SHARE, regions
+from pipeline.shapes.region import Region
 from pipeline.sources.base import Source
 
 
@@ -157,6 +159,29 @@ class Model:
         if look.keys() != self._drawn.keys() or any(value is not self._drawn[name] for name, value in look.items()):
             self._renderer.look, self._drawn = Look(**look), look
         return self._renderer(image, mask)
+
+    def regions(
+        self, mask: Image, *, threshold: float = 0.5, min_share: float = MIN_SHARE, max_regions: int = MAX_REGIONS
+    ) -> list[Region]:
+        """The connected parts of a mask, each with its box, outline, run lengths (COCO) and label line (YOLO).
+
+        Args:
+            mask: (H, W) uint8 of this model; not changed.
+            threshold: the probability from which a pixel of a binary mask is inside, 0 to 1.
+            min_share: parts that cover less of the frame, 0 to 1, are left out.
+            max_regions: of each class, the largest.
+
+        Returns:
+            By class, of each the largest first. The background has none.
+
+        Raises:
+            ShapeError: the mask has another shape or dtype.
+            OptionError: a value is out of range.
+        """
+        task = self.bundle.manifest.task
+        return regions(
+            mask, task=task, classes=self.classes, threshold=threshold, min_share=min_share, max_regions=max_regions
+        )
 
     def renderer(self, **look: Any) -> Renderer:
         """What ``open_sink`` needs for results whose content depends on how masks are shown, such as a folder of masks."""

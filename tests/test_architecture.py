@@ -22,13 +22,14 @@ PACKAGES = {  # package: the packages that it may import
 # The rooms of a package from the ground up: each may import those of the floors below its own.
 FLOORS = {
     "pipeline": (
-        {"errors", "redaction", "signals", "version", "terminal", "own_process", "machine", "stages"},
+        {"errors", "redaction", "signals", "version", "terminal", "own_process", "machine", "stages", "shapes"},
         {"frames", "yaml_file", "registry"},
         {"bundles", "sources"},
         {"engines", "bundle"},
         {"render", "builds"},
+        {"results"},
         {"masks", "sinks"},
-        {"flow", "page"},
+        {"flow", "page", "events"},
         {"command", "model"},
         {"doctor"},
     ),
@@ -55,6 +56,7 @@ HEAVY = (
     "pycuda",
     "aiohttp",
     "prometheus_client",
+    "paho",
     "pynvml",
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "core", "misc"}

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from pipeline.command.command_line import OptionParser
 from pipeline.command.options import _parser as pipeline_parser
 from pipeline.command.options import parse_options
 from pipeline.errors import OptionError
-from pipeline.frames.frame import Frame
+from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.page.options import Limits, PageOptions, Watched
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
+from pipeline.results.finder import Finder
 from pipeline.sinks import sink_kind
 from pipeline.sinks.json_lines import results_of
 from pipeline.sources import source_kind
@@ -426,7 +428,8 @@ def test_the_line_of_results_is_of_the_form_that_is_written():
     frame = Frame(np.zeros((48, 64, 3), np.uint8), 0, 0.0, "clip.mp4", "clip_0")
     frame.mask = np.zeros((48, 64), np.uint8)
     frame.mask[:24] = 255
-    written = results_of(frame, Renderer(Look(), "binary"), ("subject",))
+    video = SourceInfo("clip.mp4", "", fps=Fraction(25))
+    written = results_of(frame, Finder(Renderer(Look(), "binary"), ("subject",), [video]))
     assert told.keys() == written.keys()
     assert told["classes"][0].keys() == written["classes"][0].keys()
     assert told["classes"][0]["boxes"][0].keys() == written["classes"][0]["boxes"][0].keys()

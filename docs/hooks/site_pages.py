@@ -22,6 +22,7 @@ _REFERENCE = "<!-- reference -->"
 _CHAPTERS = {
     "Models": ("Model", "build", "BuildOptions", "Bundle"),
     "Sources and frames": ("open_source", "open_sources", "SourceInfo", "Frame"),
+    "Regions": ("regions", "Region"),
     "Drawing": ("Look",),
     "Sinks": ("open_sink", "SinkOptions"),
 }

@@ -50,7 +50,7 @@ def run_job(options: RunOptions) -> None:
         EdgemaskError: something cannot be opened, or was lost on the way.
         StoppedError: a signal ended it; what was recorded is kept.
     """
-    check_outputs(options.outputs)
+    check_outputs(options)
     window = has_window(options.outputs, page=options.page is not None)
     look = read_look(options.look)
     lost: list[SinkError | SourceError] = []

@@ -14,9 +14,10 @@ from pipeline.errors import OptionError
 from pipeline.page.options import ADDRESS, Limits, PageOptions
 from pipeline.registry import Choices
 from pipeline.render.modes import MODES
+from pipeline.results.zone_options import ZoneOptions, parse_zones
 from pipeline.sinks import SINKS
 from pipeline.sinks import forms as output_forms
-from pipeline.sinks.options import ENCODERS, SinkOptions, byte_count, duration_s
+from pipeline.sinks.options import ENCODERS, LABELS, RESULTS, SinkOptions, byte_count, duration_s, words_of
 from pipeline.sources import SOURCES
 from pipeline.sources import forms as source_forms
 from pipeline.sources.options import LiveOptions
@@ -84,6 +85,8 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         ),
         OutputOptions(tuple(values["output"] or ()), values["save"], values["show"], values["headless"]),
         SinkOptions(
+            results=values["results"],
+            labels=values["labels"],
             encoder=values["encoder"],
             segment_s=values["segment_time"],
             segment_bytes=values["segment_size"],
@@ -91,6 +94,9 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
             keep_bytes=values["keep_size"],
             keep_at_least_s=values["keep_at_least"],
             min_free_bytes=values["min_free"],
+        ),
+        ZoneOptions(
+            parse_zones(values["zone"] or (), values["zone_above"] or ()), values["zone_enter"], values["zone_dwell"]
         ),
         LiveOptions(
             stall_s=values["stall"],
@@ -132,6 +138,7 @@ def _parser() -> OptionParser:
     _add_outputs(parser)
     _add_look(parser)
     _add_masks(parser)
+    _add_results(parser.add_argument_group("results for programs"))
     _add_live(parser.add_argument_group("cameras and streams"))
     _add_recording(parser.add_argument_group("recordings"))
     _add_page(parser.add_argument_group("the page"))
@@ -278,6 +285,56 @@ def _add_masks(parser: OptionParser) -> None:
     )
 
 
+def _add_results(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--results",
+        type=words_of(RESULTS),
+        default=_DEFAULT.recording.results,
+        metavar="FORM,FORM",
+        help=f"what each region has beside its box in .jsonl: some of {','.join(RESULTS)} (COCO's polygons, COCO's run "
+        "lengths as text or as numbers, a line of YOLO's labels)",
+    )
+    group.add_argument(
+        "--labels",
+        choices=LABELS,
+        help="fill the folder of --output with pictures and labels for training: COCO's annotations.json, YOLO's text files, or "
+        "class maps as PNG",
+    )
+    group.add_argument(
+        "--zone",
+        action="append",
+        metavar="NAME=x,y x,y x,y",
+        help="watch a part of the frame, given by its corners as shares of width and height from the top left; may be repeated. Events "
+        "tell when a class enters it or leaves it",
+    )
+    group.add_argument(
+        "--zone-above",
+        action="append",
+        metavar="NAME=SHARE",
+        help="tell also when a class covers this share of the zone or more, and when it no longer does; may be repeated",
+    )
+    group.add_argument(
+        "--zone-enter",
+        type=_positive_share,
+        default=_DEFAULT.zones.enter,
+        metavar="SHARE",
+        help="a class is in a zone from this share of it on, and out again below half of that (default: %(default)s)",
+    )
+    group.add_argument(
+        "--zone-dwell",
+        type=duration_s,
+        default=_DEFAULT.zones.dwell_s,
+        metavar="TIME",
+        help="something must be so for this long before it is an event (default: %(default)s s)",
+    )
+
+
+def _positive_share(text: str) -> float:
+    if not share(text):
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and up to 1, got {text}")
+    return share(text)
+
+
 def _add_live(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--stall",
@@ -309,8 +366,8 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
         "--tls-verify",
         default=_DEFAULT.live.tls_verify,
         metavar="yes|no|CA.pem",
-        help="certificates of https:// and rtsps:// are verified by the system's authorities, by those of a file (the camera's own "
-        "may be one), or not at all, and then no password is sent (default: %(default)s)",
+        help="certificates of https://, rtsps:// and mqtts:// are verified by the system's authorities, those of a file (the camera's "
+        "own may be one), or not at all, and then no password is sent (default: %(default)s)",
     )
     group.add_argument(
         "--follow-redirects",

@@ -14,6 +14,7 @@ from pipeline.command.service import Health
 from pipeline.errors import EngineHungError, OptionError, SinkError, SourceError, TruncatedError
 from pipeline.frames.frame import SourceInfo
 from pipeline.page.options import PageOptions, Watched
+from pipeline.results.zone_options import WHOLE_FRAME
 from pipeline.signals import StoppedError, uninterrupted
 from pipeline.sinks import SINKS, open_sink, path_for_source, sink_kind
 from pipeline.sinks.base import Sink
@@ -25,6 +26,8 @@ from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
+    from pipeline.render.overlay import Renderer
+    from pipeline.results.finder import Finder
 
 log = logger_of(__name__)
 
@@ -32,14 +35,28 @@ log = logger_of(__name__)
 _LONG_S = 60.0
 
 
-def check_outputs(options: OutputOptions) -> None:
-    """Refuse an output whose kind is not known, before anything is opened.
+def check_outputs(options: RunOptions) -> None:
+    """Refuse an output whose kind is not known, and labels without a folder, before anything is opened.
 
     Raises:
-        SinkError: there is one.
+        SinkError: there is such an output.
+        OptionError: there is no folder.
     """
-    for name in options.names:
-        sink_kind(name)
+    kinds = [SINKS[sink_kind(name)] for name in options.outputs.names]
+    if options.recording.labels is not None and not any(kind.folders for kind in kinds):
+        raise OptionError(
+            f"--labels {options.recording.labels}: expected a folder that they go to, got none: give --output labels/"
+        )
+
+
+def make_finder(options: RunOptions, sources: Sequence[Source], renderer: Renderer, classes: tuple[str, ...]) -> Finder:
+    """What finds regions and events in frames for all outputs; where one wants events and no zone is given, in the whole frame."""
+    from pipeline.results.finder import Finder
+
+    zones = options.zones
+    if not zones.zones and any(SINKS[sink_kind(name)].takes_events for name in options.outputs.names):
+        zones = replace(zones, zones=(WHOLE_FRAME,))
+    return Finder(renderer, classes, [source.info for source in sources], zones)
 
 
 def output_specs(options: RunOptions, info: SourceInfo) -> list[str]:
@@ -106,7 +123,8 @@ def open_outputs(
     Raises:
         EdgemaskError: an output cannot be opened.
     """
-    sink_options = replace(options.recording, classes=classes)
+    finder = make_finder(options, sources, appearance.renderer, classes)
+    sink_options = replace(options.recording, classes=classes, finder=finder, tls_verify=options.live.tls_verify)
     many = len(sources) > 1
 
     def add(sink: Sink, info: SourceInfo) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.page.options import PageOptions
+from pipeline.results.zone_options import ZoneOptions
 from pipeline.sinks.options import SinkOptions
 from pipeline.sources.options import LiveOptions
 
@@ -95,6 +96,7 @@ class RunOptions:
         look: how they are shown.
         outputs: where they go.
         recording: what outputs may need beyond their names.
+        zones: what is watched for events.
         live: how long cameras and streams are waited for.
         page: the page; None: there is none.
         drop_oldest: give the engine the newest frame and drop older ones; None: for live sources.
@@ -110,6 +112,7 @@ class RunOptions:
     look: LookOptions = LookOptions()
     outputs: OutputOptions = OutputOptions()
     recording: SinkOptions = field(default_factory=SinkOptions)
+    zones: ZoneOptions = field(default_factory=ZoneOptions)
     live: LiveOptions = field(default_factory=LiveOptions)
     page: PageOptions | None = None
     drop_oldest: bool | None = None

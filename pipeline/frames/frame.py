@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ShapeError
 from pipeline.frames.pixels import Pixels, bands_of, expected, frames_nhw, input_type
+
+if TYPE_CHECKING:
+    from pipeline.shapes.found import Found
 
 Image = NDArray[np.uint8]
 
@@ -36,6 +40,7 @@ class Frame:
         stale: the mask is of an earlier picture, and this one has changed since.
         sample_aspect: the shape of a pixel as it is to be shown, width to height; 1 if it is square.
         alpha: (H, W) uint8, how opaque the source says the picture is, 255 where it is wholly; None: everywhere.
+        found: what the mask says; None until an output asks for it (``pipeline.results.finder``).
     """
 
     pixels: Image
@@ -51,6 +56,7 @@ class Frame:
     stale: bool = False
     sample_aspect: Fraction = Fraction(1)
     alpha: Image | None = None
+    found: Found | None = None
     _bgr: Image | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -132,6 +138,11 @@ class Frame:
     def age_ms(self) -> float:
         """Milliseconds since the frame was captured or decoded."""
         return (time.monotonic_ns() - self.captured_ns) / 1e6
+
+    @property
+    def captured_utc(self) -> str:
+        """When the frame was captured or decoded, by the clock, UTC, as ISO 8601."""
+        return f"{datetime.now(timezone.utc) - timedelta(milliseconds=self.age_ms):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ def open_sink(spec: str, info: SourceInfo, renderer: Renderer | None = None, opt
         SinkError: it cannot be written, or would overwrite what is read.
         BackendUnavailableError: what writes it is not on this machine.
     """
-    make = SINKS.load(kind_of(spec, live=info.live), f"{shown(spec)}: cannot be written here")
+    kind = kind_of(spec, live=info.live, labels=options.labels is not None)
+    make = SINKS.load(kind, f"{shown(spec)}: cannot be written here")
     if any(os.path.exists(spec) and os.path.samefile(spec, path) for path in info.paths if os.path.exists(path)):
         raise SinkError(f"{spec}: expected an output of its own, got the source itself: choose another --output")
     if renderer is None:

@@ -9,19 +9,18 @@ import os
 import select
 import stat
 import sys
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import SinkError
-from pipeline.frames.frame import Frame, Image
+from pipeline.frames.frame import Frame
 from pipeline.redaction import redact
-from pipeline.render.look import subject_level
-from pipeline.render.overlay import Renderer
+from pipeline.results.finder import Finder
+from pipeline.shapes.found import ClassFound, ClassInZone, Event
+from pipeline.shapes.region import Region
 from pipeline.sinks.base import Sink, cut_off_path, make_room, scratch_path
 from pipeline.sinks.disk import FreeSpace
 from pipeline.sinks.kinds import SinkKind
@@ -40,11 +39,13 @@ RESULTS = SinkKind(
     suffixes=(".jsonl", ".ndjson"),
 )
 
-MAX_BOXES = 20
-"""A frame's line names at most this many boxes of a class, the largest first."""
-
-MIN_BOX_SHARE = 0.0005
-"""A connected part that covers less of the frame has no box: one of 20 × 23 pixels at 720p."""
+FORMS: dict[str, Callable[[Region], Any]] = {
+    "polygons": lambda region: [region.polygon().ravel().tolist()],
+    "rle": Region.rle,
+    "rle-counts": Region.rle_counts,
+    "yolo": Region.yolo,
+}
+"""What a box may have beside its numbers, by the words of ``--results``: COCO's polygons and run lengths, YOLO's label line."""
 
 STDOUT = "jsonl:-"
 
@@ -62,7 +63,7 @@ class JsonLinesSink(Sink):
 
     def _open(self) -> None:
         spec, info, options = self._spec, self._info, self._options
-        self._classes = options.classes
+        self._find = options.finder or Finder(self._renderer, options.classes, [info])
         self._live = info.live
         self._path: Path | None = None
         self._scratch: Path | None = None
@@ -104,7 +105,7 @@ class JsonLinesSink(Sink):
             return
         if self._fd < 0:
             raise ValueError(f"{frame!r}: the output is closed")
-        result = results_of(frame, self._renderer, self._classes)
+        result = results_of(frame, self._find, self._options.results)
         line = json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
         content = line.encode("utf-8", "replace")  # a file's name need not be UTF-8
         start_bytes = 0 if self._is_pipe else os.fstat(self._fd).st_size
@@ -172,81 +173,92 @@ class JsonLinesSink(Sink):
             os.close(fd)
 
 
-def results_of(frame: Frame, renderer: Renderer, classes: tuple[str, ...]) -> dict[str, Any]:
+def results_of(frame: Frame, find: Finder, forms: Sequence[str] = ()) -> dict[str, Any]:
     """What a frame's line says.
+
+    Args:
+        frame: with its mask.
+        find: finds what is in it.
+        forms: what each box has beside its numbers: some of `FORMS`.
 
     Returns:
         source, index, pts_s, captured (UTC, ISO 8601), age_ms, size_hw; not_finite, how many of the network's scores are NaN or
         infinite, so that the mask is wrong, only where there are some; and classes, those in the picture, each with its number,
-        its name, the share of the frame that it covers (0 to 1) and the boxes of its connected parts: xywh in pixels and the
-        share of the frame. With a binary network also the mean probability of the frame, of the class and of each box. And stale,
-        true, where the mask is (``Frame.stale``).
+        its name, the share of the frame that it covers (0 to 1) and the boxes of its connected parts: xywh in pixels, the
+        share of the frame, and the part's id where frames follow each other. With a binary network also the mean probability of the
+        frame, of the class and of each box. And stale, true, where the mask is (``Frame.stale``); zones, where there are some, with
+        the classes in them; and events, where something happened.
     """
-    if frame.mask is None:
-        raise ValueError(f"{frame!r} has no mask yet")
-    age_ms = frame.age_ms
-    captured = datetime.now(timezone.utc) - timedelta(milliseconds=age_ms)
+    found = find(frame)
+    assert frame.mask is not None
     result: dict[str, Any] = {
         "source": redact(frame.source),
         "index": frame.index,
         "pts_s": round(frame.pts_s, 6) if math.isfinite(frame.pts_s) else None,
-        "captured": f"{captured:%Y-%m-%dT%H:%M:%S.%f}Z",
-        "age_ms": round(age_ms, 3),
+        "captured": frame.captured_utc,
+        "age_ms": round(frame.age_ms, 3),
         "size_hw": list(frame.size_hw),
     }
     if frame.not_finite:
         result["not_finite"] = frame.not_finite
     if frame.stale:
         result["stale"] = True
-    mask = np.ascontiguousarray(frame.mask)
-    if renderer.task == "binary":
-        result["mean_probability"] = _share(cv2.mean(mask)[0] / 255)
-        level = subject_level(renderer.look.threshold)
-        subject = cv2.threshold(mask, level - 1, 255, cv2.THRESH_BINARY)[1]
-        found = [_class_of(subject, 1, classes[0] if classes else "", mask, has_boxes=True)]
-    else:
-        first = 1 if renderer.look.palette.transparent_class_0 else 0
-        present = np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel()).tolist()
-        found = [
-            _class_of(
-                cv2.compare(mask, number, cv2.CMP_EQ), number, _name(classes, number), None, has_boxes=number >= first
-            )
-            for number in present
-        ]
-    result["classes"] = [entry for entry in found if entry["area"] > 0]
+    if find.is_binary:
+        result["mean_probability"] = _share(cv2.mean(frame.mask)[0] / 255)
+    result["classes"] = [_class_entry(entry, forms) for entry in found.classes]
+    if found.zones:
+        result["zones"] = {name: zone_entry(classes) for name, classes in found.zones.items()}
+    if found.events:
+        result["events"] = [event_entry(event) for event in found.events]
     return result
 
 
-def _class_of(
-    inside: NDArray[Any], number: int, name: str, probability: Image | None, *, has_boxes: bool
-) -> dict[str, Any]:
-    """The entry of one class; ``inside`` is (H, W) uint8, not 0 where it is."""
-    pixels = inside.size
-    entry: dict[str, Any] = {"class": number, "name": name, "area": _share(cv2.countNonZero(inside) / pixels)}
-    if probability is not None and entry["area"] > 0:
-        entry["mean_probability"] = _share(cv2.mean(probability, inside)[0] / 255)
-    entry["boxes"] = []
-    left, top, width, height = cv2.boundingRect(inside)
-    if not has_boxes or not width:
-        return entry
-    part = np.ascontiguousarray(inside[top : top + height, left : left + width])
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8, ltype=cv2.CV_32S)
-    areas = stats[1:, cv2.CC_STAT_AREA]  # row 0 is what lies outside
-    for label in (np.argsort(-areas, kind="stable")[:MAX_BOXES] + 1).tolist():
-        x, y, box_width, box_height, area = stats[label].tolist()
-        if area < MIN_BOX_SHARE * pixels:
-            break
-        box: dict[str, Any] = {"xywh": [left + x, top + y, box_width, box_height], "area": _share(area / pixels)}
-        if probability is not None:
-            its = (labels[y : y + box_height, x : x + box_width] == label).astype(np.uint8)
-            window = probability[top + y : top + y + box_height, left + x : left + x + box_width]
-            box["mean_probability"] = _share(cv2.mean(window, its)[0] / 255)
-        entry["boxes"].append(box)
+def zone_entry(classes: Mapping[str, ClassInZone]) -> dict[str, Any]:
+    """What is said of a zone: by class its area as a share of the zone, whether it is present, and where there is a limit, above it."""
+    return {
+        name: {
+            "area": _share(entry.area),
+            "present": entry.present,
+            **({} if entry.above is None else {"above": entry.above}),
+        }
+        for name, entry in classes.items()
+        if entry.area or entry.present or entry.above
+    }
+
+
+def event_entry(event: Event) -> dict[str, Any]:
+    """What is said of an event, here and wherever else events go."""
+    entry: dict[str, Any] = {
+        "id": event.id,
+        "event": event.kind,
+        "zone": event.zone,
+        "class": event.class_name,
+        "source": redact(event.source),
+        "captured": event.captured,
+        "pts_s": round(event.pts_s, 6) if math.isfinite(event.pts_s) else None,
+        "index": event.index,
+        "area": _share(event.area),
+    }
+    if event.lasted_s is not None:
+        entry["lasted_s"] = round(event.lasted_s, 3)
     return entry
 
 
-def _name(classes: tuple[str, ...], number: int) -> str:
-    return classes[number] if number < len(classes) else f"class {number}"
+def _class_entry(found: ClassFound, forms: Sequence[str]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"class": found.number, "name": found.name, "area": _share(found.area)}
+    if found.mean_probability is not None:
+        entry["mean_probability"] = _share(found.mean_probability)
+    entry["boxes"] = [_box_entry(region, forms) for region in found.regions]
+    return entry
+
+
+def _box_entry(region: Region, forms: Sequence[str]) -> dict[str, Any]:
+    box: dict[str, Any] = {"xywh": list(region.xywh), "area": _share(region.area)}
+    if region.id is not None:
+        box["id"] = region.id
+    if region.mean_probability is not None:
+        box["mean_probability"] = _share(region.mean_probability)
+    return box | {form: FORMS[form](region) for form in forms}
 
 
 def _share(value: float) -> float:

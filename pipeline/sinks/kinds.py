@@ -25,6 +25,9 @@ class SinkKind(Row):
         suffixes: files that end so are its own, in small letters.
         folders: it takes folders, and names without a suffix.
         live_form_of: it takes the place of the kind of this name where the source is live.
+        labels_form_of: it takes the place of the kind of this name where labels are asked for.
+        takes_events: it gets events, and where no zone is given the whole frame is one.
+        shared: several sources share its addresses, which say by themselves what is of which.
         option: the option that opens it, where it is none of ``--output``'s.
     """
 
@@ -34,6 +37,9 @@ class SinkKind(Row):
     suffixes: tuple[str, ...] = ()
     folders: bool = False
     live_form_of: str = ""
+    labels_form_of: str = ""
+    takes_events: bool = False
+    shared: bool = False
     option: str = ""
 
     def cells(self) -> dict[str, str]:
@@ -42,7 +48,7 @@ class SinkKind(Row):
         return {"Name": f"`{self.name}`", "Strings": strings, **super().cells()}
 
 
-SINKS = Registry(SinkKind, "edgemask.sinks", "pipeline.sinks", "pipeline.page")
+SINKS = Registry(SinkKind, "edgemask.sinks", "pipeline.sinks", "pipeline.events", "pipeline.page")
 
 
 def forms() -> str:
@@ -51,24 +57,30 @@ def forms() -> str:
 
 
 def shown(spec: str) -> str:
-    """An output as messages show it: without passwords, and not longer than a line."""
-    text = redact(spec)
+    """An output as messages show it: without passwords, and not longer than a line.
+
+    Of a web address only the host: what stands behind it is the secret of many services.
+    """
+    text = re.sub(r"^(https?://[^/?#]*).*", r"\1/…", redact(spec), flags=re.IGNORECASE | re.DOTALL)
     return text if len(text) <= 120 else f"{text[:119]}…"
 
 
-def kind_of(spec: str, *, live: bool = False) -> SinkKind:
+def kind_of(spec: str, *, live: bool = False, labels: bool = False) -> SinkKind:
     """Which sink a string names.
 
     Args:
         spec: as the user gives it.
         live: the source is, so that a kind made for that is taken.
+        labels: they are asked for, likewise.
 
     Raises:
         SinkError: it is of a kind that is not understood.
     """
     kind = _named(spec)
-    others = (other for other in SINKS.values() if other.live_form_of == kind.name)
-    return next(others, kind) if live else kind
+    for other in SINKS.values():
+        if (live and other.live_form_of == kind.name) or (labels and other.labels_form_of == kind.name):
+            return other
+    return kind
 
 
 def is_text(spec: str, kind: SinkKind) -> bool:

@@ -51,7 +51,7 @@ def path_for_source(spec: str, source_name: str, many: bool) -> str:
         raise SinkError(f"--output {shown(spec)}: expected {{source}} as the only field, got {{{unknown[0]}}}")
     if "{source}" in spec:
         return spec.replace("{source}", name)
-    if not many or spec in kind.words:
+    if not many or spec in kind.words or kind.shared:
         return spec
     if "://" in spec:
         parts = urlsplit(spec)

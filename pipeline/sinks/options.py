@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.results.finder import Finder
 
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 ENCODERS = ("auto", "nvenc", "x264")
+RESULTS = ("polygons", "rle", "rle-counts", "yolo")
+LABELS = ("coco", "yolo", "png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +24,10 @@ class SinkOptions:
 
     Attributes:
         classes: names of the network's classes, for results as text.
+        results: what results as text say of each region beside its box: some of `RESULTS`.
+        labels: a folder holds labels for training in place of pictures: one of `LABELS`; None: pictures.
+        tls_verify: who vouches for a server that events go to: "yes" (the system's authorities), "no", or a file of certificates.
+        finder: finds what is in frames, the same for all outputs of a run; None: each output has its own.
         encoder: "nvenc", "x264", or "auto": NVENC where a trial shows that it works.
         segment_s: a recording of a live source begins a new file after so many seconds; None: after an hour, which bounds the
             memory that the file's index takes.
@@ -28,6 +39,10 @@ class SinkOptions:
     """
 
     classes: tuple[str, ...] = ("subject",)
+    results: tuple[str, ...] = ()
+    labels: str | None = None
+    tls_verify: str = "yes"
+    finder: Finder | None = None
     encoder: str = "auto"
     segment_s: float | None = None
     segment_bytes: int | None = None
@@ -54,6 +69,18 @@ def byte_count(text: str) -> int:
         ArgumentTypeError: it is none.
     """
     return round(_quantity(text, _BYTES, "a size such as 500k, 200M or 1.5G"))
+
+
+def words_of(choices: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    """What reads an option's value as some of these words with commas between them, for argparse."""
+
+    def read(text: str) -> tuple[str, ...]:
+        words = tuple(dict.fromkeys(text.split(",")))
+        if unknown := [word for word in words if word not in choices]:
+            raise argparse.ArgumentTypeError(f"expected some of {','.join(choices)}, got {unknown[0]!r}")
+        return words
+
+    return read
 
 
 def duration_s(text: str) -> float:

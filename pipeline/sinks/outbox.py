@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -49,13 +50,27 @@ class Outbox(Generic[T]):
                 self._items.clear()
             self._changed.notify_all()
 
+    def within(self, wait_s: float | None) -> T | None:
+        """The next item, or None when there will be none.
+
+        Args:
+            wait_s: how long to wait for it; None: as long as it takes.
+
+        Raises:
+            queue.Empty: none came in this time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: bool(self._items) or self._closed, wait_s):
+                raise queue.Empty
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def __len__(self) -> int:
+        return len(self._items)
+
     def __iter__(self) -> Iterator[T]:
-        while True:
-            with self._changed:
-                while not self._items and not self._closed:
-                    self._changed.wait()
-                if not self._items:
-                    return
-                item = self._items.popleft()
-                self._changed.notify_all()
+        while (item := self.within(None)) is not None:
             yield item

@@ -50,7 +50,7 @@ class FolderSink(Sink):
         self._folder = Path(self._spec)
         self._sources = {os.path.realpath(path) for path in self._info.paths}
         self.written = f"{self._folder}{os.sep}"
-        _make_folder(self._folder)
+        make_folder(self._folder)
 
     def write(self, frame: Frame) -> None:
         """Write the frame's picture."""
@@ -60,7 +60,7 @@ class FolderSink(Sink):
                 f"{path}: expected an output of its own, got a picture of the source: choose another --output"
             )
         if path.parent != self._folder:
-            _make_folder(path.parent)
+            make_folder(path.parent)
         write_picture(path, _content(frame, self._renderer))
 
 
@@ -81,7 +81,7 @@ class OnePictureSink(Sink):
         if MODES[renderer.look.mode].exact and renderer.task == "classes" and self._path.suffix.lower() in _LOSSY:
             raise SinkError(f"--output {spec}: expected .png, .bmp or .tif: this format would change the class numbers")
         self.written = spec
-        _make_folder(self._path.parent)
+        make_folder(self._path.parent)
 
     def write(self, frame: Frame) -> None:
         """Write the picture."""
@@ -130,7 +130,12 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
             scratch.unlink()
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder that will be written to.
+
+    Raises:
+        SinkError: it cannot be made or written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""An address of a live source: what is connected to, what is shown, and what must never be seen."""
+"""An address of a live source, or of who gets events: what is connected to, what is shown, and what must never be seen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.errors import SourceError
 from pipeline.redaction import redact, secrets_of
 
 _HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.%]+\]|[^\s@:/?#\[\]\\]+)(?::(?P<port>\d{1,5}))?")
-_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
+_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "mqtt": 1883, "mqtts": 8883}
 _SAFE = "!$%&'()*+,;:=@/?#~"  # what may stand in a path as it is; a quotation mark, a space or a backslash may not
 
 
@@ -84,7 +84,7 @@ class Address:
     @property
     def is_encrypted(self) -> bool:
         """Whether it is reached by TLS."""
-        return self.scheme in ("https", "rtsps")
+        return self.scheme in ("https", "rtsps", "mqtts")
 
     def with_credentials(self, other: Address) -> Address:
         """The same place with another address's user and password."""

@@ -78,7 +78,7 @@ def _connected(address: Address, options: LiveOptions, *, pinned: bool = False) 
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not address.is_encrypted:
             return plain
-        secure = _context(address, options, pinned=pinned).wrap_socket(plain, server_hostname=address.host)
+        secure = tls_context(options.tls_verify, pinned=pinned).wrap_socket(plain, server_hostname=address.host)
     except BaseException:
         plain.close()
         raise
@@ -88,19 +88,28 @@ def _connected(address: Address, options: LiveOptions, *, pinned: bool = False) 
     return secure
 
 
-def _context(address: Address, options: LiveOptions, *, pinned: bool) -> ssl.SSLContext:
-    """Cameras often have a certificate of their own, of no name that they are reached by: in ``tls_verify`` it stands for itself."""
-    if options.tls_verify == "yes":
+def tls_context(tls_verify: str, *, pinned: bool = False) -> ssl.SSLContext:
+    """How a peer is verified.
+
+    Args:
+        tls_verify: as in ``LiveOptions``. Cameras often have a certificate of their own, of no name that they are reached by: in a
+            file it stands for itself.
+        pinned: the peer's name is not compared, for the caller compares the certificate itself.
+
+    Raises:
+        SourceError: the file holds no certificates.
+    """
+    if tls_verify == "yes":
         return ssl.create_default_context()
-    if options.tls_verify == "no":
+    if tls_verify == "no":
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context
     try:
-        context = ssl.create_default_context(cafile=options.tls_verify)
+        context = ssl.create_default_context(cafile=tls_verify)
     except OSError as error:
         raise SourceError(
-            f"--tls-verify {options.tls_verify}: expected certificates as PEM, got a file that cannot be read as such"
+            f"--tls-verify {tls_verify}: expected certificates as PEM, got a file that cannot be read as such"
         ) from error
     context.check_hostname = not pinned
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+import edgemask
 from edgemask import BundleError, Model, OptionError, ShapeError, open_sink, open_source, open_sources
 
 SOURCE = "test://?size=64x48&frames=7"
@@ -107,3 +108,42 @@ def test_a_video_is_whole_after_the_block_and_gone_after_a_mistake(model, tmp_pa
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(BundleError, match="nothing-here"):
         Model(tmp_path / "nothing-here")
+
+
+def test_regions_of_a_mask(model):
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[5:15, 10:30, 2] = 200
+    image[20:39, 40:50, 2] = 100  # below the threshold
+    (region,) = model.regions(model(image))
+    assert (region.name, region.xywh, region.pixels) == ("subject", (10, 5, 20, 10), 200)
+    assert region.mean_probability == pytest.approx(200 / 255, abs=1e-3)
+    assert len(model.regions(model(image), threshold=0.3)) == 2
+    assert len(model.regions(model(image), threshold=0.3, max_regions=1)) == 1
+    assert model.regions(model(image), min_share=0.1) == []
+
+
+def test_regions_of_a_mask_with_classes():
+    mask = np.zeros((40, 60), np.uint8)
+    mask[5:15, 10:30], mask[20:30, 10:30], mask[35, 5] = 1, 2, 2
+    found = edgemask.regions(mask, task="classes", classes=("nothing", "road"), min_share=0)
+    assert [(region.number, region.name, region.pixels, region.label) for region in found] == [
+        (1, "road", 200, 0),
+        (2, "class 2", 200, 1),
+        (2, "class 2", 1, 1),
+    ]
+    assert all(region.mean_probability is None for region in found)
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "message"),
+    [
+        (np.zeros((4, 4)), {}, r"mask: expected \(H, W\) uint8, got \(4, 4\) float64"),
+        (np.zeros((4, 4, 3), np.uint8), {}, r"mask: expected \(H, W\) uint8, got \(4, 4, 3\) uint8"),
+        (np.zeros((4, 4), np.uint8), {"task": "both"}, "task: expected binary or classes, got 'both'"),
+        (np.zeros((4, 4), np.uint8), {"threshold": 2}, "threshold: expected 0 to 1, got 2"),
+        (np.zeros((4, 4), np.uint8), {"min_share": -1}, "min_share: expected 0 to 1, got -1"),
+    ],
+)
+def test_what_has_no_regions_is_refused(mask, options, message):
+    with pytest.raises((OptionError, ShapeError), match=message):
+        edgemask.regions(mask, **options)

@@ -6,6 +6,7 @@ from pipeline.command.options import parse_options
 from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OutputOptions, RunOptions
 from pipeline.errors import OptionError
 from pipeline.page.options import Limits, PageOptions
+from pipeline.results.zone_options import Zone, ZoneOptions
 from pipeline.sinks.options import SinkOptions
 from pipeline.sources.options import LiveOptions
 from pipeline.yaml_file import LIMIT_BYTES
@@ -66,14 +67,27 @@ def test_every_option_arrives():
     words += "--encoder x264 --segment-time 1m --segment-size 2 --keep-files 3 --keep-size 4 --min-free 5 --stall 1 --reconnect 2 "
     words += "--max-reconnects 3 --on-corrupt pass --tls-verify no --follow-redirects "
     words += "--serve h:1 --serve-token t --serve-name n --serve-read-only --serve-viewers 2 "
-    options = parse_options([*words.split(), *["--drop", "latest", "--max-frames", "4", "--quiet"]])
+    words += "--results rle,yolo --labels png --zone-above z=0.5 --zone-enter 0.2 --zone-dwell 3 "
+    options = parse_options(
+        [*words.split(), *["--zone", "z=0,0 1,0 1,1", "--drop", "latest", "--max-frames", "4", "--quiet"]]
+    )
     assert options == RunOptions(
         ("0",),
         ModelOptions("m", "onnxruntime", may_build=False),
         MaskOptions("strong", 5.0, True, "host"),
         LookOptions("mask", 0.1, 0.2, "voc", "#000000", legend=True, hud=True),
         OutputOptions(("a",), "b", show=True, headless=True),
-        SinkOptions(encoder="x264", segment_s=60, segment_bytes=2, keep_segments=3, keep_bytes=4, min_free_bytes=5),
+        SinkOptions(
+            results=("rle", "yolo"),
+            labels="png",
+            encoder="x264",
+            segment_s=60,
+            segment_bytes=2,
+            keep_segments=3,
+            keep_bytes=4,
+            min_free_bytes=5,
+        ),
+        ZoneOptions((Zone("z", ((0, 0), (1, 0), (1, 1)), 0.5),), 0.2, 3),
         LiveOptions(1, 2, max_reconnects=3, on_corrupt="pass", tls_verify="no", follow_redirects=True),
         PageOptions("h:1", "t", ("n",), read_only=True, limits=Limits(viewers=2)),
         drop_oldest=True,

@@ -17,7 +17,9 @@ from pipeline.frames.frame import Frame
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.render.palette import load_palette
-from pipeline.sinks.json_lines import MAX_BOXES, JsonLinesSink, results_of
+from pipeline.results.finder import Finder
+from pipeline.results.regions import MAX_REGIONS
+from pipeline.sinks.json_lines import JsonLinesSink, results_of
 from pipeline.sinks.options import SinkOptions
 
 ROOT = Path(__file__).parents[3]
@@ -56,7 +58,7 @@ def read(path):
 
 
 def test_a_binary_frame(two_parts, renderer):
-    result = results_of(frame_of(two_parts), renderer, ("salient object",))
+    result = results_of(frame_of(two_parts), Finder(renderer, ("salient object",), ()))
     captured = datetime.strptime(result.pop("captured"), "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
     assert abs((datetime.now(timezone.utc) - captured).total_seconds()) < 30
     assert 0 <= result.pop("age_ms") < 30_000
@@ -84,12 +86,12 @@ def test_a_binary_frame(two_parts, renderer):
 
 @pytest.mark.parametrize(("threshold", "area"), [(0.0, 1.0), (0.2, 1.0), (0.5, 801 / 20_000), (0.9, 201 / 20_000)])
 def test_the_threshold_counts(two_parts, threshold, area):
-    result = results_of(frame_of(two_parts), Renderer(Look(threshold=threshold), "binary"), ("subject",))
+    result = results_of(frame_of(two_parts), Finder(Renderer(Look(threshold=threshold), "binary"), ("subject",), ()))
     assert result["classes"][0]["area"] == pytest.approx(area, abs=1e-6)
 
 
 def test_an_empty_frame_has_no_class(renderer):
-    assert results_of(frame_of(np.zeros((8, 8), np.uint8)), renderer, ("subject",))["classes"] == []
+    assert results_of(frame_of(np.zeros((8, 8), np.uint8)), Finder(renderer, ("subject",), ()))["classes"] == []
 
 
 @pytest.mark.parametrize(("palette", "background_boxes"), [("default", 0), ("cityscapes", 1)])
@@ -98,9 +100,8 @@ def test_a_frame_of_classes(palette, background_boxes):
     mask[:10, :20] = 2
     mask[30:, 40:] = 2
     mask[20:25, 5:10] = 9
-    result = results_of(
-        frame_of(mask), Renderer(Look(palette=load_palette(palette)), "classes"), ("nothing", "a", "car")
-    )
+    find = Finder(Renderer(Look(palette=load_palette(palette)), "classes"), ("nothing", "a", "car"), ())
+    result = results_of(frame_of(mask), find)
     assert "mean_probability" not in result
     assert [(entry["class"], entry["name"], entry["area"]) for entry in result["classes"]] == [
         (0, "nothing", 1675 / 2000),
@@ -119,8 +120,8 @@ def test_no_more_boxes_than_anybody_reads(renderer):
     for number in range(40):
         row, column = 12 * (number // 8), 12 * (number % 8)
         mask[row : row + 5, column : column + 3 + (number == 11)] = 255
-    boxes = results_of(frame_of(mask), renderer, ("subject",))["classes"][0]["boxes"]
-    assert len(boxes) == MAX_BOXES
+    boxes = results_of(frame_of(mask), Finder(renderer, ("subject",), ()))["classes"][0]["boxes"]
+    assert len(boxes) == MAX_REGIONS
     assert boxes[0]["xywh"] == [36, 12, 4, 5]
 
 
@@ -170,7 +171,10 @@ def test_what_no_json_number_or_text_can_be(open_lines, two_parts, tmp_path):
 
 
 def test_a_source_that_is_an_address_shows_no_password(two_parts, renderer):
-    assert results_of(frame_of(two_parts, source="rtsp://me:hunter2@h"), renderer, ("x",))["source"] == "rtsp://***@h"
+    assert (
+        results_of(frame_of(two_parts, source="rtsp://me:hunter2@h"), Finder(renderer, ("x",), ()))["source"]
+        == "rtsp://***@h"
+    )
 
 
 def test_a_full_disk_cuts_no_line(open_lines, two_parts, tmp_path):
@@ -275,3 +279,47 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(red_bundle):
     job.stderr.close()
     assert re.fullmatch("test", first["source"])
     assert first["classes"][0]["boxes"]
+
+
+def test_boxes_have_the_forms_that_are_asked_for(two_parts, renderer):
+    find = Finder(renderer, ("subject",), ())
+    result = results_of(frame_of(two_parts), find, ("polygons", "rle", "rle-counts", "yolo"))
+    large, small = result["classes"][0]["boxes"]
+    assert large["polygons"] == [[40.25, 10.25, 40.25, 29.75, 69.75, 29.75, 69.75, 10.25]]
+    assert small["rle-counts"]["counts"][:3] == [100 * 100 + 60, 10, 90]
+    assert small["rle"]["size"] == small["rle-counts"]["size"] == [100, 200]
+    assert small["yolo"] == "0 0.501250 0.602500 0.501250 0.697500 0.598750 0.697500 0.598750 0.602500"
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_ids_zones_and_events_are_in_the_lines(main, tmp_path):
+    path = tmp_path / "out.jsonl"
+    zones = [
+        "--zone",
+        "top=0,0 1,0 1,0.5 0,0.5",
+        "--zone-above",
+        "top=0.001",
+        "--zone-dwell",
+        "0.1",
+        "--zone-enter",
+        "0.0005",
+    ]
+    done = main(
+        "test://?size=160x120&fps=30&frames=40", "--output", path, "--results", "rle", "--threshold", "0.9", *zones
+    )
+    assert (done.status, done.err) == (0, [])
+    lines = read(path)
+    assert all(
+        box["id"] == 1 and "rle" in box for line in lines for entry in line["classes"] for box in entry["boxes"][:1]
+    )
+    events = [event for line in lines for event in line.get("events", ())]
+    assert [event["event"] for event in events][:2] == ["enter", "above"]
+    assert events[0]["zone"] == "top"
+    at = events[0]["index"]
+    assert lines[at]["zones"]["top"]["subject"]["present"]
+    assert lines[at]["pts_s"] == events[0]["pts_s"]
+
+
+def test_forms_that_do_not_exist(refused):
+    told = refused("test://", "--output", "null", "--results", "rle,boxes")
+    assert "--results: expected some of polygons,rle,rle-counts,yolo, got 'boxes'" in told

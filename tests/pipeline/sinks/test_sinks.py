@@ -57,7 +57,7 @@ def test_an_unknown_suffix_is_no_folder_by_accident(spec):
         sink_kind(spec)
 
 
-@pytest.mark.parametrize("spec", ["", "http://a/out.mp4", "rtmp://me:hunter2@a/b", "rtsp:///out", "srt://a:1"])
+@pytest.mark.parametrize("spec", ["", "ftp://a/out.mp4", "rtmp://me:hunter2@a/b", "rtsp:///out", "srt://a:1"])
 def test_nothing_and_other_addresses_are_refused(spec):
     with pytest.raises(SinkError, match=r"^--output .*: expected .*") as refused:
         sink_kind(spec)

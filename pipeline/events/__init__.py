@@ -1,0 +1,1 @@
+"""Events on their way to other programs: a buffer with a thread of its own, and who carries them."""
