@@ -35,8 +35,7 @@ def verdict(status, stdout):
 if __name__ == "__main__":
     done = subprocess.run(
         [sys.executable, *_COMMAND, "--requirement", sys.argv[1]],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )

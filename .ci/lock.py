@@ -1,4 +1,4 @@
-"""The lock file and what is installed: `lock.py constraints [MORE…]` writes the one for `make lock`, `lock.py difference` compares them."""
+"""Compares the lock file with what is installed: `lock.py constraints [MORE…]` is for `make lock`, `lock.py difference` for CI."""
 
 import platform
 import re
@@ -34,7 +34,8 @@ def locked(text):
 
 def constraints(more):
     """Lines that hold a resolver to what is installed, for this Python alone: another may lack those versions."""
-    mine = f"python_full_version >= '{platform.python_version()}' and python_version == '{sys.version_info.major}.{sys.version_info.minor}'"
+    full = platform.python_version()
+    mine = f"python_full_version >= '{full}' and python_version == '{full.rpartition('.')[0]}'"
     apart = {re.split("[=<>]", one)[0] for one in more}
     return [*more, *(f"{name}=={version} ; {mine}" for name, version in installed().items() if name not in apart)]
 

@@ -85,7 +85,8 @@ def main(command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     time.sleep(_SETTLE_S)
     said = (done.stdout + done.stderr)[-2000:]
-    print(json.dumps({"status": done.returncode, "said": said, "names": sorted(names), "addresses": sorted(addresses)}))
+    seen = {"status": done.returncode, "said": said, "names": sorted(names), "addresses": sorted(addresses)}
+    sys.stdout.write(f"{json.dumps(seen)}\n")
 
 
 if __name__ == "__main__":

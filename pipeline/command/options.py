@@ -84,6 +84,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         ),
         OutputOptions(tuple(values["output"] or ()), values["save"], values["show"], values["headless"]),
         SinkOptions(
+            sound=not values["no_audio"],
             encoder=values["encoder"],
             segment_s=values["segment_time"],
             segment_bytes=values["segment_size"],
@@ -320,6 +321,9 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_recording(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--no-audio", action="store_true", help="leave the sound and subtitles of a file out of its video"
+    )
     group.add_argument(
         "--encoder",
         default=_DEFAULT.recording.encoder,

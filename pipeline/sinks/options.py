@@ -17,6 +17,7 @@ class SinkOptions:
 
     Attributes:
         classes: names of the network's classes, for results as text.
+        sound: a video gets the sound and subtitles of its file.
         encoder: "nvenc", "x264", or "auto": NVENC where a trial shows that it works.
         segment_s: a recording of a live source begins a new file after so many seconds; None: after an hour, which bounds the
             memory that the file's index takes.
@@ -28,6 +29,7 @@ class SinkOptions:
     """
 
     classes: tuple[str, ...] = ("subject",)
+    sound: bool = True
     encoder: str = "auto"
     segment_s: float | None = None
     segment_bytes: int | None = None

@@ -18,7 +18,7 @@ from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.signals import uninterrupted
 from pipeline.sinks.base import Sink, make_room
 from pipeline.sinks.disk import FreeSpace
-from pipeline.sinks.h264 import Error, H264Muxer, even, reason
+from pipeline.sinks.h264 import Error, Muxer, even, reason
 from pipeline.sinks.journal import Journal, Recorded, lock
 from pipeline.sinks.kinds import SinkKind
 from pipeline.sinks.options import SinkOptions
@@ -268,7 +268,7 @@ class _Segment:
         self._file = path.open("r+b", buffering=0)
         lock(self._file.fileno())
         try:
-            self._muxer = H264Muxer(
+            self._muxer = Muxer(
                 f"file:{path}", info, live=True, wanted=options.encoder, options=_container_options(path.suffix.lower())
             )
         except BaseException:
