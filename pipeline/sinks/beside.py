@@ -57,17 +57,16 @@ class Beside:
         self._due: deque[tuple[int, av.Packet[Stream]]] = deque()  # with the recording that it belongs to
         self._held: list[av.Packet[Stream]] = []  # far from the film's stamps: of a recording that begins in a moment
         self._shifts_s: list[float] = []  # of the recordings, as pictures tell them
-        self._film_s = -math.inf  # the latest time of a picture that was read here
+        self._read_s = (0, -math.inf)  # the recording that was read last, and the latest stamp of a picture in it
         self._shown_s = 0.0  # of the last picture that was written
 
     def add_to(self, container: OutputContainer) -> None:
         """Add the tracks that a container can hold, before anything is written to it; what it cannot is told in a line each."""
         for track in (*self._file.streams.audio, *self._file.streams.subtitles):
-            try:
-                copy = container.add_stream_from_template(track)
-            except (ValueError, av.error.FFmpegError):
+            if not _holds(container.format.name, track):
                 log.info(_left_out(track, self._target))
                 continue
+            copy = container.add_stream_from_template(track)
             copy.metadata.update({key: value for key, value in track.metadata.items() if key in ("language", "title")})
             copy.disposition = track.disposition
             self._copies[track.index] = copy
@@ -87,16 +86,16 @@ class Beside:
         elif pts_s > self._shown_s:
             self._step_s = pts_s - self._shown_s
         self._shown_s = pts_s
-        while self._film_s < pts_s + _INTERLEAVED_S and self._read():
+        while self._film_s() < pts_s + _INTERLEAVED_S and self._read():
             pass
         self._write_until(pts_s)
 
     def finish(self) -> None:
         """Copy up to the end of the last picture where the file has more of them, else all that it has."""
         last_s = self._shown_s + self._step_s / 2
-        while self._film_s <= last_s and self._read():
+        while self._film_s() <= last_s and self._read():
             pass
-        self._write_until(self._shown_s + self._step_s if self._film_s > last_s else math.inf)
+        self._write_until(self._shown_s + self._step_s if self._film_s() > last_s else math.inf)
 
     def close(self) -> None:
         """Give the file back."""
@@ -117,13 +116,19 @@ class Beside:
             return True
         if self._film is not None and packet.stream.index == self._film.index:
             self._recordings.film(stamp_s)
-            self._film_s = max(self._film_s, self._time_s(self._recordings.count, packet))
+            recording, played_s = self._recordings.count, _seconds(packet, of_play=True) or 0.0
+            self._read_s = (recording, max(played_s, self._read_s[1]) if recording == self._read_s[0] else played_s)
             held, self._held = self._held, []
             for earlier in held:
                 self._sort(earlier)
         else:
             self._sort(packet)
         return True
+
+    def _film_s(self) -> float:
+        """The latest time of a picture that was read here; infinite where none of its recording has come."""
+        recording, stamp_s = self._read_s
+        return stamp_s + self._shifts_s[recording] if recording < len(self._shifts_s) else math.inf
 
     def _sort(self, packet: av.Packet[Stream]) -> None:
         stamp_s = _seconds(packet)
@@ -206,9 +211,11 @@ def _left_out(track: Stream, target: Path) -> str:
 
 
 def _holds(container: str, track: Stream) -> bool:
-    with av.open(io.BytesIO(), "w", format=container) as trial:
-        try:
+    """Whether a container takes a track: some say so only when their head is written."""
+    try:
+        with av.open(io.BytesIO(), "w", format=container) as trial:
             trial.add_stream_from_template(track)
-        except (ValueError, av.error.FFmpegError):
-            return False
+            trial.start_encoding()
+    except (ValueError, av.error.FFmpegError):
+        return False
     return True

@@ -24,7 +24,7 @@ from pipeline.sinks.beside import Beside
 _BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer function alike
 # FFmpeg's bilinear with exact rounding and chroma of every pixel: its default darkens a picture by two levels of 255. PyAV names
 # these flags from version 18 on.
-_EXACT_BILINEAR = 0x2 | 0x40000 | 0x4000
+EXACT_BILINEAR = 0x2 | 0x40000 | 0x4000
 _PICTURES_PER_S = Fraction(1)  # a video made of pictures shows each for a second
 _LIVE_FPS = Fraction(30)  # of a camera that does not tell
 _MAX_LIVE_FPS = 240  # some cameras announce the clock of their time stamps
@@ -163,7 +163,7 @@ class Muxer:
             format=stream.pix_fmt,
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
-            interpolation=_EXACT_BILINEAR,
+            interpolation=EXACT_BILINEAR,
         )
 
     def close(self) -> None:
@@ -210,7 +210,7 @@ def even(view: Image) -> Image:
     """The picture, row after row in memory, its last row or column repeated where the size is odd: 4:2:0 has no half pixels."""
     height, width = view.shape[:2]
     if height % 2 or width % 2:
-        return np.pad(view, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        return np.pad(view, ((0, height % 2), (0, width % 2), (0, 0))[: view.ndim], mode="edge")
     return np.ascontiguousarray(view)
 
 

@@ -10,9 +10,9 @@ from pipeline.errors import SinkError
 from pipeline.frames.frame import Frame
 from pipeline.sinks.base import Sink, cut_off_path, make_room, scratch_path
 from pipeline.sinks.beside import Beside
-from pipeline.sinks.h264 import Encoder, Error, Muxer, reason
+from pipeline.sinks.encoding import Encoding
+from pipeline.sinks.h264 import Error, Muxer, reason
 from pipeline.sinks.kinds import SinkKind
-from pipeline.sinks.pictures import content_of
 from pipeline.terminal import logger_of
 
 log = logger_of(__name__)
@@ -26,29 +26,6 @@ VIDEO = SinkKind(
     forms=("a video (out.mp4)",),
     suffixes=(".mp4", ".m4v", ".mov", ".mkv", ".webm"),
 )
-
-# VP9 at its own speed takes ten times as long as H.264. Opacity is encoded with the settings of the colors, and has to be near.
-_VP9 = {"deadline": "realtime", "cpu-used": "6", "row-mt": "1", "b": "0", "crf": "24"}
-_VP9_CLEAR = {**_VP9, "crf": "2", "qmin": "0", "qmax": "4"}
-_PRORES = {"profile": "4444", "alpha_bits": "16"}
-_FFV1 = {"level": "3", "slicecrc": "1", "g": "1"}
-_WEBM = Encoder("libvpx-vp9", _VP9, "VP9")
-# What a mode's pictures become in a container that can hold them as they are.
-_EXACT = {
-    ("cutout", ".mov"): Encoder("prores_ks", _PRORES, "ProRes 4444 with transparency", "yuva444p10le"),
-    ("cutout", ".webm"): Encoder("libvpx-vp9", _VP9_CLEAR, "VP9 with transparency", "yuva420p"),
-    ("mask", ".mkv"): Encoder("ffv1", _FFV1, "FFV1, the masks' own values in gray", "gray"),
-}
-
-
-def encoder_of(mode: str, suffix: str) -> Encoder | None:
-    """What encodes a render mode's pictures in a container, if it is not H.264.
-
-    Args:
-        mode: such as "cutout".
-        suffix: of the file, in small letters.
-    """
-    return _EXACT.get((mode, suffix)) or (_WEBM if suffix == ".webm" else None)
 
 
 class VideoSink(Sink):
@@ -75,8 +52,7 @@ class VideoSink(Sink):
             raise SinkError(f"{spec}: cannot be written ({error.strerror}): choose another --output") from error
         suffix = self._path.suffix.lower()
         container_options = {} if suffix in (".mkv", ".webm") else {"movflags": "+faststart"}
-        self._mode = self._renderer.look.mode
-        self._encoder = encoder_of(self._mode, suffix)
+        self._encoding = Encoding(self._renderer, self._path)
         self._muxer: Muxer | None = None
         self._beside: Beside | None = None
         try:
@@ -86,7 +62,7 @@ class VideoSink(Sink):
                 f"file:{self._scratch}",
                 self._info,
                 live=False,
-                wanted=self._encoder or self._options.encoder,
+                wanted=self._encoding.encoder or self._options.encoder,
                 beside=self._beside,
                 options=container_options,
             )
@@ -103,11 +79,8 @@ class VideoSink(Sink):
         """Encode the frame's view."""
         if frame.view is None or self._muxer is None:
             raise ValueError(f"{frame!r} has no view, or the output is closed")
-        picture = frame.view
-        if self._encoder is not None and self._encoder.pix_fmt != "yuv420p":
-            picture = content_of(frame, self._renderer)
         try:
-            self._muxer.write(picture, frame.pts_s, frame.sample_aspect)
+            self._muxer.write(self._encoding.picture(frame), frame.pts_s, frame.sample_aspect)
             if self._beside is not None:
                 self._beside.go_on(frame.pts_s, frame.shift_s)
         except SinkError as error:
@@ -117,8 +90,8 @@ class VideoSink(Sink):
         if not self._has_frames:
             self._has_frames = True
             log.info(f"{self._path}: {self._muxer.description}")
-            if self._mode == "cutout" and picture.shape[2:] != (4,):
-                log.info(f"{self._path}: it has no transparency, the subject is on its background; .mov and .webm have")
+            if self._encoding.note:
+                log.info(f"{self._path}: {self._encoding.note}")
 
     def close(self) -> None:
         """Finish the file and give it its name; with no frame written there is none."""
