@@ -22,7 +22,7 @@ log = logger_of(__name__)
 
 # Files keep so near each other what belongs together.
 _INTERLEAVED_S = 1.0
-# Decoders of sound need a little of what comes before the first picture, and MP4 can say that it is not played.
+# Decoders of sound need a little of what comes before the first picture, and MP4 does not play what comes before 0.
 _LEAD_IN_S = 0.1
 _WITH_LEAD_IN = frozenset((".mp4", ".m4v", ".mov"))
 _CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov", ".webm": "webm"}
@@ -58,7 +58,8 @@ class Beside:
         self._held: list[av.Packet[Stream]] = []  # far from the film's stamps: of a recording that begins in a moment
         self._shifts_s: list[float] = []  # of the recordings, as pictures tell them
         self._read_s = (0, -math.inf)  # the recording that was read last, and the latest stamp of a picture in it
-        self._shown_s = 0.0  # of the last picture that was written
+        self._first_s = math.inf  # time of the first picture that was written
+        self._shown_s = 0.0  # of the last one
 
     def add_to(self, container: OutputContainer) -> None:
         """Add the tracks that a container can hold, before anything is written to it; what it cannot is told in a line each."""
@@ -85,7 +86,7 @@ class Beside:
             self._shifts_s.append(shift_s)
         elif pts_s > self._shown_s:
             self._step_s = pts_s - self._shown_s
-        self._shown_s = pts_s
+        self._first_s, self._shown_s = min(self._first_s, pts_s), pts_s
         while self._film_s() < pts_s + _INTERLEAVED_S and self._read():
             pass
         self._write_until(pts_s)
@@ -150,8 +151,9 @@ class Beside:
 
     def _write(self, recording: int, packet: av.Packet[Stream]) -> None:
         assert self._container is not None
-        time_s = self._time_s(recording, packet)
-        if time_s < (-_LEAD_IN_S if self._target.suffix.lower() in _WITH_LEAD_IN else 0.0):
+        can_lead_in = self._first_s <= 0 and self._target.suffix.lower() in _WITH_LEAD_IN
+        lead_in_s = _LEAD_IN_S if can_lead_in else 0.0
+        if self._time_s(recording, packet) < self._first_s - lead_in_s:
             return
         index, shift = packet.stream.index, round(self._shifts_s[recording] / packet.time_base)
         packet.pts = None if packet.pts is None else packet.pts + shift

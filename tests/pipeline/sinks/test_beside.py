@@ -137,8 +137,7 @@ def test_sound_is_in_sync(tmp_path, source, codec, target):
     assert sound_end_s(out) == pytest.approx(LENGTH_S, abs=0.06)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
-@pytest.mark.parametrize("target", ["out.mp4", "out.mkv"])
+@pytest.mark.parametrize(("suffix", "target"), [(".mp4", "out.mp4"), (".mkv", "out.mp4"), (".ts", "out.mkv")])
 @pytest.mark.parametrize(
     "made",
     [
@@ -208,6 +207,34 @@ def test_a_file_that_is_cut_off_keeps_the_sound_of_what_came(tmp_path):
     made = tmp_path / "out.cut-off.mp4"
     assert_in_sync(made, 1)
     assert sound_end_s(made) == pytest.approx(last_s, abs=0.3)
+
+
+@pytest.mark.parametrize("target", ["out.mp4", "out.mkv"])
+def test_what_begins_in_the_middle_has_the_sound_from_there(tmp_path, target):
+    """As a recording from a window has it."""
+    path = write_talk(tmp_path / "in.mp4")
+    with (
+        open_source(str(path)) as source,
+        open_sink(str(tmp_path / target), source.info, Renderer(Look(), "binary")) as out,
+    ):
+        for frame in islice(source, 30, None):
+            frame.view = frame.image
+            out.write(frame)
+    assert_in_sync(tmp_path / target, 1)
+    first_s = [float(one["start_time"]) for one in tracks(tmp_path / target)]
+    assert first_s == pytest.approx([1.2, 1.2], abs=0.03)
+
+
+def test_a_damaged_track_of_sound_costs_no_picture(tmp_path):
+    path = write_talk(tmp_path / "in.ts")
+    content = bytearray(path.read_bytes())
+    for start in range(0, len(content), 188):  # every third packet of the sound
+        if ((content[start + 1] & 0x1F) << 8 | content[start + 2]) == 0x101 and start // 188 % 3 == 0:
+            content[start + 4 : start + 188] = b"\xa5" * 184
+    path.write_bytes(content)
+    out = through(path, tmp_path / "out.mp4")
+    assert flashes_s(out) == pytest.approx(EVENTS_S, abs=1e-3)
+    assert kinds(out) == ["video", "audio"]
 
 
 def test_no_audio(tmp_path, said):

@@ -34,9 +34,10 @@ def image():
 
 @pytest.fixture
 def save(tmp_path, make_info, make_frame):
-    def write(name, mode, size_hw=(H, W), task="binary", alpha=None):
+    def write(name, mode, size_hw=(H, W), task="binary", alpha=None, live=False):
         path = tmp_path / name
-        with open_sink(str(path), make_info(time_base=Fraction(1, 1000)), Renderer(Look(mode=mode), task)) as out:
+        info = make_info(time_base=Fraction(1, 1000), live=live)
+        with open_sink(str(path), info, Renderer(Look(mode=mode), task)) as out:
             for number, mask in enumerate(masks()):
                 frame = make_frame(image()[: size_hw[0], : size_hw[1]].copy(), number, STAMPS_S[number])
                 frame.mask, frame.view = mask[: size_hw[0], : size_hw[1]], frame.image
@@ -71,9 +72,10 @@ def stamps_s(path):
     return sorted(float(line.strip(",")) for line in said.split())
 
 
+@pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("suffix", [".mov", ".webm"])
-def test_a_cutout_is_transparent(save, suffix, said):
-    path = save(f"out{suffix}", "cutout")
+def test_a_cutout_is_transparent(save, suffix, live, said):
+    path = save(f"out{suffix}", "cutout", live=live)
     seen = read(path, "bgra", 4)
     expected = np.stack(list(masks()))
     assert np.abs(seen[..., 3].astype(int) - expected).max() <= 2
@@ -92,9 +94,10 @@ def test_what_the_source_hides_stays_hidden(save):
     assert seen[..., 3].max() >= 253
 
 
+@pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_h264_has_no_transparency_and_says_so(save, suffix, said):
-    save(f"out{suffix}", "cutout")
+def test_h264_has_no_transparency_and_says_so(save, suffix, live, said):
+    save(f"out{suffix}", "cutout", live=live)
     told = "it has no transparency, the subject is on its background; .mov and .webm have"
     assert sum(told in line for line in said) == 1
 
@@ -108,8 +111,9 @@ def test_masks_in_ffv1_are_exact(save, size_hw):
     assert stamps_s(path) == pytest.approx(STAMPS_S, abs=1e-3)
 
 
-def test_class_numbers_in_ffv1_are_exact(save):
-    path = save("out.mkv", "mask", task="classes")
+@pytest.mark.parametrize("live", [False, True])
+def test_class_numbers_in_ffv1_are_exact(save, live):
+    path = save("out.mkv", "mask", task="classes", live=live)
     assert np.array_equal(read(path, "gray", 1)[..., 0], np.stack(list(masks())))
 
 
