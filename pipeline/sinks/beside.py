@@ -14,6 +14,7 @@ import av.error
 from av.container import OutputContainer
 from av.stream import Stream
 
+from pipeline.sources.decoded import reason
 from pipeline.sources.tracks import film_of
 from pipeline.sources.video import AHEAD_S, BACK_S, TRANSPORTS, open_file
 from pipeline.terminal import logger_of
@@ -58,6 +59,7 @@ class Beside:
         self._held: list[av.Packet[Stream]] = []  # far from the film's stamps: of a recording that begins in a moment
         self._shifts_s: list[float] = []  # of the recordings, as pictures tell them
         self._read_s = (0, -math.inf)  # the recording that was read last, and the latest stamp of a picture in it
+        self._is_damaged = False
         self._first_s = math.inf  # time of the first picture that was written
         self._shown_s = 0.0  # of the last one
 
@@ -163,7 +165,17 @@ class Beside:
             return  # what overlaps where two recordings meet
         self._last_dts[index] = order
         packet.stream = self._copies[index]
-        self._container.mux(packet)
+        try:
+            self._container.mux(packet)
+        except (
+            av.error.InvalidDataError,
+            av.error.ArgumentError,
+        ) as error:  # what a full disk says is told of pictures, too
+            if not self._is_damaged:
+                self._is_damaged = True
+                log.info(
+                    f"{self._target}: a part of the source's sound or subtitles is damaged, and left out ({reason(error)})"
+                )
 
 
 class _Recordings:
@@ -204,8 +216,13 @@ def _seconds(packet: av.Packet[Stream], *, of_play: bool = False) -> float | Non
     return None if stamp is None else float(stamp * packet.time_base)
 
 
+def _codec(track: Stream) -> str:
+    """FFmpeg's name; empty where it knows none, as for what only some broadcasters send."""
+    return str(getattr(track.codec_context, "name", ""))
+
+
 def _left_out(track: Stream, target: Path) -> str:
-    codec = track.codec_context.name if track.codec_context is not None else "of an unknown kind"
+    codec = _codec(track) or "of an unknown kind"
     what = "sound" if track.type == "audio" else "subtitles"
     others = [suffix for suffix, name in _CONTAINERS.items() if suffix != target.suffix.lower() and _holds(name, track)]
     remedy = f"{' and '.join(others)} can" if others else "no video that is written here can"
@@ -214,6 +231,8 @@ def _left_out(track: Stream, target: Path) -> str:
 
 def _holds(container: str, track: Stream) -> bool:
     """Whether a container takes a track: some say so only when their head is written."""
+    if not _codec(track):
+        return False
     try:
         with av.open(io.BytesIO(), "w", format=container) as trial:
             trial.add_stream_from_template(track)

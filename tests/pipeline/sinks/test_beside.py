@@ -237,6 +237,32 @@ def test_a_damaged_track_of_sound_costs_no_picture(tmp_path):
     assert kinds(out) == ["video", "audio"]
 
 
+def test_a_packet_that_the_container_refuses_is_left_out(tmp_path, said):
+    class Choosy:
+        def __init__(self, container):
+            self.container, self.refused = container, 0
+
+        def mux(self, packet):
+            if 1.0 < packet.pts * packet.time_base < 1.1:
+                self.refused += 1
+                raise av.error.InvalidDataError(1, "invalid data")
+            self.container.mux(packet)
+
+    target = tmp_path / "out.mp4"
+    with (
+        open_source(str(write_talk(tmp_path / "in.mp4"))) as source,
+        open_sink(str(target), source.info, Renderer(Look(), "binary")) as out,
+    ):
+        for frame in source:
+            frame.view = frame.image
+            out.write(frame)
+            if frame.index == 0:
+                choosy = out._beside._container = Choosy(out._beside._container)
+    assert choosy.refused > 2
+    assert_in_sync(target, 2)
+    assert sum("sound or subtitles is damaged, and left out (invalid data)" in line for line in said) == 1
+
+
 def test_no_audio(tmp_path, said):
     out = through(write_talk(tmp_path / "in.mkv", subtitles="srt"), tmp_path / "out.mkv", sound=False)
     assert kinds(out) == ["video"]
