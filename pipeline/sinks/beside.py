@@ -25,6 +25,8 @@ log = logger_of(__name__)
 _INTERLEAVED_S = 1.0
 # Decoders of sound need a little of what comes before the first picture, and MP4 does not play what comes before 0.
 _LEAD_IN_S = 0.1
+# Of a track whose stamps are never near those of the film, no more than a minute or two waits for them.
+_MOST_HELD = 5000
 _WITH_LEAD_IN = frozenset((".mp4", ".m4v", ".mov"))
 _CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov", ".webm": "webm"}
 
@@ -136,10 +138,10 @@ class Beside:
     def _sort(self, packet: av.Packet[Stream]) -> None:
         stamp_s = _seconds(packet)
         recording = None if stamp_s is None else self._recordings.of(stamp_s)
-        if recording is None:
+        if recording is None and len(self._held) < _MOST_HELD:
             self._held.append(packet)
         else:
-            self._due.append((recording, packet))
+            self._due.append((self._recordings.count if recording is None else recording, packet))
 
     def _time_s(self, recording: int, packet: av.Packet[Stream]) -> float:
         """When a packet is due; infinite where no picture of its recording has come."""

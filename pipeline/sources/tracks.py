@@ -22,7 +22,7 @@ def sound_of(container: av.container.InputContainer) -> str:
     """Which sound and subtitles a file holds, for one line: "sound (aac), 2 tracks of subtitles"; empty if none."""
     streams, parts = container.streams, []
     if streams.audio:
-        codecs = ", ".join(sorted({stream.codec_context.name for stream in streams.audio}))
+        codecs = ", ".join(sorted({getattr(stream.codec_context, "name", "unknown") for stream in streams.audio}))
         parts.append(
             f"sound ({codecs})" if len(streams.audio) == 1 else f"{len(streams.audio)} tracks of sound ({codecs})"
         )
