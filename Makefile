@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # torch is pinned because its ONNX exporter moves; uv picks the build for this machine's GPU, or the one without CUDA.
 TORCH := torch==2.13.0
+# What tells what is installed: in an environment of its own, so that it is not part of what it tells.
+TOOLS := .venv-tools
 
-.PHONY: demo published test readme docs install check lint types format clean
+.PHONY: demo published test readme docs install check lint types format lock sbom audit clean
 
 # Two cores compute four masks a second: in between the last one is moved with the picture.
 demo: $(VENV)/.cpu
@@ -43,8 +45,25 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The versions that are installed here, for this Python, and what fits beside them for other Pythons and systems; each with its SHA-256.
+lock: $(VENV)/.dev
+	$(BIN)/python .ci/lock.py constraints "$(TORCH)" > $(VENV)/constraints.txt
+	$(BIN)/python -m uv pip compile pyproject.toml --extra cpu --extra compile --extra page --extra energy --extra tensorrt-rtx --extra dev \
+	  --constraints $(VENV)/constraints.txt --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links --quiet --upgrade --output-file requirements.lock
+
+# A software bill of materials of what is installed here, in CycloneDX's JSON, checked against its schema.
+sbom: $(VENV)/.dev $(TOOLS)/.made
+	mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
+	  --output-file dist/edgemask.cdx.json $(BIN)/python
+
+# Known holes in the versions of the lock file.
+audit: $(TOOLS)/.made
+	$(TOOLS)/bin/python .ci/audit.py requirements.lock
+
 clean:
-	rm -rf $(VENV) demo.mp4 site
+	rm -rf $(VENV) $(TOOLS) demo.mp4 site
 
 $(VENV)/.cpu: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -64,4 +83,9 @@ $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile,page,energy,tensorrt-rtx,dev]'
 	# Metrics to check ours against; with what it asks for, a second OpenCV without windows would replace the first.
 	$(BIN)/python -m pip install --quiet --no-deps "pysodmetrics>=1.6"
+	touch $@
+
+$(TOOLS)/.made: Makefile
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet "cyclonedx-bom>=7.5" "pip-audit>=2.10"
 	touch $@

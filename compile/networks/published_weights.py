@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import WeightsUnavailableError
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
 
 MIRROR_VARIABLE = "EDGEMASK_WEIGHTS_URL"
 """Environment variable with the base URL of a mirror, asked for ``BASE/FILE_NAME`` before the publisher.
@@ -98,8 +101,12 @@ class PublishedWeights:
         record = _record_path(final_path)
         if self.sha256 or self.md5 or record.exists():
             return
+        digest = _digest(path, "sha256")
+        log.info(
+            f"{final_path.name}: its publisher gives no checksum to compare with; its SHA-256 is {digest}, kept for the next time"
+        )
         try:
-            record.write_text(f"{_digest(path, 'sha256')}  {final_path.name}\n", encoding="utf-8")
+            record.write_text(f"{digest}  {final_path.name}\n", encoding="utf-8")
         except OSError:
             # A folder that is read-only keeps no memory, and the file is good without it; half a record would not be.
             with suppress(OSError):

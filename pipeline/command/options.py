@@ -87,6 +87,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         SinkOptions(
             results=values["results"],
             labels=values["labels"],
+            sound=not values["no_audio"],
             encoder=values["encoder"],
             segment_s=values["segment_time"],
             segment_bytes=values["segment_size"],
@@ -377,6 +378,9 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_recording(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--no-audio", action="store_true", help="leave the sound and subtitles of a file out of its video"
+    )
     group.add_argument(
         "--encoder",
         default=_DEFAULT.recording.encoder,

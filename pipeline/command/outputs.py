@@ -133,7 +133,10 @@ def open_outputs(
     with uninterrupted():  # every output that is open must be in the list
         for source in sources:
             info = source.info
-            for spec in output_specs(options, info):
+            specs = output_specs(options, info)
+            if info.beside and sink_options.sound and not any(sink_kind(spec) == "video" for spec in specs):
+                log.info(f"{info.name}: left out of the outputs, as none is a video: {info.beside}")
+            for spec in specs:
                 add(open_sink(path_for_source(spec, info.name, many), info, appearance.renderer, sink_options), info)
             if window:
                 make = SINKS.load(SINKS["window"], "--show: the window cannot be opened here")

@@ -39,6 +39,7 @@ class Frame:
         not_finite: how many of the network's scores, of which the mask was made, are NaN or infinite; 0 where nobody counts them.
         stale: the mask is of an earlier picture, and this one has changed since.
         sample_aspect: the shape of a pixel as it is to be shown, width to height; 1 if it is square.
+        shift_s: how much later ``pts_s`` is than the stamp in a video file, by which its sound is moved as well.
         alpha: (H, W) uint8, how opaque the source says the picture is, 255 where it is wholly; None: everywhere.
         found: what the mask says; None until an output asks for it (``pipeline.results.finder``).
     """
@@ -55,6 +56,7 @@ class Frame:
     not_finite: int = 0
     stale: bool = False
     sample_aspect: Fraction = Fraction(1)
+    shift_s: float = 0.0
     alpha: Image | None = None
     found: Found | None = None
     _bgr: Image | None = field(default=None, init=False)
@@ -158,7 +160,8 @@ class SourceInfo:
         frame_count: how many frames to expect; None when unknown or endless.
         live: frames come at their own time and cannot wait.
         paths: the local files that are read, so that no output overwrites them.
-        left_out: what the source holds beside its pictures and no output gets, such as sound, for one line; empty if nothing.
+        left_out: what the source holds beside its pictures and no output gets, such as chapters, for one line; empty if nothing.
+        beside: the sound and subtitles of its only file, which a video of it gets, for one line; empty if none.
     """
 
     name: str
@@ -170,6 +173,7 @@ class SourceInfo:
     live: bool = False
     paths: tuple[str, ...] = ()
     left_out: str = ""
+    beside: str = ""
 
 
 def check_mask(what: str, image_hwc: Image, mask_hw: Image) -> None:

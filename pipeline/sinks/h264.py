@@ -1,4 +1,4 @@
-"""H.264 through FFmpeg's libraries: which encoder this machine has, and pictures into a file or an address."""
+"""Pictures into a file or an address by FFmpeg's libraries, and which encoder of H.264 this machine has."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import cast
 
 import av
 import av.error
+import cv2
 import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from pipeline.errors import SinkError
 from pipeline.frames.frame import Image, SourceInfo
+from pipeline.sinks.beside import Beside
 
 _BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer function alike
 # FFmpeg's bilinear with exact rounding and chroma of every pixel: its default darkens a picture by two levels of 255. PyAV names
 # these flags from version 18 on.
-_EXACT_BILINEAR = 0x2 | 0x40000 | 0x4000
+EXACT_BILINEAR = 0x2 | 0x40000 | 0x4000
 _PICTURES_PER_S = Fraction(1)  # a video made of pictures shows each for a second
 _LIVE_FPS = Fraction(30)  # of a camera that does not tell
 _MAX_LIVE_FPS = 240  # some cameras announce the clock of their time stamps
@@ -43,17 +45,19 @@ Error = (av.error.FFmpegError, OSError)
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """An H.264 encoder of FFmpeg with its settings.
+    """An encoder of FFmpeg with its settings.
 
     Attributes:
         name: as FFmpeg calls it.
         options: as FFmpeg spells them.
         description: for the user.
+        pix_fmt: of what is encoded, in FFmpeg's words.
     """
 
     name: str
     options: Mapping[str, str]
     description: str
+    pix_fmt: str = "yuv420p"
 
 
 def choose_encoder(wanted: str, size_hw: tuple[int, int], *, live: bool) -> Encoder:
@@ -76,8 +80,8 @@ def choose_encoder(wanted: str, size_hw: tuple[int, int], *, live: bool) -> Enco
     return Encoder("libx264", _X264_LIVE if live else _X264, "H.264 by the CPU (x264)")
 
 
-class H264Muxer:
-    """One H.264 stream in one container, begun with its first picture.
+class Muxer:
+    """One stream of pictures in one container, begun with its first picture.
 
     Errors come as FFmpeg's libraries raise them (`Error`), so that each output can say what they mean for it.
 
@@ -85,7 +89,8 @@ class H264Muxer:
         target: a path after "file:", or an address.
         info: the source; gives frame rate and unit of time.
         live: no picture waits in the encoder, and each second begins with a keyframe.
-        wanted: the encoder, as in `choose_encoder`.
+        wanted: the encoder, or which of H.264 as in `choose_encoder`.
+        beside: what comes into a file beside its pictures.
         container_format: FFmpeg's name of it; None: told by the target's suffix.
         options: of the container.
 
@@ -100,14 +105,15 @@ class H264Muxer:
         info: SourceInfo,
         *,
         live: bool,
-        wanted: str = "auto",
+        wanted: str | Encoder = "auto",
+        beside: Beside | None = None,
         container_format: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
         self.size_hw: tuple[int, int] | None = None
         self.description = ""
         self._live = live
-        self._wanted = wanted
+        self._wanted, self._beside = wanted, beside
         self._fps = info.fps or (_LIVE_FPS if info.live else _PICTURES_PER_S)
         self._time_base = info.time_base
         if live:
@@ -123,21 +129,15 @@ class H264Muxer:
         """Encode a picture.
 
         Args:
-            view: (H, W, 3) uint8 BGR; one of another size than the first is scaled into it. Not kept.
+            view: (H, W, 3) uint8 BGR, (H, W, 4) with opacity or (H, W) gray, as the encoder takes it; one of another size than the
+                first is scaled into it. Not kept.
             pts_s: its time stamp; moved forward where it does not increase.
             sample_aspect: the shape of its pixels, width to height; the first picture's is that of the stream.
         """
-        view = even(view)
+        if isinstance(self._wanted, str) or "420" in self._wanted.pix_fmt:
+            view = even(view)
         stream = self._stream or self._start((view.shape[0], view.shape[1]), sample_aspect)
-        picture = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(view, format="bgr24"),
-            width=stream.width,
-            height=stream.height,
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            interpolation=_EXACT_BILINEAR,
-        )
+        picture = self._as_encoded(view, stream)
         # Players refuse time that stands still or runs backward; a source's rounding must not stop the recording.
         self._last_pts = max(round(pts_s / self._time_base), self._last_pts + 1)
         picture.pts, picture.time_base = self._last_pts, self._time_base
@@ -149,6 +149,22 @@ class H264Muxer:
                 self._keyframe_due_s = now_s + _KEYFRAME_EVERY_S
         # With no line of Python between encoder and file, where a signal that ends the run would lose a packet.
         deque(map(self._container.mux, map(stream.encode, (picture,))), 0)
+
+    def _as_encoded(self, view: Image, stream: av.VideoStream) -> av.VideoFrame:
+        if view.ndim == 2:  # a mask, whose values are not to be mixed
+            width, height = stream.width, stream.height
+            if view.shape != (height, width):
+                view = np.asarray(cv2.resize(view, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+            return av.VideoFrame.from_ndarray(np.ascontiguousarray(view), format="gray")
+        return self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(view), format="bgra" if view.shape[2] == 4 else "bgr24"),
+            width=stream.width,
+            height=stream.height,
+            format=stream.pix_fmt,
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=EXACT_BILINEAR,
+        )
 
     def close(self) -> None:
         """Write what the encoder still holds, and the container's end."""
@@ -163,7 +179,9 @@ class H264Muxer:
             self._container.close()
 
     def _start(self, size_hw: tuple[int, int], sample_aspect: Fraction) -> av.VideoStream:
-        encoder = choose_encoder(self._wanted, size_hw, live=self._live)
+        encoder = self._wanted
+        if isinstance(encoder, str):
+            encoder = choose_encoder(encoder, size_hw, live=self._live)
         try:
             added = self._container.add_stream(encoder.name, rate=self._fps, options=dict(encoder.options))
         except ValueError as error:
@@ -172,16 +190,18 @@ class H264Muxer:
             ) from error
         stream = cast(av.VideoStream, added)
         stream.height, stream.width = size_hw
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = encoder.pix_fmt
         stream.time_base = stream.codec_context.time_base = self._time_base
         context = stream.codec_context
         context.colorspace, context.color_primaries, context.color_trc = _BT709, _BT709, _BT709
-        context.color_range = ColorRange.MPEG
+        context.color_range = ColorRange.JPEG if encoder.pix_fmt == "gray" else ColorRange.MPEG
         if sample_aspect != 1:
             # The codec keeps 16 bits of each number, and some containers are written from the stream's alone.
             context.sample_aspect_ratio = sample_aspect.limit_denominator(1000)
         if self._live:
             context.gop_size = max(1, round(self._fps * Fraction(_KEYFRAME_EVERY_S)))
+        if self._beside is not None:
+            self._beside.add_to(self._container)
         self._stream, self.size_hw, self.description = stream, size_hw, encoder.description
         return stream
 
@@ -190,7 +210,7 @@ def even(view: Image) -> Image:
     """The picture, row after row in memory, its last row or column repeated where the size is odd: 4:2:0 has no half pixels."""
     height, width = view.shape[:2]
     if height % 2 or width % 2:
-        return np.pad(view, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        return np.pad(view, ((0, height % 2), (0, width % 2), (0, 0))[: view.ndim], mode="edge")
     return np.ascontiguousarray(view)
 
 

@@ -108,7 +108,7 @@ def _named(spec: str) -> SinkKind:
         return kind
     if os.path.exists(spec):
         raise SinkError(f"--output {spec}: expected a folder or a name that ends in one of {_suffixes()}, got a file")
-    if re.fullmatch(r"\.[a-z][a-z0-9]{1,5}", suffix):  # a folder is not what out.webm or out.mpeg4 means
+    if re.fullmatch(r"\.[a-z][a-z0-9]{1,5}", suffix):  # a folder is not what out.avi or out.mpeg4 means
         raise SinkError(
             f"--output {spec}: expected a name that ends in one of {_suffixes()}, got {suffix}: end it in / if it is a folder"
         )

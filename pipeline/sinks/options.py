@@ -28,6 +28,7 @@ class SinkOptions:
         labels: a folder holds labels for training in place of pictures: one of `LABELS`; None: pictures.
         tls_verify: who vouches for a server that events go to: "yes" (the system's authorities), "no", or a file of certificates.
         finder: finds what is in frames, the same for all outputs of a run; None: each output has its own.
+        sound: a video gets the sound and subtitles of its file.
         encoder: "nvenc", "x264", or "auto": NVENC where a trial shows that it works.
         segment_s: a recording of a live source begins a new file after so many seconds; None: after an hour, which bounds the
             memory that the file's index takes.
@@ -43,6 +44,7 @@ class SinkOptions:
     labels: str | None = None
     tls_verify: str = "yes"
     finder: Finder | None = None
+    sound: bool = True
     encoder: str = "auto"
     segment_s: float | None = None
     segment_bytes: int | None = None

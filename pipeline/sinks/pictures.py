@@ -61,7 +61,7 @@ class FolderSink(Sink):
             )
         if path.parent != self._folder:
             make_folder(path.parent)
-        write_picture(path, _content(frame, self._renderer))
+        write_picture(path, content_of(frame, self._renderer))
 
 
 class OnePictureSink(Sink):
@@ -85,13 +85,18 @@ class OnePictureSink(Sink):
 
     def write(self, frame: Frame) -> None:
         """Write the picture."""
-        picture = _content(frame, self._renderer)
+        picture = content_of(frame, self._renderer)
         if picture.shape[2:] == (4,) and self._path.suffix.lower() in _WITHOUT_ALPHA and frame.view is not None:
             picture = frame.view
         write_picture(self._path, picture)
 
 
-def _content(frame: Frame, renderer: Renderer) -> NDArray[np.uint8]:
+def content_of(frame: Frame, renderer: Renderer) -> NDArray[np.uint8]:
+    """What a picture of a frame holds: its view, the mask itself, or a cut-out with opacity, as the render mode says.
+
+    Returns:
+        (H, W), (H, W, 3) or (H, W, 4) uint8.
+    """
     if frame.mask is None or frame.view is None:
         raise ValueError(f"{frame!r} has no mask or view yet")
     picture = picture_of(frame.image, frame.mask, frame.view, renderer)

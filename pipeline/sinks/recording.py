@@ -18,10 +18,10 @@ from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.signals import uninterrupted
 from pipeline.sinks.base import Sink, make_room
 from pipeline.sinks.disk import FreeSpace
-from pipeline.sinks.h264 import Error, H264Muxer, even, reason
+from pipeline.sinks.encoding import Encoding
+from pipeline.sinks.h264 import Encoder, Error, Muxer, even, reason
 from pipeline.sinks.journal import Journal, Recorded, lock
 from pipeline.sinks.kinds import SinkKind
-from pipeline.sinks.options import SinkOptions
 from pipeline.terminal import logger_of
 
 log = logger_of(__name__)
@@ -47,7 +47,7 @@ _WRITE_BACK_EVERY_S = 1.0
 
 
 class RecordingSink(Sink):
-    """Writes the views of a live source to ``NAME.mp4`` (or .m4v, .mov, .mkv), in place.
+    """Writes the views of a live source to ``NAME.mp4`` (or .m4v, .mov, .mkv, .webm), in place.
 
     The file can be played at any moment, also after the process was killed, but for its last quarter of a second. When it is
     closed it is an ordinary MP4 (with FFmpeg before 7.1 it stays fragmented). It never replaces a file: where ``NAME.mp4`` or one
@@ -65,6 +65,7 @@ class RecordingSink(Sink):
     def _open(self) -> None:
         options = self._options
         self._path = Path(self._spec)
+        self._encoding = Encoding(self._renderer, self._path)
         self._segment: _Segment | None = None
         self._made: list[Path] = []  # in this run, and still there
         self._number = 0  # of the last file that was begun
@@ -88,9 +89,7 @@ class RecordingSink(Sink):
         """
         if self._ended:
             raise SinkError(self._ended)
-        if frame.view is None:
-            raise ValueError(f"{frame!r} has no view")
-        view = even(frame.view)
+        view = even(self._encoding.picture(frame))
         try:
             self._space.check()
             segment = self._segment_for(view, frame.pts_s)
@@ -102,6 +101,8 @@ class RecordingSink(Sink):
         if not self._is_told:
             self._is_told = True
             log.info(f"recording: {segment.path}, {segment.description}")
+            if self._encoding.note:
+                log.info(f"{segment.path}: {self._encoding.note}")
 
     def close(self) -> None:
         """Finish the last file."""
@@ -143,7 +144,11 @@ class RecordingSink(Sink):
                 self._delete_old()
                 path = self._create()
                 segment = self._segment = _Segment(
-                    path, self._info, (view.shape[0], view.shape[1]), pts_s, self._options
+                    path,
+                    self._info,
+                    (view.shape[0], view.shape[1]),
+                    pts_s,
+                    self._encoding.encoder or self._options.encoder,
                 )
                 if self._journal is not None:
                     segment.note_in(self._journal)
@@ -256,7 +261,7 @@ class _Segment:
     """
 
     def __init__(
-        self, path: Path, info: SourceInfo, size_hw: tuple[int, int], start_pts_s: float, options: SinkOptions
+        self, path: Path, info: SourceInfo, size_hw: tuple[int, int], start_pts_s: float, encoder: str | Encoder
     ) -> None:
         self.path = path
         self.size_hw = size_hw
@@ -268,8 +273,8 @@ class _Segment:
         self._file = path.open("r+b", buffering=0)
         lock(self._file.fileno())
         try:
-            self._muxer = H264Muxer(
-                f"file:{path}", info, live=True, wanted=options.encoder, options=_container_options(path.suffix.lower())
+            self._muxer = Muxer(
+                f"file:{path}", info, live=True, wanted=encoder, options=_container_options(path.suffix.lower())
             )
         except BaseException:
             self._file.close()
@@ -349,7 +354,7 @@ class _Segment:
 
 def _container_options(suffix: str) -> dict[str, str]:
     options = {"flush_packets": "1"}
-    if suffix == ".mkv":
+    if suffix in (".mkv", ".webm"):
         return options | {"cluster_time_limit": str(_FRAGMENT_MS)}
     is_hybrid = av.library_versions["libavformat"] >= _HYBRID_FROM_LIBAVFORMAT
     flags = "+hybrid_fragmented" if is_hybrid else "+frag_keyframe+empty_moov+default_base_moof"

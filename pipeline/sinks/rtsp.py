@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from pipeline.frames.frame import Frame, SourceInfo
-from pipeline.sinks.h264 import Error, H264Muxer, reason
+from pipeline.sinks.h264 import Error, Muxer, reason
 from pipeline.sinks.kinds import SinkKind
 from pipeline.sinks.stream import BrokenLinkError, Link, StreamSink
 
@@ -56,7 +56,7 @@ class _RtspLink(Link):
         self._is_first = True
         options = {"rtsp_transport": "tcp", "timeout": str(_SOCKET_TIMEOUT_US)}
         try:
-            self._muxer = H264Muxer(address, info, live=True, wanted=encoder, container_format="rtsp", options=options)
+            self._muxer = Muxer(address, info, live=True, wanted=encoder, container_format="rtsp", options=options)
         except (ValueError, *Error) as error:
             raise BrokenLinkError(reason(error)) from error
 

@@ -18,16 +18,22 @@ def film_of(container: av.container.InputContainer) -> av.VideoStream | None:
     return next((stream for stream in films if best is not None and stream.index == best.index), first)
 
 
-def left_out(container: av.container.InputContainer, film: av.VideoStream) -> str:
-    """What else a file holds, for one line: "sound (aac), 2 tracks of subtitles"; empty if nothing."""
+def sound_of(container: av.container.InputContainer) -> str:
+    """Which sound and subtitles a file holds, for one line: "sound (aac), 2 tracks of subtitles"; empty if none."""
     streams, parts = container.streams, []
     if streams.audio:
-        codecs = ", ".join(sorted({stream.codec_context.name for stream in streams.audio}))
+        codecs = ", ".join(sorted({getattr(stream.codec_context, "name", "unknown") for stream in streams.audio}))
         parts.append(
             f"sound ({codecs})" if len(streams.audio) == 1 else f"{len(streams.audio)} tracks of sound ({codecs})"
         )
     if count := len(streams.subtitles):
         parts.append("subtitles" if count == 1 else f"{count} tracks of subtitles")
+    return ", ".join(parts)
+
+
+def left_out(container: av.container.InputContainer, film: av.VideoStream) -> str:
+    """What else a file holds that no output gets, for one line: "2 chapters, the timecode"; empty if nothing."""
+    streams, parts = container.streams, []
     others = [stream for stream in streams.video if stream.index != film.index]
     covers = sum(bool(stream.disposition & _BESIDE) for stream in others)
     if covers:

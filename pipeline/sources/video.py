@@ -18,7 +18,7 @@ from pipeline.sources.completeness import is_cut_off
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
 from pipeline.sources.display import Notes, pixel_shape
 from pipeline.sources.kinds import SourceKind
-from pipeline.sources.tracks import film_of, left_out
+from pipeline.sources.tracks import film_of, left_out, sound_of
 from pipeline.terminal import logger_of
 
 log = logger_of(__name__)
@@ -40,11 +40,21 @@ CONTAINERS = (
     "rm,webp_anim,yuv4mpegpipe"
 )
 # Where parts of several recordings may follow each other, each with its own clock.
-_TRANSPORTS = frozenset(("mpegts", "mpeg"))
+TRANSPORTS = frozenset(("mpegts", "mpeg"))
 # A stamp that goes back so far, or in a transport stream ahead so far, is another clock's.
-_BACK_S, _AHEAD_S = 0.5, 5.0
+BACK_S, AHEAD_S = 0.5, 5.0
 # A file ends where its header says, give or take what two frames last, and this.
 _MISSING_S = 1.0
+
+
+def open_file(path: str) -> av.container.InputContainer:
+    """Open a video file, and nothing that it names; the caller closes it.
+
+    Raises:
+        FFmpegError: it is none, or cannot be read.
+    """
+    # The prefix makes FFmpeg take the whole name as a path, whatever characters it holds.
+    return av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
 
 
 class VideoSource(Source):
@@ -59,10 +69,7 @@ class VideoSource(Source):
         if not os.access(spec, os.R_OK):
             raise SourceError(f"{spec}: expected a video, got a file that cannot be read: check its permissions")
         try:
-            # The prefix makes FFmpeg take the whole name as a path, whatever characters it holds.
-            self._container = av.open(
-                f"file:{self._path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-            )
+            self._container = open_file(spec)
         except (av.error.FFmpegError, ValueError) as error:
             raise SourceError(
                 f"{spec}: expected a video, got a file that is none or is cut off ({reason(error)})"
@@ -89,6 +96,7 @@ class VideoSource(Source):
             frame_count=count or self._count_from_duration(fps),
             paths=(str(self._path),),
             left_out=left_out(self._container, stream),
+            beside=sound_of(self._container),
         )
 
     def _count_from_duration(self, fps: Fraction | None) -> int | None:
@@ -101,7 +109,7 @@ class VideoSource(Source):
         cut = False
         stem, index = self._path.stem, 0
         note = Notes(self.info.name)
-        clock = FileClock(self.info.fps, is_transport=self._container.format.name in _TRANSPORTS, note=note)
+        clock = FileClock(self.info.fps, is_transport=self._container.format.name in TRANSPORTS, note=note)
         to_pixels = ToPixels(self.pixels, pixel_shape(self._stream.sample_aspect_ratio), note)
         try:
             for packet in self._container.demux():
@@ -118,7 +126,11 @@ class VideoSource(Source):
                     )
                     pts_s = clock(stamp_s)
                     pixels, kind, aspect = to_pixels(decoded)
-                    yield Frame(pixels, index, pts_s, self.info.name, f"{stem}_{index:06d}", kind, sample_aspect=aspect)
+                    frame = Frame(
+                        pixels, index, pts_s, self.info.name, f"{stem}_{index:06d}", kind, sample_aspect=aspect
+                    )
+                    frame.shift_s = clock.offset_s
+                    yield frame
                     index += 1
         except av.error.FFmpegError as error:
             raise TruncatedError(
@@ -131,7 +143,7 @@ class VideoSource(Source):
     def _check_end(self, frames: int, end_s: float, clock: FileClock, *, cut: bool) -> None:
         declared_s = self._declared_end_s()
         container = self._container.format.name
-        if (cut and container not in _TRANSPORTS) or is_cut_off(self._path, container):
+        if (cut and container not in TRANSPORTS) or is_cut_off(self._path, container):
             length = f" of {declared_s:.1f} s" if declared_s else ""
             raise TruncatedError(
                 f"{self._path}: expected a complete file{length}, got one that is cut off after {frames} frames",
@@ -172,6 +184,7 @@ class FileClock:
 
     Attributes:
         last_s: time of the last frame.
+        offset_s: how much later that is than its stamp.
     """
 
     _LEAST_S = 1e-4
@@ -182,7 +195,7 @@ class FileClock:
         self._nominal_s = float(1 / fps) if fps else 0.04
         self._is_transport, self._note = is_transport, note
         self._stamp_s: float | None = None  # of the last frame that had one
-        self._offset_s = 0.0
+        self.offset_s = 0.0
         self._frames = 0
         self.last_s = 0.0
 
@@ -195,15 +208,15 @@ class FileClock:
         """The time of the next frame, by its stamp in seconds, if it has one."""
         if not self._frames:
             pts_s = 0.0
-            self._offset_s = -(stamp_s or 0.0)
+            self.offset_s = -(stamp_s or 0.0)
         elif stamp_s is None:
             pts_s = self.last_s + self.step_s
         else:
-            pts_s = stamp_s + self._offset_s
+            pts_s = stamp_s + self.offset_s
             jump_s = stamp_s - self._stamp_s if self._stamp_s is not None else 0.0
-            if jump_s < -_BACK_S or (self._is_transport and jump_s > _AHEAD_S):
+            if jump_s < -BACK_S or (self._is_transport and jump_s > AHEAD_S):
                 pts_s = self.last_s + self.step_s
-                self._offset_s = pts_s - stamp_s
+                self.offset_s = pts_s - stamp_s
                 self._note(f"its time stamps jump by {jump_s:+.1f} s at {pts_s:.1f} s: time goes on at its mean rate")
         self._stamp_s = self._stamp_s if stamp_s is None else stamp_s
         self.last_s = max(pts_s, self.last_s + self._LEAST_S) if self._frames else pts_s

@@ -16,7 +16,7 @@ from pipeline.render.subject import draw_over_background
 
 CUTOUT = RenderMode(
     name="cutout",
-    help="the subject on green or on --background; a PNG file has the mask as its alpha channel",
+    help="the subject on green or on --background; PNG, .mov and .webm have the mask as their alpha channel",
     order=50,
     background=(0x40, 0xB1, 0x00),  # pipeline.render.look.GREEN_SCREEN
     picture="cutout_bgra",

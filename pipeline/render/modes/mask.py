@@ -11,7 +11,7 @@ from pipeline.render.modes import RenderMode
 
 MASK = RenderMode(
     name="mask",
-    help="the mask alone: probability as gray, or the classes' colors; a picture file holds the mask's own values",
+    help="the mask alone: probability as gray, or the classes' colors; picture files and .mkv hold the mask's own values",
     order=20,
     picture="picture",
     exact=True,

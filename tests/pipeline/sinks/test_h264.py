@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import SinkError
 from pipeline.frames.frame import SourceInfo
 from pipeline.sinks import h264
-from pipeline.sinks.h264 import H264Muxer, choose_encoder, reason
+from pipeline.sinks.h264 import Muxer, choose_encoder, reason
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_the_encoders_know_their_settings(settings):
 
 def test_a_live_picture_leaves_the_encoder_at_once(tmp_path, monkeypatch):
     info = SourceInfo("cam", "", fps=Fraction(30), live=True)
-    muxer = H264Muxer(f"file:{tmp_path / 'x.mkv'}", info, live=True, options={"flush_packets": "1"})
+    muxer = Muxer(f"file:{tmp_path / 'x.mkv'}", info, live=True, options={"flush_packets": "1"})
     came = []
     mux = muxer._container.mux
 

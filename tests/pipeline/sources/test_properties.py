@@ -176,7 +176,7 @@ def cases():
         ("avi", "mpeg4"),
         ("flv", "libx264"),
     ):
-        yield Case(container, codec, "sound", extras=("sound",), told=("sound",))
+        yield Case(container, codec, "sound", extras=("sound",))
     for container in ("mp4", "mov", "mkv"):
         yield Case(container, "libx264", "chapters", extras=("chapters",), told=("2 chapters",))
         yield Case(container, "libx264", "second track first", extras=("preview",), told=("another picture track",))
@@ -369,6 +369,11 @@ def test_a_property_comes_out_or_is_told(case, tmp_path, said):
         assert np.median(difference) < 8
     for words in case.told:
         assert any(words in line for line in said), said
+    if "sound" in case.extras:
+        with av.open(str(tmp_path / "out.mp4")) as made:
+            assert [float(stream.duration * stream.time_base) for stream in made.streams.audio] == [
+                pytest.approx(4608 / 44100, abs=0.03)
+            ]
     made_times, made_hw, made_shape = probe(tmp_path / "out.mp4")
     assert made_times == pytest.approx(times, abs=2e-3)
     shown = Fraction(frames[0].size_hw[1], frames[0].size_hw[0]) * frames[0].sample_aspect
