@@ -12,6 +12,7 @@ from pipeline.builds.build_half import rebuild_plan
 from pipeline.builds.model_name import open_model
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.command.appearance import make_appearance, read_look
+from pipeline.command.memory_limit import MemoryLimit
 from pipeline.command.not_finite import NotFiniteLines
 from pipeline.command.outputs import check_outputs, ended, has_window, open_outputs, open_page, output_specs, watched
 from pipeline.command.progress import Progress
@@ -80,7 +81,9 @@ def run_job(options: RunOptions) -> None:
                         engine,
                         appearance.views,
                         sinks,
-                        events=_Told(timer, service.pulse, progress, lost, signals),
+                        events=_Told(
+                            timer, (service.pulse, MemoryLimit(sources, options.memory_bytes)), progress, lost, signals
+                        ),
                         drop_oldest=options.drop_oldest,
                         max_frames=options.max_frames,
                     )
@@ -117,13 +120,13 @@ class _Told(Events):
     def __init__(
         self,
         timer: StageTimer,
-        pulse: Callable[[], None],
+        pulses: Sequence[Callable[[], None]],
         progress: Progress,
         lost: list[SinkError | SourceError],
         signals: Sequence[int],
     ) -> None:
         super().__init__(timer)
-        self._pulse, self._progress, self._lost, self._signals = pulse, progress, lost, signals
+        self._pulses, self._progress, self._lost, self._signals = pulses, progress, lost, signals
         self._not_finite = NotFiniteLines()
 
     def written(self, frame: Frame, dropped: int) -> None:
@@ -133,7 +136,8 @@ class _Told(Events):
     def pulse(self) -> None:
         if self._signals:
             raise StoppedError(self._signals[0])
-        self._pulse()
+        for pulse in self._pulses:
+            pulse()
 
     def lost(self, error: SinkError | SourceError) -> None:
         self._lost.append(error)

@@ -103,6 +103,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         page,
         drop_oldest=_DROP[values["drop"]],
         max_frames=values["max_frames"],
+        memory_bytes=values["memory_limit"],
         on_truncated=values["on_truncated"],
         quiet=values["quiet"],
     )
@@ -180,6 +181,13 @@ def _add_input(parser: OptionParser) -> None:
         "auto = latest for cameras and streams, never for files (default: %(default)s)",
     )
     parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end each source after N frames")
+    parser.add_argument(
+        "--memory-limit",
+        type=byte_count,
+        metavar="SIZE",
+        help="give a source up that takes so much memory that the whole run takes more than this, and go on with the others (default: "
+        "half of the machine, or of what its cgroup may take)",
+    )
     parser.add_argument(
         "--on-truncated",
         default="auto",

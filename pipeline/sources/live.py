@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -24,7 +24,7 @@ from pipeline.redaction import redact
 from pipeline.sources.base import Source
 from pipeline.sources.options import LiveOptions
 from pipeline.stages.prefetch import Prefetch
-from pipeline.stages.telemetry import CORRUPT, State, Telemetry
+from pipeline.stages.telemetry import CORRUPT, State, Telemetry, read_by
 from pipeline.terminal import logger_of
 
 log = logger_of(__name__)
@@ -76,6 +76,10 @@ class Connection(ABC):
         """Make a blocked iterator end soon, where that can be done; called from any thread, perhaps more than once."""
         return
 
+    def processes(self) -> Sequence[int]:
+        """The numbers of processes that read in its place; from any thread."""
+        return ()
+
 
 class LiveSource(Source):
     """A source that comes and goes. Opening it neither waits nor needs the peer; ``close`` may come from any thread.
@@ -112,6 +116,8 @@ class LiveSource(Source):
                     yield from self._frames()
                 except LostError as error:
                     self._back_off(str(error))
+            if self.given_up:
+                raise SourceError(self.given_up)
         except Exception as error:
             self._enter(State.FAILED, redact(str(error)))
             raise
@@ -128,6 +134,16 @@ class LiveSource(Source):
             left, self._open = self._open, None
         self._leave(left)
 
+    def give_up(self, problem: str) -> None:
+        """The same, and whatever it is waiting for."""
+        super().give_up(problem)
+        self.close()
+
+    def processes(self) -> Sequence[int]:
+        """Those of its connection."""
+        with self._lock:
+            return self._open[0].processes() if self._open is not None else ()
+
     def _frames(self) -> Iterator[Frame]:
         """The frames of one connection."""
         options = self._options
@@ -138,7 +154,7 @@ class LiveSource(Source):
             if self._closed.is_set():
                 return
             connection = self._connect()
-            reader = Prefetch(connection, 1, name="live", join_s=_JOIN_S)
+            reader = Prefetch(read_by(connection, self.telemetry), 1, name="live", join_s=_JOIN_S)
             self._open = connection, reader
         self._clock.restart()
         started_s = sign_s = frame_s = time.monotonic()

@@ -885,7 +885,11 @@ def test_later_pictures_are_not_a_thousand_times_as_large(site, monkeypatch):
 
 
 def test_no_block_of_ffmpegs_is_larger_than_a_picture():
-    assert ffmpeg_memory.limit_blocks()
+    with ffmpeg_memory.limited_blocks():
+        with ffmpeg_memory.limited_blocks():
+            pass
+        with pytest.raises(av.error.MemoryError):
+            av.VideoFrame(11584, 11584, "rgb24")
     with pytest.raises(av.error.MemoryError):
         av.VideoFrame(16000, 16000, "rgb24")
     assert av.VideoFrame(11584, 11584, "rgb24").width == 11584
