@@ -12,7 +12,7 @@ from pipeline.builds.build_half import rebuild_plan
 from pipeline.builds.model_name import open_model
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.command.appearance import make_appearance, read_look
-from pipeline.command.memory_limit import MemoryLimit
+from pipeline.command.memory_limit import MemoryLimit, limit_bytes
 from pipeline.command.not_finite import NotFiniteLines
 from pipeline.command.outputs import check_outputs, ended, has_window, open_outputs, open_page, output_specs, watched
 from pipeline.command.progress import Progress
@@ -25,6 +25,7 @@ from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.events import Events
 from pipeline.flow.run import run
 from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.machine.memory import grows_at_most
 from pipeline.signals import StoppedError, uninterrupted
 from pipeline.sinks.base import Sink
 from pipeline.sinks.kinds import shown
@@ -82,7 +83,11 @@ def run_job(options: RunOptions) -> None:
                         appearance.views,
                         sinks,
                         events=_Told(
-                            timer, (service.pulse, MemoryLimit(sources, options.memory_bytes)), progress, lost, signals
+                            timer,
+                            (service.pulse, MemoryLimit(sources, limit_bytes(options.memory_bytes))),
+                            progress,
+                            lost,
+                            signals,
                         ),
                         drop_oldest=options.drop_oldest,
                         max_frames=options.max_frames,
@@ -145,7 +150,8 @@ class _Told(Events):
 
 
 def _open_sources(options: RunOptions, stack: ExitStack) -> list[Source]:
-    sources = open_sources(options.sources, options.live)
+    with grows_at_most(limit_bytes(options.memory_bytes)):  # a file's header may claim anything, and nobody watches yet
+        sources = open_sources(options.sources, options.live)
     for source in sources:
         stack.callback(source.close)
         log.info(f"source: {source.info.name}, {source.info.description}")

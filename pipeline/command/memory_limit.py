@@ -31,10 +31,10 @@ _PAGE_BYTES = 4096
 _MB = 1_000_000
 
 
-def default_limit_bytes() -> int | None:
-    """Half of the machine's memory, or of what this process's cgroup may take; None where the system does not tell."""
+def limit_bytes(wanted_bytes: int | None = None) -> int | None:
+    """What was asked for, or half of the machine's memory, or of what this process's cgroup may take; None where nothing tells."""
     available = available_bytes()
-    return None if available is None else available // 2
+    return wanted_bytes or (None if available is None else available // 2)
 
 
 @dataclass
@@ -74,7 +74,7 @@ class MemoryLimit:
 
     Args:
         sources: those of the run, before they are read.
-        limit_bytes: of the process and those that read for it; None: ``default_limit_bytes``.
+        limit_bytes: of the process and those that read for it; None: there is none.
         resident: measures the process.
         clock: in seconds.
     """
@@ -82,12 +82,12 @@ class MemoryLimit:
     def __init__(
         self,
         sources: Sequence[Source],
-        limit_bytes: int | None = None,
+        limit_bytes: int | None,
         *,
         resident: Callable[[], int] = resident_bytes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.limit_bytes = default_limit_bytes() if limit_bytes is None else limit_bytes
+        self.limit_bytes = limit_bytes
         self._accounts = [_Account(source) for source in sources]
         self._resident, self._clock = resident, clock
         self._first_bytes = self._last_bytes = resident()

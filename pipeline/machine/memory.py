@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.machine.probe import read_text
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-_RESIDENT, _MINOR_FAULTS = 1, 7
+_MAPPED, _RESIDENT, _MINOR_FAULTS = 0, 1, 7
 # What a cgroup of the first version without a limit says, and more.
 _NO_LIMIT_BYTES = 1 << 60
 
@@ -47,6 +50,28 @@ def resident_bytes(process: int | None = None) -> int:
     """
     words = _words(f"/proc/{process or 'self'}/statm")
     return int(words[_RESIDENT]) * _PAGE_BYTES if len(words) > _RESIDENT else 0
+
+
+@contextmanager
+def grows_at_most(limit_bytes: int | None) -> Iterator[None]:
+    """Let this process map no more than so much beyond what it has while the body runs: more is a ``MemoryError``.
+
+    It holds for libraries too, and for whatever else runs in the process. None, and another system than Linux: there is no limit.
+    """
+    words = _words("/proc/self/statm")
+    if limit_bytes is None or not sys.platform.startswith("linux") or not words:
+        yield
+        return
+    import resource  # Windows has none
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = int(words[_MAPPED]) * _PAGE_BYTES + limit_bytes
+    known = [one for one in (soft, hard) if one != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *known]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def pages_touched(thread: int | None = None) -> int:

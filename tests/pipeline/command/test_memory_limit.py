@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from pipeline.command import memory_limit
-from pipeline.command.memory_limit import MemoryLimit
+from pipeline.command.memory_limit import MemoryLimit, limit_bytes
 from pipeline.frames.frame import SourceInfo
 from pipeline.sources.base import Source
 from pipeline.stages.telemetry import State
@@ -171,9 +171,10 @@ def test_a_run_that_needs_more_by_itself_is_told_once_and_goes_on(monkeypatch, c
 
 def test_the_default_is_half_of_what_there_is(monkeypatch):
     monkeypatch.setattr(memory_limit, "available_bytes", lambda: 4 << 30)
-    assert MemoryLimit([]).limit_bytes == 2 << 30
+    assert (limit_bytes(), limit_bytes(1 << 30)) == (2 << 30, 1 << 30)
     monkeypatch.setattr(memory_limit, "available_bytes", lambda: None)
-    MemoryLimit([])()  # where nothing is told, nothing is done
+    assert (limit_bytes(), limit_bytes(1 << 30)) == (None, 1 << 30)
+    MemoryLimit([], None)()  # where nothing is told, nothing is done
 
 
 PICTURE = b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n"

@@ -89,3 +89,22 @@ def test_what_is_gone_takes_nothing():
     assert resident_bytes(process.pid) == 0
     assert pages_touched(process.pid) == 0
     assert resident_bytes(os.getpid()) == pytest.approx(resident_bytes(), rel=0.2)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells it")
+def test_a_process_grows_no_further_than_it_may():
+    program = """
+import resource
+from pipeline.machine.memory import grows_at_most
+before = resource.getrlimit(resource.RLIMIT_AS)
+for limit in (1 << 40, 200_000_000):
+    try:
+        with grows_at_most(limit):
+            kept = bytearray(300_000_000)
+        print("taken")
+    except MemoryError:
+        print("refused")
+print(resource.getrlimit(resource.RLIMIT_AS) == before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["taken", "refused", "True"]
