@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -41,6 +44,8 @@ log = logger_of(__name__)
 
 # From so many frames on, their rate counts more than how soon the first one is there.
 _LONG_FRAMES = 8
+# After a power cut a camera may need minutes until it knows its users.
+_BEGINS_S = 120.0
 
 
 def run_job(options: RunOptions) -> None:
@@ -151,13 +156,20 @@ class _Told(Events):
 
 def _open_sources(options: RunOptions, stack: ExitStack) -> list[Source]:
     with grows_at_most(limit_bytes(options.memory_bytes)):  # a file's header may claim anything, and nobody watches yet
-        sources = open_sources(options.sources, options.live)
+        sources = open_sources(options.sources, replace(options.live, refused_s=_refused_s(options)))
     for source in sources:
         stack.callback(source.close)
         log.info(f"source: {source.info.name}, {source.info.description}")
         if source.info.left_out:
             log.info(f"{source.info.name}: left out of the outputs: {source.info.left_out}")
     return sources
+
+
+def _refused_s(options: RunOptions) -> float:
+    """How long a source is tried that refuses us or is not there: not at all for a person who waits and can mend the one address."""
+    if len(options.sources) > 1 or "NOTIFY_SOCKET" in os.environ:
+        return math.inf
+    return 0.0 if sys.stderr.isatty() else _BEGINS_S
 
 
 def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitStack) -> Engine:

@@ -102,7 +102,7 @@ class LiveSource(Source):
         self._clock = StreamClock()
         self._index = 0
         self._attempts = 0
-        self._lost_s = 0.0
+        self._start_s = self._lost_s = 0.0
 
     @cached_property
     def telemetry(self) -> Telemetry:
@@ -110,6 +110,7 @@ class LiveSource(Source):
         return Telemetry(self.info.name, State.CONNECTING)
 
     def __iter__(self) -> Iterator[Frame]:
+        self._start_s = time.monotonic()
         try:
             while not self._closed.is_set():
                 try:
@@ -175,9 +176,9 @@ class LiveSource(Source):
                 except queue.Empty:
                     continue
                 except SourceError as error:
-                    if self._index:  # it worked before
-                        raise LostError(str(error)) from error
-                    raise
+                    if not self._index and time.monotonic() - self._start_s >= options.refused_s:
+                        raise
+                    raise LostError(str(error).removeprefix(f"{self.info.name}: ")) from error
                 if picture is None:
                     if self._closed.is_set():
                         return
