@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.bundles.whole_file import write_whole
 from pipeline.errors import WeightsUnavailableError
 
 MIRROR_VARIABLE = "EDGEMASK_WEIGHTS_URL"
@@ -98,12 +99,8 @@ class PublishedWeights:
         record = _record_path(final_path)
         if self.sha256 or self.md5 or record.exists():
             return
-        try:
-            record.write_text(f"{_digest(path, 'sha256')}  {final_path.name}\n", encoding="utf-8")
-        except OSError:
-            # A folder that is read-only keeps no memory, and the file is good without it; half a record would not be.
-            with suppress(OSError):
-                record.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that is read-only keeps no memory, and the file is good without it
+            write_whole(record, f"{_digest(path, 'sha256')}  {final_path.name}\n".encode())
 
 
 def _record_path(final_path: Path) -> Path:
