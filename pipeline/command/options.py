@@ -16,7 +16,7 @@ from pipeline.registry import Choices
 from pipeline.render.modes import MODES
 from pipeline.sinks import SINKS
 from pipeline.sinks import forms as output_forms
-from pipeline.sinks.options import ENCODERS, SinkOptions, byte_count, duration_s
+from pipeline.sinks.options import ENCODERS, SinkOptions, byte_count, byte_count_above_zero, duration_s
 from pipeline.sources import SOURCES
 from pipeline.sources import forms as source_forms
 from pipeline.sources.options import LiveOptions
@@ -183,7 +183,7 @@ def _add_input(parser: OptionParser) -> None:
     parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end each source after N frames")
     parser.add_argument(
         "--memory-limit",
-        type=byte_count,
+        type=byte_count_above_zero,
         metavar="SIZE",
         help="give a source up that takes so much memory that the whole run takes more than this, and go on with the others (default: "
         "half of the machine, or of what its cgroup may take)",

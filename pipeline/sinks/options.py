@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from dataclasses import dataclass
 
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+# More than any disk, and longer than any run: what is beyond is no size and no time to a clock of the system.
+_MOST_BYTES, _MOST_S = 10**18, 10 * 365 * 86400
 ENCODERS = ("auto", "nvenc", "x264")
 
 
@@ -53,7 +56,15 @@ def byte_count(text: str) -> int:
     Raises:
         ArgumentTypeError: it is none.
     """
-    return round(_quantity(text, _BYTES, "a size such as 500k, 200M or 1.5G"))
+    return round(_quantity(text, _BYTES, "a size such as 500k, 200M or 1.5G", _MOST_BYTES))
+
+
+def byte_count_above_zero(text: str) -> int:
+    """The same where 0 makes no sense."""
+    count = byte_count(text)
+    if count == 0:
+        raise argparse.ArgumentTypeError(f"expected a size above 0 such as 500M or 2G, got {text}")
+    return count
 
 
 def duration_s(text: str) -> float:
@@ -63,14 +74,15 @@ def duration_s(text: str) -> float:
         ArgumentTypeError: it is none, or not above 0.
     """
     expected = "a time above 0 such as 30, 10m, 1h or 1d"
-    seconds = _quantity(text, _SECONDS, expected)
+    seconds = _quantity(text, _SECONDS, expected, _MOST_S)
     if seconds <= 0:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
     return seconds
 
 
-def _quantity(text: str, units: dict[str, int], expected: str) -> float:
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([A-Za-z]?)", text)
-    if match is None or match[2] not in units:
+def _quantity(text: str, units: dict[str, int], expected: str, most: int) -> float:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([A-Za-z]?)", text, re.ASCII)
+    value = float(match[1]) * units[match[2]] if match is not None and match[2] in units else math.inf
+    if value > most:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
-    return float(match[1]) * units[match[2]]
+    return value
