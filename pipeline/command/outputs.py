@@ -106,7 +106,7 @@ def open_outputs(
     Raises:
         EdgemaskError: an output cannot be opened.
     """
-    sink_options = replace(options.recording, classes=classes)
+    sink_options = replace(options.recording, classes=classes, live=options.live)
     many = len(sources) > 1
 
     def add(sink: Sink, info: SourceInfo) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pipeline.sources.options import LiveOptions
 
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -28,6 +30,7 @@ class SinkOptions:
         keep_bytes: likewise beyond so many bytes in all.
         keep_at_least_s: files of this recording younger than that are never deleted.
         min_free_bytes: what a recording leaves free on its disk.
+        live: whom streams out connect to: ``tls_verify`` and ``follow_redirects`` as for sources.
     """
 
     classes: tuple[str, ...] = ("subject",)
@@ -38,6 +41,7 @@ class SinkOptions:
     keep_bytes: int | None = None
     keep_at_least_s: float = 0.0
     min_free_bytes: int = 200_000_000
+    live: LiveOptions = field(default_factory=LiveOptions)
 
     @property
     def numbered(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import time
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,13 @@ import av
 import av.error
 from av.codec.context import Flags2
 
-from pipeline.errors import OptionError, SourceError
+from pipeline.errors import SourceError
 from pipeline.frames.frame import SourceInfo
 from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact
 from pipeline.sources.address import Address
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
+from pipeline.sources.dial import require_certificates
 from pipeline.sources.display import pixel_shape
 from pipeline.sources.ffmpeg_memory import limited_blocks
 from pipeline.sources.gstreamer import GstreamerConnection, has_jetson_decoder, jetson_rtsp
@@ -58,10 +58,7 @@ class StreamSource(LiveSource):
     def __init__(self, spec: str, live: LiveOptions | None = None) -> None:
         options = live or LiveOptions()
         address = Address.parse(spec)
-        if address.is_encrypted and options.tls_verify not in ("yes", "no") and not os.path.isfile(options.tls_verify):
-            raise OptionError(
-                f"--tls-verify {options.tls_verify}: expected yes, no or a file of certificates (PEM), got no such file"
-            )
+        require_certificates(address, options.tls_verify)
         kind = "RTSP over TCP" if address.scheme.startswith("rtsp") else "stream over HTTP"
 
         def connect() -> Connection:
