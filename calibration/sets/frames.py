@@ -41,6 +41,8 @@ from calibration.sets.calibration_set import (
 from calibration.sets.contact_sheet import SheetPicture, coverage_report, draw_sheet
 from calibration.sets.selection import Candidate, Pool, SplitName, choose, split
 from pipeline.bundles.bundle import file_sha256
+from pipeline.bundles.file_lock import locked
+from pipeline.bundles.whole_folder import put_folder
 from pipeline.errors import CalibrationError
 from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.frames.pixels import bands_of
@@ -182,7 +184,8 @@ class SetWriter:
             self._write_text(MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
             self._write_text(REPORT_NAME, report)
             self._write_sheet(entries)
-            self._exchange()
+            with locked(self._place.parent):
+                put_folder(self._scratch / "set", self._place)
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
@@ -217,17 +220,6 @@ class SetWriter:
     def _write_text(self, name: str, text: str) -> None:
         # A file's name need not be UTF-8.
         (self._scratch / "set" / name).write_bytes(text.encode("utf-8", errors="replace"))
-
-    def _exchange(self) -> None:
-        old = self._scratch / "old"
-        if self._place.exists():
-            os.replace(self._place, old)
-        try:
-            os.replace(self._scratch / "set", self._place)
-        except BaseException:
-            if old.exists():
-                os.replace(old, self._place)
-            raise
 
     def _unwritable(self, error: OSError) -> CalibrationError:
         return CalibrationError(

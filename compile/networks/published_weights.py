@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.bundles.whole_file import write_whole
 from pipeline.errors import WeightsUnavailableError
 from pipeline.terminal import logger_of
 
@@ -105,12 +106,8 @@ class PublishedWeights:
         log.info(
             f"{final_path.name}: its publisher gives no checksum to compare with; its SHA-256 is {digest}, kept for the next time"
         )
-        try:
-            record.write_text(f"{digest}  {final_path.name}\n", encoding="utf-8")
-        except OSError:
-            # A folder that is read-only keeps no memory, and the file is good without it; half a record would not be.
-            with suppress(OSError):
-                record.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that is read-only keeps no memory, and the file is good without it
+            write_whole(record, f"{digest}  {final_path.name}\n".encode())
 
 
 def _record_path(final_path: Path) -> Path:

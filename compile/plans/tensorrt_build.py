@@ -6,8 +6,6 @@ same calls work in a TensorRT that still has such flags and in one that has not.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from compile.plans.build_progress import monitor_class
 from compile.plans.scales import has_half_scales, with_float_scales
 from pipeline.bundles.plan import NAMES
 from pipeline.bundles.plan_entry import PlanEntry
+from pipeline.bundles.whole_file import write_whole
 from pipeline.engines.gpu import Gpu
 from pipeline.engines.tensorrt_library import Log, load_tensorrt, log_of, one_line
 from pipeline.errors import CompileError
@@ -270,13 +269,6 @@ def _read(path: Path | None) -> bytes:
 def _write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(prefix=".edgemask.", dir=path.parent)
-        try:
-            with open(handle, "wb") as file:
-                file.write(content)
-            os.replace(scratch, path)
-        except BaseException:
-            os.unlink(scratch)
-            raise
+        write_whole(path, content)
     except OSError as error:
         raise CompileError(f"--timing-cache {path}: cannot be written ({error.strerror})") from error

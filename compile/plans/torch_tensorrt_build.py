@@ -36,6 +36,7 @@ from compile.plans.torch_tensorrt_network import (
 from compile.program.onnx_export import MAX_SIDE, example_frames, frame_axes, lower_pooling
 from compile.program.program import FrameProgram
 from pipeline.bundles.plan_entry import PlanEntry
+from pipeline.bundles.whole_file import write_whole
 from pipeline.engines.torch_tensorrt import cuda_is_here
 from pipeline.engines.torch_tensorrt_library import (
     RUNTIME,
@@ -181,7 +182,7 @@ def build_content(
         tell()
         content = _save(torch_tensorrt, export_around(program, _Compiled(compiled), frames, axes))
         if kept is not None:
-            _write_whole(kept, content)
+            write_whole(kept, content, mode=0o600)
     return content
 
 
@@ -280,15 +281,3 @@ def _own_folder(folder: Path) -> Path:
             f"{stat.S_IMODE(status.st_mode):o} and owner {status.st_uid}: choose another engine cache, or chmod 700 it"
         )
     return folder
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".edgemask.", delete=False) as file:
-        try:
-            file.write(content)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

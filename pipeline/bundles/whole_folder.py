@@ -42,7 +42,7 @@ def whole_folder(place: Path) -> Iterator[Path]:
         scratch.chmod(0o755)
         yield scratch
         with locked(place.parent):
-            _put(scratch, place)
+            put_folder(scratch, place)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if handle is not None:
@@ -60,8 +60,15 @@ def _remove_left_over(folder: Path) -> None:
             os.close(handle)
 
 
-def _put(scratch: Path, place: Path) -> None:
-    """Move a folder to a place; one that was there is under the first one's name then, or gone."""
+def put_folder(scratch: Path, place: Path) -> None:
+    """Move a folder to a place on the same disk; one that was there is under the first one's name then, or gone.
+
+    Who holds the lock of the place's own folder meanwhile keeps readers that take it from a moment without either, where the two cannot
+    change places in one step.
+
+    Raises:
+        OSError: it cannot be moved; what was there stays.
+    """
     while True:
         try:
             os.replace(scratch, place)

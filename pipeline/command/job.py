@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -12,6 +15,7 @@ from pipeline.builds.build_half import rebuild_plan
 from pipeline.builds.model_name import open_model
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.command.appearance import make_appearance, read_look
+from pipeline.command.memory_limit import MemoryLimit, limit_bytes
 from pipeline.command.not_finite import NotFiniteLines
 from pipeline.command.outputs import check_outputs, ended, has_window, open_outputs, open_page, output_specs, watched
 from pipeline.command.progress import Progress
@@ -24,6 +28,7 @@ from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.events import Events
 from pipeline.flow.run import run
 from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.machine.memory import grows_at_most
 from pipeline.signals import StoppedError, uninterrupted
 from pipeline.sinks.base import Sink
 from pipeline.sinks.kinds import shown
@@ -39,6 +44,8 @@ log = logger_of(__name__)
 
 # From so many frames on, their rate counts more than how soon the first one is there.
 _LONG_FRAMES = 8
+# After a power cut a camera may need minutes until it knows its users.
+_BEGINS_S = 120.0
 
 
 def run_job(options: RunOptions) -> None:
@@ -80,7 +87,13 @@ def run_job(options: RunOptions) -> None:
                         engine,
                         appearance.views,
                         sinks,
-                        events=_Told(timer, service.pulse, progress, lost, signals),
+                        events=_Told(
+                            timer,
+                            (service.pulse, MemoryLimit(sources, limit_bytes(options.memory_bytes))),
+                            progress,
+                            lost,
+                            signals,
+                        ),
                         drop_oldest=options.drop_oldest,
                         max_frames=options.max_frames,
                     )
@@ -117,13 +130,13 @@ class _Told(Events):
     def __init__(
         self,
         timer: StageTimer,
-        pulse: Callable[[], None],
+        pulses: Sequence[Callable[[], None]],
         progress: Progress,
         lost: list[SinkError | SourceError],
         signals: Sequence[int],
     ) -> None:
         super().__init__(timer)
-        self._pulse, self._progress, self._lost, self._signals = pulse, progress, lost, signals
+        self._pulses, self._progress, self._lost, self._signals = pulses, progress, lost, signals
         self._not_finite = NotFiniteLines()
 
     def written(self, frame: Frame, dropped: int) -> None:
@@ -133,7 +146,8 @@ class _Told(Events):
     def pulse(self) -> None:
         if self._signals:
             raise StoppedError(self._signals[0])
-        self._pulse()
+        for pulse in self._pulses:
+            pulse()
 
     def lost(self, error: SinkError | SourceError) -> None:
         self._lost.append(error)
@@ -141,13 +155,21 @@ class _Told(Events):
 
 
 def _open_sources(options: RunOptions, stack: ExitStack) -> list[Source]:
-    sources = open_sources(options.sources, options.live)
+    with grows_at_most(limit_bytes(options.memory_bytes)):  # a file's header may claim anything, and nobody watches yet
+        sources = open_sources(options.sources, replace(options.live, refused_s=_refused_s(options)))
     for source in sources:
         stack.callback(source.close)
         log.info(f"source: {source.info.name}, {source.info.description}")
         if source.info.left_out:
             log.info(f"{source.info.name}: left out of the outputs: {source.info.left_out}")
     return sources
+
+
+def _refused_s(options: RunOptions) -> float:
+    """How long a source is tried that refuses us or is not there: not at all for a person who waits and can mend the one address."""
+    if len(options.sources) > 1 or "NOTIFY_SOCKET" in os.environ:
+        return math.inf
+    return 0.0 if sys.stderr.isatty() else _BEGINS_S
 
 
 def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitStack) -> Engine:

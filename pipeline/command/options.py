@@ -17,7 +17,16 @@ from pipeline.render.modes import MODES
 from pipeline.results.zone_options import ZoneOptions, parse_zones
 from pipeline.sinks import SINKS
 from pipeline.sinks import forms as output_forms
-from pipeline.sinks.options import ENCODERS, LABELS, RESULTS, SinkOptions, byte_count, duration_s, words_of
+from pipeline.sinks.options import (
+    ENCODERS,
+    LABELS,
+    RESULTS,
+    SinkOptions,
+    byte_count,
+    byte_count_above_zero,
+    duration_s,
+    words_of,
+)
 from pipeline.sources import SOURCES
 from pipeline.sources import forms as source_forms
 from pipeline.sources.options import LiveOptions
@@ -110,6 +119,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         page,
         drop_oldest=_DROP[values["drop"]],
         max_frames=values["max_frames"],
+        memory_bytes=values["memory_limit"],
         on_truncated=values["on_truncated"],
         quiet=values["quiet"],
     )
@@ -188,6 +198,13 @@ def _add_input(parser: OptionParser) -> None:
         "auto = latest for cameras and streams, never for files (default: %(default)s)",
     )
     parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end each source after N frames")
+    parser.add_argument(
+        "--memory-limit",
+        type=byte_count_above_zero,
+        metavar="SIZE",
+        help="give a source up that takes so much memory that the whole run takes more than this, and go on with the others (default: "
+        "half of the machine, or of what its cgroup may take)",
+    )
     parser.add_argument(
         "--on-truncated",
         default="auto",

@@ -124,7 +124,7 @@ def open_outputs(
         EdgemaskError: an output cannot be opened.
     """
     finder = make_finder(options, sources, appearance.renderer, classes)
-    sink_options = replace(options.recording, classes=classes, finder=finder, tls_verify=options.live.tls_verify)
+    sink_options = replace(options.recording, classes=classes, finder=finder, live=options.live)
     many = len(sources) > 1
 
     def add(sink: Sink, info: SourceInfo) -> None:

@@ -102,6 +102,7 @@ class RunOptions:
         drop_oldest: give the engine the newest frame and drop older ones; None: for live sources.
         on_truncated: of a file that is cut off, "keep" what came before under a name that says so, "refuse" it, or "auto": keep it
             from a minute on.
+        memory_bytes: what the process may take; beyond it the source that takes it is given up. None: half of the machine.
         max_frames: end after so many frames of a source; None: with its last one.
         quiet: say nothing but warnings and errors.
     """
@@ -117,5 +118,6 @@ class RunOptions:
     page: PageOptions | None = None
     drop_oldest: bool | None = None
     max_frames: int | None = None
+    memory_bytes: int | None = None
     on_truncated: OnTruncated = "auto"
     quiet: bool = False

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from pipeline.bundles.plan import open_without_waiting
+from pipeline.bundles.whole_file import write_whole
 
 
 class RuntimeCacheFile:
@@ -48,13 +48,5 @@ class RuntimeCacheFile:
         if not content or content == self._content:
             return
         with contextlib.suppress(OSError):
-            handle, scratch = tempfile.mkstemp(prefix=".edgemask.", dir=self.path.parent)
-            try:
-                with open(handle, "wb") as file:
-                    file.write(content)
-                os.chmod(scratch, 0o644)
-                os.replace(scratch, self.path)
-                self._content = content
-            finally:
-                if os.path.exists(scratch):
-                    os.unlink(scratch)
+            write_whole(self.path, content)
+            self._content = content

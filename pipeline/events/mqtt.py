@@ -73,7 +73,7 @@ class MqttSink(EventsSink):
         discovery = query.get("discovery", PREFIX)
         user = address.user or secret_of("EDGEMASK_MQTT_USER")
         password = address.password or secret_of("EDGEMASK_MQTT_PASSWORD")
-        verify = self._options.tls_verify
+        verify = self._options.live.tls_verify
         if address.is_encrypted and verify == "no" and password:
             raise SinkError(
                 f"--output {address.scheme}://{address.host}: expected a broker that is verified, because there is a password: "

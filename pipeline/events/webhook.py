@@ -48,7 +48,7 @@ class WebhookSink(EventsSink):
     beat_every_s = 60.0
 
     def _courier(self, address: Address) -> Courier:
-        verify = self._options.tls_verify
+        verify = self._options.live.tls_verify
         if address.is_encrypted and verify == "no" and address.password:
             raise SinkError(
                 f"--output {address.scheme}://{address.host}: expected a server that is verified, because there is a password: "

@@ -14,7 +14,7 @@ from pipeline.frames.pixels import Pixels
 from pipeline.sources.base import Source
 from pipeline.stages.prefetch import Prefetch
 from pipeline.stages.stage_timer import StageTimer
-from pipeline.stages.telemetry import NEWER, State, Telemetry
+from pipeline.stages.telemetry import NEWER, State, Telemetry, read_by
 
 # Frames that may wait between two stages: enough to even out their jitter, few enough to keep memory and age small.
 DEPTH = 2
@@ -67,7 +67,7 @@ class Reading:
         """
         changed = threading.Condition()
         for one, drop in zip(self._sources, self._drops, strict=True):
-            items = timed(counted(islice(one, max_frames), one.telemetry, one.info.live), timer, "decode")
+            items = timed(counted(one, max_frames), timer, "decode")
             depth = 1 if drop else DEPTH  # one: the newest
             tell = partial(one.telemetry.drop, NEWER)
             self._queues.append(Prefetch(items, depth, drop_oldest=drop, dropped=tell, changed=changed, name="decode"))
@@ -109,10 +109,17 @@ def timed(frames: Iterable[Frame], timer: StageTimer, stage: str) -> Iterator[Fr
         yield frame
 
 
-def counted(frames: Iterable[Frame], telemetry: Telemetry, live: bool) -> Iterator[Frame]:
-    """Pass frames on and count them; a source that is not live has ended with its last one."""
-    for frame in frames:
-        telemetry.came_in()
+def counted(source: Source, max_frames: int | None) -> Iterator[Frame]:
+    """A source's frames, counted; one that is not live has ended with its last one.
+
+    Raises:
+        SourceError: from the source, or it was given up.
+    """
+    telemetry = source.telemetry
+    for frame in read_by(islice(source, max_frames), telemetry):
+        telemetry.came_in(frame.pixels.nbytes)
         yield frame
-    if not live:
+        if source.given_up:
+            raise SourceError(source.given_up)
+    if not source.info.live:
         telemetry.enter(State.ENDED)

@@ -45,6 +45,8 @@ _TILES_WH = (32, 18)
 _SILENT_S = 1.0
 # A live picture has moved on from a mask that is older.
 _OLD_NS = 2_000_000_000
+# Beyond it the time to the next frame is none to a clock of the system.
+_LEAST_HZ = 0.001
 
 
 @dataclass(slots=True)
@@ -118,8 +120,8 @@ class Governor:
     """
 
     def __init__(self, rate_hz: float, task: Task, *, live: Collection[str] = ()) -> None:
-        if not 0 < rate_hz <= 1000:
-            raise OptionError(f"--fps: expected a rate above 0, at most 1000, got {rate_hz:g}")
+        if not _LEAST_HZ <= rate_hz <= 1000:
+            raise OptionError(f"--fps: expected a rate from {_LEAST_HZ:g} to 1000, got {rate_hz:g}")
         self.reuse = Reuse()
         self._period_s = 1 / rate_hz
         self._task = task

@@ -10,7 +10,7 @@ from pipeline.page.history import History
 from pipeline.render.controls import Controls
 from pipeline.render.hud import LegendEntry
 from pipeline.render.modes import MODES
-from pipeline.stages.telemetry import Snapshot, Telemetry
+from pipeline.stages.telemetry import Snapshot, State, Telemetry
 
 _SAMPLE_EVERY_S = 1.0
 
@@ -105,9 +105,10 @@ def unready(snapshots: Sequence[Snapshot], within_s: float, outputs: Sequence[st
     """
     problems = list(outputs)
     for snapshot in snapshots:
-        if snapshot.frame_s is None or snapshot.frame_s > within_s:
+        if snapshot.state is State.FAILED or snapshot.frame_s is None or snapshot.frame_s > within_s:
             late = "no frame yet" if snapshot.frame_s is None else f"no frame for {snapshot.frame_s:.1f} s"
-            problems.append(f"{snapshot.name}: {late} ({snapshot.state.value})")
+            why = f": {snapshot.problem}" if snapshot.problem else ""
+            problems.append(f"{snapshot.name}: {late} ({snapshot.state.value}{why})")
         elif snapshot.not_finite_s is not None and snapshot.not_finite_s > within_s:
             problems.append(f"{snapshot.name}: scores that are NaN or infinite for {snapshot.not_finite_s:.1f} s")
     return "; ".join(problems)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import cast
+from typing import Protocol, cast
 
 import av
 import av.error
@@ -80,13 +80,20 @@ def choose_encoder(wanted: str, size_hw: tuple[int, int], *, live: bool) -> Enco
     return Encoder("libx264", _X264_LIVE if live else _X264, "H.264 by the CPU (x264)")
 
 
+class Writable(Protocol):
+    """What a container may be written to, piece by piece."""
+
+    def write(self, piece: bytes, /) -> int:
+        """Take all of a piece."""
+
+
 class Muxer:
     """One stream of pictures in one container, begun with its first picture.
 
     Errors come as FFmpeg's libraries raise them (`Error`), so that each output can say what they mean for it.
 
     Args:
-        target: a path after "file:", or an address.
+        target: a path after "file:", or what has ``write``.
         info: the source; gives frame rate and unit of time.
         live: no picture waits in the encoder, and each second begins with a keyframe.
         wanted: the encoder, or which of H.264 as in `choose_encoder`.
@@ -101,7 +108,7 @@ class Muxer:
 
     def __init__(
         self,
-        target: str,
+        target: str | Writable,
         info: SourceInfo,
         *,
         live: bool,

@@ -25,12 +25,13 @@ class Recorded:
     Attributes:
         path: where it is.
         size_bytes: what deleting it gives back.
-        end_s: when it was last written, in seconds since 1970.
+        age_s: how long ago it was finished, as far as clocks can be trusted that jump by years when a box without a battery has found
+            the time.
     """
 
     path: Path
     size_bytes: int
-    end_s: float
+    age_s: float
 
 
 class Journal:
@@ -47,17 +48,19 @@ class Journal:
         self._path = path.with_name(f".{path.name}.recordings")
         self._folder = path.parent
         self._run = secrets.token_hex(8)
-        self._start_s = time.time()
+        self._start_s, self._start_monotonic_s = time.time(), time.monotonic()
+        self._own_s: dict[str, float] = {}
+        self._before_bytes = len(self._content())
 
     def begun(self, path: Path, descriptor: int) -> None:
         """Note a file that is empty yet."""
         found = os.fstat(descriptor)
-        self._append(
-            {"name": path.name, "run": self._run, "begun_s": time.time(), "place": [found.st_dev, found.st_ino]}
-        )
+        self._own_s[path.name] = time.monotonic()
+        self._append({"name": path.name, "run": self._run, "place": [found.st_dev, found.st_ino]})
 
     def ended(self, path: Path) -> None:
         """Note a file that is finished."""
+        self._own_s[path.name] = time.monotonic()
         with contextlib.suppress(OSError):
             found = os.lstat(path)
             self._append({"name": path.name, "bytes": found.st_size, "mtime_s": found.st_mtime})
@@ -65,7 +68,9 @@ class Journal:
     def files(self) -> list[Recorded]:
         """Our finished files, the oldest first: none that another process writes, or has begun after this run."""
         entries: dict[str, dict[str, Any]] = {}
-        for line in self._lines():
+        place = 0
+        for line in self._content().splitlines(keepends=True):
+            is_later, place = place >= self._before_bytes, place + len(line)
             with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):
                 entry = json.loads(line)
                 name = str(entry["name"])
@@ -73,6 +78,7 @@ class Journal:
                     continue
                 if "run" in entry:
                     entries.pop(name, None)  # its place in the order is that of the newest file of the name
+                    entry["is_anothers"] = is_later and entry["run"] != self._run
                 entries.setdefault(name, {}).update(entry)
         found = [self._known_again(name, entry) for name, entry in entries.items()]
         return [one for one in found if one is not None]
@@ -81,9 +87,7 @@ class Journal:
         path = self._folder / name
         try:
             there = os.lstat(path)
-            if not stat.S_ISREG(there.st_mode) or "run" not in entry:
-                return None
-            if entry["run"] != self._run and entry["begun_s"] >= self._start_s:
+            if not stat.S_ISREG(there.st_mode) or "run" not in entry or entry["is_anothers"]:
                 return None
             if "bytes" in entry:
                 is_same = there.st_size == entry["bytes"] and abs(there.st_mtime - entry["mtime_s"]) <= _MTIME_S
@@ -93,14 +97,24 @@ class Journal:
                 return None
         except (OSError, KeyError, TypeError):
             return None
-        return Recorded(path, there.st_size, there.st_mtime)
+        return Recorded(path, there.st_size, self._age_s(name, entry["run"], there.st_mtime))
 
-    def _lines(self) -> list[str]:
+    def _age_s(self, name: str, run: str, mtime_s: float) -> float:
+        now_s = time.monotonic()
+        if run == self._run:
+            return now_s - self._own_s.get(name, now_s)
+        # A file of an earlier run is as old as this run at least. Of the clock as it is and as it was at the start, one may be
+        # wrong by years: what both allow counts, and an age below zero says nothing.
+        runs_s = now_s - self._start_monotonic_s
+        ages_s = (time.time() - mtime_s, self._start_s + runs_s - mtime_s)
+        return max(runs_s, min((age_s for age_s in ages_s if age_s >= 0), default=0.0))
+
+    def _content(self) -> bytes:
         try:
-            with self._path.open(encoding="utf-8", errors="replace") as file:
-                return file.read(_MOST_BYTES).splitlines()
+            with self._path.open("rb") as file:
+                return file.read(_MOST_BYTES)
         except OSError:
-            return []
+            return b""
 
     def _append(self, entry: dict[str, Any]) -> None:
         # Where it cannot be written, files are kept that could have been deleted.

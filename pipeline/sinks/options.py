@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from pipeline.sources.options import LiveOptions
 
 if TYPE_CHECKING:
     from pipeline.results.finder import Finder
 
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+# More than any disk, and longer than any run: what is beyond is no size and no time to a clock of the system.
+_MOST_BYTES, _MOST_S = 10**18, 10 * 365 * 86400
 ENCODERS = ("auto", "nvenc", "x264")
 RESULTS = ("polygons", "rle", "rle-counts", "yolo")
 LABELS = ("coco", "yolo", "png")
@@ -26,7 +31,6 @@ class SinkOptions:
         classes: names of the network's classes, for results as text.
         results: what results as text say of each region beside its box: some of `RESULTS`.
         labels: a folder holds labels for training in place of pictures: one of `LABELS`; None: pictures.
-        tls_verify: who vouches for a server that events go to: "yes" (the system's authorities), "no", or a file of certificates.
         finder: finds what is in frames, the same for all outputs of a run; None: each output has its own.
         sound: a video gets the sound and subtitles of its file.
         encoder: "nvenc", "x264", or "auto": NVENC where a trial shows that it works.
@@ -37,12 +41,12 @@ class SinkOptions:
         keep_bytes: likewise beyond so many bytes in all.
         keep_at_least_s: files of this recording younger than that are never deleted.
         min_free_bytes: what a recording leaves free on its disk.
+        live: whom streams and events out connect to: ``tls_verify`` and ``follow_redirects`` as for sources.
     """
 
     classes: tuple[str, ...] = ("subject",)
     results: tuple[str, ...] = ()
     labels: str | None = None
-    tls_verify: str = "yes"
     finder: Finder | None = None
     sound: bool = True
     encoder: str = "auto"
@@ -52,6 +56,7 @@ class SinkOptions:
     keep_bytes: int | None = None
     keep_at_least_s: float = 0.0
     min_free_bytes: int = 200_000_000
+    live: LiveOptions = field(default_factory=LiveOptions)
 
     @property
     def numbered(self) -> bool:
@@ -70,7 +75,15 @@ def byte_count(text: str) -> int:
     Raises:
         ArgumentTypeError: it is none.
     """
-    return round(_quantity(text, _BYTES, "a size such as 500k, 200M or 1.5G"))
+    return round(_quantity(text, _BYTES, "a size such as 500k, 200M or 1.5G", _MOST_BYTES))
+
+
+def byte_count_above_zero(text: str) -> int:
+    """The same where 0 makes no sense."""
+    count = byte_count(text)
+    if count == 0:
+        raise argparse.ArgumentTypeError(f"expected a size above 0 such as 500M or 2G, got {text}")
+    return count
 
 
 def words_of(choices: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
@@ -92,14 +105,15 @@ def duration_s(text: str) -> float:
         ArgumentTypeError: it is none, or not above 0.
     """
     expected = "a time above 0 such as 30, 10m, 1h or 1d"
-    seconds = _quantity(text, _SECONDS, expected)
+    seconds = _quantity(text, _SECONDS, expected, _MOST_S)
     if seconds <= 0:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
     return seconds
 
 
-def _quantity(text: str, units: dict[str, int], expected: str) -> float:
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([A-Za-z]?)", text)
-    if match is None or match[2] not in units:
+def _quantity(text: str, units: dict[str, int], expected: str, most: int) -> float:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([A-Za-z]?)", text, re.ASCII)
+    value = float(match[1]) * units[match[2]] if match is not None and match[2] in units else math.inf
+    if value > most:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
-    return float(match[1]) * units[match[2]]
+    return value

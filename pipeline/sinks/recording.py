@@ -237,7 +237,7 @@ class RecordingSink(Sink):
         return files[0].size_bytes
 
     def _is_young(self, one: Recorded) -> bool:
-        return time.time() - one.end_s < self._options.keep_at_least_s
+        return one.age_s < self._options.keep_at_least_s
 
     def _delete(self, one: Recorded) -> None:
         with contextlib.suppress(OSError):

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from dataclasses import replace
 
+from pipeline.errors import SinkError, SourceError
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sinks.h264 import Error, Muxer, reason
 from pipeline.sinks.kinds import SinkKind
+from pipeline.sinks.options import SinkOptions
+from pipeline.sinks.rtsp_publisher import RtspPublisher
 from pipeline.sinks.stream import BrokenLinkError, Link, StreamSink
+from pipeline.sources.address import Address
+from pipeline.sources.dial import require_certificates
+from pipeline.sources.live import LostError
 
 RTSP = SinkKind(
     name="rtsp",
@@ -19,14 +27,16 @@ RTSP = SinkKind(
     prefixes=("rtsp://", "rtsps://"),
 )
 
-# For each read and write of FFmpeg; a picture is many writes.
-_SOCKET_TIMEOUT_US = 1_000_000
-# FFmpeg says nothing of packets that a server no longer takes: it only takes long.
+# For connecting, and for each packet: a server that takes none for so long is left.
 _SEND_WITHIN_S = 3.0
+# What fits into a datagram, although there is none here: servers pass packets on to others.
+_PACKETS = {"packetsize": "1400"}
 
 
 class RtspSink(StreamSink):
     """``rtsp://[user:password@]host[:port]/name``: publishes the views with ANNOUNCE and RECORD.
+
+    The server is verified, redirections are followed and the password is told as for sources (``SinkOptions.live``).
 
     A source that can wait is sent at the speed of its time stamps. When the size of the views changes, the stream is announced
     again.
@@ -34,10 +44,15 @@ class RtspSink(StreamSink):
 
     def _open(self) -> None:
         self._start_s: float | None = None
+        try:
+            self._address = Address.parse(self._spec)
+        except SourceError as error:
+            raise SinkError(str(error)) from error
+        require_certificates(self._address, self._options.live.tls_verify)
         super()._open()
 
     def _connect(self, frame: Frame) -> Link:
-        return _RtspLink(self._spec, self._info, self._options.encoder, frame)
+        return _RtspLink(self._address, self._info, self._options, frame)
 
     def write(self, frame: Frame) -> None:
         """Hand the frame's view over, when its time has come if the source can wait."""
@@ -49,35 +64,44 @@ class RtspSink(StreamSink):
 
 
 class _RtspLink(Link):
-    def __init__(self, address: str, info: SourceInfo, encoder: str, frame: Frame) -> None:
+    """FFmpeg makes packets of RTP, and connects to nobody: while it did, nothing else of this process would run."""
+
+    def __init__(self, address: Address, info: SourceInfo, options: SinkOptions, frame: Frame) -> None:
         assert frame.view is not None
         self._start_pts_s = frame.pts_s
         self._view_shape = frame.view.shape
-        self._is_first = True
-        options = {"rtsp_transport": "tcp", "timeout": str(_SOCKET_TIMEOUT_US)}
+        self._name = address.name
+        self._session = RtspPublisher(address, replace(options.live, connect_s=_SEND_WITHIN_S))
         try:
-            self._muxer = Muxer(address, info, live=True, wanted=encoder, container_format="rtsp", options=options)
-        except (ValueError, *Error) as error:
-            raise BrokenLinkError(reason(error)) from error
+            self._session.open()
+            self._muxer = Muxer(
+                self._session, info, live=True, wanted=options.encoder, container_format="rtp", options=_PACKETS
+            )
+        except (LostError, SourceError, ValueError, *Error) as error:
+            self._session.close()
+            raise self._broken(error) from error
 
     def send(self, frame: Frame) -> None:
         assert frame.view is not None
         if frame.view.shape != self._view_shape:
             raise BrokenLinkError("the size of the picture has changed")
-        start_s = time.monotonic()
         try:
             self._muxer.write(frame.view, frame.pts_s - self._start_pts_s)
-        except Error as error:
-            raise BrokenLinkError(reason(error)) from error
-        is_first, self._is_first = self._is_first, False  # the first picture also makes the connection
-        if time.monotonic() - start_s > _SEND_WITHIN_S and not is_first:
-            raise BrokenLinkError("the server takes nothing")
+        except (LostError, *Error) as error:
+            raise self._broken(error) from error
 
     def close(self, *, broken: bool) -> None:
-        if broken:
-            self._muxer.abandon()
-            return
         try:
-            self._muxer.close()
-        except Error:
-            self._muxer.abandon()  # a live stream has no end that could be missing
+            if broken:
+                self._session.close()
+            with suppress(LostError, *Error):  # a live stream has no end that could be missing
+                self._muxer.close()
+            with suppress(LostError):
+                self._muxer.abandon()
+        finally:
+            self._session.close()
+
+    def _broken(self, error: Exception) -> BrokenLinkError:
+        if isinstance(error, (LostError, SourceError)):
+            return BrokenLinkError(str(error).removeprefix(f"{self._name}: "))
+        return BrokenLinkError(reason(error))

@@ -37,6 +37,8 @@ def read_bands(path: Path, bands: Bands) -> NDArray[Any]:
     """
     suffix = path.suffix.lower()
     read = _read_npy if suffix == NUMPY_SUFFIX else _read_tiff if suffix in TIFF_SUFFIXES else _read_other
+    if path.exists() and not path.is_file():  # asked first: to open a named pipe is to wait for its writer
+        raise SourceError(f"{path}: expected a picture, got something that is no file")
     try:
         with path.open("rb") as file:
             picture = read(file, path)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.frames.pixels import Pixels
-from pipeline.stages.telemetry import Telemetry
+from pipeline.stages.telemetry import State, Telemetry
 
 
 class Source(ABC):
@@ -20,10 +20,12 @@ class Source(ABC):
             that it drops itself.
         pixels: what the engine takes; ``pipeline.flow.run`` sets it before the first frame. Sources that decode then give frames of
             it where they can, which saves a conversion; every frame converts itself where they do not.
+        given_up: why it must end, once somebody has said so.
     """
 
     info: SourceInfo
     pixels: Pixels = "bgr"
+    given_up: str = ""
 
     @cached_property
     def telemetry(self) -> Telemetry:
@@ -47,3 +49,16 @@ class Source(ABC):
     def close(self) -> None:
         """Give back file or device; safe to call twice."""
         return
+
+    def give_up(self, problem: str) -> None:
+        """End it with an error as soon as it can, while others go on; from any thread.
+
+        Args:
+            problem: the error's sentence, redacted.
+        """
+        self.given_up = problem
+        self.telemetry.enter(State.FAILED, problem)
+
+    def processes(self) -> Sequence[int]:
+        """The numbers of processes that read in its place, whose memory counts as its own; from any thread."""
+        return ()

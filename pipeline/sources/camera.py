@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ CAMERA = SourceKind(
 # A read that fails sooner than a time-out says that the camera is gone. OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT sets that time-out, in
 # whole seconds; the command sets it before it imports OpenCV.
 _AT_ONCE_S = 0.7
+_VIDEO4LINUX = 81  # the major number of its devices
 
 Opened = tuple[cv2.VideoCapture, Image]
 
@@ -40,22 +42,21 @@ class CameraSource(LiveSource):
     """``0``, ``/dev/video0`` or a stable path such as ``/dev/v4l/by-id/…``.
 
     Motion JPEG is asked for first: uncompressed YUYV over USB 2 allows 1080p only at a few frames per second. What the camera
-    agreed to is in ``info.description``. It must be there at the start; one that vanishes later is opened again by its path.
+    agreed to is in ``info.description``. One that is not there, at the start where ``LiveOptions.refused_s`` says so, is opened by
+    its path once it is.
     """
 
     def __init__(self, spec: str, live: LiveOptions | None = None) -> None:
         device = f"/dev/video{spec}" if spec.isdecimal() else spec
-        self._opened: Opened | None = _open(device)
-        capture, image = self._opened
-        height, width = image.shape[:2]
-        rate = capture.get(cv2.CAP_PROP_FPS)
-        info = SourceInfo(
-            name=Path(device).name,
-            description=f"camera {device}, {_fourcc(capture)}, {width}×{height}, {rate or 0:g} FPS",
-            size_hw=(height, width),
-            fps=Fraction(rate).limit_denominator(1001) if rate and rate > 0 else None,
-            live=True,
-        )
+        self._opened: Opened | None = None
+        try:
+            self._opened = _open(device)
+        except SourceError:
+            if live is None or not live.refused_s or _is_other_device(device):
+                raise
+        info = SourceInfo(Path(device).name, f"camera {device}, which is not there yet", live=True)
+        if self._opened is not None:
+            info = _info(device, *self._opened)
 
         def connect() -> Connection:
             opened, self._opened = self._opened, None
@@ -85,10 +86,7 @@ class CameraConnection(Connection):
         self._cancelled = False
 
     def __iter__(self) -> Iterator[Picture]:
-        try:
-            capture, image = self._opened or _open(self._device)
-        except SourceError as error:
-            raise LostError(str(error)) from error
+        capture, image = self._opened or _open(self._device)
         try:
             yield Picture(image)
             while not self._cancelled:
@@ -104,6 +102,18 @@ class CameraConnection(Connection):
     def cancel(self) -> None:
         """End after the picture that is waited for."""
         self._cancelled = True
+
+
+def _info(device: str, capture: cv2.VideoCapture, image: Image) -> SourceInfo:
+    height, width = image.shape[:2]
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    return SourceInfo(
+        name=Path(device).name,
+        description=f"camera {device}, {_fourcc(capture)}, {width}×{height}, {rate or 0:g} FPS",
+        size_hw=(height, width),
+        fps=Fraction(rate).limit_denominator(1001) if rate and rate > 0 else None,
+        live=True,
+    )
 
 
 def _open(device: str) -> Opened:
@@ -125,6 +135,15 @@ def _open(device: str) -> Opened:
         capture.release()
         raise SourceError(f"{device}: expected pictures, got none: is another program using it?")
     return capture, np.asarray(picture, np.uint8)
+
+
+def _is_other_device(device: str) -> bool:
+    """Whether a device is there that will never be a camera."""
+    try:
+        found = os.stat(device)
+    except OSError:
+        return False
+    return stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) != _VIDEO4LINUX
 
 
 def _check_device(device: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import ssl
 from urllib.parse import urljoin
 
-from pipeline.errors import SourceError
+from pipeline.errors import OptionError, SourceError
 from pipeline.sources.address import Address
 from pipeline.sources.live import LostError
 from pipeline.sources.options import LiveOptions
@@ -42,6 +43,18 @@ def dial(address: Address, options: LiveOptions) -> socket.socket:
         raise LostError("no answer in time") from None
     except (OSError, UnicodeError) as error:
         raise LostError(str(getattr(error, "strerror", None) or error).lower()) from None
+
+
+def require_certificates(address: Address, tls_verify: str) -> None:
+    """Look for the file of certificates where one is named and an address needs it, before anything is connected to.
+
+    Raises:
+        OptionError: there is no such file.
+    """
+    if address.is_encrypted and tls_verify not in ("yes", "no") and not os.path.isfile(tls_verify):
+        raise OptionError(
+            f"--tls-verify {tls_verify}: expected yes, no or a file of certificates (PEM), got no such file"
+        )
 
 
 def may_log_in(address: Address, options: LiveOptions) -> bool:

@@ -101,6 +101,7 @@ class GstreamerConnection(Connection):
         self._needs = needs
         self._pixels = pixels
         self._cancelled = False
+        self._running: tuple[int, ...] = ()
         self._said: deque[str] = deque(maxlen=_STDERR_LINES)
 
     def __iter__(self) -> Iterator[Picture]:
@@ -116,9 +117,11 @@ class GstreamerConnection(Connection):
                     process = self._start(write_end)
                 finally:
                     os.close(write_end)
+                self._running = (process.pid,)
                 try:
                     yield from self._read(process, pictures.fileno())
                 finally:
+                    self._running = ()
                     _end(process)
         except OSError as error:
             raise LostError(f"{LAUNCH} cannot be run ({(error.strerror or str(error)).lower()})") from error
@@ -126,6 +129,10 @@ class GstreamerConnection(Connection):
     def cancel(self) -> None:
         """End the program soon."""
         self._cancelled = True
+
+    def processes(self) -> Sequence[int]:
+        """The one that runs the pipeline."""
+        return self._running
 
     def _start(self, write_end: int) -> subprocess.Popen[bytes]:
         if sys.platform.startswith("linux"):

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -24,7 +24,7 @@ from pipeline.redaction import redact
 from pipeline.sources.base import Source
 from pipeline.sources.options import LiveOptions
 from pipeline.stages.prefetch import Prefetch
-from pipeline.stages.telemetry import CORRUPT, State, Telemetry
+from pipeline.stages.telemetry import CORRUPT, State, Telemetry, read_by
 from pipeline.terminal import logger_of
 
 log = logger_of(__name__)
@@ -76,6 +76,10 @@ class Connection(ABC):
         """Make a blocked iterator end soon, where that can be done; called from any thread, perhaps more than once."""
         return
 
+    def processes(self) -> Sequence[int]:
+        """The numbers of processes that read in its place; from any thread."""
+        return ()
+
 
 class LiveSource(Source):
     """A source that comes and goes. Opening it neither waits nor needs the peer; ``close`` may come from any thread.
@@ -98,7 +102,7 @@ class LiveSource(Source):
         self._clock = StreamClock()
         self._index = 0
         self._attempts = 0
-        self._lost_s = 0.0
+        self._start_s = self._lost_s = 0.0
 
     @cached_property
     def telemetry(self) -> Telemetry:
@@ -106,12 +110,15 @@ class LiveSource(Source):
         return Telemetry(self.info.name, State.CONNECTING)
 
     def __iter__(self) -> Iterator[Frame]:
+        self._start_s = time.monotonic()
         try:
             while not self._closed.is_set():
                 try:
                     yield from self._frames()
                 except LostError as error:
                     self._back_off(str(error))
+            if self.given_up:
+                raise SourceError(self.given_up)
         except Exception as error:
             self._enter(State.FAILED, redact(str(error)))
             raise
@@ -128,6 +135,16 @@ class LiveSource(Source):
             left, self._open = self._open, None
         self._leave(left)
 
+    def give_up(self, problem: str) -> None:
+        """The same, and whatever it is waiting for."""
+        super().give_up(problem)
+        self.close()
+
+    def processes(self) -> Sequence[int]:
+        """Those of its connection."""
+        with self._lock:
+            return self._open[0].processes() if self._open is not None else ()
+
     def _frames(self) -> Iterator[Frame]:
         """The frames of one connection."""
         options = self._options
@@ -138,7 +155,7 @@ class LiveSource(Source):
             if self._closed.is_set():
                 return
             connection = self._connect()
-            reader = Prefetch(connection, 1, name="live", join_s=_JOIN_S)
+            reader = Prefetch(read_by(connection, self.telemetry), 1, name="live", join_s=_JOIN_S)
             self._open = connection, reader
         self._clock.restart()
         started_s = sign_s = frame_s = time.monotonic()
@@ -159,9 +176,9 @@ class LiveSource(Source):
                 except queue.Empty:
                     continue
                 except SourceError as error:
-                    if self._index:  # it worked before
-                        raise LostError(str(error)) from error
-                    raise
+                    if not self._index and time.monotonic() - self._start_s >= options.refused_s:
+                        raise
+                    raise LostError(str(error).removeprefix(f"{self.info.name}: ")) from error
                 if picture is None:
                     if self._closed.is_set():
                         return

@@ -16,6 +16,8 @@ class LiveOptions:
         stall_s: it is STALLED when no frame came for so long.
         reconnect_s: and is connected anew when nothing came for so long after that.
         connect_s: how long a new connection may be silent.
+        refused_s: for so long what a peer says before the first frame is not final: a camera that begins answers 401 or a page, or
+            has no device yet. 0: it is taken at its word.
         max_reconnects: give up after so many attempts in a row; None: never.
         backoff_s: upper limit of the first wait between attempts; it doubles with each, and the wait is drawn below it.
         backoff_max_s: where the doubling ends.
@@ -29,6 +31,7 @@ class LiveOptions:
     stall_s: float = 3.0
     reconnect_s: float = 5.0
     connect_s: float = 10.0
+    refused_s: float = 0.0
     max_reconnects: int | None = None
     backoff_s: float = 0.5
     backoff_max_s: float = 30.0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def _find(spec: str) -> tuple[list[Path], str]:
     elif os.path.exists(spec):
         return [Path(spec)], ""
     elif glob.has_magic(spec):
-        kind, found = "pattern", [Path(entry) for entry in glob.iglob(spec, recursive=True)]
+        kind, found = "pattern", [Path(entry) for entry in _matching(spec)]
     else:
         raise SourceError(f"{spec}: no such file")
     files = [entry for entry in found if os.path.isfile(entry)]
@@ -144,6 +145,38 @@ def _find(spec: str) -> tuple[list[Path], str]:
         f"{len(others)} files that are no pictures ({others[0].name}{', …' if others[1:] else ''})" if others else ""
     )
     return sorted(pictures, key=_natural_order), left_out
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """What a pattern matches; some of it more than once where it has several ``**``."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    at = parts.index("**")
+    before, after = os.sep.join(parts[:at]), os.sep.join(parts[at + 1 :]) or "*"
+    for top in glob.iglob(before) if before else [os.sep if at else ""]:
+        for folder in _folders(top):
+            yield from _matching(os.path.join(glob.escape(folder), after))
+
+
+def _folders(top: str) -> Iterator[str]:
+    """A folder and those below, each once whatever links lead to it, or back; hidden ones are left out."""
+    seen: set[tuple[int, int]] = set()
+    waiting = deque([top])
+    while waiting:
+        folder = waiting.popleft()
+        with suppress(OSError):  # what may not be read holds nothing
+            found = os.stat(folder or os.curdir)
+            if (found.st_dev, found.st_ino) in seen:
+                continue
+            seen.add((found.st_dev, found.st_ino))
+            with os.scandir(folder or os.curdir) as entries:
+                below = sorted(
+                    (one.is_symlink(), one.name) for one in entries if one.name[:1] != "." and os.path.isdir(one)
+                )
+            waiting.extend(os.path.join(folder, name) for _, name in below)
+            yield folder
 
 
 def _natural_order(path: Path) -> tuple[tuple[bool, int, str], ...]:

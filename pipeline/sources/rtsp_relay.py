@@ -23,9 +23,9 @@ from pipeline.sources.http_stream import refused
 from pipeline.sources.live import LostError
 from pipeline.sources.login import Login
 from pipeline.sources.options import LiveOptions
+from pipeline.sources.rtsp_message import challenges, field, frames_end, message, text
 
 _PIECE_BYTES = 1 << 16
-_HEAD_BYTES, _BODY_BYTES = 1 << 16, 1 << 20
 _POLL_S, _LEAVE_S = 0.1, 0.3
 _MOST_WAITING = 16
 _NEEDED = ("OPTIONS", "DESCRIBE", "SETUP", "PLAY")
@@ -98,6 +98,7 @@ class RtspRelay:
         for one in (self._library, self._server, self._listening):
             if one is not None:
                 one.close()
+        self._selector.close()
 
     def _carry(self) -> None:
         assert self._listening is not None
@@ -126,21 +127,21 @@ class RtspRelay:
         """Send on what the library says."""
         while data:
             if data[0] == 0x24:  # "$": reports on what came, in frames
-                end = _frames_end(data)
+                end = frames_end(data)
                 if not end:
                     return
                 self._send(data[:end])
                 del data[:end]
                 continue
-            message = _message(data)
-            if message is None:
+            whole = message(data)
+            if whole is None:
                 return
-            lines, body = message
+            lines, body = whole
             words = lines[0].decode("latin-1").split(" ")
             if len(words) != 3:
                 raise ValueError("no request")
             if words[0].startswith("RTSP/"):  # an answer to what the server asked
-                self._send(_text(lines, body))
+                self._send(text(lines, body))
                 continue
             if not self._is_library and not words[1].startswith(self._prefix):
                 raise ValueError("somebody else on this machine")
@@ -149,7 +150,7 @@ class RtspRelay:
             self._request(_Request(words[0], words[1], own, body))
 
     def _request(self, request: _Request) -> None:
-        number = _field(request.lines, b"cseq")
+        number = field(request.lines, b"cseq")
         while len(self._waiting) >= _MOST_WAITING:
             del self._waiting[next(iter(self._waiting))]
         self._waiting[number] = request
@@ -158,14 +159,14 @@ class RtspRelay:
         if self._login is not None and may_log_in(self._address, self._options):
             said = self._login.header(request.method, uri)
             lines += [f"Authorization: {said}".encode()] if said else []
-        self._send(_text(lines, request.body))
+        self._send(text(lines, request.body))
 
     def _answer(self, data: bytearray) -> None:
         """Pass on what the server says, except what is ours to answer."""
         assert self._library is not None
         while data:
             if data[0] == 0x24:
-                end = _frames_end(data)
+                end = frames_end(data)
                 if not end:
                     return
                 self._library.sendall(data[:end])
@@ -177,36 +178,36 @@ class RtspRelay:
                     return
                 del data[: start.start() if start is not None else len(data)]
                 continue
-            message = _message(data)
-            if message is None:
+            whole = message(data)
+            if whole is None:
                 return
-            lines, body = message
+            lines, body = whole
             if not lines[0].startswith(b"RTSP/"):
-                self._library.sendall(_text(lines, body))
+                self._library.sendall(text(lines, body))
                 continue
             passed = self._judged(lines)
             if passed is not None:
-                self._library.sendall(_text(passed, body))
+                self._library.sendall(text(passed, body))
 
     def _judged(self, lines: list[bytes]) -> list[bytes] | None:
         """An answer's head as the library may have it; None where it was for us."""
         words = lines[0].split(b" ", 2)
         status = int(words[1]) if len(words) > 1 and re.fullmatch(rb"\d{3}", words[1]) else 0
-        number = _field(lines, b"cseq") or next(iter(self._waiting), b"")
+        number = field(lines, b"cseq") or next(iter(self._waiting), b"")
         request = self._waiting.pop(number, None)
         if status == 401 and request is not None and self._logs_in(request, lines):
             request.has_logged_in = True
             self._request(request)
             return None
         if status in (401, 403) and (request is None or request.method in _NEEDED):
-            raise refused(self._address, self._options, status, _challenges(lines))
+            raise refused(self._address, self._options, status, challenges(lines))
         if 300 <= status < 400:
-            self._redirected(_field(lines, b"location").decode("latin-1"), request)
+            self._redirected(field(lines, b"location").decode("latin-1"), request)
             return None
-        transport = _field(lines, b"transport")
+        transport = field(lines, b"transport")
         if status == 200 and transport and b"/TCP" not in transport.upper():
             raise LostError("expected RTP over TCP in one connection, got another transport")
-        has_base = _field(lines, b"content-base") or _field(lines, b"content-location")
+        has_base = field(lines, b"content-base") or field(lines, b"content-location")
         if request is not None and request.method == "DESCRIBE" and status == 200 and not has_base:
             # Else the library takes its own address for the server's, and asks the parts of the stream by it.
             base = request.uri.replace(self._prefix, self._address.bare_url, 1)
@@ -216,7 +217,7 @@ class RtspRelay:
     def _logs_in(self, request: _Request, lines: list[bytes]) -> bool:
         if self._login is None or request.has_logged_in or not may_log_in(self._address, self._options):
             return False
-        return self._login.asked(_challenges(lines))
+        return self._login.asked(challenges(lines))
 
     def _redirected(self, location: str, request: _Request | None) -> None:
         there = redirected(self._address, location, self._options)
@@ -246,56 +247,3 @@ def _received(peer: socket.socket, data: bytearray) -> bool:
         data += piece
         if not piece or not isinstance(peer, ssl.SSLSocket) or not peer.pending():
             return bool(piece)
-
-
-def _frames_end(data: bytearray) -> int:
-    """Where the last whole frame of those at the beginning ends."""
-    place, size = 0, len(data)
-    while place + 4 <= size and data[place] == 0x24:
-        end = place + 4 + (data[place + 2] << 8 | data[place + 3])
-        if end > size:
-            break
-        place = end
-    return place
-
-
-def _message(data: bytearray) -> tuple[list[bytes], bytes] | None:
-    """The lines and the body of a message at the beginning, which is taken out; None: it is not all there.
-
-    Raises:
-        LostError: it is larger than such messages are.
-    """
-    end = re.search(rb"\r?\n\r?\n", data)
-    if end is None or end.start() > _HEAD_BYTES:
-        if len(data) > _HEAD_BYTES:
-            raise LostError(
-                f"expected answers of RTSP with a head of at most {_HEAD_BYTES >> 10} KiB, got a larger one"
-            )
-        return None
-    lines = [bytes(line).rstrip(b"\r") for line in data[: end.start()].split(b"\n")]
-    given = _field(lines, b"content-length")
-    length = int(given) if re.fullmatch(rb"\d{1,18}", given) else 0
-    if length > _BODY_BYTES:
-        raise LostError(f"expected answers of RTSP of at most {_BODY_BYTES >> 20} MiB, got one of {length >> 20} MiB")
-    if len(data) < end.end() + length:
-        return None
-    body = bytes(data[end.end() : end.end() + length])
-    del data[: end.end() + length]
-    return lines, body
-
-
-def _text(lines: list[bytes], body: bytes) -> bytes:
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
-
-
-def _fields(lines: list[bytes], name: bytes) -> list[bytes]:
-    pairs = [line.partition(b":") for line in lines]
-    return [value.strip() for key, _, value in pairs if key.strip().lower() == name]
-
-
-def _field(lines: list[bytes], name: bytes) -> bytes:
-    return next(iter(_fields(lines, name)), b"")
-
-
-def _challenges(lines: list[bytes]) -> list[str]:
-    return [value.decode("latin-1") for value in _fields(lines, b"www-authenticate")]

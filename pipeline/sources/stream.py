@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -13,14 +12,15 @@ import av
 import av.error
 from av.codec.context import Flags2
 
-from pipeline.errors import OptionError, SourceError
+from pipeline.errors import SourceError
 from pipeline.frames.frame import SourceInfo
 from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact
 from pipeline.sources.address import Address
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
+from pipeline.sources.dial import require_certificates
 from pipeline.sources.display import pixel_shape
-from pipeline.sources.ffmpeg_memory import limit_blocks
+from pipeline.sources.ffmpeg_memory import limited_blocks
 from pipeline.sources.gstreamer import GstreamerConnection, has_jetson_decoder, jetson_rtsp
 from pipeline.sources.http_stream import HttpStream
 from pipeline.sources.kinds import SourceKind
@@ -58,10 +58,7 @@ class StreamSource(LiveSource):
     def __init__(self, spec: str, live: LiveOptions | None = None) -> None:
         options = live or LiveOptions()
         address = Address.parse(spec)
-        if address.is_encrypted and options.tls_verify not in ("yes", "no") and not os.path.isfile(options.tls_verify):
-            raise OptionError(
-                f"--tls-verify {options.tls_verify}: expected yes, no or a file of certificates (PEM), got no such file"
-            )
+        require_certificates(address, options.tls_verify)
         kind = "RTSP over TCP" if address.scheme.startswith("rtsp") else "stream over HTTP"
 
         def connect() -> Connection:
@@ -81,7 +78,6 @@ class StreamConnection(Connection):
         self._cancelled = False
 
     def __iter__(self) -> Iterator[Picture]:
-        limit_blocks()
         try:
             yield from self._by_rtsp() if self._address.scheme.startswith("rtsp") else self._by_http()
         except av.error.FFmpegError as error:
@@ -92,6 +88,10 @@ class StreamConnection(Connection):
         self._cancelled = True
         for way in self._ways:
             way.cancel()
+
+    def processes(self) -> Sequence[int]:
+        """Those of the program that reads in our place, if one does."""
+        return [process for way in self._ways if isinstance(way, GstreamerConnection) for process in way.processes()]
 
     def _through(self, way: Way) -> Way:
         self._ways.append(way)
@@ -150,12 +150,14 @@ class StreamConnection(Connection):
         choices = {
             **own,
             "max_pixels": str(MAX_PIXELS),
+            "max_streams": "16",  # a header may claim a table for each
             "fpsprobesize": "0",  # else the first second is spent on finding out the rate
             "analyzeduration": "2000000",
         }
         started_s = time.monotonic()
         try:
-            container = av.open(where, "r", options=choices, timeout=(options.connect_s, options.read_s))
+            with limited_blocks():
+                container = av.open(where, "r", options=choices, timeout=(options.connect_s, options.read_s))
         except (av.error.ArgumentError, av.error.ProtocolNotFoundError, av.error.DemuxerNotFoundError):
             raise SourceError(
                 f"{address.name}: expected a stream (MJPEG, MPEG-TS, FLV, MP4 or Matroska over HTTP, or RTSP), got something "

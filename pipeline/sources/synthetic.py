@@ -25,6 +25,7 @@ SYNTHETIC = SourceKind(
     prefixes=("test:",),
 )
 
+_LEAST_HZ, _MOST = Fraction(1, 1000), 10**9
 _DEFAULTS = {"size": "1280x720", "fps": "30", "frames": "300", "step": "1"}
 
 
@@ -50,7 +51,8 @@ class SyntheticSource(Source):
             fps = Fraction(options["fps"])
             frame_count = int(options["frames"])
             self._step = int(options["step"])
-            if min(width, height, frame_count, self._step) < 1 or max(width, height) > 16384 or not 0 < fps <= 1000:
+            counts, sides = (frame_count, self._step), (width, height)
+            if min(*counts, *sides) < 1 or max(sides) > 16384 or max(counts) > _MOST or not _LEAST_HZ <= fps <= 1000:
                 raise ValueError
         except (ValueError, ZeroDivisionError) as error:
             raise SourceError(form) from error

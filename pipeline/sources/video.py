@@ -17,6 +17,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.completeness import is_cut_off
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
 from pipeline.sources.display import Notes, pixel_shape
+from pipeline.sources.ffmpeg_memory import limited_blocks
 from pipeline.sources.kinds import SourceKind
 from pipeline.sources.tracks import film_of, left_out, sound_of
 from pipeline.terminal import logger_of
@@ -39,6 +40,7 @@ CONTAINERS = (
     "asf,avi,av1,dv,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,"
     "rm,webp_anim,yuv4mpegpipe"
 )
+_OPENING = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, "max_streams": "64"}
 # Where parts of several recordings may follow each other, each with its own clock.
 TRANSPORTS = frozenset(("mpegts", "mpeg"))
 # A stamp that goes back so far, or in a transport stream ahead so far, is another clock's.
@@ -54,7 +56,8 @@ def open_file(path: str) -> av.container.InputContainer:
         FFmpegError: it is none, or cannot be read.
     """
     # The prefix makes FFmpeg take the whole name as a path, whatever characters it holds.
-    return av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
+    with limited_blocks():
+        return av.open(f"file:{path}", options=_OPENING)
 
 
 class VideoSource(Source):

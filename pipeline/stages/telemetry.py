@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
 _RATE_OVER_S = 3.0
 _RATE_FRAMES = 400  # as many as come in that time, and a bound on memory
 _AGES = 600
+T = TypeVar("T")
 
 
 class State(str, Enum):
@@ -87,6 +89,10 @@ class Telemetry:
     Args:
         name: the source's name, already redacted.
         state: where it stands at first.
+
+    Attributes:
+        bytes_in: bytes of the frames that were read.
+        threads: native numbers of the threads that read it now; replaced and not changed.
     """
 
     def __init__(self, name: str, state: State = State.RUNNING) -> None:
@@ -103,6 +109,8 @@ class Telemetry:
         self._in_ns: deque[int] = deque(maxlen=_RATE_FRAMES)
         self._out_ns: deque[int] = deque(maxlen=_RATE_FRAMES)
         self._ages_ms: deque[float] = deque(maxlen=_AGES)
+        self.bytes_in = 0
+        self.threads: frozenset[int] = frozenset()
 
     @property
     def state(self) -> State:
@@ -123,10 +131,11 @@ class Telemetry:
             self._state, self._since_ns = state, time.monotonic_ns()
             self._reconnects += state is State.RECONNECTING
 
-    def came_in(self) -> None:
+    def came_in(self, size_bytes: int = 0) -> None:
         """Count a frame that was read, whatever becomes of it."""
         with self._lock:
             self._frames_in += 1
+            self.bytes_in += size_bytes
             self._in_ns.append(time.monotonic_ns())
 
     def went_out(self, age_ms: float, *, stale: bool = False, not_finite: bool = False) -> None:
@@ -148,6 +157,11 @@ class Telemetry:
         """Count frames that will not be written: NEWER, CORRUPT or STOPPED."""
         with self._lock:
             self._dropped[reason] += count
+
+    def reads(self, thread: int, *, ended: bool = False) -> None:
+        """A thread reads the source from now on, or no more."""
+        with self._lock:
+            self.threads = self.threads - {thread} if ended else self.threads | {thread}
 
     def stop(self) -> None:
         """Count what is still on its way as dropped: the run has ended."""
@@ -185,6 +199,16 @@ class Telemetry:
     @property
     def _in_flight(self) -> int:
         return self._frames_in - self._frames_out - self._dropped.total()
+
+
+def read_by(items: Iterable[T], telemetry: Telemetry) -> Iterator[T]:
+    """Pass on what a source gives; the thread that asks for it counts as one that reads it."""
+    thread = threading.get_native_id()
+    telemetry.reads(thread)
+    try:
+        yield from items
+    finally:
+        telemetry.reads(thread, ended=True)
 
 
 def _rate_hz(times_ns: deque[int], now_ns: int) -> float:

@@ -214,7 +214,7 @@ def test_a_password_is_seen_nowhere(serve, start, tmp_path):
 
 def test_a_wrong_password_is_one_line(serve, start):
     server = serve(user="me", password="geheim")
-    job = start("--source", f"rtsp://me:falsch@{server.place}", "--output", "null", "--quiet")
+    job = start("--source", f"rtsp://me:falsch@{server.place}", "--output", "null", "--quiet", "--max-reconnects", "1")
     assert job.wait() == 2
     assert len(job.err) == 1
     assert job.err[0].startswith(f"error: {server.place}: ")

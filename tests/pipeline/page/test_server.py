@@ -315,7 +315,7 @@ def test_ready_only_while_frames_come(make_rig, get, wait_until):
     rig.write()
     rig.telemetries["yard"].enter(State.RECONNECTING, "gone")
     wait_until(lambda: get(rig)("/readyz").status == 503)
-    assert "(reconnecting)" in get(rig)("/readyz").text
+    assert "(reconnecting: gone)" in get(rig)("/readyz").text
     assert get(rig)("/healthz").status == 200
 
 

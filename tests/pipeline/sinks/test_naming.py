@@ -98,7 +98,7 @@ def test_sizes(text, count):
     assert byte_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "-1", "x", "1 M", "1MB", "1e9", "nan", "9" * 30, "1m"])
+@pytest.mark.parametrize("text", ["", "-1", "x", "1 M", "1MB", "1e9", "nan", "9" * 30, "9" * 15 + "T", "\u0663", "1m"])
 def test_what_is_no_size(text):
     with pytest.raises(argparse.ArgumentTypeError, match=r"expected a size such as 500k, 200M or 1\.5G, got"):
         byte_count(text)
@@ -109,7 +109,7 @@ def test_times(text, seconds):
     assert duration_s(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "1M", "1w", "inf"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "1M", "1w", "inf", "9" * 15 + "d"])
 def test_what_is_no_time(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a time above 0 such as 30, 10m, 1h or 1d, got"):
         duration_s(text)

@@ -299,6 +299,24 @@ def test_nothing_younger_than_the_floor_is_deleted(open_recording, record, tmp_p
     assert shown(tmp_path) == ["out-0003.mp4", "out-0004.mp4", "out-0005.mp4"]
 
 
+YEARS_S = 40 * 365 * 86400
+
+
+@pytest.mark.parametrize("jump_s", [YEARS_S, -YEARS_S])
+def test_a_clock_that_jumps_by_years_neither_deletes_nor_keeps_what_it_should_not(
+    open_recording, record, tmp_path, monkeypatch, jump_s
+):
+    clock, jumped_s = time.time, [0.0]
+    monkeypatch.setattr(recording.time, "time", lambda: clock() + jumped_s[0])
+    floor = record(open_recording(segment_s=0.5, keep_segments=1, keep_at_least_s=3600), range(20))
+    jumped_s[0] = jump_s
+    record(floor, range(20, 40)).close()
+    assert shown(tmp_path) == ["out-0001.mp4", "out-0002.mp4", "out-0003.mp4"], "all are younger than an hour"
+    # The next run begins with the wrong clock: what the one before has made is still ours, and the oldest of it goes.
+    record(open_recording(segment_s=0.5, keep_segments=1), range(10)).close()
+    assert shown(tmp_path) == ["out-0004.mp4"]
+
+
 @pytest.mark.parametrize(
     "damage",
     [

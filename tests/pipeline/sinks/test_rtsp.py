@@ -1,7 +1,12 @@
 """Views published to a real RTSP server, which goes away and comes back."""
 
+import contextlib
 import os
+import re
 import signal
+import socket
+import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -11,9 +16,11 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.errors import SinkError
+from pipeline.errors import OptionError, SinkError
 from pipeline.sinks import rtsp, stream
+from pipeline.sinks.options import SinkOptions
 from pipeline.sinks.rtsp import RtspSink
+from pipeline.sources.options import LiveOptions
 
 SERVER = Path(__file__).with_name("rtsp_record_server.py")
 PYTHON = "/usr/bin/python3"  # GStreamer's bindings come with the system
@@ -79,9 +86,10 @@ def publish(make_info, make_frame, renderer, monkeypatch, said):
     sinks = []
 
     class Publisher:
-        def __init__(self, address, live=True):
+        def __init__(self, address, live=True, **options):
             self.index = 0
-            self.sink = RtspSink(address, make_info(fps=50, live=live), renderer)
+            to = SinkOptions(live=LiveOptions(**options))
+            self.sink = RtspSink(address, make_info(fps=50, live=live), renderer, to)
             sinks.append(self.sink)
 
         def push(self, until, size_hw=(64, 96), pause_s=0.02):
@@ -137,7 +145,6 @@ def test_a_server_that_was_killed_gets_them_again(serve, publish, said):
 
 
 def test_a_server_that_has_stopped_holds_nobody_up(serve, publish, monkeypatch, said):
-    monkeypatch.setattr(rtsp, "_SOCKET_TIMEOUT_US", 400_000)
     monkeypatch.setattr(rtsp, "_SEND_WITHIN_S", 0.3)
     server = serve()
     publisher = publish(server.address)
@@ -179,6 +186,157 @@ def test_a_source_that_can_wait_ends_with_its_connection(publish):
     with pytest.raises(SinkError, match=r"^rtsp://\*\*\*@127.0.0.1:9/live: cannot be sent \(.*refused\)$"):
         publisher.push(lambda: False)
     publisher.sink.close()
+
+
+class Recorder(threading.Thread):
+    """A server that takes what is published to it, over TLS where it has a certificate; and keeps what it was asked."""
+
+    def __init__(self, certificate=None, answers=()):
+        super().__init__(daemon=True)
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.place = f"127.0.0.1:{self.listening.getsockname()[1]}"
+        self.context = None
+        if certificate:
+            self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.context.load_cert_chain(*certificate)
+        self.answers = dict(answers)
+        self.asked, self.media_bytes = [], 0
+        self.start()
+
+    def run(self):
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                peer, _ = self.listening.accept()
+                peer = self.context.wrap_socket(peer, server_side=True) if self.context else peer
+                with peer, peer.makefile("rb") as stream:
+                    self.talk(peer, stream)
+
+    def talk(self, peer, stream):
+        while first := stream.read(1):
+            if first == b"$":
+                _, size = struct.unpack(">BH", stream.read(3))
+                self.media_bytes += len(stream.read(size))
+                continue
+            lines = [first + stream.readline()]
+            while (line := stream.readline()) not in (b"\r\n", b""):
+                lines.append(line)
+            head = b"".join(lines).decode()
+            length = re.search(r"(?i)content-length: (\d+)", head)
+            self.asked.append(head + stream.read(int(length[1]) if length else 0).decode())
+            method = head.split()[0]
+            given = next((line for line in head.splitlines() if line.startswith("Transport:")), "Public: ANNOUNCE")
+            status, *more = self.answers.get(method, lambda _: ["200 OK"])(head)
+            number = re.search(r"(?i)cseq: *(\d+)", head)[1]
+            answer = [f"RTSP/1.0 {status}", f"CSeq: {number}", *more, given, "Session: 1", "", ""]
+            peer.sendall("\r\n".join(answer).encode())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certificate")
+    paths = [str(folder / name) for name in ("cert.pem", "key.pem")]
+    words = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=c -addext subjectAltName=IP:127.0.0.1 -out"
+    subprocess.run([*words.split(), paths[0], "-keyout", paths[1]], check=True, capture_output=True)
+    return paths
+
+
+def asks_to_log_in(head):
+    return ["200 OK"] if "Authorization: Basic" in head else ["401 Unauthorized", 'WWW-Authenticate: Basic realm="x"']
+
+
+@pytest.mark.needs_program("openssl")
+def test_a_server_that_nobody_vouches_for_gets_neither_pictures_nor_a_password(publish, said, certificate):
+    server = Recorder(certificate, {"ANNOUNCE": asks_to_log_in})
+    publisher = publish(f"rtsps://me:hunter2@{server.place}/live")
+    publisher.push(lambda: said)
+    assert "expected a certificate of 127.0.0.1 from an authority that is trusted" in said[0]
+    assert (server.asked, server.media_bytes) == ([], 0)
+    trusting = publish(f"rtsps://me:hunter2@{server.place}/live", tls_verify=certificate[0])
+    trusting.push(lambda: server.media_bytes > 1000)
+    assert any("Authorization: Basic " in text for text in server.asked)
+    assert said[-1].endswith("/live: sending")
+
+
+@pytest.mark.needs_program("openssl")
+def test_a_password_is_not_sent_to_a_server_that_is_not_verified(publish, said, certificate):
+    server = Recorder(certificate, {"ANNOUNCE": asks_to_log_in})
+    publish(f"rtsps://me:hunter2@{server.place}/live", tls_verify="no").push(lambda: said)
+    assert "user and password are not sent to a peer that --tls-verify no does not verify" in said[0]
+    assert "Authorization" not in "".join(server.asked)
+
+
+def test_a_password_is_sent_only_when_it_is_asked_for_and_an_address_of_our_own_never(publish):
+    server = Recorder(answers={"ANNOUNCE": asks_to_log_in})
+    publish(f"rtsp://me:hunter2@{server.place}/live").push(lambda: server.media_bytes > 1000)
+    assert ["Authorization" in text for text in server.asked][:2] == [False, False]
+    assert all(f"rtsp://{server.place}/live" in text.splitlines()[0] for text in server.asked)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_pictures_go_to_another_host_only_where_that_is_asked_for(publish, said, follow):
+    there = Recorder()
+    port = there.place.rpartition(":")[2]
+    moved = {"ANNOUNCE": lambda _: ["302 Moved", f"Location: rtsp://localhost:{port}/live"]}
+    publisher = publish(f"rtsp://me:hunter2@{Recorder(answers=moved).place}/live", follow_redirects=follow)
+    publisher.push(lambda: there.media_bytes > 1000 if follow else said)
+    assert bool(there.asked) == follow
+    assert follow or "a redirection to another host (localhost)" in said[0]
+    assert "Authorization" not in "".join(there.asked)
+
+
+@pytest.mark.needs_program("ffmpeg")
+def test_ffmpegs_own_server_gets_the_pictures(publish, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-rtsp_flags",
+        "listen",
+        "-i",
+        f"rtsp://127.0.0.1:{port}/live",
+        "-frames:v",
+        "5",
+    ]
+    server = subprocess.Popen([*command, str(tmp_path / "%d.png")], stdin=subprocess.DEVNULL)
+    try:
+        publish(f"rtsp://127.0.0.1:{port}/live").push(lambda: server.poll() is not None)
+    finally:
+        server.kill()
+        server.wait()
+    assert len(os.listdir(tmp_path)) == 5
+
+
+def test_a_server_that_reads_nothing_holds_nobody_up_and_is_left(publish, monkeypatch, said):
+    monkeypatch.setattr(rtsp, "_SEND_WITHIN_S", 0.3)
+    reads = threading.Event()
+    reads.set()
+    server = Recorder(answers={"RECORD": lambda _: reads.clear() or ["200 OK"]})
+    talk = server.talk
+
+    def stops(peer, stream):
+        def read(size, plain=stream.read):
+            reads.wait(WAIT_S)
+            return plain(size)
+
+        stream.read = read
+        talk(peer, stream)
+
+    server.talk = stops
+    publisher = publish(f"rtsp://{server.place}/live")
+    slowest_s = publisher.push(lambda: len(said) >= 2, (480, 640))
+    assert said == [
+        f"rtsp://{server.place}/live: sending",
+        f"rtsp://{server.place}/live: not sent (the server takes nothing): trying again",
+    ]
+    assert slowest_s < 5
+    reads.set()
+
+
+def test_a_file_of_certificates_that_is_not_there(publish):
+    with pytest.raises(OptionError, match=r"--tls-verify nowhere\.pem: expected yes, no or a file of certificates"):
+        publish("rtsps://h/live", tls_verify="nowhere.pem")
 
 
 def test_a_hundred_failures_leave_nothing_behind(publish, monkeypatch):

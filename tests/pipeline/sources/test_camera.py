@@ -1,4 +1,6 @@
 import itertools
+import math
+import re
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -122,6 +124,24 @@ def test_a_camera_that_is_not_back_yet_is_waited_for(fake, tmp_path, said):
     assert next(frames).index == 2
     assert "video7: running again after" in said[-1]
     source.close()
+
+
+def test_a_camera_that_is_not_there_yet_is_waited_for(monkeypatch, tmp_path, said):
+    options = LiveOptions(backoff_s=0.001, backoff_max_s=0.01, refused_s=math.inf)
+    monkeypatch.setattr(camera.cv2, "VideoCapture", type("Fake", (Camera,), {}))
+    source = CameraSource(str(tmp_path / "video7"), options)
+    assert source.info.name == "video7"
+    assert source.info.description.endswith("video7, which is not there yet")
+    threading.Timer(0.3, (tmp_path / "video7").touch).start()
+    assert next(iter(source)).index == 0
+    assert re.search("video7: reconnecting: .*no such camera", said[0])
+    assert "running again after" in said[-1]
+    source.close()
+
+
+def test_a_device_that_is_no_camera_is_not_waited_for():
+    with pytest.raises(SourceError, match=r"^/dev/null: expected a camera, got a device that gives no pictures"):
+        CameraSource("/dev/null", LiveOptions(refused_s=math.inf))
 
 
 def test_a_camera_that_is_only_slow_is_kept(fake, monkeypatch):

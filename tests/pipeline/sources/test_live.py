@@ -210,6 +210,36 @@ def test_what_can_never_work_fails_at_once(make, said):
     assert (len(source.made), said) == (1, [])
 
 
+def test_what_is_refused_at_first_is_tried_again_for_so_long_as_is_said(make, said, monkeypatch):
+    refusal = SourceError("cam/1: expected to be let in, got 401")
+    assert next(iter(make([refusal], [refusal], [picture()], refused_s=math.inf))).index == 0
+    assert said[0] == "cam/1: reconnecting: expected to be let in, got 401"
+    source = make([refusal], refused_s=100.0)
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+
+    def at(number):
+        now_s[0] = 40.0 * number
+        return iter([refusal])
+
+    source._connect = lambda: Script(at(next(attempts)))
+    attempts = itertools.count(1)
+    with pytest.raises(SourceError, match=r"^cam/1: expected to be let in, got 401$"):
+        list(source)
+    assert next(attempts) == 4  # after 40, 80 and 120 seconds
+
+
+def test_a_source_that_is_given_up_ends_whatever_it_waits_for(make):
+    source = make([picture(), "hang"], stall_s=WAIT_S, reconnect_s=WAIT_S)
+    frames = iter(source)
+    next(frames)
+    threading.Timer(0.1, source.give_up, ["cam/1: takes too much"]).start()
+    with pytest.raises(SourceError, match=r"^cam/1: takes too much$"):
+        next(frames)
+    assert source.telemetry.state is State.FAILED
+    assert source.telemetry.threads == frozenset()
+
+
 def test_what_worked_before_may_work_again(make):
     source = make([picture(), LostError("gone")], [SourceError("401")], [picture()])
     assert len(list(itertools.islice(source, 2))) == 2

@@ -1,4 +1,5 @@
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
+from pipeline.frames.pixels import Bands
 from pipeline.sources import open_source
+from pipeline.sources.bands import read_bands
 from pipeline.sources.picture_file import read_picture
 
 ROOT = Path(__file__).parents[3]
@@ -94,6 +97,49 @@ def test_a_relative_glob(folder, monkeypatch):
 
 def test_a_glob_that_finds_a_picture_in_two_ways_reads_it_once(folder):
     assert [frame.name for frame in open_source(f"{folder}/**/**/c.png")] == ["below/c"]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_glob_enters_each_folder_once_whatever_links_lead_back(tmp_path, write_picture, monkeypatch, relative):
+    places = ("a/one.png", "a/b/two.png", "a/b/[c]/three.png", "elsewhere/four.png", "a/.hidden/no.png")
+    for place in places:
+        write_picture(tmp_path / place, np.full((4, 6, 3), 90, np.uint8))
+    for number in range(10):  # each doubles the paths that there are
+        os.symlink("..", tmp_path / "a" / "b" / f"back{number}")
+        os.symlink(tmp_path / "a", tmp_path / "a" / f"again{number}")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "a" / "far")
+    os.symlink("loop", tmp_path / "a" / "loop")
+    monkeypatch.chdir(tmp_path)
+    top = "" if relative else f"{tmp_path}/"
+    names = {frame.name for frame in open_source(f"{top}a/**/*.png")}
+    assert names == {"one", "b/two", "b/[c]/three", "far/four"}
+    assert {"a/b/two", "a/b/[c]/three"} <= {frame.name for frame in open_source(f"{top}**/b/**/*.png")}
+    assert len(list(open_source(f"{top}a/**"))) == 4
+
+
+def bound(path):
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, bound])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make("a.png")
+    with pytest.raises(SourceError, match=r"a\.png: expected a picture, got something that is no file$"):
+        list(open_source("a.png"))
+    with pytest.raises(SourceError, match=r"a\.png: expected a picture, got something that is no file$"):
+        read_bands(Path("a.png"), Bands(4, 8))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".mp4"])
+def test_ten_gigabytes_are_not_read(tmp_path, suffix):
+    path = tmp_path / f"large{suffix}"
+    with path.open("wb") as file:
+        file.write(cv2.imencode(".png", np.zeros((4, 6, 3), np.uint8))[1].tobytes())
+        file.truncate(10 << 30)
+    with pytest.raises(SourceError, match=r"expected a picture of at most 2048 MiB, got 10240 MiB|expected a video"):
+        list(open_source(str(path)))
 
 
 def test_a_glob_cannot_lead_names_out_of_the_output_folder(folder):

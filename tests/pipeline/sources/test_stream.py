@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import itertools
+import math
 import os
 import re
 import signal
@@ -430,6 +431,47 @@ def test_a_way_to_log_in_that_is_not_supported_is_named(site, asked_for, told):
     assert told in str(caught.value)
     assert "secret" not in str(caught.value)
     assert ("Digest are supported" in str(caught.value)) == ("check user" not in told)
+
+
+@pytest.mark.parametrize("first", [401, 403, 404, 503, b"", b"<html>starting</html>" * 50])
+def test_a_camera_that_still_begins_is_waited_for(site, first, said):
+    pages = [first, first, motion_jpeg([np.full((48, 64, 3), 90, np.uint8)] * 3)]
+
+    def begins(handler):
+        page = pages.pop(0) if len(pages) > 1 else pages[0]
+        if callable(page):
+            page(handler)
+            return
+        handler.send_response(page if isinstance(page, int) else 200)
+        handler.end_headers()
+        handler.wfile.write(page if isinstance(page, bytes) else b"")
+
+    site.pages["/x"] = begins
+    with opened(f"http://me:secret@{site.place}/x", refused_s=math.inf) as source:
+        assert next(iter(source)).size_hw == (48, 64)
+    assert source.telemetry.snapshot().reconnects == 1
+    assert said[0].startswith(f"{site.place}/x: reconnecting: ")
+    assert said[0].count(site.place) == 1
+    assert "running again after" in said[-1]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [socket.gaierror(-3, "Temporary failure in name resolution"), ConnectionRefusedError(111, "Connection refused")],
+)
+def test_a_network_that_still_begins_is_waited_for(site, monkeypatch, said, problem):
+    site.pages["/x"] = motion_jpeg([np.full((48, 64, 3), 90, np.uint8)] * 3)
+    problems, connect = [problem, problem], socket.create_connection
+
+    def begins(*arguments, **options):
+        if problems:
+            raise problems.pop()
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(socket, "create_connection", begins)
+    with opened(f"http://{site.place}/x") as source:
+        assert next(iter(source)).index == 0
+    assert said[0] == f"{site.place}/x: reconnecting: {problem.strerror.lower()}"
 
 
 @pytest.mark.parametrize("page", [404, 500, b"", b"<html>hello</html>" * 50])
@@ -885,7 +927,11 @@ def test_later_pictures_are_not_a_thousand_times_as_large(site, monkeypatch):
 
 
 def test_no_block_of_ffmpegs_is_larger_than_a_picture():
-    assert ffmpeg_memory.limit_blocks()
+    with ffmpeg_memory.limited_blocks():
+        with ffmpeg_memory.limited_blocks():
+            pass
+        with pytest.raises(av.error.MemoryError):
+            av.VideoFrame(11584, 11584, "rgb24")
     with pytest.raises(av.error.MemoryError):
         av.VideoFrame(16000, 16000, "rgb24")
     assert av.VideoFrame(11584, 11584, "rgb24").width == 11584

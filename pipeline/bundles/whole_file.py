@@ -1,0 +1,31 @@
+"""A small file that appears complete or not at all, whoever else writes it or reads it at the same time."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write a file beside its place and give it its name; of several who do so, the last one's stays.
+
+    Args:
+        path: where, in a folder that is there.
+        content: all of it.
+        mode: who may read it.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    handle, scratch = tempfile.mkstemp(prefix=".edgemask.", dir=path.parent)
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+        os.chmod(scratch, mode)
+        os.replace(scratch, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(scratch)
+        raise
