@@ -65,6 +65,8 @@ MOST_UNDECIDED = 0.25
 # A mask that spreads over less than this says nothing about the picture.
 _FLAT = 25
 _RESAMPLES = 2000
+# Of ground truth a network that is worth compiling reaches more, and masks of other frames, or exchanged ones, mostly less.
+_BELIEVABLE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +470,20 @@ def _clarity(expected: Expected, task: Task) -> tuple[float, float | None]:
     if undecided_hw is None:
         return covered, None
     return covered, float(np.mean(undecided_hw)) / max(covered, 1e-9)
+
+
+def doubt_of_truth(samples: Sequence[Sample], task: Task) -> str | None:
+    """What speaks against the ground truth being that of these frames; None if nothing does, or there is none."""
+    reached = _Reached(task)
+    for sample in samples:
+        if sample.truth_hw is not None:
+            reached.add(sample.expected_nhw[-1], sample.truth_hw)
+    if reached.result is None or reached.result >= _BELIEVABLE:
+        return None
+    return (
+        f"--calib-masks: the trained network itself reaches a {reached.metric} of {reached.result:.2f} of them: are they the masks of "
+        "these frames, with the subject bright (classes: the indices that it was trained with)?"
+    )
 
 
 class _Reached:

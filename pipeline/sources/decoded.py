@@ -21,6 +21,7 @@ MAX_PIXELS = 1 << 27
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
+_TONES = {int(ColorTrc.IEC61966_2_1): "iec61966-2-1", int(ColorTrc.GAMMA22): "bt470m", int(ColorTrc.GAMMA28): "bt470bg"}
 _WIDE = {int(ColorPrimaries.BT2020): "BT.2020", int(ColorPrimaries.SMPTE431): "P3", int(ColorPrimaries.SMPTE432): "P3"}
 
 
@@ -82,10 +83,8 @@ class ToPixels:
         return Decoded(np.ascontiguousarray(orientation.upright(np.asarray(image, np.uint8))), "bgr", aspect)
 
     def _tell(self, decoded: av.VideoFrame) -> None:
-        if decoded.interlaced_frame:
-            self._note(
-                "interlaced: the two fields of a frame are left woven (ffmpeg -i IN -vf bwdif OUT separates them)"
-            )
+        if decoded.interlaced_frame:  # of files they are separated before
+            self._note("interlaced: the two fields of a frame are left woven")
         if decoded.format.name == self._told_format:  # asked of each picture, which a fast video notices
             return
         self._told_format = decoded.format.name
@@ -101,7 +100,7 @@ class ToPixels:
         if high is None and wide is None:
             return decoded
         what = f"high dynamic range ({high})" if high else f"wide colors ({wide})"
-        key = (decoded.width, decoded.height, decoded.format.name, high, wide)
+        key = (decoded.width, decoded.height, decoded.format.name, int(decoded.color_trc), wide)
         try:
             if self._tone_mapping is None or self._tone_mapping[0] != key:
                 self._tone_mapping = key, _tone_mapping(decoded)
@@ -123,8 +122,10 @@ def _tone_mapping(decoded: av.VideoFrame) -> Graph:
     source = graph.add_buffer(
         width=decoded.width, height=decoded.height, format=decoded.format, time_base=Fraction(1, 90_000)
     )
+    # Where only the colors are wide, the tones stay as they are.
+    transfer = _TONES.get(int(decoded.color_trc), "bt709")
     scale = graph.add(
-        "scale", "out_primaries=bt709:out_transfer=bt709:out_color_matrix=bt709:out_range=full:intent=perceptual"
+        "scale", f"out_primaries=bt709:out_transfer={transfer}:out_color_matrix=bt709:out_range=full:intent=perceptual"
     )
     graph.link_nodes(source, scale, graph.add("format", "bgr24"), graph.add("buffersink")).configure()
     return graph

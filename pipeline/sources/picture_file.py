@@ -20,18 +20,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image as PillowImage
-from PIL import ImageCms, ImageOps
+from PIL import ImageCms, ImageOps, TiffImagePlugin
 
 from pipeline.errors import BackendUnavailableError, EdgemaskError, SourceError, TruncatedError
 from pipeline.frames.frame import Image
 from pipeline.sources.bands import NUMPY_SUFFIX
 from pipeline.sources.content import begins_as_heif
+from pipeline.sources.still_colors import StillColors, colors_of, narrowed
 
 # What OpenCV reads in part: no mirrors, no turns, the first tile.
 _BY_PILLOW = frozenset(("AVIF", "HEIF"))
 # Not a phone's JPEG with previews behind it, nor its HEIC.
 _SEVERAL = frozenset(("GIF", "WEBP", "PNG", "AVIF", "TIFF"))
 _MOST_BYTES = 1 << 31
+_BITS_PER_SAMPLE = 258
 _limit_lock = threading.Lock()
 _PAGE_S = 1.0  # pages of a document and pictures without a time
 
@@ -85,10 +87,11 @@ def read_all(path: Path) -> Iterator[Picture]:
             return
         # The picture for readers that know no animations is not a part of it.
         first = 1 if probe.info.get("default_image") else 0
+        colors = _bits_of(probe, colors_of(content))
         for index in range(first, count):
             try:
                 probe.seek(index)
-                picture = _by_pillow(path, probe)
+                picture = _by_pillow(path, probe, colors)
             except (EOFError, OSError, ValueError, SyntaxError) as error:
                 raise TruncatedError(
                     f"{path}: cut off or damaged after {index - first} of {count - first} pictures"
@@ -166,9 +169,10 @@ def _register_heif(path: Path) -> None:
 
 
 def _decoded(path: Path, content: bytes, probe: PillowImage.Image | None) -> Picture:
+    colors = _bits_of(probe, colors_of(content))
     is_pillows = probe is not None and (probe.format in _BY_PILLOW or probe.mode == "CMYK")
     if probe is not None and is_pillows:
-        return _by_pillow(path, probe)
+        return _by_pillow(path, probe, colors)
     if probe is None:
         return Picture(_by_opencv(path, content))
     try:
@@ -176,13 +180,14 @@ def _decoded(path: Path, content: bytes, probe: PillowImage.Image | None) -> Pic
     except SourceError:
         if probe.format in ("JPEG", "PNG"):  # damaged: Pillow would say no more
             raise
-        return _by_pillow(path, probe)
+        return _by_pillow(path, probe, colors)
     profile = probe.info.get("icc_profile")
+    alpha = None
     if _is_transparent(probe):
         alpha = np.asarray(ImageOps.exif_transpose(probe).convert("RGBA").getchannel("A"), np.uint8)
-        if alpha.shape == image.shape[:2]:
-            return _shown(image, alpha, profile)
-    return _shown(image, None, profile)
+        if alpha.shape != image.shape[:2]:
+            alpha = None
+    return _shown(image, alpha, profile, colors)
 
 
 def _by_opencv(path: Path, content: bytes) -> Image:
@@ -198,7 +203,7 @@ def _by_opencv(path: Path, content: bytes) -> Image:
     return np.ascontiguousarray(image, dtype=np.uint8)
 
 
-def _by_pillow(path: Path, probe: PillowImage.Image) -> Picture:
+def _by_pillow(path: Path, probe: PillowImage.Image, colors: StillColors) -> Picture:
     if probe.mode == "F":
         raise SourceError(
             f"{path}: expected a picture of whole numbers, got one in floating point: save it with 8 or 16 bits a color"
@@ -220,7 +225,7 @@ def _by_pillow(path: Path, probe: PillowImage.Image) -> Picture:
             f"{path}: expected a picture, got a file that cannot be decoded ({_first_line(error)})"
         ) from error
     image = np.asarray(cv2.cvtColor(np.asarray(rgb), cv2.COLOR_RGB2BGR), np.uint8)
-    picture = _shown(image, alpha, profile)
+    picture = _shown(image, alpha, profile, colors)
     duration_ms = probe.info.get("duration")  # some formats tell it with the pixels
     if duration_ms is None:
         return picture
@@ -228,13 +233,27 @@ def _by_pillow(path: Path, probe: PillowImage.Image) -> Picture:
     return replace(picture, duration_s=float(duration_ms) / 1000 or 0.1)
 
 
+def _bits_of(probe: PillowImage.Image | None, colors: StillColors) -> StillColors:
+    """With the bits of a color where Pillow knows them."""
+    if probe is None or colors.bits is not None:
+        return colors
+    if isinstance(probe, TiffImagePlugin.TiffImageFile):
+        return colors._replace(bits=max(probe.tag_v2.get(_BITS_PER_SAMPLE, (8,))))
+    return colors._replace(bits=16 if probe.mode.startswith("I") else None)
+
+
 def _is_transparent(probe: PillowImage.Image) -> bool:
     return probe.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in probe.info
 
 
-def _shown(image: Image, alpha: Image | None, profile: bytes | None) -> Picture:
-    """Colors as sRGB's, and white below what is transparent."""
+def _shown(image: Image, alpha: Image | None, profile: bytes | None, colors: StillColors) -> Picture:
+    """Colors as sRGB's, and white below what is transparent. A profile counts for more than numbers of colors."""
     notes = []
+    if colors.bits is not None and colors.bits > 8:
+        notes.append(f"{colors.bits} bits a color: made 8")
+    if not profile:
+        image, done = narrowed(image, colors.primaries, colors.transfer)
+        notes.extend(done)
     if profile and (transform := _transform(profile)) is not None:
         rgb = PillowImage.fromarray(np.ascontiguousarray(image[..., ::-1]))
         image = np.ascontiguousarray(np.asarray(ImageCms.applyTransform(rgb, transform))[..., ::-1])

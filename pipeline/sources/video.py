@@ -16,6 +16,7 @@ from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
 from pipeline.sources.completeness import is_cut_off
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
+from pipeline.sources.deinterlace import Deinterlacer
 from pipeline.sources.display import Notes, pixel_shape
 from pipeline.sources.kinds import SourceKind
 from pipeline.sources.tracks import film_of, left_out
@@ -52,6 +53,7 @@ class VideoSource(Source):
 
     def __init__(self, spec: str) -> None:
         self._path = Path(spec)
+        self._end_s, self._ends_inside = 0.0, False
         if not os.path.exists(spec):
             raise SourceError(f"{spec}: no such file")
         if not os.path.isfile(spec):
@@ -97,41 +99,50 @@ class VideoSource(Source):
         return max(1, round(self._container.duration / av.time_base * fps))
 
     def __iter__(self) -> Iterator[Frame]:
-        end_s = 0.0
-        cut = False
         stem, index = self._path.stem, 0
         note = Notes(self.info.name)
         clock = FileClock(self.info.fps, is_transport=self._container.format.name in _TRANSPORTS, note=note)
         to_pixels = ToPixels(self.pixels, pixel_shape(self._stream.sample_aspect_ratio), note)
         try:
-            for packet in self._container.demux():
-                if packet.size:
-                    cut = packet.is_corrupt  # the last of all: whether the file ends inside it
-                if packet.stream is not self._stream:
-                    continue
-                if packet.pts is not None and packet.time_base is not None:
-                    end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-                for decoded in packet.decode():
-                    assert isinstance(decoded, av.VideoFrame)
-                    stamp_s = (
-                        None if decoded.pts is None else float(decoded.pts * (decoded.time_base or self.info.time_base))
-                    )
-                    pts_s = clock(stamp_s)
-                    pixels, kind, aspect = to_pixels(decoded)
-                    yield Frame(pixels, index, pts_s, self.info.name, f"{stem}_{index:06d}", kind, sample_aspect=aspect)
-                    index += 1
+            for decoded in self._decoded(Deinterlacer(note)):
+                stamp_s = (
+                    None if decoded.pts is None else float(decoded.pts * (decoded.time_base or self.info.time_base))
+                )
+                pts_s = clock(stamp_s)
+                pixels, kind, aspect = to_pixels(decoded)
+                yield Frame(pixels, index, pts_s, self.info.name, f"{stem}_{index:06d}", kind, sample_aspect=aspect)
+                index += 1
         except av.error.FFmpegError as error:
             raise TruncatedError(
                 f"{self._path}: cut off or damaged after {index} frames ({reason(error)})", clock.last_s
             ) from error
         if index == 0:
             raise SourceError(f"{self._path}: expected frames, got none that can be decoded: the file is damaged")
-        self._check_end(index, end_s, clock, cut=cut)
+        self._check_end(index, clock)
 
-    def _check_end(self, frames: int, end_s: float, clock: FileClock, *, cut: bool) -> None:
-        declared_s = self._declared_end_s()
+    def _decoded(self, deinterlaced: Deinterlacer) -> Iterator[av.VideoFrame]:
+        """The film's pictures; what its packets say of the end is kept for ``_check_end``."""
+        self._end_s, self._ends_inside = 0.0, False
+        try:
+            for packet in self._container.demux():
+                if packet.size:
+                    self._ends_inside = packet.is_corrupt  # the last of all: whether the file ends inside it
+                if packet.stream is not self._stream:
+                    continue
+                if packet.pts is not None and packet.time_base is not None:
+                    self._end_s = max(self._end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                for decoded in packet.decode():
+                    assert isinstance(decoded, av.VideoFrame)
+                    yield from deinterlaced(decoded)
+        except av.error.FFmpegError:
+            yield from deinterlaced.rest()
+            raise
+        yield from deinterlaced.rest()
+
+    def _check_end(self, frames: int, clock: FileClock) -> None:
+        end_s, declared_s = self._end_s, self._declared_end_s()
         container = self._container.format.name
-        if (cut and container not in _TRANSPORTS) or is_cut_off(self._path, container):
+        if (self._ends_inside and container not in _TRANSPORTS) or is_cut_off(self._path, container):
             length = f" of {declared_s:.1f} s" if declared_s else ""
             raise TruncatedError(
                 f"{self._path}: expected a complete file{length}, got one that is cut off after {frames} frames",
