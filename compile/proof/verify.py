@@ -474,14 +474,17 @@ def _clarity(expected: Expected, task: Task) -> tuple[float, float | None]:
 
 def doubt_of_truth(samples: Sequence[Sample], task: Task) -> str | None:
     """What speaks against the ground truth being that of these frames; None if nothing does, or there is none."""
-    reached = _Reached(task)
+    ious = []
     for sample in samples:
         if sample.truth_hw is not None:
-            reached.add(sample.expected_nhw[-1], sample.truth_hw)
-    if reached.result is None or reached.result >= _BELIEVABLE:
+            got_hw, truth_hw = sample.expected_nhw[-1], sample.truth_hw
+            known = truth_hw != VOID[task]
+            if known.any():
+                ious.append(iou(got_hw[known][None], truth_hw[known][None], task))
+    if not ious or np.mean(ious) >= _BELIEVABLE:
         return None
     return (
-        f"--calib-masks: the trained network itself reaches a {reached.metric} of {reached.result:.2f} of them: are they the masks of "
+        f"--calib-masks: the masks of the trained network itself have a mean IoU of {np.mean(ious):.2f} with them: are they the masks of "
         "these frames, with the subject bright (classes: the indices that it was trained with)?"
     )
 
