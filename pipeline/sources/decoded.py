@@ -23,6 +23,13 @@ _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
 _TONES = {int(ColorTrc.IEC61966_2_1): "iec61966-2-1", int(ColorTrc.GAMMA22): "bt470m", int(ColorTrc.GAMMA28): "bt470bg"}
 _WIDE = {int(ColorPrimaries.BT2020): "BT.2020", int(ColorPrimaries.SMPTE431): "P3", int(ColorPrimaries.SMPTE432): "P3"}
+# What comes with pictures and no output gets: FFmpeg's name of it, and what is told.
+_BESIDE = {
+    "A53_CC": "closed captions: left out",
+    "S12M_TIMECODE": "a timecode with each picture: left out",
+    "STEREO3D": "two eyes' pictures in one: left as they are",
+    "SPHERICAL": "a picture of all around (360°): left as it is",
+}
 
 
 class Decoded(NamedTuple):
@@ -93,6 +100,9 @@ class ToPixels:
             self._note(f"{bits} bits a color: made 8")
         if decoded.format.components and any(component.is_alpha for component in decoded.format.components):
             self._note("transparent in part (alpha), which is left out")
+        for kind, sentence in _BESIDE.items():
+            if decoded.side_data.get(kind) is not None:
+                self._note(sentence)
 
     def _narrowed(self, decoded: av.VideoFrame) -> av.VideoFrame:
         """A picture of high dynamic range or wide colors in those of BT.709, by FFmpeg's own tone mapping; others as they are."""

@@ -74,7 +74,8 @@ def read_one(path: Path) -> Picture:
     """The same with its transparency; raises as ``read_picture``."""
     content = _read(path)
     with _opened(path, content) as probe:
-        return replace(_decoded(path, content, probe), of=_count(probe))
+        picture = replace(_decoded(path, content, probe), of=_count(probe))
+    return replace(picture, notes=(*picture.notes, *_left_out(content, probe)))
 
 
 def read_all(path: Path) -> Iterator[Picture]:
@@ -107,6 +108,20 @@ def count_pictures(path: Path) -> int:
             return count - 1 if count > 1 and probe is not None and probe.info.get("default_image") else count
     except EdgemaskError:  # what is wrong with it is said when it is read
         return 1
+
+
+def _left_out(content: bytes, probe: PillowImage.Image | None) -> tuple[str, ...]:
+    """What else a file has that is one picture, in sentences."""
+    if probe is None:
+        return ()
+    if probe.format == "MPO":
+        return ("other pictures behind the first (a preview, a gain map or a second eye's): left out",)
+    if probe.format == "JPEG" and b"\xff\xd9\xff\xd8\xff" in content:
+        return ("another JPEG follows the first and is left out: if it is a video, call it .mjpeg",)
+    beside = [one for one in ("depth_images", "aux") if probe.info.get(one)]
+    if probe.format == "HEIF" and beside:
+        return ("pictures beside it (depth, gain map): left out",)
+    return ()
 
 
 def _count(probe: PillowImage.Image | None) -> int:

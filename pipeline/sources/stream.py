@@ -210,6 +210,8 @@ class StreamConnection(Connection):
         timed = container.format.name not in _WITHOUT_TIMES
         to_pixels, life = ToPixels(self._pixels, pixel_shape(stream.sample_aspect_ratio), self._note), LifeSigns()
         for packet in container.demux(stream):
+            if not packet.size and packet.pts is not None:
+                continue  # "the same picture again", which the decoder would take for the end
             try:
                 pictures = packet.decode()
             except av.error.FFmpegError:

@@ -37,8 +37,8 @@ VIDEO = SourceKind(
 
 # Only containers that hold their own pictures: a playlist (HLS, concat) in a file named .mp4 would read other files.
 CONTAINERS = (
-    "asf,avi,av1,dv,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,"
-    "rm,webp_anim,yuv4mpegpipe"
+    "asf,avi,av1,dv,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,mxf,nut,obu,"
+    "ogg,rm,webp_anim,yuv4mpegpipe"
 )
 # Where parts of several recordings may follow each other, each with its own clock.
 _TRANSPORTS = frozenset(("mpegts", "mpeg"))
@@ -65,6 +65,11 @@ class VideoSource(Source):
             self._container = av.open(
                 f"file:{self._path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
             )
+        except av.error.ArgumentError as error:  # FFmpeg knows it, and it is not among them
+            raise SourceError(
+                f"{spec}: expected a video in a container that is read here ({CONTAINERS.replace(',', ', ')}), "
+                "got another kind of file, or a damaged one: ffmpeg -i IN OUT.mkv makes one"
+            ) from error
         except (av.error.FFmpegError, ValueError) as error:
             raise SourceError(
                 f"{spec}: expected a video, got a file that is none or is cut off ({reason(error)})"
@@ -131,6 +136,8 @@ class VideoSource(Source):
                     continue
                 if packet.pts is not None and packet.time_base is not None:
                     self._end_s = max(self._end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if not packet.size and packet.pts is not None:
+                    continue  # "the same picture again", which the decoder would take for the end
                 for decoded in packet.decode():
                     assert isinstance(decoded, av.VideoFrame)
                     yield from deinterlaced(decoded)
