@@ -55,9 +55,9 @@ def read_truths(folder: str, task: Task, option: str = "--calib-masks") -> Truth
     of_ones = task == "binary" and any(_is_of_ones(path) for path in files[:_LOOKED_AT])
 
     def read(name: str, size_hw: tuple[int, int]) -> Truth:
-        path, *others = by_name.get(name, [None])
-        if path is None:
+        if name not in by_name:
             raise CalibrationError(f"{option} {folder}: expected {name}.png for the frame {name}, got none")
+        path, *others = by_name[name]
         if others:
             raise CalibrationError(
                 f"{option} {folder}: expected one mask for the frame {name}, got {path.name} and {others[0].name}: remove one"

@@ -484,8 +484,8 @@ def doubt_of_truth(samples: Sequence[Sample], task: Task) -> str | None:
     if not ious or np.mean(ious) >= _BELIEVABLE:
         return None
     return (
-        f"--calib-masks: the masks of the trained network itself have a mean IoU of {np.mean(ious):.2f} with them: are they the masks of "
-        "these frames, with the subject bright (classes: the indices that it was trained with)?"
+        f"--calib-masks: the masks of the trained network itself have a mean IoU of {np.mean(ious):.2f} with them: are they the masks "
+        "of these frames, with the subject bright (classes: the indices that it was trained with)?"
     )
 
 

@@ -58,7 +58,7 @@ def narrowed(image: Image, primaries: int | None, transfer: int | None) -> tuple
         return image, ()
     with _lock:
         converts = _Narrowing.of(primaries, transfer)
-        return converts(image), tuple(converts.notes)
+        return converts(image), tuple(dict.fromkeys(converts.notes))
 
 
 class _Narrowing:
@@ -75,6 +75,7 @@ class _Narrowing:
         return _Narrowing(primaries, transfer)
 
     def __call__(self, image: Image) -> Image:
+        self.notes.clear()
         pixels = image.reshape(-1, 3)
         made = np.empty_like(pixels)
         height, width = _BLOCK_HW
