@@ -28,12 +28,15 @@ from pipeline.sources.bands import NUMPY_SUFFIX
 from pipeline.sources.content import begins_as_heif
 from pipeline.sources.still_colors import StillColors, colors_of, narrowed
 
-# What OpenCV reads in part: no mirrors, no turns, the first tile.
-_BY_PILLOW = frozenset(("AVIF", "HEIF"))
+# What OpenCV reads in part: no mirrors, no turns, the first tile; whatever the largest value of a PPM is.
+_BY_PILLOW = frozenset(("AVIF", "HEIF", "PPM"))
 # Not a phone's JPEG with previews behind it, nor its HEIC.
 _SEVERAL = frozenset(("GIF", "WEBP", "PNG", "AVIF", "TIFF"))
 _MOST_BYTES = 1 << 31
 _BITS_PER_SAMPLE = 258
+_SRGB_GAMMA = 0.45455
+_SRGB_XY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # of white, red, green and blue
+_SAME_COLOR, _SAME_SHAPE = 0.01, 0.02
 _limit_lock = threading.Lock()
 _PAGE_S = 1.0  # pages of a document and pictures without a time
 
@@ -114,14 +117,34 @@ def _left_out(content: bytes, probe: PillowImage.Image | None) -> tuple[str, ...
     """What else a file has that is one picture, in sentences."""
     if probe is None:
         return ()
+    said = [*_colors_of_png(probe), *_shape_of_pixels(probe)]
     if probe.format == "MPO":
-        return ("other pictures behind the first (a preview, a gain map or a second eye's): left out",)
+        said.append("other pictures behind the first (a preview, a gain map or a second eye's): left out")
     if probe.format == "JPEG" and b"\xff\xd9\xff\xd8\xff" in content:
-        return ("another JPEG follows the first and is left out: if it is a video, call it .mjpeg",)
+        said.append("another JPEG follows the first and is left out: if it is a video, call it .mjpeg")
     beside = [one for one in ("depth_images", "aux") if probe.info.get(one)]
     if probe.format == "HEIF" and beside:
-        return ("pictures beside it (depth, gain map): left out",)
-    return ()
+        said.append("pictures beside it (depth, gain map): left out")
+    return tuple(said)
+
+
+def _colors_of_png(probe: PillowImage.Image) -> Iterator[str]:
+    """Colors that a PNG describes by curves and coordinates, where it has no profile."""
+    info = probe.info
+    if probe.format != "PNG" or "icc_profile" in info or "srgb" in info:
+        return
+    gamma = info.get("gamma", _SRGB_GAMMA)
+    if abs(gamma - _SRGB_GAMMA) > _SAME_COLOR:
+        yield f"a gamma of {gamma:.3g} (gAMA): shown as if it were sRGB's"
+    if any(abs(one - other) > _SAME_COLOR for one, other in zip(info.get("chromaticity", ()), _SRGB_XY, strict=False)):
+        yield "colors of other primaries (cHRM): shown as if they were sRGB's"
+
+
+def _shape_of_pixels(probe: PillowImage.Image) -> Iterator[str]:
+    x, y = map(float, probe.info.get("aspect") or probe.info.get("dpi") or probe.info.get("jfif_density") or (1, 1))
+    # An aspect of PNG counts pixels a unit, as dots per inch do.
+    if x > 0 and y > 0 and abs(x / y - 1) > _SAME_SHAPE:
+        yield f"pixels that are not square (1:{x / y:.3g}): shown as square ones"
 
 
 def _count(probe: PillowImage.Image | None) -> int:
@@ -185,7 +208,7 @@ def _register_heif(path: Path) -> None:
 
 def _decoded(path: Path, content: bytes, probe: PillowImage.Image | None) -> Picture:
     colors = _bits_of(probe, colors_of(content))
-    is_pillows = probe is not None and (probe.format in _BY_PILLOW or probe.mode == "CMYK")
+    is_pillows = probe is not None and (probe.format in _BY_PILLOW or probe.mode in ("CMYK", "LAB"))
     if probe is not None and is_pillows:
         return _by_pillow(path, probe, colors)
     if probe is None:
@@ -219,9 +242,10 @@ def _by_opencv(path: Path, content: bytes) -> Image:
 
 
 def _by_pillow(path: Path, probe: PillowImage.Image, colors: StillColors) -> Picture:
-    if probe.mode == "F":
+    if probe.mode == "F" or (probe.mode == "I" and probe.format != "PPM"):
+        got = "one in floating point" if probe.mode == "F" else "one of 32 bits, whose brightest value nobody knows"
         raise SourceError(
-            f"{path}: expected a picture of whole numbers, got one in floating point: save it with 8 or 16 bits a color"
+            f"{path}: expected a picture of whole numbers of 8 or 16 bits, got {got}: save it with 8 or 16 bits a color"
         )
     try:
         upright = ImageOps.exif_transpose(probe)
@@ -231,7 +255,9 @@ def _by_pillow(path: Path, probe: PillowImage.Image, colors: StillColors) -> Pic
             alpha = np.asarray(upright.convert("RGBA").getchannel("A"), np.uint8)
         if upright.mode == "CMYK" and profile:
             rgb, profile = _in_srgb(upright, profile), None
-        elif upright.mode.startswith("I;16"):
+        elif upright.mode == "LAB":
+            rgb, profile = _in_srgb(upright, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()), None
+        elif upright.mode.startswith("I"):  # Pillow brings those of PPM to 16 bits, whatever their largest value is
             rgb = PillowImage.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
         else:
             rgb = upright.convert("RGB")

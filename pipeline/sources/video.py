@@ -67,8 +67,8 @@ class VideoSource(Source):
             )
         except av.error.ArgumentError as error:  # FFmpeg knows it, and it is not among them
             raise SourceError(
-                f"{spec}: expected a video in a container that is read here ({CONTAINERS.replace(',', ', ')}), "
-                "got another kind of file, or a damaged one: ffmpeg -i IN OUT.mkv makes one"
+                f"{spec}: expected a video, got a file that is none, or in another container than is read here "
+                f"({CONTAINERS.replace(',', ', ')}): ffmpeg -i IN OUT.mkv makes one"
             ) from error
         except (av.error.FFmpegError, ValueError) as error:
             raise SourceError(

@@ -110,7 +110,7 @@ def test_sound_alone_is_told(tmp_path):
 def test_a_container_that_is_not_read_is_named_as_that(tmp_path):
     path = write(tmp_path / "flash.swf", *pictures(), "-c:v", "flv")
     with pytest.raises(
-        SourceError, match=r"in a container that is read here \(asf, avi.*ffmpeg -i IN OUT\.mkv makes one"
+        SourceError, match=r"another container than is read here \(asf, avi.*ffmpeg -i IN OUT\.mkv makes one"
     ):
         open_source(str(path))
 

@@ -378,3 +378,74 @@ def test_pictures_behind_the_first_are_told(tmp_path):
     first, second = (PillowImage.fromarray(picture()) for _ in range(2))
     first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
     assert any("other pictures behind the first" in note for note in read_one(tmp_path / "a.jpg").notes)
+
+
+EVERYDAY = {
+    "a.tga": {},
+    "a.ico": {"sizes": [(W, H)]},
+    "a.qoi": {},
+    "a.pcx": {},
+    "a.sgi": {},
+    "a.dds": {},
+    "a.jp2": {},
+    "a.ppm": {},
+    "a.bmp": {},
+    "lzw.tif": {"compression": "tiff_lzw"},
+    "zstd.tif": {"compression": "zstd"},
+    "packed.tif": {"compression": "packbits"},
+}
+
+
+@pytest.mark.parametrize("name", EVERYDAY)
+def test_formats_are_read_as_pillow_reads_them(tmp_path, name):
+    path = tmp_path / name
+    PillowImage.fromarray(picture()).save(path, **EVERYDAY[name])
+    assert source_kind(str(path)) == "pictures"
+    with PillowImage.open(path) as opened:
+        shown = np.asarray(opened.convert("RGB"))
+    np.testing.assert_array_equal(read_picture(path), shown[..., ::-1])
+
+
+@pytest.mark.parametrize("largest", [100, 255, 1023, 65535])
+def test_a_ppm_counts_to_its_own_largest_value(tmp_path, largest):
+    values = np.round(picture() / 255 * largest).astype(">u2" if largest > 255 else np.uint8)
+    gray = np.ascontiguousarray(values[..., 0])
+    (tmp_path / "a.pgm").write_bytes(f"P5 {W} {H} {largest}\n".encode() + gray.tobytes())
+    assert np.abs(read_picture(tmp_path / "a.pgm")[..., 0].astype(int) - picture()[..., 0]).max() <= 2
+
+
+def test_lab_is_converted_to_the_colors_that_it_was_made_of(tmp_path):
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    ImageCms.profileToProfile(PillowImage.fromarray(picture()), srgb, lab, outputMode="LAB").save(tmp_path / "a.tif")
+    assert np.abs(read_picture(tmp_path / "a.tif").astype(int) - picture()[..., ::-1]).mean() < 2
+
+
+def test_32_bits_are_refused(tmp_path):
+    PillowImage.fromarray(np.full((H, W), 1 << 20, np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(SourceError, match="got one of 32 bits, whose brightest value nobody knows"):
+        read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "words"),
+    [
+        (b"gAMA", struct.pack(">I", 100_000), "a gamma of 1 (gAMA)"),
+        (b"gAMA", struct.pack(">I", 45_455), None),
+        (b"cHRM", struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000), "other primaries (cHRM)"),
+        (b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000), None),
+        (b"pHYs", struct.pack(">IIB", 2, 1, 0), "pixels that are not square (1:2)"),
+        (b"pHYs", struct.pack(">IIB", 2835, 2835, 1), None),
+    ],
+)
+def test_what_a_png_says_beside_its_pixels_is_told(tmp_path, kind, body, words):
+    PillowImage.fromarray(picture()).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])
+    notes = read_one(tmp_path / "a.png").notes
+    assert notes == () if words is None else any(words in note for note in notes)
+
+
+def test_a_fax_s_pixels_are_told(tmp_path):
+    PillowImage.fromarray(picture()).convert("1").save(tmp_path / "a.tif", compression="group4", dpi=(204, 98))
+    assert any("pixels that are not square" in note for note in read_one(tmp_path / "a.tif").notes)
