@@ -74,6 +74,7 @@ ENCODERS = (
     "side data: H.26[45] User Data Unregistered SEI message",
     "side data: CPB properties",
     "side data: GOP timecode",
+    "side data: AVPanScan",
 )
 
 
