@@ -43,6 +43,7 @@ from compile.proof.verify import (
     Sample,
     Sampling,
     Verification,
+    doubt_of_truth,
     open_session,
     problem_with,
     program_masks,
@@ -290,7 +291,7 @@ def take_proof(trained: Trained, options: BuildOptions, frames: VerificationFram
     with network.watching():
         samples = take_samples(frames.judging(count), reference, frames.origin, sampling)
     doubts = [one.doubt() for one in {id(network): network, id(trained.reference): trained.reference}.values()]
-    for doubt in (*doubts, doubt_of_masks(samples, network.task)):
+    for doubt in (*doubts, doubt_of_masks(samples, network.task), doubt_of_truth(samples, network.task)):
         if doubt is not None:
             log.info("%s", doubt)
     return Proof(samples, network.task, frames.origin, trained.against)

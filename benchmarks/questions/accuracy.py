@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.shared.bundles import read_or_compile
 from benchmarks.shared.environment import write_result
 from calibration.metrics.saliency import SaliencyMetrics
+from calibration.metrics.truth import read_truths, with_void_agreed
 from pipeline.command.command_line import OptionParser
 from pipeline.engines import open_engine
 from pipeline.sources import open_source
-from pipeline.sources.picture_file import read_picture
 
 COLUMNS = {  # entry of a result: what the table calls it
     "max_f": "max F-measure",
@@ -75,10 +73,11 @@ def measure(options: Options) -> None:
     data = Path(options.data)
     bundle = read_or_compile(options.model, options.contract, options.precision)
     metrics = SaliencyMetrics()
+    truths = read_truths(str(data / "masks"), "binary", "--data")
     with open_source(str(data / "images")) as source, open_engine(bundle, options.backend) as engine:
         for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
             mask_hw = engine(frame.as_pixels(engine.pixels)[None])[0]
-            metrics.add(mask_hw, read_truth(data / "masks" / f"{frame.name}.png"))
+            metrics.add(*with_void_agreed(mask_hw, truths(frame.name, frame.size_hw)))
         backend = engine.description
     result = metrics.result()
     manifest = bundle.manifest
@@ -104,13 +103,3 @@ def measure(options: Options) -> None:
                 "ratios": {},
             },
         )
-
-
-def read_truth(path: Path) -> NDArray[np.bool_]:
-    """Read a ground-truth mask: (H, W) bool, True where the picture is above 127.
-
-    Raises:
-        SourceError: it is missing or no picture.
-    """
-    truth: NDArray[np.bool_] = read_picture(path)[:, :, 0] > 127
-    return truth

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.peers.int8_tools import PEERS, Inputs, int8_share
-from benchmarks.questions.accuracy import read_truth
 from benchmarks.shared.bundles import compile_anew
 from benchmarks.shared.environment import write_result
 from calibration.inference_form import Scores
 from calibration.metrics.agreement import boundary_iou, iou, mean_absolute_error
 from calibration.metrics.saliency import SaliencyMetrics
+from calibration.metrics.truth import Truth, read_truths, with_void_agreed
 from calibration.sets.frames import HashedFrames, open_calibration
 from compile.networks.zoo import fetch
 from compile.program.foreign import wrap
@@ -135,9 +135,10 @@ def measure(options: Options) -> None:
     inputs, sha256 = _network_inputs(trained, calib, options.calib_size)
     same_pictures = sha256 == bundle.manifest.calibration.get("sha256")
     tools = _tools(trained, bundle, inputs)
+    truths = read_truths(str(data / "masks"), "binary", "--data")
     with open_source(verify) as source:
         for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
-            truth_hw = read_truth(data / "masks" / f"{frame.name}.png")
+            truth_hw = truths(frame.name, frame.size_hw)
             reference_hw = trained.reference(frame.image[None]).masks_nhw[0]
             for tool in tools:
                 tool.add(frame.image, frame.name, reference_hw, truth_hw)
@@ -188,9 +189,7 @@ class _Tool:
     boundary_ious: list[float] = field(default_factory=list)
     metrics: SaliencyMetrics = field(default_factory=SaliencyMetrics)
 
-    def add(
-        self, image: NDArray[np.uint8], name: str, reference_hw: NDArray[np.uint8], truth_hw: NDArray[np.bool_]
-    ) -> None:
+    def add(self, image: NDArray[np.uint8], name: str, reference_hw: NDArray[np.uint8], truth_hw: Truth) -> None:
         if self.masks is None:
             return
         mask_hw = reference_hw if self.key == "fp32" else self.masks(image[None])[0]
@@ -198,7 +197,7 @@ class _Tool:
         self.ious.append((iou(mask_hw, reference_hw), name, has_subject))
         self.maes.append(mean_absolute_error(mask_hw, reference_hw))
         self.boundary_ious.append(boundary_iou(mask_hw, reference_hw))
-        self.metrics.add(mask_hw, truth_hw)
+        self.metrics.add(*with_void_agreed(mask_hw, truth_hw))
 
     def row(self, reference: _Tool) -> dict[str, Any]:
         named = {"tool": self.key, "label": self.label, "version": self.version}

@@ -17,12 +17,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.questions.accuracy import read_truth
 from benchmarks.shared.bundles import compile_anew
 from benchmarks.shared.environment import write_result
 from benchmarks.shared.passes import Repeated, pipeline_pass, read_images
 from calibration.metrics.agreement import iou
 from calibration.metrics.saliency import SaliencyMetrics
+from calibration.metrics.truth import read_truths, with_void_agreed
 from calibration.sets.photographs import FOLDER
 from compile.options import read_size
 from pipeline.bundles.bundle import Bundle
@@ -272,15 +272,16 @@ def _compare(cases: Sequence[_Case], options: Options) -> None:
     """Masks of every size with those of the network's own, on pictures and frames of the clip; with the truth on pictures."""
     own, task = cases[0], cases[0].bundle.manifest.task
     for spec, truth, most in ((options.pictures, options.truth, None), (options.clip, None, options.most)):
+        truths = None if truth is None else read_truths(truth, task, "--truth")
         for frame in tqdm(_thinned(spec, most), unit=" pictures"):
             reference_hw = own.engine(frame.as_pixels(own.engine.pixels)[None])[0]
-            truth_hw = None if truth is None else read_truth(Path(truth) / f"{frame.name}.png")
+            truth_hw = None if truths is None else truths(frame.name, frame.size_hw)
             for case in cases:
                 mask_hw = reference_hw if case is own else case.engine(frame.as_pixels(case.engine.pixels)[None])[0]
                 case.ious.append((iou(mask_hw, reference_hw, task), frame.name))
                 if truth_hw is not None:
                     case.metrics = case.metrics or SaliencyMetrics()
-                    case.metrics.add(mask_hw, truth_hw)
+                    case.metrics.add(*with_void_agreed(mask_hw, truth_hw))
 
 
 def _thinned(spec: str, most: int | None) -> Iterator[Frame]:

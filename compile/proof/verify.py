@@ -65,6 +65,8 @@ MOST_UNDECIDED = 0.25
 # A mask that spreads over less than this says nothing about the picture.
 _FLAT = 25
 _RESAMPLES = 2000
+# Of ground truth a network that is worth compiling reaches more, and masks of other frames, or exchanged ones, mostly less.
+_BELIEVABLE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +470,23 @@ def _clarity(expected: Expected, task: Task) -> tuple[float, float | None]:
     if undecided_hw is None:
         return covered, None
     return covered, float(np.mean(undecided_hw)) / max(covered, 1e-9)
+
+
+def doubt_of_truth(samples: Sequence[Sample], task: Task) -> str | None:
+    """What speaks against the ground truth being that of these frames; None if nothing does, or there is none."""
+    ious = []
+    for sample in samples:
+        if sample.truth_hw is not None:
+            got_hw, truth_hw = sample.expected_nhw[-1], sample.truth_hw
+            known = truth_hw != VOID[task]
+            if known.any():
+                ious.append(iou(got_hw[known][None], truth_hw[known][None], task))
+    if not ious or np.mean(ious) >= _BELIEVABLE:
+        return None
+    return (
+        f"--calib-masks: the masks of the trained network itself have a mean IoU of {np.mean(ious):.2f} with them: are they the masks "
+        "of these frames, with the subject bright (classes: the indices that it was trained with)?"
+    )
 
 
 class _Reached:

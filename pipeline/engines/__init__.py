@@ -74,6 +74,11 @@ def _open_on_gpu(
 ) -> tuple[Engine | None, Sequence[EdgemaskError]]:
     """The engine of a plan that the bundle has or that is built here; else None, and why not: no reason without plan and GPU."""
     built = [entry.runtime for entry in bundle.manifest.engines]
+    if strangers := sorted({str(name) for name in built if name and name not in ENGINES}):
+        log.info(
+            f"{bundle.folder}: its plan for {', '.join(strangers)} is not used: expected one for {', '.join(ENGINES.own)}, or the "
+            "package that brings this backend"
+        )
     names = [name for name, kind in ENGINES.own.items() if kind.plans and name in built]
     problems: list[EdgemaskError] = []
 

@@ -12,6 +12,7 @@ _PICTURES = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     *(b"\0\0\0\x0cjP  ", b"\xffO\xffQ", b"v/1\x01", b"#?RADIANCE", b"#?RGBE"),
 )
+_JPEGS_IN_A_ROW = (".mjpeg", ".mjpg", ".mjpegs")
 _VIDEOS = (b"\x1aE\xdf\xa3", b"FLV\x01", b"OggS", b"YUV4MPEG2 ", b"\0\0\x01\xba", b"0&\xb2u\x8ef\xcf\x11")
 
 
@@ -28,6 +29,8 @@ def content_of(path: str) -> Literal["picture", "video"] | None:
         return "picture" if begins_as_heif(head) or _brands(head) & _AVIF_BRANDS else "video"
     if head[:4] == b"RIFF":
         return {b"WEBP": "picture", b"AVI ": "video"}.get(head[8:12])  # type: ignore[return-value]
+    if head.startswith(b"\xff\xd8\xff") and path.lower().endswith(_JPEGS_IN_A_ROW):
+        return "video"  # its first picture alone would be a whole file too
     return "picture" if head.startswith(_PICTURES) else "video" if head.startswith(_VIDEOS) else None
 
 

@@ -21,7 +21,15 @@ MAX_PIXELS = 1 << 27
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
+_TONES = {int(ColorTrc.IEC61966_2_1): "iec61966-2-1", int(ColorTrc.GAMMA22): "bt470m", int(ColorTrc.GAMMA28): "bt470bg"}
 _WIDE = {int(ColorPrimaries.BT2020): "BT.2020", int(ColorPrimaries.SMPTE431): "P3", int(ColorPrimaries.SMPTE432): "P3"}
+# What comes with pictures and no output gets: FFmpeg's name of it, and what is told.
+_BESIDE = {
+    "A53_CC": "closed captions: left out",
+    "S12M_TIMECODE": "a timecode with each picture: left out",
+    "STEREO3D": "two eyes' pictures in one: left as they are",
+    "SPHERICAL": "a picture of all around (360°): left as it is",
+}
 
 # A display matrix is read at least each so many pictures: see ``ToPixels._oriented``.
 _MATRIX_EACH = 32
@@ -100,10 +108,8 @@ class ToPixels:
         return self._orientation
 
     def _tell(self, decoded: av.VideoFrame) -> None:
-        if decoded.interlaced_frame:
-            self._note(
-                "interlaced: the two fields of a frame are left woven (ffmpeg -i IN -vf bwdif OUT separates them)"
-            )
+        if decoded.interlaced_frame:  # of files they are separated before
+            self._note("interlaced: the two fields of a frame are left woven")
         if decoded.format.name == self._told_format:  # asked of each picture, which a fast video notices
             return
         self._told_format = decoded.format.name
@@ -112,6 +118,9 @@ class ToPixels:
             self._note(f"{bits} bits a color: made 8")
         if decoded.format.components and any(component.is_alpha for component in decoded.format.components):
             self._note("transparent in part (alpha), which is left out")
+        for kind, sentence in _BESIDE.items():
+            if decoded.side_data.get(kind) is not None:
+                self._note(sentence)
 
     def _narrowed(self, decoded: av.VideoFrame) -> av.VideoFrame:
         """A picture of high dynamic range or wide colors in those of BT.709, by FFmpeg's own tone mapping; others as they are."""
@@ -119,7 +128,7 @@ class ToPixels:
         if high is None and wide is None:
             return decoded
         what = f"high dynamic range ({high})" if high else f"wide colors ({wide})"
-        key = (decoded.width, decoded.height, decoded.format.name, high, wide)
+        key = (decoded.width, decoded.height, decoded.format.name, int(decoded.color_trc), wide)
         try:
             if self._tone_mapping is None or self._tone_mapping[0] != key:
                 self._tone_mapping = key, _tone_mapping(decoded)
@@ -141,8 +150,10 @@ def _tone_mapping(decoded: av.VideoFrame) -> Graph:
     source = graph.add_buffer(
         width=decoded.width, height=decoded.height, format=decoded.format, time_base=Fraction(1, 90_000)
     )
+    # Where only the colors are wide, the tones stay as they are.
+    transfer = _TONES.get(int(decoded.color_trc), "bt709")
     scale = graph.add(
-        "scale", "out_primaries=bt709:out_transfer=bt709:out_color_matrix=bt709:out_range=full:intent=perceptual"
+        "scale", f"out_primaries=bt709:out_transfer={transfer}:out_color_matrix=bt709:out_range=full:intent=perceptual"
     )
     graph.link_nodes(source, scale, graph.add("format", "bgr24"), graph.add("buffersink")).configure()
     return graph

@@ -20,18 +20,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image as PillowImage
-from PIL import ImageCms, ImageOps
+from PIL import ImageCms, ImageOps, TiffImagePlugin
 
 from pipeline.errors import BackendUnavailableError, EdgemaskError, SourceError, TruncatedError
 from pipeline.frames.frame import Image
 from pipeline.sources.bands import NUMPY_SUFFIX
 from pipeline.sources.content import begins_as_heif
+from pipeline.sources.still_colors import StillColors, colors_of, narrowed
 
-# What OpenCV reads in part: no mirrors, no turns, the first tile.
-_BY_PILLOW = frozenset(("AVIF", "HEIF"))
+# What OpenCV reads in part: no mirrors, no turns, the first tile; whatever the largest value of a PPM is.
+_BY_PILLOW = frozenset(("AVIF", "HEIF", "PPM"))
 # Not a phone's JPEG with previews behind it, nor its HEIC.
 _SEVERAL = frozenset(("GIF", "WEBP", "PNG", "AVIF", "TIFF"))
 _MOST_BYTES = 1 << 31
+_BITS_PER_SAMPLE = 258
+_SRGB_GAMMA = 0.45455
+_SRGB_XY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # of white, red, green and blue
+_SAME_COLOR, _SAME_SHAPE = 0.01, 0.02
 _limit_lock = threading.Lock()
 _PAGE_S = 1.0  # pages of a document and pictures without a time
 
@@ -72,7 +77,8 @@ def read_one(path: Path) -> Picture:
     """The same with its transparency; raises as ``read_picture``."""
     content = _read(path)
     with _opened(path, content) as probe:
-        return replace(_decoded(path, content, probe), of=_count(probe))
+        picture = replace(_decoded(path, content, probe), of=_count(probe))
+    return replace(picture, notes=(*picture.notes, *_left_out(content, probe)))
 
 
 def read_all(path: Path) -> Iterator[Picture]:
@@ -85,10 +91,11 @@ def read_all(path: Path) -> Iterator[Picture]:
             return
         # The picture for readers that know no animations is not a part of it.
         first = 1 if probe.info.get("default_image") else 0
+        colors = _bits_of(probe, colors_of(content))
         for index in range(first, count):
             try:
                 probe.seek(index)
-                picture = _by_pillow(path, probe)
+                picture = _by_pillow(path, probe, colors)
             except (EOFError, OSError, ValueError, SyntaxError) as error:
                 raise TruncatedError(
                     f"{path}: cut off or damaged after {index - first} of {count - first} pictures"
@@ -104,6 +111,40 @@ def count_pictures(path: Path) -> int:
             return count - 1 if count > 1 and probe is not None and probe.info.get("default_image") else count
     except EdgemaskError:  # what is wrong with it is said when it is read
         return 1
+
+
+def _left_out(content: bytes, probe: PillowImage.Image | None) -> tuple[str, ...]:
+    """What else a file has that is one picture, in sentences."""
+    if probe is None:
+        return ()
+    said = [*_colors_of_png(probe), *_shape_of_pixels(probe)]
+    if probe.format == "MPO":
+        said.append("other pictures behind the first (a preview, a gain map or a second eye's): left out")
+    if probe.format == "JPEG" and b"\xff\xd9\xff\xd8\xff" in content:
+        said.append("another JPEG follows the first and is left out: if it is a video, call it .mjpeg")
+    beside = [one for one in ("depth_images", "aux") if probe.info.get(one)]
+    if probe.format == "HEIF" and beside:
+        said.append("pictures beside it (depth, gain map): left out")
+    return tuple(said)
+
+
+def _colors_of_png(probe: PillowImage.Image) -> Iterator[str]:
+    """Colors that a PNG describes by curves and coordinates, where it has no profile."""
+    info = probe.info
+    if probe.format != "PNG" or "icc_profile" in info or "srgb" in info:
+        return
+    gamma = info.get("gamma", _SRGB_GAMMA)
+    if abs(gamma - _SRGB_GAMMA) > _SAME_COLOR:
+        yield f"a gamma of {gamma:.3g} (gAMA): shown as if it were sRGB's"
+    if any(abs(one - other) > _SAME_COLOR for one, other in zip(info.get("chromaticity", ()), _SRGB_XY, strict=False)):
+        yield "colors of other primaries (cHRM): shown as if they were sRGB's"
+
+
+def _shape_of_pixels(probe: PillowImage.Image) -> Iterator[str]:
+    x, y = map(float, probe.info.get("aspect") or probe.info.get("dpi") or probe.info.get("jfif_density") or (1, 1))
+    # An aspect of PNG counts pixels a unit, as dots per inch do.
+    if x > 0 and y > 0 and abs(x / y - 1) > _SAME_SHAPE:
+        yield f"pixels that are not square (1:{x / y:.3g}): shown as square ones"
 
 
 def _count(probe: PillowImage.Image | None) -> int:
@@ -166,9 +207,10 @@ def _register_heif(path: Path) -> None:
 
 
 def _decoded(path: Path, content: bytes, probe: PillowImage.Image | None) -> Picture:
-    is_pillows = probe is not None and (probe.format in _BY_PILLOW or probe.mode == "CMYK")
+    colors = _bits_of(probe, colors_of(content))
+    is_pillows = probe is not None and (probe.format in _BY_PILLOW or probe.mode in ("CMYK", "LAB"))
     if probe is not None and is_pillows:
-        return _by_pillow(path, probe)
+        return _by_pillow(path, probe, colors)
     if probe is None:
         return Picture(_by_opencv(path, content))
     try:
@@ -176,13 +218,14 @@ def _decoded(path: Path, content: bytes, probe: PillowImage.Image | None) -> Pic
     except SourceError:
         if probe.format in ("JPEG", "PNG"):  # damaged: Pillow would say no more
             raise
-        return _by_pillow(path, probe)
+        return _by_pillow(path, probe, colors)
     profile = probe.info.get("icc_profile")
+    alpha = None
     if _is_transparent(probe):
         alpha = np.asarray(ImageOps.exif_transpose(probe).convert("RGBA").getchannel("A"), np.uint8)
-        if alpha.shape == image.shape[:2]:
-            return _shown(image, alpha, profile)
-    return _shown(image, None, profile)
+        if alpha.shape != image.shape[:2]:
+            alpha = None
+    return _shown(image, alpha, profile, colors)
 
 
 def _by_opencv(path: Path, content: bytes) -> Image:
@@ -198,10 +241,11 @@ def _by_opencv(path: Path, content: bytes) -> Image:
     return np.ascontiguousarray(image, dtype=np.uint8)
 
 
-def _by_pillow(path: Path, probe: PillowImage.Image) -> Picture:
-    if probe.mode == "F":
+def _by_pillow(path: Path, probe: PillowImage.Image, colors: StillColors) -> Picture:
+    if probe.mode == "F" or (probe.mode == "I" and probe.format != "PPM"):
+        got = "one in floating point" if probe.mode == "F" else "one of 32 bits, whose brightest value nobody knows"
         raise SourceError(
-            f"{path}: expected a picture of whole numbers, got one in floating point: save it with 8 or 16 bits a color"
+            f"{path}: expected a picture of whole numbers of 8 or 16 bits, got {got}: save it with 8 or 16 bits a color"
         )
     try:
         upright = ImageOps.exif_transpose(probe)
@@ -211,7 +255,9 @@ def _by_pillow(path: Path, probe: PillowImage.Image) -> Picture:
             alpha = np.asarray(upright.convert("RGBA").getchannel("A"), np.uint8)
         if upright.mode == "CMYK" and profile:
             rgb, profile = _in_srgb(upright, profile), None
-        elif upright.mode.startswith("I;16"):
+        elif upright.mode == "LAB":
+            rgb, profile = _in_srgb(upright, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()), None
+        elif upright.mode.startswith("I"):  # Pillow brings those of PPM to 16 bits, whatever their largest value is
             rgb = PillowImage.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
         else:
             rgb = upright.convert("RGB")
@@ -220,7 +266,7 @@ def _by_pillow(path: Path, probe: PillowImage.Image) -> Picture:
             f"{path}: expected a picture, got a file that cannot be decoded ({_first_line(error)})"
         ) from error
     image = np.asarray(cv2.cvtColor(np.asarray(rgb), cv2.COLOR_RGB2BGR), np.uint8)
-    picture = _shown(image, alpha, profile)
+    picture = _shown(image, alpha, profile, colors)
     duration_ms = probe.info.get("duration")  # some formats tell it with the pixels
     if duration_ms is None:
         return picture
@@ -228,13 +274,27 @@ def _by_pillow(path: Path, probe: PillowImage.Image) -> Picture:
     return replace(picture, duration_s=float(duration_ms) / 1000 or 0.1)
 
 
+def _bits_of(probe: PillowImage.Image | None, colors: StillColors) -> StillColors:
+    """With the bits of a color where Pillow knows them."""
+    if probe is None or colors.bits is not None:
+        return colors
+    if isinstance(probe, TiffImagePlugin.TiffImageFile):
+        return colors._replace(bits=max(probe.tag_v2.get(_BITS_PER_SAMPLE, (8,))))
+    return colors._replace(bits=16 if probe.mode.startswith("I") else None)
+
+
 def _is_transparent(probe: PillowImage.Image) -> bool:
     return probe.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in probe.info
 
 
-def _shown(image: Image, alpha: Image | None, profile: bytes | None) -> Picture:
-    """Colors as sRGB's, and white below what is transparent."""
+def _shown(image: Image, alpha: Image | None, profile: bytes | None, colors: StillColors) -> Picture:
+    """Colors as sRGB's, and white below what is transparent. A profile counts for more than numbers of colors."""
     notes = []
+    if colors.bits is not None and colors.bits > 8:
+        notes.append(f"{colors.bits} bits a color: made 8")
+    if not profile:
+        image, done = narrowed(image, colors.primaries, colors.transfer)
+        notes.extend(done)
     if profile and (transform := _transform(profile)) is not None:
         rgb = PillowImage.fromarray(np.ascontiguousarray(image[..., ::-1]))
         image = np.ascontiguousarray(np.asarray(ImageCms.applyTransform(rgb, transform))[..., ::-1])

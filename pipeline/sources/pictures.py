@@ -32,6 +32,7 @@ PICTURES = SourceKind(
     suffixes=(
         ".avif", ".bmp", ".dib", ".exr", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pbm", ".pgm", ".pic", ".png",
         ".pnm", ".ppm", ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp", ".apng", ".heic", ".heif", ".hif", ".jfif",
+        ".tga", ".ico", ".qoi", ".pcx", ".sgi", ".dds",
     ),
     folders=True,
 )

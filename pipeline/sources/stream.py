@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from pipeline.redaction import redact
 from pipeline.sources.address import Address
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
 from pipeline.sources.dial import require_certificates
-from pipeline.sources.display import pixel_shape
+from pipeline.sources.display import Notes, pixel_shape
 from pipeline.sources.ffmpeg_memory import limited_blocks
 from pipeline.sources.gstreamer import GstreamerConnection, has_jetson_decoder, jetson_rtsp
 from pipeline.sources.http_stream import HttpStream
@@ -61,8 +61,10 @@ class StreamSource(LiveSource):
         require_certificates(address, options.tls_verify)
         kind = "RTSP over TCP" if address.scheme.startswith("rtsp") else "stream over HTTP"
 
+        note = Notes(address.name)  # each thing once, however often the connection is begun again
+
         def connect() -> Connection:
-            return StreamConnection(address, options, self.pixels)
+            return StreamConnection(address, options, self.pixels, note)
 
         super().__init__(SourceInfo(address.name, f"{kind}, {address.name}", live=True), connect, options)
 
@@ -70,8 +72,15 @@ class StreamSource(LiveSource):
 class StreamConnection(Connection):
     """One connection: who is spoken to is decided here, and what came is decoded by FFmpeg, or a Jetson's decoder."""
 
-    def __init__(self, address: Address, options: LiveOptions, pixels: Pixels = "bgr") -> None:
+    def __init__(
+        self,
+        address: Address,
+        options: LiveOptions,
+        pixels: Pixels = "bgr",
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._address = address
+        self._note = note
         self._pixels = pixels
         self._options = options
         self._ways: list[HttpStream | RtspRelay | GstreamerConnection] = []
@@ -177,7 +186,7 @@ class StreamConnection(Connection):
         return container
 
     def _motion_jpeg(self, parts: Parts) -> Iterator[Picture]:
-        context, is_first, to_pixels = _mjpeg(MAX_PIXELS), True, ToPixels(self._pixels)
+        context, is_first, to_pixels = _mjpeg(MAX_PIXELS), True, ToPixels(self._pixels, note=self._note)
         for part in parts:
             try:
                 pictures = context.decode(av.Packet(part))
@@ -201,8 +210,10 @@ class StreamConnection(Connection):
             # each would become a picture, half of it green, that is not even marked as damaged.
             context.flags2 |= Flags2.chunks
         timed = container.format.name not in _WITHOUT_TIMES
-        to_pixels, life = ToPixels(self._pixels, pixel_shape(stream.sample_aspect_ratio)), LifeSigns()
+        to_pixels, life = ToPixels(self._pixels, pixel_shape(stream.sample_aspect_ratio), self._note), LifeSigns()
         for packet in container.demux(stream):
+            if not packet.size and packet.pts is not None:
+                continue  # "the same picture again", which the decoder would take for the end
             try:
                 pictures = packet.decode()
             except av.error.FFmpegError:

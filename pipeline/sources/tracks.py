@@ -9,6 +9,21 @@ from av.stream import Disposition
 # Pictures beside the film: covers, and previews of a time line.
 _BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails
 
+# What writers say of the file, not of the film.
+_OF_THE_WRITER = frozenset(
+    (
+        "major_brand",
+        "minor_version",
+        "compatible_brands",
+        "encoder",
+        "duration",
+        "metadatacreator",
+        "hasaudio",
+        "hasvideo",
+    )
+)
+_TAGS_TOLD = 6
+
 
 def film_of(container: av.container.InputContainer) -> av.VideoStream | None:
     """The picture track that players show: FFmpeg's choice of those that are no cover; None if there is none."""
@@ -44,4 +59,12 @@ def left_out(container: av.container.InputContainer, film: av.VideoStream) -> st
         parts.append("a chapter" if count == 1 else f"{count} chapters")
     if "timecode" in film.metadata or any("timecode" in stream.metadata for stream in streams.data):
         parts.append("the timecode")
+    if count := sum("timecode" not in stream.metadata for stream in streams.data):
+        parts.append("a track of data" if count == 1 else f"{count} tracks of data")
+    if count := len(streams.attachments):
+        parts.append("an attachment" if count == 1 else f"{count} attachments")
+    if film.metadata.get("alpha_mode") == "1":  # in packets of its own, which FFmpeg's own decoder does not look at
+        parts.append("transparency")
+    if tags := sorted(name.lower() for name in container.metadata if name.lower() not in _OF_THE_WRITER):
+        parts.append(f"what it says of itself ({', '.join(tags[:_TAGS_TOLD])}{', …' if tags[_TAGS_TOLD:] else ''})")
     return ", ".join(parts)

@@ -16,6 +16,7 @@ from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
 from pipeline.sources.completeness import is_cut_off
 from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
+from pipeline.sources.deinterlace import Deinterlacer
 from pipeline.sources.display import Notes, pixel_shape
 from pipeline.sources.ffmpeg_memory import limited_blocks
 from pipeline.sources.kinds import SourceKind
@@ -37,8 +38,8 @@ VIDEO = SourceKind(
 
 # Only containers that hold their own pictures: a playlist (HLS, concat) in a file named .mp4 would read other files.
 CONTAINERS = (
-    "asf,avi,av1,dv,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,"
-    "rm,webp_anim,yuv4mpegpipe"
+    "asf,avi,av1,dv,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,mxf,nut,obu,"
+    "ogg,rm,webp_anim,yuv4mpegpipe"
 )
 _OPENING = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, "max_streams": "64"}
 # Where parts of several recordings may follow each other, each with its own clock.
@@ -65,6 +66,7 @@ class VideoSource(Source):
 
     def __init__(self, spec: str) -> None:
         self._path = Path(spec)
+        self._end_s, self._ends_inside = 0.0, False
         if not os.path.exists(spec):
             raise SourceError(f"{spec}: no such file")
         if not os.path.isfile(spec):
@@ -73,6 +75,11 @@ class VideoSource(Source):
             raise SourceError(f"{spec}: expected a video, got a file that cannot be read: check its permissions")
         try:
             self._container = open_file(spec)
+        except av.error.ArgumentError as error:  # FFmpeg knows it, and it is not among them
+            raise SourceError(
+                f"{spec}: expected a video, got a file that is none, or in another container than is read here "
+                f"({CONTAINERS.replace(',', ', ')}): ffmpeg -i IN OUT.mkv makes one"
+            ) from error
         except (av.error.FFmpegError, ValueError) as error:
             raise SourceError(
                 f"{spec}: expected a video, got a file that is none or is cut off ({reason(error)})"
@@ -108,45 +115,54 @@ class VideoSource(Source):
         return max(1, round(self._container.duration / av.time_base * fps))
 
     def __iter__(self) -> Iterator[Frame]:
-        end_s = 0.0
-        cut = False
         stem, index = self._path.stem, 0
         note = Notes(self.info.name)
         clock = FileClock(self.info.fps, is_transport=self._container.format.name in TRANSPORTS, note=note)
         to_pixels = ToPixels(self.pixels, pixel_shape(self._stream.sample_aspect_ratio), note)
         try:
-            for packet in self._container.demux():
-                if packet.size:
-                    cut = packet.is_corrupt  # the last of all: whether the file ends inside it
-                if packet.stream is not self._stream:
-                    continue
-                if packet.pts is not None and packet.time_base is not None:
-                    end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-                for decoded in packet.decode():
-                    assert isinstance(decoded, av.VideoFrame)
-                    stamp_s = (
-                        None if decoded.pts is None else float(decoded.pts * (decoded.time_base or self.info.time_base))
-                    )
-                    pts_s = clock(stamp_s)
-                    pixels, kind, aspect = to_pixels(decoded)
-                    frame = Frame(
-                        pixels, index, pts_s, self.info.name, f"{stem}_{index:06d}", kind, sample_aspect=aspect
-                    )
-                    frame.shift_s = clock.offset_s
-                    yield frame
-                    index += 1
+            for decoded in self._decoded(Deinterlacer(note)):
+                stamp_s = (
+                    None if decoded.pts is None else float(decoded.pts * (decoded.time_base or self.info.time_base))
+                )
+                pts_s = clock(stamp_s)
+                pixels, kind, aspect = to_pixels(decoded)
+                frame = Frame(pixels, index, pts_s, self.info.name, f"{stem}_{index:06d}", kind, sample_aspect=aspect)
+                frame.shift_s = clock.offset_s
+                yield frame
+                index += 1
         except av.error.FFmpegError as error:
             raise TruncatedError(
                 f"{self._path}: cut off or damaged after {index} frames ({reason(error)})", clock.last_s
             ) from error
         if index == 0:
             raise SourceError(f"{self._path}: expected frames, got none that can be decoded: the file is damaged")
-        self._check_end(index, end_s, clock, cut=cut)
+        self._check_end(index, clock)
 
-    def _check_end(self, frames: int, end_s: float, clock: FileClock, *, cut: bool) -> None:
-        declared_s = self._declared_end_s()
+    def _decoded(self, deinterlaced: Deinterlacer) -> Iterator[av.VideoFrame]:
+        """The film's pictures; what its packets say of the end is kept for ``_check_end``."""
+        self._end_s, self._ends_inside = 0.0, False
+        try:
+            for packet in self._container.demux():
+                if packet.size:
+                    self._ends_inside = packet.is_corrupt  # the last of all: whether the file ends inside it
+                if packet.stream is not self._stream:
+                    continue
+                if packet.pts is not None and packet.time_base is not None:
+                    self._end_s = max(self._end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if not packet.size and packet.pts is not None:
+                    continue  # "the same picture again", which the decoder would take for the end
+                for decoded in packet.decode():
+                    assert isinstance(decoded, av.VideoFrame)
+                    yield from deinterlaced(decoded)
+        except av.error.FFmpegError:
+            yield from deinterlaced.rest()
+            raise
+        yield from deinterlaced.rest()
+
+    def _check_end(self, frames: int, clock: FileClock) -> None:
+        end_s, declared_s = self._end_s, self._declared_end_s()
         container = self._container.format.name
-        if (cut and container not in TRANSPORTS) or is_cut_off(self._path, container):
+        if (self._ends_inside and container not in TRANSPORTS) or is_cut_off(self._path, container):
             length = f" of {declared_s:.1f} s" if declared_s else ""
             raise TruncatedError(
                 f"{self._path}: expected a complete file{length}, got one that is cut off after {frames} frames",

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import QUESTIONS, main
-from benchmarks.questions.accuracy import read_truth
-from pipeline.errors import SourceError
 
 
 @pytest.fixture
@@ -41,9 +39,34 @@ def test_the_command_prints_a_table_and_writes_json(data_set, red_bundle, capsys
 def test_a_missing_truth_is_named(data_set, red_bundle, capsys):
     (data_set / "masks" / "b.png").unlink()
     assert main(["accuracy", "--data", str(data_set), "--model", str(red_bundle.folder)]) == 2
-    assert "b.png: cannot be read" in capsys.readouterr().err
-    with pytest.raises(SourceError, match="cannot be read"):
-        read_truth(data_set / "masks" / "b.png")
+    assert "masks: expected b.png for the frame b, got none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda mask: mask[::2], "expected a mask of 24×32 as its frame, got 12×32"),
+        (lambda mask: np.dstack([mask, mask, 255 - mask]), "expected a grey mask, got colours"),
+        (lambda mask: np.minimum(mask, 9), "which of them is the subject"),
+    ],
+)
+def test_ground_truth_that_does_not_fit_is_told(data_set, red_bundle, capsys, change, message):
+    path = str(data_set / "masks" / "b.png")
+    cv2.imwrite(path, change(cv2.imread(path, cv2.IMREAD_GRAYSCALE)))
+    assert main(["accuracy", "--data", str(data_set), "--model", str(red_bundle.folder)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_ground_truth_of_0_and_1_with_void(data_set, red_bundle, tmp_path, capsys):
+    for name in ("a", "b"):
+        path = str(data_set / "masks" / f"{name}.png")
+        mask = cv2.imread(path, cv2.IMREAD_GRAYSCALE) // 255
+        mask[20:, :5] = 255  # nobody knows
+        cv2.imwrite(path, mask)
+    result = tmp_path / "result.json"
+    assert main(["accuracy", "--data", str(data_set), "--model", str(red_bundle.folder), "--json", str(result)]) == 0
+    (row,) = json.loads(result.read_text())["table"]
+    assert (row["iou"], row["mae"], row["max_f"]) == (1, 0, 1)
 
 
 def test_an_unknown_question_is_told(capsys):

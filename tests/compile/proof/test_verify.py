@@ -8,8 +8,10 @@ from calibration.metrics.truth import VOID
 from compile.proof.verify import (
     MOST_FRAMES,
     Expected,
+    Sample,
     Sampling,
     Verification,
+    doubt_of_truth,
     mean_interval,
     problem_with,
     program_masks,
@@ -322,3 +324,17 @@ def test_void_pixels_of_a_binary_truth_count_for_nothing():
     truth[:, :40], truth[:, 40:60] = 255, VOID["binary"]
     (sample,) = take_samples(frames_of(bars()), expecting(red_channel), "x", Sampling(truths=lambda *_: truth))
     assert verify(red_channel, [sample], "binary", source="x", runtime="r").truth == 1
+
+
+def test_ground_truth_of_other_frames_is_told():
+    masks = np.zeros((4, 1, 32, 32), np.uint8)
+    for number, mask in enumerate(masks):
+        mask[0, 8 * number : 8 * number + 8] = 255
+    frames = np.zeros((1, 32, 32, 3), np.uint8)
+
+    def doubt(truths):
+        return doubt_of_truth([Sample("a", frames, *pair) for pair in zip(masks, truths, strict=True)], "binary")
+
+    assert doubt(masks[:, 0]) is None
+    assert doubt([None] * 4) is None
+    assert "are they the masks of these frames" in doubt(np.roll(masks[:, 0], 1, axis=0))

@@ -485,9 +485,11 @@ def test_auto_says_nothing_of_backends_without_a_plan(red_bundle, fake_machine, 
     assert said == []
 
 
-def test_auto_minds_no_entry_of_a_runtime_that_is_none(red_bundle):
+def test_auto_tells_of_an_entry_of_a_runtime_that_is_none_and_goes_on(red_bundle, said):
     manifest = dataclasses.replace(
         red_bundle.manifest, engines=tuple(map(PlanEntry.from_dict, ({"runtime": []}, {"runtime": "cuda"}, {})))
     )
     with open_engine(Bundle(red_bundle.folder, manifest)) as engine:
         assert red(engine)
+    (line,) = said
+    assert "its plan for cuda is not used: expected one for tensorrt" in line

@@ -1,9 +1,12 @@
 """What a picture file says beside its pixels: Pillow and OpenCV write it, and it comes out or is told."""
 
 import io
+import struct
 import sys
+import zlib
 from collections import deque
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from pipeline.render.overlay import Renderer
 from pipeline.sinks import open_sink
 from pipeline.sources import open_source, source_kind
 from pipeline.sources.picture_file import read_one, read_picture
+from pipeline.sources.still_colors import colors_of
 
 H, W = 24, 36
 
@@ -252,3 +256,196 @@ def test_text_in_a_picture_is_left_alone(tmp_path):
     PillowImage.fromarray(picture()).save(buffer, format="PNG", pnginfo=words)
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), picture()[..., ::-1])
+
+
+def write_avif(path, rgb, tags, pix_fmt="yuv444p10le", codec="libsvtav1"):
+    """An AVIF of FFmpeg's, whose colors have numbers: primaries, transfer, matrix, range."""
+    with av.open(str(path), "w", format="avif") as out:
+        stream = out.add_stream(codec, rate=1, options={"crf": "5"})
+        stream.height, stream.width = rgb.shape[:2]
+        stream.pix_fmt = pix_fmt
+        context = stream.codec_context
+        context.color_primaries, context.color_trc, context.colorspace, context.color_range = tags
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb48le" if rgb.dtype == np.uint16 else "rgb24")
+        frame = frame.reformat(format=pix_fmt, dst_colorspace=tags[2], dst_color_range=tags[3])
+        frame.color_primaries, frame.color_trc, frame.colorspace, frame.color_range = tags
+        frame.pts = 0
+        for packet in (*stream.encode(frame), *stream.encode()):
+            out.mux(packet)
+
+
+def ramps():
+    """(64, 96, 3) RGB whose colors are all inside sRGB, also as Display P3's."""
+    y, x = np.mgrid[:64, :96]
+    return np.dstack([100 + x // 2, 100 + y // 2, 150 - x // 4]).astype(np.uint8)
+
+
+def from_p3(rgb):
+    """Display P3 to sRGB as the standards' numbers have it."""
+    matrix = np.array([[1.22494, -0.22494, 0], [-0.042057, 1.042057, 0], [-0.019638, -0.078636, 1.098274]])
+    value = rgb / 255
+    linear = np.einsum(
+        "dc,hwc->hwd", matrix, np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    )
+    return 255 * np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clip(0) ** (1 / 2.4) - 0.055)
+
+
+@pytest.fixture
+def quiet_encoder(monkeypatch):
+    monkeypatch.setenv("SVT_LOG", "1")
+
+
+def test_display_p3_of_an_avif_is_converted_as_the_standards_say(tmp_path, quiet_encoder):
+    write_avif(tmp_path / "a.avif", ramps(), (12, 13, 1, 2), "yuv420p10le")
+    read = read_one(tmp_path / "a.avif")
+    stored = np.asarray(PillowImage.open(tmp_path / "a.avif"))
+    assert np.abs(read.image[..., ::-1] - from_p3(stored)).mean() < 1
+    assert np.abs(stored.astype(int) - from_p3(stored)).mean() > 1.5, "the conversion is to be seen"
+    assert read.notes == ("10 bits a color: made 8", "wide colors (P3): brought to BT.709")
+
+
+def test_high_dynamic_range_of_an_avif_is_tone_mapped(tmp_path, quiet_encoder):
+    """A gray ramp of PQ: 203 cd/m² is white's place (ITU-R BT.2408), so that what is below it is darkened little and all stays gray."""
+    code = np.repeat(np.linspace(0, 65535, 128).astype(np.uint16)[None, :, None], 64, 0).repeat(3, 2)
+    write_avif(tmp_path / "a.avif", np.ascontiguousarray(code), (9, 16, 9, 2), "yuv420p10le")
+    read = read_one(tmp_path / "a.avif")
+    gray = read.image.astype(int).mean(axis=0)
+    stored = np.asarray(PillowImage.open(tmp_path / "a.avif")).astype(int).mean(axis=(0, 2))
+    assert np.ptp(gray, axis=1).mean() < 10  # PQ makes much of the little that the encoder adds
+    assert (np.diff(gray.mean(axis=1)) > -1.5).all()
+    assert gray[-1].min() > 240, "the brightest stays white"
+    assert np.abs(gray.mean(axis=1) - stored).mean() > 10, "PQ shown as it is would be flat"
+    assert "high dynamic range (PQ): brought to BT.709" in read.notes
+
+
+def test_a_png_s_numbers_of_colors_are_read(tmp_path):
+    path = tmp_path / "a.png"
+    PillowImage.fromarray(ramps()).save(path)
+    content = path.read_bytes()
+    body = b"cICP" + bytes((12, 13, 0, 1))
+    path.write_bytes(content[:33] + struct.pack(">I", 4) + body + struct.pack(">I", zlib.crc32(body)) + content[33:])
+    assert np.abs(read_picture(path)[..., ::-1] - from_p3(ramps())).mean() < 1
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_bits_of_heic_are_told_and_its_colors_read(tmp_path, bits):
+    pillow_heif = heif()
+    wide = ramps().astype(np.uint16) * 257
+    image = pillow_heif.from_bytes("RGB;16", (96, 64), wide.tobytes()) if bits > 8 else None
+    pillow_heif.register_heif_opener()
+    if image is None:
+        PillowImage.fromarray(ramps()).save(tmp_path / "a.heic", quality=95)
+    else:
+        pillow_heif.options.SAVE_HDR_TO_12_BIT = bits == 12
+        image.save(
+            tmp_path / "a.heic", quality=95, color_primaries=12, transfer_characteristics=13, matrix_coefficients=1
+        )
+        pillow_heif.options.SAVE_HDR_TO_12_BIT = False
+    read = read_one(tmp_path / "a.heic")
+    if bits == 8:
+        assert read.notes == ()
+        assert np.abs(read.image[..., ::-1].astype(int) - ramps()).mean() < 3
+    else:
+        assert read.notes == (f"{bits} bits a color: made 8", "wide colors (P3): brought to BT.709")
+        assert np.abs(read.image[..., ::-1] - from_p3(ramps())).mean() < 3
+
+
+def test_a_profile_counts_for_more_than_numbers(tmp_path):
+    path = tmp_path / "a.avif"
+    PillowImage.fromarray(ramps()).save(path, icc_profile=profile("swapped"), quality=100)
+    content = path.read_bytes()
+    assert colors_of(content).bits == 8
+    assert not any("BT.709" in note for note in read_one(path).notes)
+
+
+@pytest.mark.parametrize("cut", [20, 60, 150, 250])
+def test_colors_of_a_damaged_file_are_none_or_those(tmp_path, cut):
+    PillowImage.fromarray(ramps()).save(tmp_path / "a.avif")
+    content = (tmp_path / "a.avif").read_bytes()
+    whole, part = colors_of(content), colors_of(content[:cut])
+    assert all(one in (None, other) for one, other in zip(part, whole, strict=True))
+
+
+def test_sixteen_bits_are_told(tmp_path):
+    deep = ramps().astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / "a.png"), deep)
+    cv2.imwrite(str(tmp_path / "a.tif"), deep)
+    for name in ("a.png", "a.tif"):
+        assert read_one(tmp_path / name).notes == ("16 bits a color: made 8",), name
+
+
+def test_pictures_behind_the_first_are_told(tmp_path):
+    first, second = (PillowImage.fromarray(picture()) for _ in range(2))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    assert any("other pictures behind the first" in note for note in read_one(tmp_path / "a.jpg").notes)
+
+
+EVERYDAY = {
+    "a.tga": {},
+    "a.ico": {"sizes": [(W, H)]},
+    "a.qoi": {},
+    "a.pcx": {},
+    "a.sgi": {},
+    "a.dds": {},
+    "a.jp2": {},
+    "a.ppm": {},
+    "a.bmp": {},
+    "lzw.tif": {"compression": "tiff_lzw"},
+    "zstd.tif": {"compression": "zstd"},
+    "packed.tif": {"compression": "packbits"},
+}
+
+
+@pytest.mark.parametrize("name", EVERYDAY)
+def test_formats_are_read_as_pillow_reads_them(tmp_path, name):
+    path = tmp_path / name
+    PillowImage.fromarray(picture()).save(path, **EVERYDAY[name])
+    assert source_kind(str(path)) == "pictures"
+    with PillowImage.open(path) as opened:
+        shown = np.asarray(opened.convert("RGB"))
+    np.testing.assert_array_equal(read_picture(path), shown[..., ::-1])
+
+
+@pytest.mark.parametrize("largest", [100, 255, 1023, 65535])
+def test_a_ppm_counts_to_its_own_largest_value(tmp_path, largest):
+    values = np.round(picture() / 255 * largest).astype(">u2" if largest > 255 else np.uint8)
+    gray = np.ascontiguousarray(values[..., 0])
+    (tmp_path / "a.pgm").write_bytes(f"P5 {W} {H} {largest}\n".encode() + gray.tobytes())
+    assert np.abs(read_picture(tmp_path / "a.pgm")[..., 0].astype(int) - picture()[..., 0]).max() <= 2
+
+
+def test_lab_is_converted_to_the_colors_that_it_was_made_of(tmp_path):
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    ImageCms.profileToProfile(PillowImage.fromarray(picture()), srgb, lab, outputMode="LAB").save(tmp_path / "a.tif")
+    assert np.abs(read_picture(tmp_path / "a.tif").astype(int) - picture()[..., ::-1]).mean() < 2
+
+
+def test_32_bits_are_refused(tmp_path):
+    PillowImage.fromarray(np.full((H, W), 1 << 20, np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(SourceError, match="got one of 32 bits, whose brightest value nobody knows"):
+        read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "words"),
+    [
+        (b"gAMA", struct.pack(">I", 100_000), "a gamma of 1 (gAMA)"),
+        (b"gAMA", struct.pack(">I", 45_455), None),
+        (b"cHRM", struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000), "other primaries (cHRM)"),
+        (b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000), None),
+        (b"pHYs", struct.pack(">IIB", 2, 1, 0), "pixels that are not square (1:2)"),
+        (b"pHYs", struct.pack(">IIB", 2835, 2835, 1), None),
+    ],
+)
+def test_what_a_png_says_beside_its_pixels_is_told(tmp_path, kind, body, words):
+    PillowImage.fromarray(picture()).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])
+    notes = read_one(tmp_path / "a.png").notes
+    assert notes == () if words is None else any(words in note for note in notes)
+
+
+def test_a_fax_s_pixels_are_told(tmp_path):
+    PillowImage.fromarray(picture()).convert("1").save(tmp_path / "a.tif", compression="group4", dpi=(204, 98))
+    assert any("pixels that are not square" in note for note in read_one(tmp_path / "a.tif").notes)
