@@ -172,13 +172,14 @@ class _Writing:
             try:
                 sink.write(frame)
             except SinkError as error:
-                if not self._is_live or (len(self._left) == 1 and not sink.written):
+                can_come_back = bool(sink.problem)
+                if not self._is_live or not (can_come_back or len(self._left) > 1 or sink.written):
                     raise
                 self._left.remove(sink)
                 self._aside.append(sink)
                 self._again_due_s = time.monotonic() + AGAIN_S
                 self._lost(error)
-                if not sink.problem:  # it has nothing that could come back
+                if not can_come_back:
                     self._aside.remove(sink)
                     with contextlib.suppress(SinkError):
                         sink.close()

@@ -107,7 +107,7 @@ class RecordingSink(Sink):
         """Finish the last file."""
         try:
             self._finish_segment()
-        except Error as error:
+        except (SinkError, *Error) as error:
             raise self._end(reason(error)) from error
         self._is_closed = True
         self._ended = self._ended or f"{self._path}: the recording is closed"
@@ -194,13 +194,14 @@ class RecordingSink(Sink):
             try:
                 segment.close()
             finally:
-                if segment.good_bytes and self._journal is not None:
-                    self._journal.ended(segment.path)
+                if self._journal is not None:
+                    note = self._journal.ended if segment.is_kept else self._journal.lost
+                    note(segment.path)
                 self._tell_files()
 
     def _end(self, problem: str) -> SinkError:
         """Finish as far as that is possible; the error to raise."""
-        with contextlib.suppress(*Error):  # the first problem is the one to tell
+        with contextlib.suppress(SinkError, *Error):  # the first problem is the one to tell
             self._finish_segment()
         kept = f"; {self.written} can be played" if self.written else ""
         self._ended = f"{self._path}: recording stopped ({problem}){kept}"
@@ -232,7 +233,8 @@ class RecordingSink(Sink):
         return files[0].size_bytes
 
     def _is_young(self, one: Recorded) -> bool:
-        return time.time() - one.end_s < self._options.keep_at_least_s
+        least_s = self._options.keep_at_least_s
+        return 0 < least_s and one.age_s < least_s
 
     def _delete(self, one: Recorded) -> None:
         with contextlib.suppress(OSError):
@@ -253,6 +255,7 @@ class _Segment:
         size_hw: of its pictures.
         start_pts_s: time stamp of its first picture, which is 0 in the file.
         good_bytes: as much of the file as is whole fragments; 0 before there is one.
+        is_kept: it is finished, worth keeping, and still under its path.
     """
 
     def __init__(
@@ -262,6 +265,7 @@ class _Segment:
         self.size_hw = size_hw
         self.start_pts_s = start_pts_s
         self.good_bytes = 0
+        self.is_kept = False
         self._head_bytes = -1
         self._is_broken = False
         self._write_back_due_s = 0.0
@@ -282,6 +286,7 @@ class _Segment:
 
     def write(self, view: Image, pts_s: float, sample_aspect: Fraction) -> None:
         """Encode a picture; an error of FFmpeg leaves the file to `close`."""
+        self._check_whole()
         try:
             self._muxer.write(view, pts_s - self.start_pts_s, sample_aspect)
         except (SinkError, *Error):
@@ -301,10 +306,11 @@ class _Segment:
         """Finish the file; where that is impossible, cut it after its last whole fragment."""
         try:
             if not self._is_broken:
+                self._check_whole()
                 self._muxer.close()
                 self._measure()
                 return
-        except Error:
+        except (SinkError, *Error):
             self._is_broken = True
             raise
         finally:
@@ -314,6 +320,7 @@ class _Segment:
                     self._file.truncate(self.good_bytes)
             is_ours = self._is_there()
             self._file.close()
+            self.is_kept = is_ours and self.good_bytes > 0
             if not self.good_bytes and is_ours:
                 with contextlib.suppress(FileNotFoundError):
                     self.path.unlink()
@@ -336,11 +343,16 @@ class _Segment:
             return False
         return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
-    def _measure(self) -> None:
+    def _check_whole(self) -> int:
+        """Notice a file that was cut before anything is written behind the cut; gives its size."""
         size_bytes = os.fstat(self._file.fileno()).st_size
         if size_bytes < self.good_bytes:
-            self._is_broken, self.good_bytes = True, size_bytes
+            self._is_broken, self.good_bytes = True, size_bytes if size_bytes > self._head_bytes else 0
             raise SinkError("its file was cut by somebody else")
+        return size_bytes
+
+    def _measure(self) -> None:
+        size_bytes = self._check_whole()
         if self._head_bytes < 0:
             self._head_bytes = size_bytes  # the container's head alone is not worth keeping
         elif size_bytes > self._head_bytes:
