@@ -61,7 +61,7 @@ _RECORDING = (
 )
 # Buffers, caches and pools fill up at first. That is no leak.
 _WARM_UP_SHARE, _MOST_WARM_UP_S = 0.25, 1200.0
-_PATIENCE_S = 60.0
+_PATIENCE_S = 180.0
 _AGE = "edgemask_frame_age_seconds"
 
 EXPLAINED = f"""

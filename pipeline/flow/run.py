@@ -30,6 +30,7 @@ IDLE_S = 0.1
 AGAIN_S = 5.0
 # How long the end of a run waits for the engine after a signal. Who sends one waits ten seconds for the process.
 HUNG_S = 6.0
+_MOST_ERRORS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +136,18 @@ class _Losses:
         self._events = events
 
     def __call__(self, error: SinkError | SourceError) -> None:
-        self.errors.append(error)
         self._events.lost(error)
+        if len(self.errors) < _MOST_ERRORS:  # a disk may be full a thousand times
+            self.errors.append(_without_frames(error))
+
+
+def _without_frames(error: SinkError | SourceError) -> SinkError | SourceError:
+    """An error that may be kept for months: its traceback, and those of its causes, would keep a picture each."""
+    part: BaseException | None = error
+    while part is not None:
+        part.__traceback__ = None
+        part = part.__cause__ or part.__context__
+    return error
 
 
 class _Writing:
