@@ -315,9 +315,7 @@ class _Segment:
             raise
         finally:
             if self._is_broken:
-                self._muxer.abandon()
-                if self.good_bytes:
-                    self._file.truncate(self.good_bytes)
+                self._abandon()
             is_ours = self._is_there()
             self._file.close()
             self.is_kept = is_ours and self.good_bytes > 0
@@ -329,6 +327,15 @@ class _Segment:
     def description(self) -> str:
         """What encodes, for the user; empty before the first picture."""
         return self._muxer.description
+
+    def _abandon(self) -> None:
+        """Leave the file as fragments: FFmpeg would make its head that of an ordinary MP4, whose index then is cut off."""
+        descriptor = self._file.fileno()
+        head = os.pread(descriptor, max(0, self._head_bytes), 0)
+        self._muxer.abandon()
+        if self.good_bytes:
+            os.pwrite(descriptor, head, 0)
+            self._file.truncate(self.good_bytes)
 
     def _check_there(self) -> None:
         """Notice a file that somebody took away under the encoder, which would go on writing for nobody."""
