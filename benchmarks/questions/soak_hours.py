@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import secrets
@@ -26,7 +27,7 @@ from prometheus_client.samples import Sample
 from benchmarks.shared.cameras import Camera, Habits
 from benchmarks.shared.environment import write_result
 from benchmarks.shared.process_state import process_state, processor_s
-from benchmarks.shared.slopes import CONFIDENCE, MIN_BLOCKS, Slope, slope_of
+from benchmarks.shared.slopes import CONFIDENCE, Slope, slope_of
 from benchmarks.shared.visitors import Visitors
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle, Manifest
 from pipeline.errors import OptionError, SourceError
@@ -61,11 +62,12 @@ _RECORDING = (
 )
 # Buffers, caches and pools fill up at first. That is no leak.
 _WARM_UP_SHARE, _MOST_WARM_UP_S = 0.25, 1200.0
+_LEAST_HOURS = 1 / 60
 _PATIENCE_S = 180.0
 _AGE = "edgemask_frame_age_seconds"
 
 EXPLAINED = f"""
-Slopes are Theil-Sen's, of the time after the warm-up, with the interval that holds {CONFIDENCE:.0%}. "Within noise": the interval contains 0.
+Slopes are Theil-Sen's over the time after the warm-up, with the interval that holds {CONFIDENCE:.0%}; "within noise" if 0 lies in it.
 "In 30 days" is what the slope itself would add in that time, whatever its interval."""
 
 
@@ -76,10 +78,28 @@ def measure_hours(hours: float, plot: str | None, json: str | None) -> None:
         OptionError: the time is too short for slopes.
         SourceError: the command ended by itself.
     """
-    duration_s = hours * 3600
-    every_s = min(5.0, duration_s / 120)
-    if not duration_s >= 60:
+    if not _LEAST_HOURS <= hours < math.inf:
         raise OptionError(f"--hours: expected 1/60 or more, got {hours:g}")
+    rows, result = _run(hours * 3600)
+    warm_s = min(_WARM_UP_SHARE * hours * 3600, _MOST_WARM_UP_S)
+    warm = [row for row in rows if row["s"] >= warm_s]
+    slopes = {name: slope_of([row["s"] for row in warm], [row[name] for row in warm]) for name in FIGURES}
+    table = [_row(name, slope, warm) for name, slope in slopes.items()]
+    _print(table, result, warm_s)
+    if plot:
+        _draw(plot, rows, hours)
+    if json:
+        ratios = {f"soak_{row['figure']}_per_hour": row["per_hour"] for row in table}
+        write_result(
+            Path(json),
+            "soak",
+            {**result, "warm_up_s": warm_s, "slopes": table, "table": _thinned(rows), "ratios": ratios},
+        )
+
+
+def _run(duration_s: float) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """The samples of a run, and what else is to be told of it."""
+    every_s = min(5.0, duration_s / 120)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgemask-soak-")))
         outside = stack.enter_context(_Outside())
@@ -91,12 +111,13 @@ def measure_hours(hours: float, plot: str | None, json: str | None) -> None:
             time.sleep(every_s)
         outside.send_visitors_home()
         used_s, last = command.used_s, command.metrics()
+        lasted_s = time.monotonic() - start_s
         end_s, status = command.end()
-        result = {
-            "hours": round((time.monotonic() - start_s) / 3600, 3),
+        return rows, {
+            "hours": round(lasted_s / 3600, 3),
             "status": status,
             "seconds_to_end": round(end_s, 2),
-            "cores_used": round(used_s / (time.monotonic() - start_s), 3),
+            "cores_used": round(used_s / lasted_s, 3),
             "frames": _by_source(last, "edgemask_frames_total"),
             "received": _by_source(last, "edgemask_frames_received_total"),
             "reconnects": _by_source(last, "edgemask_source_reconnects_total"),
@@ -104,20 +125,6 @@ def measure_hours(hours: float, plot: str | None, json: str | None) -> None:
             "failed_visits": dict(outside.visitors.failed),
             "recordings": {name: len(list(folder.glob(f"rec/*_{name}-*.mp4"))) for name in HABITS},
         }
-    warm_s = min(_WARM_UP_SHARE * duration_s, _MOST_WARM_UP_S)
-    warm = [row for row in rows if row["s"] >= warm_s]
-    slopes = {name: slope_of([row["s"] for row in warm], [row[name] for row in warm]) for name in FIGURES}
-    table = [_row(name, slope, warm) for name, slope in slopes.items()]
-    _print(table, result, warm_s)
-    if plot:
-        _draw(plot, rows, hours)
-    if json:
-        ratios = {f"soak_{row['figure']}_per_hour": row["per_hour"] for row in table}
-        write_result(
-            Path(json),
-            "soak --hours",
-            {**result, "warm_up_s": warm_s, "slopes": table, "table": _thinned(rows), "ratios": ratios},
-        )
 
 
 class _Outside:

@@ -11,7 +11,10 @@ import numpy as np
 
 _BOUNDARY = "part"
 _PICTURES = 16
-_HEAD = f"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary={_BOUNDARY}\r\nConnection: close\r\n\r\n--{_BOUNDARY}\r\n"
+_HEAD = (
+    f"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary={_BOUNDARY}\r\nConnection: close\r\n\r\n"
+    f"--{_BOUNDARY}\r\n"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from socket import SHUT_RDWR
 
 import aiohttp
 
@@ -45,8 +47,7 @@ class Visitors:
         }
         await asyncio.gather(*(self._again_and_again(kind, visit) for kind, visit in kinds.items()))
 
-    async def _again_and_again(self, kind: str, visit: object) -> None:
-        assert callable(visit)
+    async def _again_and_again(self, kind: str, visit: Callable[[aiohttp.ClientSession], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(random.uniform(*_AWAY_S))
             try:
@@ -65,9 +66,7 @@ class Visitors:
     async def _vanish(self, session: aiohttp.ClientSession) -> None:
         socket = await session.ws_connect(f"{self._url}live", headers=self._known, max_msg_size=0)
         await self._look(socket)
-        transport = socket.get_extra_info("transport") or getattr(socket._response.connection, "transport", None)
-        assert transport is not None
-        transport.abort()
+        socket.get_extra_info("socket").shutdown(SHUT_RDWR)  # no goodbye of the WebSocket
 
     async def _look(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         await socket.send_json({"watch": [0, 1, 2]})

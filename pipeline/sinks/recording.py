@@ -234,7 +234,7 @@ class RecordingSink(Sink):
 
     def _is_young(self, one: Recorded) -> bool:
         least_s = self._options.keep_at_least_s
-        return 0 < least_s and one.age_s < least_s
+        return least_s > 0 and one.age_s < least_s
 
     def _delete(self, one: Recorded) -> None:
         with contextlib.suppress(OSError):

@@ -72,7 +72,8 @@ class TurnedClock:
 
     def wait_for(self, is_there, timeout_s=None):
         """On a thread of the clock's: until something is there, or so much later."""
-        deadline_ns = None if timeout_s is None else self._now_ns + round(timeout_s * 1e9)
+        # Some time at least: what is computed in seconds may be left with less than the clock can tell, and would never end.
+        deadline_ns = None if timeout_s is None else self._now_ns + max(1000, round(timeout_s * 1e9))
         thread = threading.current_thread()
         with self.condition:
             while not (found := is_there()) and (deadline_ns is None or self._now_ns < deadline_ns):
