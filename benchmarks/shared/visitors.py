@@ -68,7 +68,7 @@ class Visitors:
         await self._look(socket)
         socket.get_extra_info("socket").shutdown(SHUT_RDWR)  # no goodbye of the WebSocket
 
-    async def _look(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _look(self, socket: aiohttp.ClientWebSocketResponse[bool]) -> None:
         await socket.send_json({"watch": [0, 1, 2]})
         end_s = asyncio.get_running_loop().time() + random.uniform(*_STAY_S)
         with contextlib.suppress(asyncio.TimeoutError):

@@ -15,9 +15,11 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from pipeline.frames.frame import Image
 from pipeline.frames.pixels import Pixels
-from pipeline.sources.display import SQUARE, orientation_of
+from pipeline.sources.display import SQUARE, UPRIGHT, Orientation, orientation_of
 
 MAX_PIXELS = 1 << 27
+# Pictures after which their orientation is looked up again, although size, format and angle are the same: a mirror may be new.
+_ORIENTATION_EVERY = 50
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
@@ -55,6 +57,8 @@ class ToPixels:
         self._note = note
         self._reformatter = VideoReformatter()
         self._told_format = ""
+        self._oriented: tuple[tuple[object, ...], Orientation] = (), UPRIGHT
+        self._orientation_due = 0
         self._tone_mapping: tuple[tuple[object, ...], Graph] | None = None
 
     def __call__(self, decoded: av.VideoFrame) -> Decoded:
@@ -63,7 +67,7 @@ class ToPixels:
         decoded = self._narrowed(decoded)
         # FFmpeg converts by BT.601 when a stream names no matrix; players take BT.709 for HD, and its writers mean it.
         guess = Colorspace.ITU709 if decoded.colorspace == _UNSPECIFIED and decoded.height >= 720 else None
-        orientation = orientation_of(decoded)
+        orientation = self._orientation(decoded)
         aspect = orientation.aspect(self._sample_aspect)
         if orientation.lost_degrees:
             self._note(f"turned by {orientation.lost_degrees:.0f}° beside quarter turns, which is left out")
@@ -80,6 +84,18 @@ class ToPixels:
             return Decoded(np.asarray(converted.to_ndarray(), np.uint8), "nv12", aspect)
         image = self._reformatter.reformat(decoded, format="bgr24", src_colorspace=guess).to_ndarray()
         return Decoded(np.ascontiguousarray(orientation.upright(np.asarray(image, np.uint8))), "bgr", aspect)
+
+    def _orientation(self, decoded: av.VideoFrame) -> Orientation:
+        """How a picture is to be shown, looked up again where something has changed, and from time to time.
+
+        PyAV ties a picture whose side data were looked at to itself: it stays in memory until Python looks for such circles, and with
+        it dozens before it.
+        """
+        key = (decoded.width, decoded.height, decoded.format.name, decoded.rotation)
+        if key != self._oriented[0] or self._orientation_due == 0:
+            self._oriented, self._orientation_due = (key, orientation_of(decoded)), _ORIENTATION_EVERY
+        self._orientation_due -= 1
+        return self._oriented[1]
 
     def _tell(self, decoded: av.VideoFrame) -> None:
         if decoded.interlaced_frame:
