@@ -1,5 +1,6 @@
-"""soak --hours: a minute of the command with all that comes and goes, and what is said when it ends by itself."""
+"""soak --hours: a little of the command with all that comes and goes, and what is said when it ends by itself."""
 
+import dataclasses
 import os
 import signal
 import threading
@@ -9,18 +10,30 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.questions import soak_hours
+from benchmarks.shared import visitors
 from benchmarks.shared.process_state import process_state, processor_s
 
 
-def test_a_minute_of_the_command(asked):
-    entries, printed = asked("soak", "--hours", 0.017)
+@pytest.fixture
+def _quarter_of_a_minute(monkeypatch):
+    monkeypatch.setattr(soak_hours, "_LEAST_HOURS", 0.004)
+    monkeypatch.setattr(soak_hours, "_RECORDING", ("--segment-time", "3", "--keep-files", "2", "--min-free", "1M"))
+    dropping = dataclasses.replace(soak_hours.HABITS["dropping"], drop_s=3.0)
+    monkeypatch.setattr(soak_hours, "HABITS", {**soak_hours.HABITS, "dropping": dropping})
+    monkeypatch.setattr(visitors, "_STAY_S", (0.5, 1.0))
+    monkeypatch.setattr(visitors, "_AWAY_S", (0.1, 0.5))
+
+
+@pytest.mark.usefixtures("_quarter_of_a_minute")
+def test_a_quarter_of_a_minute_of_the_command(asked):
+    entries, printed = asked("soak", "--hours", 0.0042)
     assert [row["figure"] for row in entries["slopes"]] == list(soak_hours.FIGURES)
     assert all(row["low_per_hour"] <= row["per_hour"] <= row["high_per_hour"] for row in entries["slopes"])
     assert entries["status"] == 128 + signal.SIGTERM
     assert set(entries["frames"]) == set(soak_hours.HABITS)
-    assert all(count > 10 for count in entries["frames"].values())
+    assert all(count > 2 for count in entries["frames"].values())
     assert entries["reconnects"]["dropping"] >= 1
-    assert all(2 <= count <= 6 for count in entries["recordings"].values())
+    assert all(1 <= count <= 2 for count in entries["recordings"].values())
     assert entries["visits"]["settings"] > 0
     assert len(entries["table"]) > 16
     assert "| resident memory, MB |" in printed
