@@ -322,8 +322,8 @@ def _draw(plot: str, rows: list[dict[str, float]], hours: float) -> None:
 
     panels = {
         "memory, MB": ("resident_mb", "proportional_mb", "unique_mb"),
-        "threads and open files": ("threads", "open_files"),
-        "age of frames, ms": ("age_p50_ms", "age_p99_ms"),
+        "threads (above) and open files": ("threads", "open_files"),
+        "age of frames, ms: p99 (above) and median": ("age_p50_ms", "age_p99_ms"),
     }
     drawn = {
         above: {FIGURES[name]: [(row["s"] / 60, row[name]) for row in rows] for name in names}
