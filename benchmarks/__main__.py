@@ -37,7 +37,7 @@ QUESTIONS = {
         "pipeline throughput relative to the backend alone, and the latency of each stage",
     ),
     "sizes": ("benchmarks.questions.sizes", "which --imgsz reaches which frame rate, and how good its masks are"),
-    "soak": ("benchmarks.questions.soak", "whether memory grows over many frames"),
+    "soak": ("benchmarks.questions.soak", "whether memory grows over many frames, or hours"),
     "start": ("benchmarks.questions.start", "time from the command to the first mask"),
     "throughput": ("benchmarks.questions.throughput", "throughput with several sources"),
     "int8": ("benchmarks.questions.int8", "masks in INT8 compared with FP32, here and with other tools"),

@@ -1,6 +1,7 @@
 """Does anything grow over many frames: memory, threads, open files, the age of frames?
 
-A camera that is faster than the engine, the whole data path to outputs that keep nothing.
+A camera that is faster than the engine, the whole data path to outputs that keep nothing. With --hours: the command as users run it,
+with three cameras that are not well, recordings, JSON lines and a page with visitors; each figure's slope is fitted.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Options:
     """What ``python -m benchmarks soak`` is asked.
 
     Attributes:
+        hours: run the command for so many hours; then only ``plot`` and ``json`` count of the others.
         frames: written frames.
         size: of the frames, WxH.
         engine_ms: what the stand-in engine takes.
@@ -55,6 +57,7 @@ class Options:
         json: a file for the result; None: no file.
     """
 
+    hours: float | None
     frames: int
     size: str
     engine_ms: float
@@ -65,6 +68,12 @@ class Options:
 
 def add_options(parser: OptionParser) -> None:
     """Add what ``python -m benchmarks soak`` takes."""
+    parser.add_argument(
+        "--hours",
+        type=float,
+        metavar="N",
+        help="run the command for so many hours (1/60 or more); --frames, --size, --engine-ms and --render are not for this",
+    )
     parser.add_argument(
         "--frames", type=int, default=20_000, metavar="N", help="frames to write (default: %(default)s)"
     )
@@ -77,7 +86,7 @@ def add_options(parser: OptionParser) -> None:
         help="milliseconds that the stand-in backend takes per frame (default: %(default)s)",
     )
     parser.add_argument("--render", default="overlay", choices=Choices(MODES), help="(default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw memory over frames")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw memory over frames, or all figures over hours")
 
 
 def measure(options: Options) -> None:
@@ -85,7 +94,13 @@ def measure(options: Options) -> None:
 
     Raises:
         OptionError: a number is none.
+        SourceError: the command that runs for hours has ended by itself.
     """
+    if options.hours is not None:
+        from benchmarks.questions.soak_hours import measure_hours  # packages that only this needs
+
+        measure_hours(options.hours, options.plot, options.json)
+        return
     try:
         width, height = (int(part) for part in options.size.split("x"))
     except ValueError as error:

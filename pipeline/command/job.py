@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pipeline.builds.build_half import rebuild_plan
 from pipeline.builds.model_name import open_model
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.command.appearance import make_appearance, read_look
+from pipeline.command.freed_memory import give_back_freed_memory
 from pipeline.command.memory_limit import MemoryLimit, limit_bytes
 from pipeline.command.not_finite import NotFiniteLines
 from pipeline.command.outputs import check_outputs, ended, has_window, open_outputs, open_page, output_specs, watched
@@ -46,6 +48,9 @@ log = logger_of(__name__)
 _LONG_FRAMES = 8
 # After a power cut a camera may need minutes until it knows its users.
 _BEGINS_S = 120.0
+# Files, viewers and connections leave holes in the memory that malloc keeps. In months it would become all holes; this costs a few
+# milliseconds.
+_GIVE_BACK_EVERY_S = 300.0
 
 
 def run_job(options: RunOptions) -> None:
@@ -138,6 +143,7 @@ class _Told(Events):
         super().__init__(timer)
         self._pulses, self._progress, self._lost, self._signals = pulses, progress, lost, signals
         self._not_finite = NotFiniteLines()
+        self._give_back_due_s = time.monotonic() + _GIVE_BACK_EVERY_S
 
     def written(self, frame: Frame, dropped: int) -> None:
         self._progress(frame, dropped)
@@ -148,9 +154,13 @@ class _Told(Events):
             raise StoppedError(self._signals[0])
         for pulse in self._pulses:
             pulse()
+        if time.monotonic() >= self._give_back_due_s:
+            self._give_back_due_s = time.monotonic() + _GIVE_BACK_EVERY_S
+            give_back_freed_memory()
 
     def lost(self, error: SinkError | SourceError) -> None:
-        self._lost.append(error)
+        if not self._lost:  # the first decides how the command ends; a disk may be full a thousand times
+            self._lost.append(error)
         log.warning(f"error: {error}; the rest goes on")
 
 

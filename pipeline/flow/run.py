@@ -30,6 +30,7 @@ IDLE_S = 0.1
 AGAIN_S = 5.0
 # How long the end of a run waits for the engine after a signal. Who sends one waits ten seconds for the process.
 HUNG_S = 6.0
+_MOST_ERRORS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +136,18 @@ class _Losses:
         self._events = events
 
     def __call__(self, error: SinkError | SourceError) -> None:
-        self.errors.append(error)
         self._events.lost(error)
+        if len(self.errors) < _MOST_ERRORS:  # a disk may be full a thousand times
+            self.errors.append(_without_frames(error))
+
+
+def _without_frames(error: SinkError | SourceError) -> SinkError | SourceError:
+    """An error that may be kept for months: its traceback, and those of its causes, would keep a picture each."""
+    part: BaseException | None = error
+    while part is not None:
+        part.__traceback__ = None
+        part = part.__cause__ or part.__context__
+    return error
 
 
 class _Writing:
@@ -172,13 +183,14 @@ class _Writing:
             try:
                 sink.write(frame)
             except SinkError as error:
-                if not self._is_live or (len(self._left) == 1 and not sink.written):
+                can_come_back = bool(sink.problem)
+                if not self._is_live or not (can_come_back or len(self._left) > 1 or sink.written):
                     raise
                 self._left.remove(sink)
                 self._aside.append(sink)
                 self._again_due_s = time.monotonic() + AGAIN_S
                 self._lost(error)
-                if not sink.problem:  # it has nothing that could come back
+                if not can_come_back:
                     self._aside.remove(sink)
                     with contextlib.suppress(SinkError):
                         sink.close()

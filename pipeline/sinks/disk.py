@@ -27,6 +27,7 @@ class FreeSpace:
         self._min_free_bytes = min_free_bytes
         self._make_room = make_room
         self._due_s = 0.0
+        self._gives_room = True
 
     def check(self, *, now: bool = False) -> None:
         """Look, at most once a second.
@@ -41,16 +42,18 @@ class FreeSpace:
         if now_s < self._due_s and not now:
             return
         self._due_s = now_s + _CHECK_EVERY_S
-        gives_room = True
         while (free_bytes := self._free_bytes()) < self._min_free_bytes:
-            deleted_bytes = self._make_room(self._min_free_bytes - free_bytes) if gives_room else 0
-            # Another program may take what is deleted: then the archive would go, and there would be no room all the same.
-            gives_room = self._free_bytes() - free_bytes >= deleted_bytes // 2
+            deleted_bytes = self._make_room(self._min_free_bytes - free_bytes) if self._gives_room else 0
+            # Another program may take what is deleted: then the archive would go, file by file, and there would be no room all
+            # the same. Nothing is deleted any more until there was room again.
+            if deleted_bytes:
+                self._gives_room = self._free_bytes() - free_bytes >= deleted_bytes // 2
             if not deleted_bytes:
                 raise SinkError(
                     f"expected {_size(self._min_free_bytes)} free on the disk, got {_size(free_bytes)}: "
                     "make room or lower --min-free"
                 )
+        self._gives_room = True
 
     def _free_bytes(self) -> int:
         try:

@@ -16,6 +16,8 @@ from typing import Any
 # Of time stamps, FAT keeps two seconds.
 _MTIME_S = 2.0
 _MOST_BYTES = 16 << 20
+# A year of files of an hour takes 2 MB, a camera that flaps between two sizes as much in a day.
+_TIDY_FROM_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,11 @@ class Journal:
     """A hidden file beside a recording's files, which says of each by what it is known again.
 
     A finished file is known by its size and time, an unfinished one by its place on the disk. What carries the same name and is
-    another file, or was changed, is not ours. Lines are appended, so that a kill costs one at most.
+    another file, or was changed, is not ours. Lines are appended, so that a kill costs one at most; those of files that are gone are
+    left out when there are many.
+
+    Which of two files is older is told by the order of their lines, and how old those of this run are by a clock that nobody sets: a
+    box without a battery wakes up in the past, and minutes later it is today.
 
     Args:
         path: of the recording, ``NAME.mp4``.
@@ -49,37 +55,30 @@ class Journal:
         self._folder = path.parent
         self._run = secrets.token_hex(8)
         self._start_s, self._start_monotonic_s = time.time(), time.monotonic()
-        self._own_s: dict[str, float] = {}
-        self._before_bytes = len(self._content())
+        self._ended_s: dict[str, float] = {}
+        self._tidy_from_bytes = _TIDY_FROM_BYTES
+        self._earlier = {(entry.get("run"), name) for name, entry in self._entries().items()}
 
     def begun(self, path: Path, descriptor: int) -> None:
         """Note a file that is empty yet."""
         found = os.fstat(descriptor)
-        self._own_s[path.name] = time.monotonic()
         self._append({"name": path.name, "run": self._run, "place": [found.st_dev, found.st_ino]})
 
     def ended(self, path: Path) -> None:
         """Note a file that is finished."""
-        self._own_s[path.name] = time.monotonic()
         with contextlib.suppress(OSError):
             found = os.lstat(path)
             self._append({"name": path.name, "bytes": found.st_size, "mtime_s": found.st_mtime})
+            self._ended_s[path.name] = time.monotonic()
+
+    def lost(self, path: Path) -> None:
+        """Note a file that somebody took away or replaced: what has its name now, or its place on the disk later, is not ours."""
+        self._append({"name": path.name, "lost": True})
 
     def files(self) -> list[Recorded]:
         """Our finished files, the oldest first: none that another process writes, or has begun after this run."""
-        entries: dict[str, dict[str, Any]] = {}
-        place = 0
-        for line in self._content().splitlines(keepends=True):
-            is_later, place = place >= self._before_bytes, place + len(line)
-            with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):
-                entry = json.loads(line)
-                name = str(entry["name"])
-                if os.path.basename(name) != name:
-                    continue
-                if "run" in entry:
-                    entries.pop(name, None)  # its place in the order is that of the newest file of the name
-                    entry["is_anothers"] = is_later and entry["run"] != self._run
-                entries.setdefault(name, {}).update(entry)
+        entries = self._entries()
+        self._ended_s = {name: end_s for name, end_s in self._ended_s.items() if name in entries}
         found = [self._known_again(name, entry) for name, entry in entries.items()]
         return [one for one in found if one is not None]
 
@@ -87,7 +86,9 @@ class Journal:
         path = self._folder / name
         try:
             there = os.lstat(path)
-            if not stat.S_ISREG(there.st_mode) or "run" not in entry or entry["is_anothers"]:
+            if not stat.S_ISREG(there.st_mode) or "run" not in entry:
+                return None
+            if entry["run"] != self._run and (entry["run"], name) not in self._earlier:
                 return None
             if "bytes" in entry:
                 is_same = there.st_size == entry["bytes"] and abs(there.st_mtime - entry["mtime_s"]) <= _MTIME_S
@@ -102,19 +103,49 @@ class Journal:
     def _age_s(self, name: str, run: str, mtime_s: float) -> float:
         now_s = time.monotonic()
         if run == self._run:
-            return now_s - self._own_s.get(name, now_s)
+            return now_s - self._ended_s.get(name, now_s)
         # A file of an earlier run is as old as this run at least. Of the clock as it is and as it was at the start, one may be
         # wrong by years: what both allow counts, and an age below zero says nothing.
         runs_s = now_s - self._start_monotonic_s
         ages_s = (time.time() - mtime_s, self._start_s + runs_s - mtime_s)
         return max(runs_s, min((age_s for age_s in ages_s if age_s >= 0), default=0.0))
 
-    def _content(self) -> bytes:
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        """What is noted of each file that is there, by its name, in the order in which they were begun."""
+        entries: dict[str, dict[str, Any]] = {}
+        text = self._text()
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):
+                entry = json.loads(line)
+                name = str(entry["name"])
+                if os.path.basename(name) != name:
+                    continue
+                if "run" in entry or "lost" in entry:
+                    entries.pop(name, None)  # its place in the order is that of the newest file of the name
+                entries.setdefault(name, {}).update(entry)
+        entries = {name: entry for name, entry in entries.items() if os.path.lexists(self._folder / name)}
+        if len(text) > self._tidy_from_bytes:
+            self._tidy(entries)
+        return entries
+
+    def _tidy(self, entries: dict[str, dict[str, Any]]) -> None:
+        """Write the journal anew, with a line for each file. A line that another process adds meanwhile is lost: its file is kept."""
+        text = "".join(json.dumps(entry) + "\n" for entry in entries.values())
+        self._tidy_from_bytes = max(_TIDY_FROM_BYTES, 2 * len(text))
+        scratch = self._path.with_name(f"{self._path.name}.{self._run}")
         try:
-            with self._path.open("rb") as file:
+            scratch.write_text(text, encoding="utf-8")
+            scratch.replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+
+    def _text(self) -> str:
+        try:
+            with self._path.open(encoding="utf-8", errors="replace") as file:
                 return file.read(_MOST_BYTES)
         except OSError:
-            return b""
+            return ""
 
     def _append(self, entry: dict[str, Any]) -> None:
         # Where it cannot be written, files are kept that could have been deleted.

@@ -108,7 +108,7 @@ class RecordingSink(Sink):
         """Finish the last file."""
         try:
             self._finish_segment()
-        except Error as error:
+        except (SinkError, *Error) as error:
             raise self._end(reason(error)) from error
         self._is_closed = True
         self._ended = self._ended or f"{self._path}: the recording is closed"
@@ -199,13 +199,14 @@ class RecordingSink(Sink):
             try:
                 segment.close()
             finally:
-                if segment.good_bytes and self._journal is not None:
-                    self._journal.ended(segment.path)
+                if self._journal is not None:
+                    note = self._journal.ended if segment.is_kept else self._journal.lost
+                    note(segment.path)
                 self._tell_files()
 
     def _end(self, problem: str) -> SinkError:
         """Finish as far as that is possible; the error to raise."""
-        with contextlib.suppress(*Error):  # the first problem is the one to tell
+        with contextlib.suppress(SinkError, *Error):  # the first problem is the one to tell
             self._finish_segment()
         kept = f"; {self.written} can be played" if self.written else ""
         self._ended = f"{self._path}: recording stopped ({problem}){kept}"
@@ -237,7 +238,8 @@ class RecordingSink(Sink):
         return files[0].size_bytes
 
     def _is_young(self, one: Recorded) -> bool:
-        return one.age_s < self._options.keep_at_least_s
+        least_s = self._options.keep_at_least_s
+        return least_s > 0 and one.age_s < least_s
 
     def _delete(self, one: Recorded) -> None:
         with contextlib.suppress(OSError):
@@ -258,6 +260,7 @@ class _Segment:
         size_hw: of its pictures.
         start_pts_s: time stamp of its first picture, which is 0 in the file.
         good_bytes: as much of the file as is whole fragments; 0 before there is one.
+        is_kept: it is finished, worth keeping, and still under its path.
     """
 
     def __init__(
@@ -267,6 +270,7 @@ class _Segment:
         self.size_hw = size_hw
         self.start_pts_s = start_pts_s
         self.good_bytes = 0
+        self.is_kept = False
         self._head_bytes = -1
         self._is_broken = False
         self._write_back_due_s = 0.0
@@ -287,6 +291,7 @@ class _Segment:
 
     def write(self, view: Image, pts_s: float, sample_aspect: Fraction) -> None:
         """Encode a picture; an error of FFmpeg leaves the file to `close`."""
+        self._check_whole()
         try:
             self._muxer.write(view, pts_s - self.start_pts_s, sample_aspect)
         except (SinkError, *Error):
@@ -306,19 +311,19 @@ class _Segment:
         """Finish the file; where that is impossible, cut it after its last whole fragment."""
         try:
             if not self._is_broken:
+                self._check_whole()
                 self._muxer.close()
                 self._measure()
                 return
-        except Error:
+        except (SinkError, *Error):
             self._is_broken = True
             raise
         finally:
             if self._is_broken:
-                self._muxer.abandon()
-                if self.good_bytes:
-                    self._file.truncate(self.good_bytes)
+                self._abandon()
             is_ours = self._is_there()
             self._file.close()
+            self.is_kept = is_ours and self.good_bytes > 0
             if not self.good_bytes and is_ours:
                 with contextlib.suppress(FileNotFoundError):
                     self.path.unlink()
@@ -327,6 +332,15 @@ class _Segment:
     def description(self) -> str:
         """What encodes, for the user; empty before the first picture."""
         return self._muxer.description
+
+    def _abandon(self) -> None:
+        """Leave the file as fragments: FFmpeg would make its head that of an ordinary MP4, whose index then is cut off."""
+        descriptor = self._file.fileno()
+        head = os.pread(descriptor, max(0, self._head_bytes), 0)
+        self._muxer.abandon()
+        if self.good_bytes:
+            os.pwrite(descriptor, head, 0)
+            self._file.truncate(self.good_bytes)
 
     def _check_there(self) -> None:
         """Notice a file that somebody took away under the encoder, which would go on writing for nobody."""
@@ -341,11 +355,16 @@ class _Segment:
             return False
         return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
-    def _measure(self) -> None:
+    def _check_whole(self) -> int:
+        """Notice a file that was cut before anything is written behind the cut; gives its size."""
         size_bytes = os.fstat(self._file.fileno()).st_size
         if size_bytes < self.good_bytes:
-            self._is_broken, self.good_bytes = True, size_bytes
+            self._is_broken, self.good_bytes = True, size_bytes if size_bytes > self._head_bytes else 0
             raise SinkError("its file was cut by somebody else")
+        return size_bytes
+
+    def _measure(self) -> None:
+        size_bytes = self._check_whole()
         if self._head_bytes < 0:
             self._head_bytes = size_bytes  # the container's head alone is not worth keeping
         elif size_bytes > self._head_bytes:

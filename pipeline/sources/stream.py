@@ -6,7 +6,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import av
 import av.error
@@ -27,9 +27,11 @@ from pipeline.sources.kinds import SourceKind
 from pipeline.sources.live import Connection, LifeSigns, LiveSource, LostError, Picture
 from pipeline.sources.multipart import Parts
 from pipeline.sources.options import LiveOptions
-from pipeline.sources.rtsp_relay import RtspRelay
 from pipeline.sources.tracks import film_of
 from pipeline.stages.prefetch import Prefetch
+
+if TYPE_CHECKING:
+    from pipeline.sources.rtsp_relay import RtspRelay
 
 STREAM = SourceKind(
     name="stream",
@@ -49,7 +51,7 @@ _WITHOUT_TIMES = frozenset(("h264", "hevc", "mjpeg", "mpegvideo"))
 # A camera's pictures may change their size, not become a thousand times as large.
 _LATER_PIXELS, _GROWTH = 1 << 25, 4
 _LEAVE_S = 0.3
-Way = TypeVar("Way", HttpStream, RtspRelay, GstreamerConnection)
+Way = TypeVar("Way", HttpStream, "RtspRelay", GstreamerConnection)
 
 
 class StreamSource(LiveSource):
@@ -126,6 +128,8 @@ class StreamConnection(Connection):
             stream.close()
 
     def _by_rtsp(self) -> Iterator[Picture]:
+        from pipeline.sources.rtsp_relay import RtspRelay  # pictures over HTTP need not wait for it
+
         relay = self._through(RtspRelay(self._address, self._options))
         url = relay.open()
         try:

@@ -214,6 +214,7 @@ def read_by(items: Iterable[T], telemetry: Telemetry) -> Iterator[T]:
 def _rate_hz(times_ns: deque[int], now_ns: int) -> float:
     """Frames per second over the last seconds; falls to 0 when none comes any more."""
     recent = [time_ns for time_ns in times_ns if now_ns - time_ns <= _RATE_OVER_S * 1e9]
-    if len(recent) < 2:
-        return 0.0
-    return (len(recent) - 1) / ((max(now_ns, recent[-1]) - recent[0]) / 1e9)
+    over_ns = max(now_ns, recent[-1]) - recent[0] if recent else 0
+    return (
+        (len(recent) - 1) / (over_ns / 1e9) if over_ns else 0.0
+    )  # some clocks tick too seldom to tell two frames apart

@@ -3,8 +3,12 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from pipeline.command import job
+from pipeline.stages.stage_timer import StageTimer
 
 ROOT = Path(__file__).parents[3]
 GLIBC = platform.libc_ver()[0] == "glibc"
@@ -61,3 +65,33 @@ def test_what_the_user_has_set_stays(name):
 
 def test_it_says_whether_it_was_set():
     assert answer(ASK) == str(GLIBC)
+
+
+HOLES = """
+from pipeline.command.freed_memory import give_back_freed_memory, keep_freed_memory
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 // 10**6
+keep_freed_memory()
+held = [b"x" * 100_000 for _ in range(1000)]
+del held[:-1:2], held[:-1:2]
+before = resident()
+give_back_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not GLIBC or sys.platform != "linux", reason="for glibc")
+def test_holes_go_back_to_the_system():
+    assert 60 < int(answer(HOLES)) < 90
+
+
+def test_a_run_gives_back_every_few_minutes(monkeypatch):
+    now_s, given_back = [1000.0], []
+    monkeypatch.setattr(job, "give_back_freed_memory", lambda: given_back.append(now_s[0]))
+    monkeypatch.setattr(job, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    told = job._Told(StageTimer(), lambda: None, lambda frame, dropped: None, [], [])
+    for _ in range(1000):
+        now_s[0] += 1.0
+        told.pulse()
+    assert given_back == [1300.0, 1600.0, 1900.0]

@@ -1,5 +1,7 @@
+import gc
 import sys
 import threading
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -324,3 +326,40 @@ def test_of_frames_that_are_computed_at_once_each_has_its_share_of_the_wait(monk
     (stage,) = timer.result()
     assert stage.p50_ms == pytest.approx(260, rel=0.01)
     assert stage.p95_ms == pytest.approx(260, rel=0.01)
+
+
+class ComesBack(Kept):
+    """Cannot be written at first, as a disk that is full at the start; keeps no frame of that time."""
+
+    problem = ""
+
+    def __init__(self, until):
+        super().__init__()
+        self.until, self.seen = until, []
+
+    def write(self, frame):
+        if frame.index < self.until:
+            self.problem = "disk full"
+            self.seen.append(weakref.ref(frame.pixels))
+            raise SinkError(self.problem)
+        super().write(frame)
+
+    def again(self):
+        self.problem = ""
+        return True
+
+
+def test_a_disk_that_is_full_at_the_start_ends_no_live_run(monkeypatch):
+    monkeypatch.setattr("pipeline.flow.run.AGAIN_S", 0.0)
+    sink = ComesBack(until=5)
+    result = run(Numbers(20, live=True), Red(), view, [sink], drop_oldest=False)
+    assert sink.numbers == list(range(5, 20))
+    assert len(result.lost) == 5
+    gc.collect()
+    assert [kept() for kept in sink.seen] == [None] * 5, "an error must not keep its frame for the rest of the run"
+
+
+def test_errors_of_a_disk_that_is_full_a_thousand_times_are_not_all_kept(monkeypatch):
+    monkeypatch.setattr("pipeline.flow.run.AGAIN_S", 0.0)
+    result = run(Numbers(200, live=True), Red(), view, [ComesBack(until=150)], drop_oldest=False)
+    assert (result.frames, len(result.lost)) == (200, 100)

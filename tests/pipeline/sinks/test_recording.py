@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SinkError
-from pipeline.sinks import recording
+from pipeline.sinks import disk, journal, recording
 from pipeline.sinks.options import SinkOptions
 from pipeline.sinks.recording import RecordingSink
 
@@ -29,7 +29,7 @@ from fractions import Fraction
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
-from pipeline.sinks import recording
+from pipeline.sinks import disk, journal, recording
 from pipeline.sinks.options import SinkOptions
 path, fps, libavformat = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 if libavformat:
@@ -379,6 +379,94 @@ def test_a_recording_that_is_lost_is_noticed_and_begun_anew(
         assert path.read_bytes() == b"another's"
     if loss == "renamed":
         assert len(read_video(tmp_path / "elsewhere.mp4").images) >= 20
+
+
+@pytest.mark.needs_program("ffprobe")
+@pytest.mark.parametrize("libavformat", [(61, 7), (999,)], ids=["hybrid", "fragmented"])
+def test_a_recording_that_is_cut_by_half_plays_to_the_cut(open_recording, record, tmp_path, monkeypatch, libavformat):
+    monkeypatch.setattr(recording, "_HYBRID_FROM_LIBAVFORMAT", libavformat)
+    sink = record(open_recording(), range(0, 600, 10))  # each picture reaches the file at once
+    os.truncate(tmp_path / "out.mp4", (tmp_path / "out.mp4").stat().st_size // 2)
+    with pytest.raises(SinkError, match=r"its file was cut by somebody else"):
+        record(sink, [600])
+    assert 20 <= len(packets_of(tmp_path / "out.mp4")) <= 40
+    assert sink.again()
+    record(sink, [610]).close()
+    assert frames_of(tmp_path / "out-0002.mp4") == 1
+
+
+def test_a_recording_that_is_cut_before_its_end_is_told(open_recording, record, tmp_path):
+    sink = record(open_recording(), range(60))
+    os.truncate(tmp_path / "out.mp4", 0)
+    with pytest.raises(SinkError, match=r"recording stopped \(its file was cut by somebody else\)$"):
+        sink.close()
+    assert shown(tmp_path) == []
+
+
+def test_what_stands_in_place_of_a_recording_is_not_ours(open_recording, record, tmp_path, monkeypatch):
+    """Neither under its name, which the journal has, nor at its place on the disk, which the next file may get."""
+    monkeypatch.setattr(recording, "_WRITE_BACK_EVERY_S", 0.0)
+    sink = record(open_recording(segment_s=0.5, keep_segments=2), range(10))
+    (tmp_path / "out-0001.mp4").unlink()
+    (tmp_path / "out-0001.mp4").write_bytes(b"another's")
+    with pytest.raises(SinkError, match="its file was deleted, renamed or replaced"):
+        record(sink, [10])
+    for name in ("out-0001.mp4", "out-0009.mp4"):  # the second one at the place that is free now
+        (tmp_path / name).write_bytes(b"another's")
+    assert sink.again()
+    record(sink, range(20, 120)).close()
+    assert (tmp_path / "out-0001.mp4").read_bytes() == b"another's"
+    assert len(shown(tmp_path)) == 4
+
+
+def test_another_program_that_takes_the_room_does_not_empty_the_archive(open_recording, record, tmp_path, monkeypatch):
+    record(open_recording(segment_s=0.5, keep_segments=100), range(150)).close()
+    before = shown(tmp_path)
+    assert len(before) == 10
+    sink = open_recording(segment_s=0.5, keep_segments=100, min_free_bytes=1)
+    monkeypatch.setattr(disk.FreeSpace, "_free_bytes", lambda _: 0)  # whatever is deleted
+    with pytest.raises(SinkError, match="free on the disk"):
+        record(sink, [0])
+    for _ in range(5):
+        assert not sink.again()
+    assert shown(tmp_path) == before[1:], "the first was a try"
+    monkeypatch.undo()
+    assert sink.again()
+    record(sink, range(3)).close()
+    assert sink.problem == ""
+
+
+@pytest.mark.parametrize("years", [-50, 50])
+def test_a_clock_that_is_set_makes_no_file_of_this_run_older_or_younger(
+    open_recording, record, tmp_path, monkeypatch, years
+):
+    now_s = time.time
+    floor = record(open_recording("floor.mp4", segment_s=0.5, keep_segments=2, keep_at_least_s=3600), range(45))
+    plain = record(open_recording("plain.mp4", segment_s=0.5, keep_segments=2), range(45))
+    monkeypatch.setattr(journal.time, "time", lambda: now_s() + years * 31_536_000)
+    record(floor, range(45, 90)).close()
+    record(plain, range(45, 90)).close()
+    assert len(list(tmp_path.glob("floor-*.mp4"))) == 6
+    assert len(list(tmp_path.glob("plain-*.mp4"))) == 2
+
+
+def test_files_of_earlier_runs_go_although_the_clock_was_ahead_then(open_recording, record, tmp_path, monkeypatch):
+    """A box without a battery wakes up in the past: what it recorded before stems from its future, and may not fill its disk."""
+    now_s = time.time
+    record(open_recording(segment_s=0.5, keep_segments=9), range(45)).close()
+    monkeypatch.setattr(journal.time, "time", lambda: now_s() - 31_536_000)
+    record(open_recording(segment_s=0.5, keep_segments=2), range(10)).close()
+    assert shown(tmp_path) == ["out-0003.mp4", "out-0004.mp4"]
+
+
+def test_the_journal_of_years_stays_small(open_recording, record, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "_TIDY_FROM_BYTES", 2000)
+    sink = record(open_recording(segment_s=0.2, keep_segments=3), range(600))  # 100 files
+    assert (tmp_path / ".out.mp4.recordings").stat().st_size < 3000
+    assert len(shown(tmp_path)) == 3
+    sink.close()
+    assert not [name for name in os.listdir(tmp_path) if not name.startswith(("out-", ".out.mp4.recordings"))]
+    assert len([name for name in os.listdir(tmp_path) if name.startswith(".")]) == 1
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link"])
