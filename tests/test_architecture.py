@@ -30,7 +30,7 @@ FLOORS = {
         {"masks", "sinks"},
         {"flow", "page"},
         {"command", "model"},
-        {"doctor"},
+        {"doctor", "corpus"},
     ),
     "calibration": ({"inference_form", "metrics", "sets"}, {"int8"}, {"options"}),
     "compile": (

@@ -42,7 +42,7 @@ def whole_folder(place: Path) -> Iterator[Path]:
         scratch.chmod(0o755)
         yield scratch
         with locked(place.parent):
-            _put(scratch, place)
+            put_folder(scratch, place)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if handle is not None:
@@ -60,7 +60,7 @@ def _remove_left_over(folder: Path) -> None:
             os.close(handle)
 
 
-def _put(scratch: Path, place: Path) -> None:
+def put_folder(scratch: Path, place: Path) -> None:
     """Move a folder to a place; one that was there is under the first one's name then, or gone."""
     while True:
         try:

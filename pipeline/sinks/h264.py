@@ -88,6 +88,7 @@ class H264Muxer:
         wanted: the encoder, as in `choose_encoder`.
         container_format: FFmpeg's name of it; None: told by the target's suffix.
         options: of the container.
+        comment: kept in the container; empty: none.
 
     Attributes:
         size_hw: of the pictures in it; None before the first.
@@ -103,6 +104,7 @@ class H264Muxer:
         wanted: str = "auto",
         container_format: str | None = None,
         options: Mapping[str, str] | None = None,
+        comment: str = "",
     ) -> None:
         self.size_hw: tuple[int, int] | None = None
         self.description = ""
@@ -118,6 +120,8 @@ class H264Muxer:
         self._stream: av.VideoStream | None = None
         self._reformatter = VideoReformatter()
         self._container = av.open(target, "w", format=container_format, options=dict(options or {}))
+        if comment:
+            self._container.metadata["comment"] = comment
 
     def write(self, view: Image, pts_s: float, sample_aspect: Fraction = Fraction(1)) -> None:
         """Encode a picture.

@@ -25,6 +25,7 @@ class SinkOptions:
         keep_bytes: likewise beyond so many bytes in all.
         keep_at_least_s: files of this recording younger than that are never deleted.
         min_free_bytes: what a recording leaves free on its disk.
+        comment: one line of plain ASCII that PNG files and finished videos carry as their comment; empty: none.
     """
 
     classes: tuple[str, ...] = ("subject",)
@@ -35,6 +36,7 @@ class SinkOptions:
     keep_bytes: int | None = None
     keep_at_least_s: float = 0.0
     min_free_bytes: int = 200_000_000
+    comment: str = ""
 
     @property
     def numbered(self) -> bool:

@@ -54,6 +54,7 @@ class VideoSink(Sink):
                 live=False,
                 wanted=self._options.encoder,
                 options=container_options,
+                comment=self._options.comment,
             )
         except (ValueError, *Error) as error:
             raise SinkError(
