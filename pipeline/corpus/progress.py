@@ -37,6 +37,7 @@ class Progress:
         self._sources, self._there, self._done = sources, there, 0
         self._quiet = quiet
         self._start_s = self._line_s = time.monotonic()
+        self._first_s: float | None = None  # when the first source had ended: what came before was the workers' start
         self._frames: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._bar: tqdm[NoReturn] | None = None
@@ -61,6 +62,8 @@ class Progress:
         self.failed += result.state == "failed"
         self._done += result.state == "done"
         self._there += result.state == "there"
+        if result.key and self._first_s is None:
+            self._first_s = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(
                 f"{self._rate_hz:.1f} FPS" + (f", {self.failed} failed" if self.failed else ""), False
@@ -80,8 +83,8 @@ class Progress:
         parts = [f"{ended}/{self._sources} sources", f"{self._rate_hz:.1f} FPS"]
         if self.failed:
             parts.append(f"{self.failed} failed")
-        if self._done:
-            left_s = (self._sources - ended) * (time.monotonic() - self._start_s) / (self._done + self.failed)
+        if self._first_s is not None and (since := self._done + self.failed - 1) > 0:
+            left_s = (self._sources - ended) * (time.monotonic() - self._first_s) / since
             parts.append(f"{int(left_s // 3600)}:{int(left_s // 60) % 60:02d}:{int(left_s) % 60:02d} left")
         return ", ".join(parts)
 

@@ -143,6 +143,8 @@ def sweep(output: str) -> None:
 def publish(part: Path, target: Path, stamp: str) -> bool:
     """Give a result its name, once it is on the disk. Of two who do so at once one is first, and the other loses without harm.
 
+    The name itself may be lost with the power: the source is then done again.
+
     Args:
         part: a file or a folder of files; it is gone afterwards.
         target: its place. A result of another stamp that is there is replaced.
@@ -169,7 +171,6 @@ def publish(part: Path, target: Path, stamp: str) -> bool:
                 put_folder(part, target)
             else:
                 os.replace(part, target)
-        _to_disk(target.parent)
     except OSError as error:
         raise SinkError(f"{target}: cannot be written ({error.strerror}): choose another --output") from error
     finally:

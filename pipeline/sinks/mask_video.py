@@ -22,10 +22,10 @@ _PICTURES_PER_S = Fraction(1)
 
 
 class MaskVideoSink(Sink):
-    """Writes the masks to ``NAME.mkv`` as they are, gray of 8 bits, with the source's time stamps, which Matroska keeps to the
-    millisecond.
+    """Writes the masks to ``NAME.mkv`` as they are, gray of 8 bits.
 
-    Two runs over one source give the same bytes.
+    Time stamps are the source's, which Matroska keeps to the millisecond. Two runs over one source give the same
+    bytes.
     """
 
     def _open(self) -> None:
