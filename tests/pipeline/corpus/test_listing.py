@@ -42,7 +42,7 @@ def test_a_folder_gives_all_folders_in_it_but_what_is_hidden_and_the_results(mak
         ("b", False),
     ]
     assert listing.left_out == 1
-    assert [entry.path for entry in listing][0] == str(tmp_path / "a" / "c.PNG")
+    assert next(entry.path for entry in listing) == str(tmp_path / "a" / "c.PNG")
 
 
 def test_names_keep_their_suffix_where_they_would_be_the_same(make_files, tmp_path):
@@ -103,7 +103,9 @@ def test_shards_have_each_source_once_wherever_it_stands(make_files, tmp_path, c
 
 
 def test_twenty_thousand_entries_take_little_memory(tmp_path, red_bundle):
-    (tmp_path / "all.txt").write_text("".join(f"some/folder/{number % 100:02d}/{number:06d}.jpg\n" for number in range(20_000)))
+    (tmp_path / "all.txt").write_text(
+        "".join(f"some/folder/{number % 100:02d}/{number:06d}.jpg\n" for number in range(20_000))
+    )
     job = make_job(RunOptions(()), red_bundle, str(tmp_path / "out"), "png")
     tracemalloc.start()
     survey = look_over(Listing(str(tmp_path / "all.txt"), job.output), job, WHOLE)
