@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.command.run_options import RunOptions
 from pipeline.corpus.listing import Entry
+from pipeline.corpus.options import MasksAs
 from pipeline.errors import BundleError
-
-MasksAs = Literal["png", "video"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,8 @@ STAMPED = "edgemask corpus:"
 
 def make_job(options: RunOptions, bundle: Bundle, output: str, masks_as: MasksAs) -> Job:
     """The job that some options describe, with a bundle that was read."""
+    look = replace(options.look, palette=_anywhere(options.look.palette), background=_anywhere(options.look.background))
+    options = replace(options, look=look, model=replace(options.model, name=_anywhere(options.model.name)))
     return Job(options, os.path.abspath(output), masks_as, bundle_sign(bundle), _settings_sign(options, masks_as))
 
 
@@ -82,6 +83,14 @@ def check_bundle(job: Job, bundle: Bundle) -> None:
             f"{bundle.folder}: expected the bundle {job.bundle} that the corpus was begun with, got {got}: "
             "put the same one on every machine, or on a disk that all of them see"
         )
+
+
+Text = TypeVar("Text", str, "str | None")
+
+
+def _anywhere(text: Text) -> Text:
+    """A path as processes in other folders find it; a name, a color and nothing as they are."""
+    return os.path.abspath(text) if text and os.path.exists(text) else text
 
 
 def _settings_sign(options: RunOptions, masks_as: MasksAs) -> str:

@@ -24,7 +24,7 @@ class Entry:
     """One source of a corpus.
 
     Attributes:
-        path: where it is read.
+        path: where it is read, from the root of the file system, for processes in other folders and on other machines.
         name: its path below the corpus's root, which its output keeps; without a suffix where no other has the same one then.
         whole_name: the same with its suffix.
         is_video: it is read as a video, not as a picture.
@@ -105,14 +105,14 @@ class Listing:
         if self._is_list:
             yield from self._listed()
         elif os.path.isdir(self._spec):
-            yield from self._walked(self._spec, "")
+            yield from self._walked(os.path.abspath(self._spec), "")
         elif os.path.exists(self._spec):
-            yield self._spec, os.path.basename(self._spec)
+            yield os.path.abspath(self._spec), os.path.basename(self._spec)
         else:
             root = root_of(self._spec)
             for path in glob.iglob(self._spec, recursive=True):
                 if os.path.isfile(path) and not os.path.realpath(path).startswith(self._output + os.sep):
-                    yield path, PurePath(path).relative_to(root).as_posix()
+                    yield os.path.abspath(path), PurePath(path).relative_to(root).as_posix()
 
     def _walked(self, folder: str, name: str) -> Iterator[tuple[str, str]]:
         if os.path.realpath(folder) == self._output:

@@ -85,6 +85,7 @@ def _cluster(address: str) -> Iterator[None]:
     """Within the body this process is a driver."""
     ended_by = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it says of restarts is no matter here
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers
     try:
         # Without an address Ray looks into RAY_ADDRESS and for a cluster of this machine, and starts one of its own last.
         ray.init(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from pipeline.command.command_line import OptionParser, whole_number
 from pipeline.command.options import add_look
 from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, RunOptions
-from pipeline.corpus.job import MasksAs
 from pipeline.corpus.shard import WHOLE, Shard, read_shard
 from pipeline.engines import ENGINES
 from pipeline.registry import Choices
 from pipeline.sinks.options import ENCODERS, SinkOptions
+
+MasksAs = Literal["png", "video"]
+"""What the masks of a video become: a folder of PNG files, or a lossless video."""
 
 _DEFAULT = ModelOptions()
 

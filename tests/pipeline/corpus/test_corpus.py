@@ -54,8 +54,9 @@ def test_what_is_done_is_neither_done_nor_written_again(run_corpus, small_corpus
 
 
 @pytest.mark.parametrize("way", ["shards", "workers"])
-def test_ways_to_share_the_work_give_the_same_bytes(run_corpus, small_corpus, tmp_path, way):
-    run_corpus()
+def test_ways_to_share_the_work_give_the_same_bytes(run_corpus, small_corpus, tmp_path, monkeypatch, way):
+    monkeypatch.chdir(tmp_path)
+    run_corpus(source="in")
     if way == "workers":
         run_corpus("--workers", "2", output="other")
     else:
