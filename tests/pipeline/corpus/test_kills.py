@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,8 +115,13 @@ def kill_worker(process):
 
 
 def kill_driver(process):
+    children = children_of(process)
     process.kill()
-    process.communicate()
+    process.wait()
+    deadline_s = time.monotonic() + 30
+    while alive := [child for child in children if Path(f"/proc/{child}").exists()]:
+        assert time.monotonic() < deadline_s, f"left alone, and still there: {alive}"
+        time.sleep(0.05)
 
 
 def test_shards_and_workers_give_the_same_bytes(begin, whole, tmp_path):
