@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,11 +23,13 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.corpus.crew import Crew, Result
 from pipeline.corpus.job import Job
 from pipeline.corpus.listing import Entry
-from pipeline.errors import BackendUnavailableError, EdgemaskError
+from pipeline.errors import BackendUnavailableError, EdgemaskError, OptionError
 from pipeline.own_process import HOME
 from pipeline.terminal import logger_of
 
 log = logger_of(__name__)
+
+_REACHED_WITHIN_S = 10.0
 
 
 def results(job: Job, units: Iterator[Sequence[Entry]], address: str, workers: int | None) -> Iterator[Result]:
@@ -83,6 +86,8 @@ class _Actor:
 @contextmanager
 def _cluster(address: str) -> Iterator[None]:
     """Within the body this process is a driver."""
+    if address:
+        _check_reached(address)
     ended_by = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it says of restarts is no matter here
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers
@@ -108,6 +113,19 @@ def _cluster(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reached(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise OptionError(f"--on ray:{address}: expected ray:HOST:PORT, such as ray:10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), _REACHED_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise BackendUnavailableError(
+            f"--on ray:{address}: expected a Ray cluster there, got none ({error}): start it with: ray start --head"
+        ) from error
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A corpus whose workers, drivers and machines are killed: the same command again, and nothing is missing, doubled or half."""
 
+import importlib.util
 import os
 import random
 import signal
@@ -154,12 +155,17 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(begin, whole, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cluster(environment):
-    """Two nodes; ``cluster.kill("node")`` or "worker" kills one."""
+def has_ray():
+    """Skips where it is not."""
     if not (RAY / "ray").is_dir():
         if os.environ.get("FAIL_WITHOUT_RAY"):
             pytest.fail(f"no Ray in {RAY}: tests/install-ray makes it")
         pytest.skip(f"no Ray in {RAY}: tests/install-ray makes it")
+
+
+@pytest.fixture(scope="module")
+def cluster(environment, has_ray):
+    """Two nodes; ``cluster.kill("node")`` or "worker" kills one."""
     with _TwoNodes(environment) as nodes:
         yield nodes
 
@@ -205,8 +211,25 @@ def test_on_ray_what_is_killed_is_taken_over_or_goes_on(begin, whole, cluster, t
     check(begin(output, *on_ray), output, whole)
 
 
-def test_an_address_without_a_cluster_is_told(begin, cluster, tmp_path):
-    process = begin(tmp_path / "out", "--on", "ray:127.0.0.1:1")
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:1", "expected a Ray cluster there, got none ([Errno 111] Connection refused): start it with"),
+        ("//127.0.0.1:10001", "expected ray:HOST:PORT, such as ray:10.0.0.1:6379"),
+    ],
+)
+def test_an_address_without_a_cluster_is_told(begin, has_ray, tmp_path, address, told):
+    process = begin(tmp_path / "out", "--on", f"ray:{address}")
     _, said = process.communicate(timeout=_WAIT_S)
     assert process.returncode == 2
-    assert "error: --on ray:127.0.0.1:1: expected a Ray cluster, got none" in said
+    assert f"error: --on ray:{address}: {told}" in said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is in the environment itself")
+def test_without_ray_what_installs_it_is_told(begin, tmp_path, environment, monkeypatch):
+    monkeypatch.setitem(environment, "PYTHONPATH", str(ROOT))
+    process = begin(tmp_path / "out", "--on", "ray")
+    _, said = process.communicate(timeout=_WAIT_S)
+    assert process.returncode == 2
+    assert "error: --on ray: expected Ray, got none" in said
+    assert said.strip().endswith("install it with: pip install 'edgemask[ray]'")
