@@ -21,8 +21,8 @@ from pipeline.terminal import logger_of
 
 log = logger_of(__name__)
 
-BLOCK = 100
-"""Pictures that are given to a worker in one go: enough that what this costs does not count."""
+_MOST, _LEAST = 100, 4
+_BLOCKS = 32
 
 
 def run_corpus(options: CorpusOptions) -> None:
@@ -49,7 +49,7 @@ def run_corpus(options: CorpusOptions) -> None:
     listed = None
     try:
         if survey.keys:
-            with progress, closing(_results(options, job, _units(listing, survey.keys))) as results:
+            with progress, closing(_results(options, job, _units(listing, survey))) as results:
                 for result in results:
                     if result.state == "failed":
                         failures.add(result)
@@ -88,13 +88,20 @@ class Survey:
         keys: of the sources that are to be done.
         there: how many are done already.
         changed: how many of them were done before, by what has changed since.
+        pictures: how many pictures are to be done.
         left_out: files that are neither pictures nor videos.
     """
 
     keys: set[int] = field(default_factory=set)
     there: int = 0
     changed: Counter[str] = field(default_factory=Counter)
+    pictures: int = 0
     left_out: int = 0
+
+    @property
+    def block(self) -> int:
+        """Pictures that a worker is given in one go: enough that what this costs does not count, few enough that all have some."""
+        return max(_LEAST, min(_MOST, self.pictures // _BLOCKS))
 
     @property
     def sources(self) -> int:
@@ -125,23 +132,24 @@ def look_over(listing: Listing, job: Job, shard: Shard) -> Survey:
             survey.there += 1
             continue
         survey.keys.add(entry.key)
+        survey.pictures += not entry.is_video
         if changed:
             survey.changed[changed] += 1
     survey.left_out = listing.left_out
     return survey
 
 
-def _units(listing: Listing, keys: set[int]) -> Iterator[Sequence[Entry]]:
+def _units(listing: Listing, survey: Survey) -> Iterator[Sequence[Entry]]:
     """Videos, and pictures in blocks, of those that are to be done."""
     block: list[Entry] = []
     for entry in listing:
-        if entry.key not in keys:
+        if entry.key not in survey.keys:
             continue
         if entry.is_video:
             yield [entry]
             continue
         block.append(entry)
-        if len(block) == BLOCK:
+        if len(block) == survey.block:
             yield block
             block = []
     if block:

@@ -1,6 +1,7 @@
 """``python -m pipeline.corpus``: what comes out, what is not done again, and what has failed."""
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -222,3 +223,10 @@ def test_parts_of_killed_processes_are_swept_and_those_of_others_stay(run_corpus
     run_corpus()
     os.close(handle)
     assert parts(tmp_path / "results") == [own]
+
+
+def test_a_folder_that_cannot_be_written_ends_the_run_in_one_line(run_corpus, small_corpus, tmp_path):
+    (tmp_path / "results").symlink_to("/proc")
+    done = run_corpus()
+    assert done.status == 2
+    assert re.fullmatch(r"error: .*/results: cannot be written \(.*\): choose another --output", done.lines[-1])

@@ -111,14 +111,14 @@ def children_of(process):
 
 
 def kill_worker(process):
-    for child in random.sample(children_of(process), min(1, len(children_of(process)))):
-        os.kill(child, signal.SIGKILL)
+    if children := children_of(process):
+        os.kill(random.choice(children), signal.SIGKILL)
 
 
 def kill_driver(process):
     children = children_of(process)
     process.kill()
-    process.wait()
+    process.communicate()
     deadline_s = time.monotonic() + 30
     while alive := [child for child in children if Path(f"/proc/{child}").exists()]:
         assert time.monotonic() < deadline_s, f"left alone, and still there: {alive}"
