@@ -192,12 +192,12 @@ class _Child:
     def begin(self, entries: list[Entry]) -> None:
         """Give it work; it is started where it is not there."""
         self.held, self.is_busy = dict(enumerate(entries)), True
-        if self._process is None:
-            self._start()
         try:
+            if self._process is None:
+                self._start()
             assert self.connection is not None
             self.connection.send_bytes(pickle.dumps(entries))
-        except OSError:  # it has just ended, and is heard of next
+        except (BrokenPipeError, ConnectionResetError):  # it has just ended, and is heard of next
             return
 
     def listen(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Entry:
 
     @property
     def key(self) -> int:
-        """64 bits that stand for it, the same in every run and on every machine."""
+        """63 bits that stand for it, the same in every run and on every machine."""
         return _hash(self.whole_name)
 
 
@@ -155,4 +155,5 @@ def _is_video(path: str) -> bool | None:
 
 
 def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")
+    # One bit less than there are: tables of numbers have a sign.
+    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big") >> 1

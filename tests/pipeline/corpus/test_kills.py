@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import write_bundle
 from tests.pipeline.corpus.conftest import KILLER, ROOT, command, failed, parts, results
 
 pytestmark = pytest.mark.slow
@@ -209,6 +210,30 @@ def test_on_ray_what_is_killed_is_taken_over_or_goes_on(begin, whole, cluster, t
             process = begin(output, *on_ray)
     process.communicate(timeout=_WAIT_S)
     check(begin(output, *on_ray), output, whole)
+
+
+def test_on_ray_a_model_that_cannot_be_used_is_told(corpus, cluster, environment, tmp_path):
+    broken = write_bundle(tmp_path / "broken", b"no program")
+    words = command(corpus, tmp_path / "out", broken, "--on", f"ray:{cluster.address}")
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_WAIT_S, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "program.onnx: ONNX Runtime" in done.stderr.splitlines()[-1]
+    assert "cannot load it" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_on_ray_a_signal_ends_it_with_what_is_done(begin, whole, cluster, tmp_path):
+    process = begin(tmp_path / "out", "--on", f"ray:{cluster.address}", "--workers", "2")
+    deadline_s = time.monotonic() + _WAIT_S
+    while not results(tmp_path / "out") and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=_WAIT_S)
+    assert process.returncode in (143, 2), said  # 2: it was through
+    assert "Traceback" not in said
+    assert results(tmp_path / "out").items() <= whole.items()
 
 
 @pytest.mark.parametrize(
