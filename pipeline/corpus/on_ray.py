@@ -140,7 +140,7 @@ def _share(workers: int | None) -> tuple[int, dict[str, float]]:
     if gpus:
         return count, {"num_gpus": min(1.0, gpus / count)}
     cores = [node["CPU"] for node in nodes if node.get("CPU")]
-    return count, {"num_cpus": max(1.0, min(*cores, sum(cores) // count))}
+    return count, {"num_cpus": max(1.0, min([*cores, sum(cores) // count]))}
 
 
 def _line(error: Exception) -> str:
