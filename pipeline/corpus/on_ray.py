@@ -108,7 +108,9 @@ def _cluster(address: str) -> Iterator[None]:
         for number, handler in ended_by.items():  # Ray takes them
             signal.signal(number, handler)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # its file keeps all
+            handler.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
