@@ -105,8 +105,8 @@ def _cluster(address: str) -> Iterator[None]:
         where = f"ray:{address}" if address else "ray"
         raise BackendUnavailableError(f"--on {where}: expected a Ray cluster, got none ({_line(error)})") from error
     finally:
-        for number, handler in ended_by.items():  # Ray takes them
-            signal.signal(number, handler)
+        for number, before in ended_by.items():  # Ray takes them
+            signal.signal(number, before)
     ray.data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # its file keeps all
