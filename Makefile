@@ -20,6 +20,7 @@ published: $(VENV)/.run
 test: $(VENV)/.dev
 	tests/install-programs
 	PYTHON=$(BIN)/python tests/install-torch-tensorrt $(VENV)/torch-tensorrt
+	PYTHON=$(BIN)/python tests/install-ray $(VENV)/ray
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The README's figures, from benchmarks/results/.

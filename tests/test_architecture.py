@@ -31,7 +31,7 @@ FLOORS = {
         {"masks", "sinks"},
         {"flow", "page", "events"},
         {"command", "model"},
-        {"doctor"},
+        {"doctor", "corpus"},
     ),
     "calibration": ({"inference_form", "metrics", "sets"}, {"int8"}, {"options"}),
     "compile": (
@@ -58,6 +58,7 @@ HEAVY = (
     "prometheus_client",
     "paho",
     "pynvml",
+    "ray",
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "core", "misc"}
 
@@ -135,7 +136,16 @@ def test_module_names_say_their_subject(room):
 
 @pytest.mark.parametrize(
     "package",
-    ["edgemask", "pipeline", "calibration", "compile", "pipeline.engines", "pipeline.page", "compile.networks.zoo"],
+    [
+        "edgemask",
+        "pipeline",
+        "calibration",
+        "compile",
+        "pipeline.engines",
+        "pipeline.page",
+        "pipeline.corpus.options",
+        "compile.networks.zoo",
+    ],
 )
 def test_importing_a_room_loads_no_heavy_package(package):
     code = (
@@ -158,10 +168,23 @@ def test_the_run_half_never_loads_torch():
         ("pycuda", "pipeline/engines/cuda_device.py"),
         ("cuda", "pipeline/engines/cuda_graph.py"),
         ("torch", "pipeline/engines/torch_tensorrt.py"),
+        ("ray", "pipeline/corpus/on_ray.py"),
     ],
 )
 def test_one_file_of_the_run_half_imports_it(package, owner):
     assert [file for file in modules("pipeline") if package in {name for name, _ in imports(file)}] == [ROOT / owner]
+
+
+def test_little_knows_ray():
+    """A corpus goes on without it, and another engine of its kind must be as easy to bring to."""
+    text = (ROOT / "pipeline" / "corpus" / "on_ray.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for package in PACKAGES:
+        for file in modules(package):
+            imported = {
+                name.split(".")[0] for name in house.imported_modules(ast.parse(file.read_text(encoding="utf-8")))
+            }
+            assert "ray" not in imported or file.name == "on_ray.py", file
 
 
 REGISTRIES = [

@@ -23,6 +23,7 @@ WRITTEN = {page: page.read_text(encoding="utf-8") for page in PAGES}
 COMMANDS = {
     "compile.inspect": ("edgemask inspect", "python -m compile.inspect"),
     "compile.contract": ("edgemask contract", "python -m compile.contract"),
+    "pipeline.corpus": ("edgemask corpus", "python -m pipeline.corpus"),
     "pipeline.doctor": ("edgemask doctor", "python -m pipeline.doctor"),
     "compile": ("edgemask compile", "python -m compile"),
     "calibration": ("edgemask calibrate", "python -m calibration"),

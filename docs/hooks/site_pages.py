@@ -57,6 +57,7 @@ def commands() -> list[Command]:
 
     return [
         Command("edgemask run", "pipeline"),
+        Command("edgemask corpus", "pipeline.corpus"),
         Command("edgemask compile", "compile"),
         Command("edgemask contract", "compile.contract"),
         Command("edgemask calibrate", "calibration"),

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.builds.build_half import rebuild_plan
 from pipeline.builds.model_name import open_model
-from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.command.appearance import make_appearance, read_look
 from pipeline.command.freed_memory import give_back_freed_memory
 from pipeline.command.memory_limit import MemoryLimit, limit_bytes
 from pipeline.command.not_finite import NotFiniteLines
 from pipeline.command.outputs import check_outputs, ended, has_window, open_outputs, open_page, output_specs, watched
 from pipeline.command.progress import Progress
-from pipeline.command.run_options import ModelOptions, RunOptions
+from pipeline.command.run_options import RunOptions
 from pipeline.command.service import Health, Service
 from pipeline.command.summary import Summary, print_written
 from pipeline.engines import open_engine
@@ -184,7 +183,7 @@ def _refused_s(options: RunOptions) -> float:
 
 def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitStack) -> Engine:
     model = options.model
-    bundle = open_model(model.name, on_gpu=_may_build_for_gpu(model), quiet=options.quiet)
+    bundle = open_model(model.name, on_gpu=model.may_build_for_gpu, quiet=options.quiet)
     rebuild = partial(rebuild_plan, quiet=options.quiet) if model.may_build else None
     engine = stack.enter_context(open_engine(bundle, model.backend, overlap=_is_long(options, infos), rebuild=rebuild))
     leave_cores_to(engine)
@@ -196,10 +195,6 @@ def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitSt
     if engine.advice:
         log.info(engine.advice)
     return engine
-
-
-def _may_build_for_gpu(model: ModelOptions) -> bool:
-    return model.may_build and model.backend in ("auto", *BUILT_FROM_PROGRAM)
 
 
 def _is_long(options: RunOptions, infos: Sequence[SourceInfo]) -> bool:

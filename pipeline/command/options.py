@@ -147,7 +147,10 @@ def _parser() -> OptionParser:
     )
     _add_input(parser)
     _add_outputs(parser)
-    _add_look(parser)
+    add_look(parser)
+    parser.add_argument(
+        "--hud", action="store_true", help="draw throughput, times of the stages and the model onto the view"
+    )
     _add_masks(parser)
     _add_results(parser.add_argument_group("results for programs"))
     _add_live(parser.add_argument_group("cameras and streams"))
@@ -235,7 +238,8 @@ def _add_outputs(parser: OptionParser) -> None:
     parser.add_argument("--headless", "--no-display", action="store_true", help="never show a window")
 
 
-def _add_look(parser: OptionParser) -> None:
+def add_look(parser: OptionParser) -> None:
+    """Add the options that say how masks are drawn; all of them are fields of ``LookOptions``."""
     parser.add_argument(
         "--render",
         default=_DEFAULT.look.mode,
@@ -269,9 +273,6 @@ def _add_look(parser: OptionParser) -> None:
     )
     parser.add_argument(
         "--legend", action="store_true", help="draw the classes and the share of the picture that each covers"
-    )
-    parser.add_argument(
-        "--hud", action="store_true", help="draw throughput, times of the stages and the model onto the view"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.page.options import PageOptions
 from pipeline.results.zone_options import ZoneOptions
 from pipeline.sinks.options import SinkOptions
@@ -26,6 +27,11 @@ class ModelOptions:
     name: str = "u2netp"
     backend: str = "auto"
     may_build: bool = True
+
+    @property
+    def may_build_for_gpu(self) -> bool:
+        """Whether the network may be compiled for the GPU that is here, where it is to be compiled."""
+        return self.may_build and self.backend in ("auto", *BUILT_FROM_PROGRAM)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from pipeline.sinks.pictures import content_of
 _VP9 = {"deadline": "realtime", "cpu-used": "6", "row-mt": "1", "b": "0", "crf": "24"}
 _VP9_CLEAR = {**_VP9, "crf": "0", "qmin": "0", "qmax": "1"}
 _PRORES = {"profile": "4444", "alpha_bits": "16"}
-_FFV1 = {"level": "3", "slicecrc": "1", "g": "1"}
+# A checksum for each slice; so many of them whatever the number of cores, and every picture can be read alone.
+_FFV1 = {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"}
 _VIEWS = {".webm": Encoder("libvpx-vp9", _VP9, "VP9")}
 _EXACT = {
     ("cutout", ".mov"): Encoder("prores_ks", _PRORES, "ProRes 4444 with transparency", "yuva444p10le"),

@@ -42,6 +42,7 @@ class SinkOptions:
         keep_at_least_s: files of this recording younger than that are never deleted.
         min_free_bytes: what a recording leaves free on its disk.
         live: whom streams and events out connect to: ``tls_verify`` and ``follow_redirects`` as for sources.
+        comment: one line of plain ASCII that PNG files and finished videos carry as their comment; empty: none.
     """
 
     classes: tuple[str, ...] = ("subject",)
@@ -57,6 +58,7 @@ class SinkOptions:
     keep_at_least_s: float = 0.0
     min_free_bytes: int = 200_000_000
     live: LiveOptions = field(default_factory=LiveOptions)
+    comment: str = ""
 
     @property
     def numbered(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -37,6 +39,7 @@ FOLDER = SinkKind(
 
 _LOSSY = frozenset((".jpg", ".jpeg", ".webp"))
 _WITHOUT_ALPHA = frozenset((".jpg", ".jpeg"))
+_PNG, _PNG_HEAD_BYTES = b"\x89PNG\r\n\x1a\n", 33  # the signature; with the header, of 25 bytes
 
 
 class FolderSink(Sink):
@@ -61,7 +64,7 @@ class FolderSink(Sink):
             )
         if path.parent != self._folder:
             make_folder(path.parent)
-        write_picture(path, content_of(frame, self._renderer))
+        write_picture(path, content_of(frame, self._renderer), self._options.comment)
 
 
 class OnePictureSink(Sink):
@@ -88,14 +91,14 @@ class OnePictureSink(Sink):
         picture = content_of(frame, self._renderer)
         if picture.shape[2:] == (4,) and self._path.suffix.lower() in _WITHOUT_ALPHA and frame.view is not None:
             picture = frame.view
-        write_picture(self._path, picture)
+        write_picture(self._path, picture, self._options.comment)
 
 
 def content_of(frame: Frame, renderer: Renderer) -> NDArray[np.uint8]:
     """What a picture of a frame holds: its view, the mask itself, or a cut-out with opacity, as the render mode says.
 
     Returns:
-        (H, W), (H, W, 3) or (H, W, 4) uint8.
+        (H, W), (H, W, 3) or (H, W, 4) uint8: gray, BGR or BGRA; not to be changed.
     """
     if frame.mask is None or frame.view is None:
         raise ValueError(f"{frame!r} has no mask or view yet")
@@ -106,12 +109,13 @@ def content_of(frame: Frame, renderer: Renderer) -> NDArray[np.uint8]:
     return picture
 
 
-def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+def write_picture(path: Path, picture: NDArray[np.uint8], comment: str = "") -> None:
     """Write a picture file, complete or not at all.
 
     Args:
         path: its suffix names the format.
         picture: (H, W), (H, W, 3) or (H, W, 4) uint8: gray, BGR or BGRA.
+        comment: kept in a PNG file; other formats go without.
 
     Raises:
         SinkError: it cannot be written.
@@ -126,13 +130,22 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     scratch = scratch_path(path)
     try:
         with scratch.open("xb") as file:
-            file.write(content.tobytes())
+            file.write(_commented(content.tobytes(), comment))
         os.replace(scratch, path)
     except OSError as error:
         raise SinkError(f"{path}: cannot be written ({error.strerror})") from error
     finally:  # also when a signal comes
         if os.path.exists(scratch):
             scratch.unlink()
+
+
+def _commented(content: bytes, comment: str) -> bytes:
+    """A PNG file with a comment behind its header, where readers find it at once; of another format as it is."""
+    if not comment or not content.startswith(_PNG):
+        return content
+    text = b"tEXtComment\0" + comment.encode("latin-1")
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return content[:_PNG_HEAD_BYTES] + chunk + content[_PNG_HEAD_BYTES:]
 
 
 def make_folder(folder: Path) -> None:

@@ -51,7 +51,8 @@ class VideoSink(Sink):
         except OSError as error:
             raise SinkError(f"{spec}: cannot be written ({error.strerror}): choose another --output") from error
         suffix = self._path.suffix.lower()
-        container_options = {} if suffix in (".mkv", ".webm") else {"movflags": "+faststart"}
+        is_matroska = suffix in (".mkv", ".webm")  # where each file gets a random number, so that no two are the same
+        container_options = {"fflags": "+bitexact"} if is_matroska else {"movflags": "+faststart"}
         self._encoding = Encoding(self._renderer, self._path)
         self._muxer: Muxer | None = None
         self._beside: Beside | None = None
@@ -65,6 +66,7 @@ class VideoSink(Sink):
                 wanted=self._encoding.encoder or self._options.encoder,
                 beside=self._beside,
                 options=container_options,
+                comment=self._options.comment,
             )
         except (ValueError, *Error) as error:
             raise SinkError(

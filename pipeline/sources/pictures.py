@@ -52,7 +52,7 @@ class PictureSource(Source):
     def __init__(self, spec: str) -> None:
         self._pixels: Pixels = "bgr"
         self._paths, left_out = _find(spec)
-        self._names = _distinct_names(self._paths, _root(spec))
+        self._names = _distinct_names(self._paths, root_of(spec))
         count = len(self._paths)
         self._pages = count_pictures(self._paths[0]) if count == 1 else 1
         if self._pages > 1:
@@ -185,7 +185,12 @@ def _natural_order(path: Path) -> tuple[tuple[bool, int, str], ...]:
     return tuple((not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts)
 
 
-def _root(spec: str) -> Path:
+def root_of(spec: str) -> Path:
+    """The folder below which names begin: a folder itself, that of a file, and of a pattern what stands before its first wildcard.
+
+    Raises:
+        SourceError: a pattern goes up after that.
+    """
     path = Path(spec)
     if os.path.isdir(spec):
         return path
