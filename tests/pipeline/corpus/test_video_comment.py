@@ -20,7 +20,7 @@ def written(tmp_path, make_info, make_frame):
     paths = [tmp_path / name for name in ("a.mkv", "b.mkv")]
     for path in paths:
         info = make_info(Fraction(25, 2), time_base=Fraction(1, 12_800))
-        with VideoSink(str(path), info, Renderer(Look(mode="mask")), SinkOptions(comment=COMMENT)) as sink:
+        with VideoSink(str(path), info, Renderer(Look(mode="mask"), "binary"), SinkOptions(comment=COMMENT)) as sink:
             for index, image in enumerate(images):
                 sink.write(make_frame(image, index, index * 0.08))
     return paths
