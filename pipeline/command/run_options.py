@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.engines.server_options import ServerOptions
 from pipeline.page.options import PageOptions
 from pipeline.sinks.options import SinkOptions
 from pipeline.sources.options import LiveOptions
@@ -20,11 +21,13 @@ class ModelOptions:
         name: a bundle's folder, or the name of a published network.
         backend: a key of ``ENGINES``, or "auto".
         may_build: where the bundle has no plan for this GPU and its TensorRT, build it here, once.
+        servers: that compute, for the backend that asks servers; None: there are none.
     """
 
     name: str = "u2netp"
     backend: str = "auto"
     may_build: bool = True
+    servers: ServerOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
