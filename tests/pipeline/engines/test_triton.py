@@ -336,13 +336,18 @@ def test_a_live_source_goes_without_masks_where_the_queue_is_full(triton, slow, 
     assert said[-1] == f"warning: {12 - got} frames had no mask, for the servers were gone or busy"
 
 
-def test_a_file_gives_up_where_the_queue_stays_full(triton, slow):
-    with open_engine(slow, "triton", servers=at(triton.server, in_flight=12)) as engine:
-        engine._options = dataclasses.replace(engine._options, wait_s=0.01)
-        for seed in range(12):
-            engine.submit(frames(1, 4, 6, seed))
-        with pytest.raises(BackendUnavailableError, match=r"its queue is full .*: expected masks within 0.01 s"):
-            [engine.collect() for _ in range(12)]
+def test_a_file_gives_up_where_the_queue_stays_full(triton, red_bundle):
+    bundle = triton.serve(red_bundle, delay_s=1.0, queue=1)
+    with (
+        open_engine(bundle, "triton", servers=at(triton.server)) as first,
+        open_engine(bundle, "triton", servers=at(triton.server)) as second,
+    ):
+        second._options = dataclasses.replace(second._options, wait_s=0.1)
+        for seed in range(3):
+            first.submit(frames(1, 4, 6, seed))
+        second.submit(frames(1, 4, 6))
+        with pytest.raises(BackendUnavailableError, match=r"its queue is full .*: expected masks within 0.1 s"):
+            second.collect()
 
 
 @pytest.mark.parametrize("memory", ["raw", "shared"])
