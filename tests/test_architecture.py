@@ -56,6 +56,8 @@ HEAVY = (
     "aiohttp",
     "prometheus_client",
     "pynvml",
+    "tritonclient",
+    "grpc",
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "core", "misc"}
 
@@ -160,6 +162,27 @@ def test_the_run_half_never_loads_torch():
 )
 def test_one_file_of_the_run_half_imports_it(package, owner):
     assert [file for file in modules("pipeline") if package in {name for name, _ in imports(file)}] == [ROOT / owner]
+
+
+def test_only_what_is_for_servers_knows_their_client():
+    owners = {
+        *(f"pipeline/engines/triton_{name}.py" for name in ("errors", "server")),
+        "compile/plans/triton_repository.py",
+        "benchmarks/shared/tritonserver.py",
+    }
+    known = {
+        str(file.relative_to(ROOT))
+        for package in PACKAGES
+        for file in modules(package)
+        if {"tritonclient", "google", "grpc"} & {name for name, _ in imports(file)}
+    }
+    assert known == owners
+
+
+def test_one_backend_knows_what_is_for_servers():
+    rooms = {file: set(house.imported_modules(ast.parse(file.read_text()))) for file in modules("pipeline")}
+    known = {file.stem for file, names in rooms.items() if any("engines.triton" in name for name in names)}
+    assert {name for name in known if not name.startswith("triton")} == set()
 
 
 REGISTRIES = [

@@ -86,9 +86,7 @@ def put_on_python_backend(
     Returns:
         The model's name.
     """
-    (version,) = [
-        folder for folder in write_repository(bundle, repository) if "x" not in folder.parent.name.rpartition("-")[2]
-    ]
+    version, *_ = write_repository(bundle, repository)  # the program comes before the plans
     path = version.parent / CONFIG_NAME
     config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     config.backend, config.default_model_filename = "python", "model.py"

@@ -17,7 +17,7 @@ from pipeline.engines.base import Computed, Engine
 from pipeline.engines.kinds import EngineKind
 from pipeline.engines.served import require_servable
 from pipeline.engines.server_options import ServerOptions, is_loopback
-from pipeline.engines.triton_errors import Kind, ServerError
+from pipeline.engines.triton_errors import Kind, ServerError, is_cut_off, untrusted
 from pipeline.engines.triton_memory import Region, Regions
 from pipeline.engines.triton_reference import Reference
 from pipeline.engines.triton_server import Answer, Attempt, Connected, TritonServer, tensor_sizes
@@ -31,7 +31,7 @@ TRITON = EngineKind(
     help="NVIDIA Triton and other servers of its protocol, on GPUs elsewhere; takes --server",
     order=90,
     extra="triton",
-    needs=("onnxruntime", "opencv", "tritonclient"),
+    needs=("tritonclient", "onnxruntime", "opencv"),
     remote=True,
 )
 
@@ -257,6 +257,8 @@ class TritonEngine(Engine):
         watched.was_there, watched.unmasked = True, 0
 
     def _not_connected(self, watched: _Watched, error: ServerError) -> None:
+        if self._options.is_tls and not watched.was_there and is_cut_off(error):
+            error = untrusted(str(error))
         if error.kind is Kind.REFUSED:
             self._fail(BackendUnavailableError(f"{watched.server}: {error}"))
         if error.kind is Kind.WRONG:

@@ -28,6 +28,20 @@ class ServerError(Exception):
         self.kind = kind
 
 
+def untrusted(text: str) -> ServerError:
+    """That a certificate is not taken, by us or by the server."""
+    return ServerError(
+        Kind.REFUSED,
+        f"no trusted connection ({text}): check --server-ca, --server-cert and --server-key, and the name in --server",
+    )
+
+
+def is_cut_off(error: ServerError) -> bool:
+    """Whether the server let us in and closed the connection: so it does with TLS 1.3 where it does not take our certificate."""
+    text = str(error).lower()
+    return error.kind is Kind.GONE and ("socket closed" in text or "connection reset" in text)
+
+
 def server_error(error: InferenceServerException, deadline_s: float) -> ServerError:
     """A client's error by what is to be done about it."""
     text = " ".join(str(error.message()).split())[:300].rstrip()
@@ -38,10 +52,7 @@ def server_error(error: InferenceServerException, deadline_s: float) -> ServerEr
             Kind.REFUSED, f"it does not take our token ({text}): give its token with --server-token-file"
         )
     if "handshake" in lower or "certificate" in lower or "ssl_" in lower:
-        return ServerError(
-            Kind.REFUSED,
-            f"no trusted connection ({text}): check --server-ca, --server-cert and --server-key, and the name in --server",
-        )
+        return untrusted(text)
     if "exceeds maximum queue size" in lower or "timeout expired" in lower:
         return ServerError(Kind.BUSY, f"its queue is full ({text})")
     if status == "DEADLINE_EXCEEDED":

@@ -140,14 +140,14 @@ class Governor:
         to_do: queue.Queue[Frame | None] = queue.Queue(1)
         memories = Memories(engine)
 
-        def compute() -> Iterator[Computed | None]:
+        def compute() -> Iterator[Computed | ServerAwayError]:
             while (frame := to_do.get()) is not None:
                 with timer("engine"):
                     engine.submit(frame.as_pixels(engine.pixels)[None], state=memories.of(frame))
                     try:
-                        computed = engine.collect_all()
-                    except ServerAwayError:
-                        computed = None
+                        computed: Computed | ServerAwayError = engine.collect_all()
+                    except ServerAwayError as error:
+                        computed = error
                 yield computed
 
         due_s = 0.0
@@ -163,7 +163,7 @@ class Governor:
                 to_do.put(None)
 
     def _mask(
-        self, frame: Frame, done: Prefetch[Computed | None], ask: Callable[[Frame], None], timer: StageTimer
+        self, frame: Frame, done: Prefetch[Computed | ServerAwayError], ask: Callable[[Frame], None], timer: StageTimer
     ) -> None:
         now_s = time.monotonic()
         known = self._sources.setdefault(frame.source, _Of())
@@ -214,12 +214,12 @@ class Governor:
         else:
             self.reuse.moved += 1
 
-    def _take(self, done: Prefetch[Computed | None]) -> _Key | None:
+    def _take(self, done: Prefetch[Computed | ServerAwayError]) -> _Key | None:
         """Wait for the mask that the engine works on, and keep it; None, and nothing is changed, where no server computed it."""
         assert self._asked is not None
         asked, self._asked = self._asked, None
         computed = next(iter(done))
-        if computed is None:
+        if isinstance(computed, ServerAwayError):
             return None
         masks_nhw, _, not_finite = computed
         mask = np.array(masks_nhw[0])
