@@ -223,7 +223,7 @@ class TritonEngine(Engine):
         watched.why = str(error)
         self._patience = min(2 * self._patience, _LATE_MOST_S)
         if error.kind is Kind.CHANGED:
-            log.warning(f"{watched.server}: {error}: it is compared with the bundle again")
+            log.warning(f"warning: {watched.server}: {error}: it is compared with the bundle again")
             return
         if any(other.server.connected is not None for other in self._all):
             meanwhile = "its frames go to the others"

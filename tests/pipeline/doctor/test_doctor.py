@@ -870,7 +870,7 @@ def test_nothing_can_run(bare, monkeypatch, capsys, arguments):
     out, err = capsys.readouterr()
     assert err == (
         "error: no backend can run here: expected one of onnxruntime, tensorrt, tensorrt-rtx, torch-tensorrt, "
-        "got none: begin with: pip install 'edgemask[cpu]'\n"
+        "triton, got none: begin with: pip install 'edgemask[cpu]'\n"
     )
     if arguments:
         assert json.loads(out)["auto"] is None
