@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,6 +99,8 @@ class ServerOptions:
 
 def is_loopback(address: str) -> bool:
     """Whether "host:port" is on this machine."""
+    import ipaddress  # --help reads this module, and would wait for it
+
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
