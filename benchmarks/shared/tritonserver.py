@@ -72,6 +72,7 @@ def put_on_python_backend(
     threads: int = 1,
     delay_s: float = 0.0,
     queue: int | None = None,
+    frame_size_hw: tuple[int, int] | None = None,
 ) -> str:
     """Export a bundle as ``--target triton`` does it, and let the server's Python backend run its program.
 
@@ -82,11 +83,14 @@ def put_on_python_backend(
         threads: of each of them.
         delay_s: sleep so long before each request.
         queue: how many requests may wait; None: as it is exported.
+        frame_size_hw: a model for frames of one (height, width); None: as the program takes them.
 
     Returns:
         The model's name.
     """
-    version, *_ = write_repository(bundle, repository)  # the program comes before the plans
+    version, *_ = write_repository(
+        bundle, repository, frame_size_hw=frame_size_hw
+    )  # the program comes before the plans
     path = version.parent / CONFIG_NAME
     config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     config.backend, config.default_model_filename = "python", "model.py"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pipeline.command.command_line import OptionParser, nearest, share, whole_number
 from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OnTruncated, OutputOptions, RunOptions
 from pipeline.engines import ENGINES
-from pipeline.engines.server_options import MEMORIES, ServerOptions, read_token
+from pipeline.engines.server_options import MEMORIES, ServerOptions
 from pipeline.errors import OptionError
 from pipeline.page.options import ADDRESS, Limits, PageOptions
 from pipeline.registry import Choices
@@ -124,7 +123,7 @@ def _servers(values: dict[str, Any]) -> ServerOptions | None:
         ca=values["server_ca"],
         cert=values["server_cert"],
         key=values["server_key"],
-        token=read_token(values["server_token_file"], os.environ),
+        token_file=values["server_token_file"],
         insecure=values["insecure"],
         wait_s=values["server_wait"],
     )

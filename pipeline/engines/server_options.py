@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +31,8 @@ class ServerOptions:
         ca: a file of the authorities that the servers' certificates are verified by; None: those of gRPC.
         cert: our own certificate's file, for mutual TLS, with its ``key``.
         key: the private key's file.
-        token: what the servers ask for; never shown.
+        token: what the servers ask for; never shown. None: what ``token_file`` or EDGEMASK_SERVER_TOKEN in the environment holds.
+        token_file: a file that holds it.
         insecure: speak in plain text to other machines too.
         wait_s: how long servers that are gone or busy are waited for, at the start and by files.
         goes_on: no frame waits for servers that are gone or busy, as live sources need it: it has no mask then.
@@ -48,6 +48,7 @@ class ServerOptions:
     cert: str | None = None
     key: str | None = None
     token: str | None = field(default=None, repr=False)
+    token_file: str | None = None
     insecure: bool = False
     wait_s: float = 60.0
     goes_on: bool = False
@@ -60,9 +61,6 @@ class ServerOptions:
             raise OptionError(
                 "--server-cert: expected --server-key beside it, and the other way round, got one of them"
             )
-        for option, path in (("--server-ca", self.ca), ("--server-cert", self.cert), ("--server-key", self.key)):
-            if path is not None and not os.path.isfile(path):
-                raise OptionError(f"{option}: expected a file in PEM form, got {path}, which is none")
         others = [address for address in self.addresses if not is_loopback(address)]
         if others and self.memory == "shared":
             raise OptionError(
@@ -83,6 +81,37 @@ class ServerOptions:
     def is_tls(self) -> bool:
         """Whether the connections are encrypted."""
         return any(scheme == "grpcs" for scheme, _ in self._parts) or self.ca is not None or self.cert is not None
+
+    def read_token(self) -> str | None:
+        """The servers' token: not from the command line, which other users see.
+
+        Raises:
+            OptionError: its file cannot be read, or holds no token.
+        """
+        file = self.token_file
+        if self.token is not None or file is None:
+            return self.token or os.environ.get(TOKEN_VARIABLE) or None
+        try:
+            with Path(file).open("rb") as opened:
+                token = opened.read(_MOST_TOKEN_BYTES).decode("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OptionError(
+                f"--server-token-file: expected a file with a token in ASCII, cannot read {file} ({error})"
+            ) from error
+        if not token or not token.isprintable():
+            got = "more" if token else "none"
+            raise OptionError(f"--server-token-file: expected one line with a token, got {got} in {file}")
+        return token
+
+    def check_files(self) -> None:
+        """Refuse certificates and keys that are not there, before anything is sent.
+
+        Raises:
+            OptionError: one is not.
+        """
+        for option, path in (("--server-ca", self.ca), ("--server-cert", self.cert), ("--server-key", self.key)):
+            if path is not None and not os.path.isfile(path):
+                raise OptionError(f"{option}: expected a file in PEM form, got {path}, which is none")
 
     @cached_property
     def _parts(self) -> tuple[tuple[str, str], ...]:
@@ -106,28 +135,6 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def read_token(file: str | None, environment: Mapping[str, str]) -> str | None:
-    """The servers' token, from a file or the environment: other users see command lines.
-
-    Raises:
-        OptionError: the file cannot be read, or holds no token.
-    """
-    if file is None:
-        return environment.get(TOKEN_VARIABLE) or None
-    try:
-        with Path(file).open("rb") as opened:
-            token = opened.read(_MOST_TOKEN_BYTES).decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(
-            f"--server-token-file: expected a file with a token in ASCII, cannot read {file} ({error})"
-        ) from error
-    if not token or not token.isprintable():
-        raise OptionError(
-            f"--server-token-file: expected one line with a token, got {'more' if token else 'none'} in {file}"
-        )
-    return token
 
 
 def _address(text: str, servers: str) -> str:

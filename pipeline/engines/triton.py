@@ -95,6 +95,7 @@ class TritonEngine(Engine):
     def __init__(self, bundle: Bundle, servers: ServerOptions) -> None:
         super().__init__(bundle)
         require_servable(bundle)
+        servers.check_files()
         self._options = servers
         reference = Reference(bundle)
         self.counts, self.one_at_a_time = reference.counts, reference.one_at_a_time

@@ -147,9 +147,9 @@ class TritonServer:
         self._fresh: Any = None
         self._regions: set[str] = set()
         self._headers: dict[str, str] = {}
-        if options.token is not None:
+        if (token := options.read_token()) is not None:
             # Triton's own protection, and what proxies before a server ask for.
-            self._headers = {"triton-grpc-protocol-token": options.token, "authorization": f"Bearer {options.token}"}
+            self._headers = {"triton-grpc-protocol-token": token, "authorization": f"Bearer {token}"}
 
     def __str__(self) -> str:
         return f"{'grpcs' if self._options.is_tls else 'grpc'}://{self.address}"

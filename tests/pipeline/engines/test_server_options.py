@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.engines import open_engine
-from pipeline.engines.server_options import TOKEN_VARIABLE, ServerOptions, read_token
+from pipeline.engines.server_options import TOKEN_VARIABLE, ServerOptions
 from pipeline.errors import OptionError
 
 
@@ -77,27 +77,29 @@ def test_a_certificate_has_its_key(tmp_path):
     with pytest.raises(OptionError, match=r"^--server-cert: expected --server-key beside it"):
         ServerOptions("grpcs://a", cert=str(file))
     with pytest.raises(OptionError, match=r"^--server-ca: expected a file in PEM form, got .*none.pem, which is none$"):
-        ServerOptions("grpcs://a", ca=str(tmp_path / "none.pem"))
+        ServerOptions("grpcs://a", ca=str(tmp_path / "none.pem")).check_files()
 
 
-def test_a_token_comes_from_a_file_or_the_environment_and_is_never_shown(tmp_path):
+def test_a_token_comes_from_a_file_or_the_environment_and_is_never_shown(tmp_path, monkeypatch):
     file = tmp_path / "token"
     file.write_text("abc123\n")
-    assert read_token(str(file), {TOKEN_VARIABLE: "other"}) == "abc123"
-    assert read_token(None, {TOKEN_VARIABLE: "other"}) == "other"
-    assert read_token(None, {}) is None
+    of_file = ServerOptions("grpcs://a", token_file=str(file))
+    assert ServerOptions("grpcs://a").read_token() is None
+    monkeypatch.setenv(TOKEN_VARIABLE, "other")
+    assert of_file.read_token() == "abc123"
+    assert ServerOptions("grpcs://a").read_token() == "other"
+    assert ServerOptions("grpcs://a", token="abc123").read_token() == "abc123"
     assert "abc123" not in repr(ServerOptions("grpcs://a", token="abc123"))
     file.write_text("\n")
     with pytest.raises(OptionError, match=r"^--server-token-file: expected one line with a token, got none in "):
-        read_token(str(file), {})
+        of_file.read_token()
     file.write_text("abc\ndef")
     with pytest.raises(OptionError, match=r"expected one line with a token, got more in ") as caught:
-        read_token(str(file), {})
+        of_file.read_token()
     assert "abc" not in str(caught.value)
-    with pytest.raises(
-        OptionError, match=r"^--server-token-file: expected a file with a token in ASCII, cannot read .*none"
-    ):
-        read_token(str(tmp_path / "none"), {})
+    file.unlink()
+    with pytest.raises(OptionError, match=r"^--server-token-file: expected a file with a token in ASCII, cannot read "):
+        of_file.read_token()
 
 
 def test_servers_and_the_backend_belong_together(red_bundle):

@@ -362,6 +362,35 @@ def test_frames_of_all_sizes_pass_in_any_order(triton, red_bundle, memory):
                 np.testing.assert_array_equal(engine.collect(), one[..., 2])
 
 
+def test_frames_of_a_size_that_has_a_model_of_its_own_go_there(triton, red_bundle):
+    from benchmarks.shared.tritonserver import put_on_python_backend
+
+    bundle, name = triton.put(red_bundle, delay_s=0.004)
+    sized = put_on_python_backend(bundle, triton.repository, frame_size_hw=(24, 32))
+    assert sized == f"{name}-24x32"
+    for each in (name, sized):
+        triton.server.load(each)
+    with (
+        open_engine(bundle, "triton", servers=at(triton.server)) as engine,
+        grpc_client(triton.server) as client,
+    ):
+        before = computed_by(client, sized)
+        for size_hw in ((24, 32), (8, 6), (24, 32)):
+            np.testing.assert_array_equal(engine(frames(1, *size_hw)), frames(1, *size_hw)[..., 2])
+        assert computed_by(client, sized) == before + 2
+
+
+def grpc_client(server):
+    import tritonclient.grpc as grpc
+
+    return grpc.InferenceServerClient(server.address)
+
+
+def computed_by(client, name):
+    (model,) = client.get_inference_statistics(name).model_stats
+    return model.inference_count
+
+
 def test_shared_memory_is_given_back(triton, red_bundle):
     before = {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
     with open_engine(triton.serve(red_bundle), "triton", servers=at(triton.server, memory="shared")) as engine:
@@ -372,9 +401,7 @@ def test_shared_memory_is_given_back(triton, red_bundle):
         assert names
         assert {name for name in os.listdir("/dev/shm") if name.startswith("psm_")} - before
     assert {name for name in os.listdir("/dev/shm") if name.startswith("psm_")} <= before
-    import tritonclient.grpc as grpc
-
-    with grpc.InferenceServerClient(triton.server.address) as client:
+    with grpc_client(triton.server) as client:
         assert not set(names) & set(client.get_system_shared_memory_status().regions)
 
 
