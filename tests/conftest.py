@@ -26,6 +26,7 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 # Files that take longest, as they were timed. Several workers are done at the same time if they begin with these.
 LONGEST = (
     "test_int8_trained",
+    "test_triton",
     "test_demo",
     "test_properties",
     "test_outputs",

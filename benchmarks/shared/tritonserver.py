@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -23,7 +24,7 @@ from compile.plans.triton_repository import CONFIG_NAME, config_text, write_repo
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import BackendUnavailableError
 
-_READY_S = 120.0
+_READY_S = 300.0
 _MODEL = """
 import os
 import time
@@ -159,7 +160,8 @@ class TritonServer:
             *options,
         ]
         with log.open("ab") as said:
-            self.process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+            # Of our own session: of another one it would have a share of the processor of its own, whatever we do.
+            self.process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
 
     def __enter__(self) -> TritonServer:
         return self
@@ -192,10 +194,22 @@ class TritonServer:
     def kill(self) -> None:
         """End it at once, with the processes of its models."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            models = self._models()
+            self.process.kill()
+            for pid in models:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.process.wait()
         for left in Path("/dev/shm").glob(f"{self._memory}*"):  # what a server that is killed does not remove
             left.unlink(missing_ok=True)
+
+    def _models(self) -> list[int]:
+        """The processes that compute for it."""
+        found: list[int] = []
+        for path in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            with suppress(OSError):
+                found += map(int, path.read_text(encoding="ascii").split())
+        return found
 
 
 def free_port() -> int:

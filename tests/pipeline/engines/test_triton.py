@@ -24,6 +24,7 @@ from pipeline.sinks.base import Sink
 from pipeline.sources.base import Source
 from tests.pipeline.engines.conftest import installed_servers, renamed
 
+pytestmark = pytest.mark.slow
 WAIT_S = 60  # only a broken test waits so long
 
 
@@ -172,7 +173,7 @@ def stopped(triton, red_bundle):
     bundle, _ = triton.put(red_bundle, triton.folder / "stopped")
     with triton.another(triton.folder / "stopped", log="stopped") as server:
         server.bundle = bundle
-        server.send = lambda number: os.killpg(server.process.pid, number)
+        server.send = server.process.send_signal
         yield server.wait()
         server.send(signal.SIGCONT)
     shutil.rmtree(triton.folder / "stopped")
