@@ -156,6 +156,7 @@ class TritonServer:
             "--allow-http=false",
             "--allow-metrics=false",
             "--exit-timeout-secs=2",
+            "--backend-config=python,stub-timeout-seconds=600",  # or a busy machine ends the processes of its models
             f"--backend-config=python,shm-region-prefix-name={self._memory}",
             *options,
         ]

@@ -46,6 +46,8 @@ _FIRST_S = 60.0
 _LATE_TIMES, _LATE_S, _LATE_OF_FILES_S, _LATE_MOST_S = 5, 1.0, 10.0, 60.0
 _LATELY = 32
 _POLLED_S = 0.05
+# A server may fail at a frame for reasons of its own, such as its memory: one more try, before it is the program's fault.
+_MOST_FAILURES = 1
 _FORGET_TRIES, _FORGET_S = 10, 0.1
 
 
@@ -64,6 +66,7 @@ class _Part:
     nhw: tuple[int, int, int]
     attempt: Attempt | None = None
     room: _Room | None = None
+    failures: int = 0
 
 
 @dataclass(slots=True)
@@ -206,6 +209,9 @@ class TritonEngine(Engine):
             time.sleep(_BUSY_S)
             return
         if error.kind is Kind.WRONG:
+            part.failures += 1
+            if part.failures <= _MOST_FAILURES:
+                return
             raise BundleError(
                 f"{watched.server}: cannot run {self.bundle.program_path} ({error}): compile the bundle again"
             )

@@ -59,6 +59,6 @@ def server_error(error: InferenceServerException, deadline_s: float) -> ServerEr
         return ServerError(Kind.GONE, f"no answer within {deadline_s:.3g} s")
     if status == "NOT_FOUND" or "unknown model" in lower or "ready state" in lower:
         return ServerError(Kind.CHANGED, text)
-    if status in ("UNAVAILABLE", "CANCELLED") or "shared memory region" in lower:
+    if status in ("UNAVAILABLE", "CANCELLED") or "shared memory region" in lower or "not healthy" in lower:
         return ServerError(Kind.GONE, text)
     return ServerError(Kind.WRONG, text)

@@ -381,6 +381,24 @@ def test_frames_of_a_size_that_has_a_model_of_its_own_go_there(triton, red_bundl
         assert computed_by(client, sized) == before + 2
 
 
+def test_what_a_server_cannot_compute_is_told_after_one_more_try_and_the_engine_goes_on(triton, red_bundle):
+    bundle, name = triton.put(red_bundle, delay_s=0.005)
+    model = triton.repository / name / "1" / "model.py"
+    fails = """
+        self.sevens = getattr(self, "sevens", 0) + (frames.shape[1] == 7)
+        if frames.shape[1] == 5 or (frames.shape[1] == 7 and self.sevens == 1):
+            return backend.InferenceResponse(error=backend.TritonError("out of\\nmemory"))
+        try:
+"""
+    model.write_text(model.read_text().replace("        try:\n", fails.removeprefix("\n"), 1))
+    triton.server.load(name)
+    with open_engine(bundle, "triton", servers=at(triton.server)) as engine:
+        with pytest.raises(BundleError, match=r"cannot run .*program.onnx \(out of memory\): compile the bundle again$"):
+            engine(frames(1, 5, 6))
+        for height in (7, 4):
+            np.testing.assert_array_equal(engine(frames(1, height, 6)), frames(1, height, 6)[..., 2])
+
+
 def grpc_client(server):
     import tritonclient.grpc as grpc
 
