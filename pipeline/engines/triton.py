@@ -180,6 +180,8 @@ class TritonEngine(Engine):
             if part.attempt is None and not self._send(part):
                 if self._options.goes_on:
                     raise self._away()
+                if time.monotonic() > until_s:
+                    self._fail(BackendUnavailableError(self._too_long(self._whys())))
                 self._wait_for_server(until_s)
                 continue
             assert part.attempt is not None
@@ -285,8 +287,7 @@ class TritonEngine(Engine):
             if any(watched.server.connected is not None for watched in self._all):
                 return
             if time.monotonic() > until_s:
-                told = "; ".join(f"{watched.server}: {watched.why}" for watched in self._all)
-                self._fail(BackendUnavailableError(self._too_long(told)))
+                self._fail(BackendUnavailableError(self._too_long(self._whys())))
             connecting = [watched.connecting for watched in self._all if watched.connecting is not None]
             if connecting:
                 wait(connecting, timeout=_POLLED_S, return_when="FIRST_COMPLETED")
@@ -334,6 +335,10 @@ class TritonEngine(Engine):
         self._unmasked += 1
         told = why or "; ".join(f"{watched.server}: {watched.why}" for watched in away)
         return ServerAwayError(f"no mask, for no server computes: {told}")
+
+    def _whys(self) -> str:
+        """Why no server is there."""
+        return "; ".join(f"{watched.server}: {watched.why}" for watched in self._all)
 
     def _too_long(self, told: str) -> str:
         return f"{told}: expected masks within {self._options.wait_s:g} s (--server-wait), got none: start the server, or name others"

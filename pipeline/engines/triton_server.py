@@ -167,6 +167,8 @@ class TritonServer:
         try:
             if not client.is_server_ready(headers=self._headers, client_timeout=_ASKED_S):
                 raise ServerError(Kind.GONE, "it is not ready yet")
+            if self._options.memory == "shared":
+                self._share(client)
             name = served_name(self._reference.bundle.manifest)
             models: dict[tuple[int, int] | None, Model] = {}
             frame_s = 0.0
@@ -268,6 +270,25 @@ class TritonServer:
             certificate_chain=options.cert,
             channel_args=_CHANNEL,
         )
+
+    def _share(self, client: Any) -> None:
+        """Find out whether the server can see our memory: one in a container does not always."""
+        region = Region(1)
+        try:
+            client.register_system_shared_memory(
+                region.name, region.key, region.size_bytes, headers=self._headers, client_timeout=_ASKED_S
+            )
+            client.unregister_system_shared_memory(region.name, headers=self._headers, client_timeout=_ASKED_S)
+        except InferenceServerException as error:
+            found = server_error(error, _ASKED_S)
+            if "shared memory" not in str(found).lower() and found.kind is not Kind.WRONG:
+                raise
+            raise ServerError(
+                Kind.REFUSED,
+                f"it cannot share our memory ({found}): start its container with --ipc=host, or take --server-memory raw",
+            ) from error
+        finally:
+            region.remove()
 
     def _sized(self, client: Any, name: str) -> dict[tuple[int, int], str]:
         """The models for frames of one size that the server has of this bundle; none where it does not tell."""

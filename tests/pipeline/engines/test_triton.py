@@ -393,7 +393,9 @@ def test_what_a_server_cannot_compute_is_told_after_one_more_try_and_the_engine_
     model.write_text(model.read_text().replace("        try:\n", fails.removeprefix("\n"), 1))
     triton.server.load(name)
     with open_engine(bundle, "triton", servers=at(triton.server)) as engine:
-        with pytest.raises(BundleError, match=r"cannot run .*program.onnx \(out of memory\): compile the bundle again$"):
+        with pytest.raises(
+            BundleError, match=r"cannot run .*program.onnx \(out of memory\): compile the bundle again$"
+        ):
             engine(frames(1, 5, 6))
         for height in (7, 4):
             np.testing.assert_array_equal(engine(frames(1, height, 6)), frames(1, height, 6)[..., 2])
@@ -422,6 +424,24 @@ def test_shared_memory_is_given_back(triton, red_bundle):
     assert {name for name in os.listdir("/dev/shm") if name.startswith("psm_")} <= before
     with grpc_client(triton.server) as client:
         assert not set(names) & set(client.get_system_shared_memory_status().regions)
+
+
+def test_a_server_that_cannot_see_our_memory_is_told_at_the_start(triton, red_bundle, monkeypatch):
+    from pipeline.engines.triton_memory import Region
+
+    bundle = triton.serve(red_bundle)
+    made = Region.__init__
+
+    def elsewhere(self, size_bytes):
+        made(self, size_bytes)
+        self.key = "/edgemask-not-here"
+
+    monkeypatch.setattr(Region, "__init__", elsewhere)
+    with pytest.raises(
+        BackendUnavailableError, match=r"it cannot share our memory \(.*\): start its container with --ipc=host"
+    ) as caught:
+        open_engine(bundle, "triton", servers=at(triton.server, memory="shared"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")
