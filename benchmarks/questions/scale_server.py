@@ -26,7 +26,8 @@ _ALONE = "in the process"
 
 EXPLAINED = """
 FPS: the median of the rounds. The ratio: the median over the rounds of FPS through the server / FPS in the process, where two frames
-are @@
+are computed at once. Added: how much longer a frame takes with one in flight than in the process with one at a time, on all cores: of
+the server one instance computes it then, on one core."""
 
 
 class Measured(NamedTuple):
