@@ -21,6 +21,7 @@ test: $(VENV)/.dev
 	tests/install-programs
 	PYTHON=$(BIN)/python tests/install-torch-tensorrt $(VENV)/torch-tensorrt
 	PYTHON=$(BIN)/python tests/install-ray $(VENV)/ray
+	PYTHON=$(BIN)/python tests/install-triton $(VENV)/triton
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The README's figures, from benchmarks/results/.
@@ -81,7 +82,7 @@ $(VENV)/.run: $(VENV)/.torch
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile,page,energy,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,compile,page,energy,tensorrt-rtx,triton,dev]'
 	# Metrics to check ours against; with what it asks for, a second OpenCV without windows would replace the first.
 	$(BIN)/python -m pip install --quiet --no-deps "pysodmetrics>=1.6"
 	touch $@

@@ -36,6 +36,7 @@ QUESTIONS = {
         "benchmarks.questions.latency",
         "pipeline throughput relative to the backend alone, and the latency of each stage",
     ),
+    "scale": ("benchmarks.questions.scale", "what it costs to compute elsewhere: on a server"),
     "sizes": ("benchmarks.questions.sizes", "which --imgsz reaches which frame rate, and how good its masks are"),
     "soak": ("benchmarks.questions.soak", "whether memory grows over many frames, or hours"),
     "start": ("benchmarks.questions.start", "time from the command to the first mask"),
@@ -63,8 +64,9 @@ def _measure(arguments: list[str]) -> None:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
+        extras = "compile,triton" if question == "scale" else "compile"
         raise BackendUnavailableError(
-            f"{question or 'benchmarks'}: packages are not here ({error}): install them with: pip install 'edgemask[compile]'"
+            f"{question or 'benchmarks'}: packages are not here ({error}): install them with: pip install 'edgemask[{extras}]'"
         ) from error
     questions = "\n".join(f"  {name:<12}{answer}" for name, (_, answer) in QUESTIONS.items())
     parser = OptionParser(

@@ -207,6 +207,7 @@ def find_cases(model: str, say: Callable[[str], None] = print) -> tuple[list[Cas
         for bundle in bundles
         for name, kind in ENGINES.items()
         if (seen or not kind.gpu)
+        and not kind.remote
         and (
             not kind.plans
             or name in BUILT_FROM_PROGRAM

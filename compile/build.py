@@ -58,7 +58,7 @@ def build(
 
 
 def build_bundle(options: BuildOptions) -> Bundle:
-    """Build what was asked for: a bundle of a trained network, or a plan in a bundle that is there.
+    """Build what was asked for: a bundle of a trained network, a plan in a bundle that is there, or that in a model repository.
 
     Returns:
         The bundle, as it was written.
@@ -72,8 +72,11 @@ def build_bundle(options: BuildOptions) -> Bundle:
         OptionError: an option does not fit the network.
     """
     start_s = time.monotonic()
-    check_destination(options.folder)
+    if options.target != "triton":
+        check_destination(options.folder)
     _import_packages(options)
+    if options.target == "triton":
+        return _into_repository(options)
     from compile.plans.plans import extend_bundle
     from compile.proof.frames import VerificationFrames
 
@@ -90,6 +93,15 @@ def build_bundle(options: BuildOptions) -> Bundle:
             bundle.folder / WORST_NAME,
         )
     log.info("%s: %.1f MB in %.0f s", options.folder, size_bytes / 1e6, time.monotonic() - start_s)
+    return bundle
+
+
+def _into_repository(options: BuildOptions) -> Bundle:
+    from compile.plans.triton_repository import write_repository
+
+    assert options.bundle is not None
+    bundle = Bundle.read(options.bundle)
+    write_repository(bundle, options.folder, batch=options.batch, frame_size_hw=options.frame_size_hw)
     return bundle
 
 
@@ -123,6 +135,8 @@ def _compile(options: BuildOptions, frames: VerificationFrames) -> Bundle:
 def _import_packages(options: BuildOptions) -> None:
     # Before any work, so that missing packages are told with the command that installs them.
     module, extra = ("plans.plans", "tensorrt") if options.bundle is not None else ("steps", "compile")
+    if options.target == "triton":
+        module, extra = "plans.triton_repository", "triton"
     try:
         import_module(f"compile.{module}")
     except (ImportError, OSError) as error:  # a broken native library raises OSError

@@ -17,7 +17,7 @@ from pipeline.command.command_line import OptionParser, share, whole_number
 from pipeline.errors import OptionError
 from pipeline.frames.pixels import OfCameras
 
-Target = Literal["onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt"]
+Target = Literal["onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt", "triton"]
 WantedPrecision = Literal["fp32", "fp16", "int8", "auto"]
 Method = Literal["max", "mse", "entropy", "percentile"]
 """As calibration.int8.ranges.Method, which takes PyTorch to import."""
@@ -53,7 +53,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 # What only some targets know: field, targets.
 _OF_TARGETS: dict[str, tuple[Target, ...]] = {
     "sm": ("tensorrt-rtx",),
-    "batch": ("tensorrt", "tensorrt-rtx", "torch-tensorrt"),
+    "batch": ("tensorrt", "tensorrt-rtx", "torch-tensorrt", "triton"),
     "workspace_bytes": PLAN_TARGETS,
     "timing_cache": ("tensorrt",),
     "version_compatible": ("tensorrt",),
@@ -65,6 +65,8 @@ _OF_NETWORKS = (
     *("model", "weights", "output", "precision", "calibration", "calibration_masks", "contract", "imgsz", "classes"),
     *("upsample", "compose", "pixels", "network", "weights_key", "reference"),
 )
+# What a program is proven with, which one that is only copied was.
+_OF_PROOFS = ("verify", "verify_count", "min_iou", "min_worst_iou")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -75,11 +77,12 @@ class BuildOptions:
     Attributes:
         weights: file of the trained network: a checkpoint of U-Net or U²-Net, or any segmentation network as ONNX or ``.pt2``; beside
             ``network`` the checkpoint of what that gives.
-        output: the bundle's folder; a bundle that is there is replaced.
+        output: the bundle's folder; a bundle that is there is replaced. triton: the model repository; what is there is kept.
         model: name of a published network, downloaded on first use; or beside ``weights`` the bundle's name.
-        bundle: folder of a bundle that is there, in place of a network: a plan is built from its program and put in.
-        target: what the bundle is for: "onnx" runs anywhere; "onnxruntime": CPUs, whose INT8 is another graph; the others: with a
-            plan for that runtime.
+        bundle: folder of a bundle that is there, in place of a network: a plan is built from its program and put in, or it is put
+            into a model repository.
+        target: what the bundle is for: "onnx" runs anywhere; "onnxruntime": CPUs, whose INT8 is another graph; "triton": a model
+            repository, of ``bundle``; the others: with a plan for that runtime.
         precision: of the network inside; "auto": the fastest on this device that passes.
         calibration: INT8: a source of frames, or a calibration set, to take ranges from.
         calibration_size: INT8: how many of its frames.
@@ -100,7 +103,7 @@ class BuildOptions:
         min_iou: what the lower end of the mean IoU's 95 % interval must reach, 0 to 1; 0 lets everything through.
         min_worst_iou: what the worst frame with a clear subject must reach; None for 0.9, or ``min_iou`` if that is less.
         sm: tensorrt-rtx: compute capabilities of the GPUs without the dot, such as (86, 89); None for this machine's.
-        batch: plans: the most frames at once, 1 to 64; None for 1, or of ``bundle`` what its plan had.
+        batch: plans: the most frames at once, 1 to 64; None for 1, or of ``bundle`` what its plan had. triton: 4.
         workspace_bytes: plans: memory for a layer while it runs; None for half of what is free.
         timing_cache: tensorrt: file with the times of earlier builds; None for one in the cache folder.
         version_compatible: tensorrt: a plan that later versions load too; slower.
@@ -209,6 +212,10 @@ class BuildOptions:
     def _check_place(self) -> None:
         if self.bundle is not None:
             self._check_bundle()
+        elif self.target == "triton":
+            raise OptionError(
+                "--target triton: expected --bundle DIR, a bundle to put into a model repository, got none"
+            )
         elif self.weights is None and self.model is None and self.network is None:
             raise OptionError(
                 f"expected --model ({', '.join(ZOO)}), --weights FILE, --network MODULE:FUNCTION or --bundle DIR, got none of them"
@@ -222,15 +229,20 @@ class BuildOptions:
 
     def _check_bundle(self) -> None:
         defaults = {entry.name: entry.default for entry in fields(self)}
-        for name in _OF_NETWORKS:
-            if getattr(self, name) != defaults[name]:
+        to_repository = self.target == "triton"
+        others = (*_OF_NETWORKS, *(_OF_PROOFS if to_repository else ()))
+        for name in others:
+            if getattr(self, name) != defaults[name] and not (to_repository and name == "output"):
                 raise OptionError(
                     f"--bundle: expected no {_option(name)} beside it, for the bundle in {self.bundle} has its network already, "
                     "got both"
                 )
-        if self.target not in PLAN_TARGETS:
+        if to_repository:
+            if self.output is None:
+                raise OptionError("--target triton: expected --output DIR, the model repository, got none")
+        elif self.target not in PLAN_TARGETS:
             raise OptionError(
-                f"--bundle: expected --target {' or '.join(PLAN_TARGETS)}, which is built from a bundle's program, "
+                f"--bundle: expected --target {' or '.join((*PLAN_TARGETS, 'triton'))}, which is built from a bundle's program, "
                 f"got {self.target}"
                 + ("" if self.target == "onnx" else ": compile the network itself, with --model or --weights")
             )
@@ -333,11 +345,17 @@ def _add_network(parser: OptionParser) -> None:
         help="function of yours that gives the network in PyTorch, called without arguments (or the network itself or its class); "
         "--weights is then its checkpoint, if it does not load one itself. This runs your code",
     )
-    parser.add_argument("-o", "--output", metavar="DIR", help="the bundle's folder; an existing bundle is replaced")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="the bundle's folder; an existing bundle is replaced. triton: the model repository",
+    )
     parser.add_argument(
         "--bundle",
         metavar="DIR",
-        help="build a plan from the program of an existing bundle, and add it to the bundle; needs no PyTorch",
+        help="build a plan from the program of an existing bundle, and add it to the bundle; or with --target triton put it into "
+        "a model repository; needs no PyTorch",
     )
 
 
@@ -347,7 +365,8 @@ def _add_target(parser: OptionParser) -> None:
         default="onnx",
         choices=TARGETS,
         help="what the bundle is for. %(default)s, the default, runs anywhere, and plans can be built from it later; "
-        "onnxruntime is for INT8 on CPUs, which is another graph than TensorRT's",
+        "onnxruntime is for INT8 on CPUs, which is another graph than TensorRT's; triton puts a --bundle into the model repository of "
+        "an NVIDIA Triton server",
     )
     parser.add_argument(
         "--sm",
@@ -356,7 +375,9 @@ def _add_target(parser: OptionParser) -> None:
         help="tensorrt-rtx: compute capabilities of the GPUs to build for, which need not be in this machine "
         "(default: this machine's, else 86,89,120)",
     )
-    parser.add_argument("--batch", type=_batch, metavar="N", help="plans: frames in one batch, at most (default: 1)")
+    parser.add_argument(
+        "--batch", type=_batch, metavar="N", help="plans: frames in one batch, at most (default: 1; triton: 4)"
+    )
     parser.add_argument(
         "--workspace",
         dest="workspace_bytes",

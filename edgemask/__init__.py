@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from compile.build import build as build
     from compile.options import BuildOptions as BuildOptions
     from pipeline.bundles.bundle import Bundle as Bundle
+    from pipeline.engines.server_options import ServerOptions as ServerOptions
     from pipeline.errors import BackendUnavailableError as BackendUnavailableError
     from pipeline.errors import BuildError as BuildError
     from pipeline.errors import BundleError as BundleError
@@ -58,6 +59,7 @@ _HOMES = {
     "Look": "pipeline.render.look",
     "regions": "pipeline.results.regions",
     "Region": "pipeline.shapes.region",
+    "ServerOptions": "pipeline.engines.server_options",
     "Frame": "pipeline.frames.frame",
     "SourceInfo": "pipeline.frames.frame",
     "Bundle": "pipeline.bundles.bundle",

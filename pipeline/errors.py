@@ -5,6 +5,7 @@ EdgemaskError
 │   └── PlanError             its plan does not fit this machine or was changed; rebuilding mends it
 ├── BackendUnavailableError   packages or a device are not here
 ├── BuildError                a network or a plan was to be made here first, and cannot be
+├── ServerAwayError           a frame has no mask, for the servers that compute masks are gone or busy
 ├── ShapeError                an array does not fit what the model was compiled for
 ├── SourceError               frames cannot be read
 ├── SinkError                 frames cannot be written
@@ -53,6 +54,10 @@ class BackendUnavailableError(EdgemaskError):
 
 class BuildError(EdgemaskError):
     """A network or a plan was to be made on this machine first, and cannot be."""
+
+
+class ServerAwayError(EdgemaskError):
+    """A frame has no mask, for the servers that compute masks are gone or busy; the next one may have one."""
 
 
 class ShapeError(EdgemaskError, ValueError):

@@ -14,6 +14,7 @@ from pipeline.builds.build_half import rebuild_plan
 from pipeline.builds.model_name import open_model
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.engines import open_engine
+from pipeline.engines.server_options import ServerOptions
 from pipeline.errors import OptionError, ShapeError
 from pipeline.flow.stream import masked_frames
 from pipeline.frames.frame import Frame, Image, describe
@@ -41,6 +42,8 @@ class Model:
         backend: what runs it: "auto" takes the GPU where there is one and the CPU otherwise; or one of
             ``edgemask run --help``'s backends.
         rebuild: build a TensorRT plan for this GPU, once, where the bundle has none.
+        servers: that compute, for the backend "triton"; with ``goes_on`` for cameras, whose frames then have empty masks and are
+            ``stale`` while no server is there.
 
     Attributes:
         bundle: what it runs.
@@ -53,10 +56,19 @@ class Model:
         BuildError: the network or its plan cannot be made here.
     """
 
-    def __init__(self, model: str | Path = "u2netp", backend: str = "auto", *, rebuild: bool = True) -> None:
+    def __init__(
+        self,
+        model: str | Path = "u2netp",
+        backend: str = "auto",
+        *,
+        rebuild: bool = True,
+        servers: ServerOptions | None = None,
+    ) -> None:
         on_gpu = rebuild and backend in ("auto", *BUILT_FROM_PROGRAM)
         self.bundle = open_model(str(model), on_gpu=on_gpu, quiet=True)
-        self._engine = open_engine(self.bundle, backend, rebuild=partial(rebuild_plan, quiet=True) if rebuild else None)
+        self._engine = open_engine(
+            self.bundle, backend, rebuild=partial(rebuild_plan, quiet=True) if rebuild else None, servers=servers
+        )
         self.classes = self.bundle.manifest.classes
         self.description = self._engine.description
         self._renderer = Renderer(Look(), self.bundle.manifest.task)

@@ -27,6 +27,7 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 LONGEST = (
     "test_kills",
     "test_int8_trained",
+    "test_triton",
     "test_demo",
     "test_properties",
     "test_outputs",

@@ -59,6 +59,8 @@ HEAVY = (
     "paho",
     "pynvml",
     "ray",
+    "tritonclient",
+    "grpc",
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "core", "misc"}
 
@@ -185,6 +187,27 @@ def test_little_knows_ray():
                 name.split(".")[0] for name in house.imported_modules(ast.parse(file.read_text(encoding="utf-8")))
             }
             assert "ray" not in imported or file.name == "on_ray.py", file
+
+
+def test_only_what_is_for_servers_knows_their_client():
+    owners = {
+        *(f"pipeline/engines/triton_{name}.py" for name in ("errors", "server")),
+        "compile/plans/triton_repository.py",
+        "benchmarks/shared/tritonserver.py",
+    }
+    known = {
+        str(file.relative_to(ROOT))
+        for package in PACKAGES
+        for file in modules(package)
+        if {"tritonclient", "google", "grpc"} & {name for name, _ in imports(file)}
+    }
+    assert known == owners
+
+
+def test_one_backend_knows_what_is_for_servers():
+    rooms = {file: set(house.imported_modules(ast.parse(file.read_text()))) for file in modules("pipeline")}
+    known = {file.stem for file, names in rooms.items() if any("engines.triton" in name for name in names)}
+    assert {name for name in known if not name.startswith("triton")} == set()
 
 
 REGISTRIES = [

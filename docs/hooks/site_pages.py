@@ -20,7 +20,7 @@ _COMMANDS = "<!-- commands -->"
 # Where a page wants the public names of the package edgemask, and their order; names that are not listed come after these.
 _REFERENCE = "<!-- reference -->"
 _CHAPTERS = {
-    "Models": ("Model", "build", "BuildOptions", "Bundle"),
+    "Models": ("Model", "ServerOptions", "build", "BuildOptions", "Bundle"),
     "Sources and frames": ("open_source", "open_sources", "SourceInfo", "Frame"),
     "Regions": ("regions", "Region"),
     "Drawing": ("Look",),

@@ -185,7 +185,10 @@ def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitSt
     model = options.model
     bundle = open_model(model.name, on_gpu=model.may_build_for_gpu, quiet=options.quiet)
     rebuild = partial(rebuild_plan, quiet=options.quiet) if model.may_build else None
-    engine = stack.enter_context(open_engine(bundle, model.backend, overlap=_is_long(options, infos), rebuild=rebuild))
+    servers = model.servers and replace(model.servers, goes_on=any(info.live for info in infos))
+    engine = stack.enter_context(
+        open_engine(bundle, model.backend, overlap=_is_long(options, infos), rebuild=rebuild, servers=servers)
+    )
     leave_cores_to(engine)
     manifest = bundle.manifest
     height, width = manifest.network_size_hw

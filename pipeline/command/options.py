@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pipeline.command.command_line import OptionParser, nearest, share, whole_number
 from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OnTruncated, OutputOptions, RunOptions
 from pipeline.engines import ENGINES
+from pipeline.engines.server_options import MEMORIES, ServerOptions
 from pipeline.errors import OptionError
 from pipeline.page.options import ADDRESS, Limits, PageOptions
 from pipeline.registry import Choices
@@ -81,7 +82,9 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         )
     return RunOptions(
         sources,
-        ModelOptions(values["model"], values["backend"], may_build=values["rebuild"] == "auto"),
+        ModelOptions(
+            values["model"], values["backend"], may_build=values["rebuild"] == "auto", servers=_servers(values)
+        ),
         MaskOptions(values["smooth"], values["fps"], values["refine_edges"], values["compose"]),
         LookOptions(
             values["render"],
@@ -125,6 +128,24 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
     )
 
 
+def _servers(values: dict[str, Any]) -> ServerOptions | None:
+    if values["server"] is None:
+        beside = ("server_ca", "server_cert", "server_key", "server_token_file")
+        if given := [name for name in beside if values[name] is not None] + ["insecure"] * values["insecure"]:
+            raise OptionError(f"--{given[0].replace('_', '-')}: expected --server grpc://HOST:PORT beside it, got none")
+        return None
+    return ServerOptions(
+        values["server"],
+        values["server_memory"],
+        ca=values["server_ca"],
+        cert=values["server_cert"],
+        key=values["server_key"],
+        token_file=values["server_token_file"],
+        insecure=values["insecure"],
+        wait_s=values["server_wait"],
+    )
+
+
 # What YAML takes for true and false. It is read as text, or "off" would be false, and 10:30 would be 630.
 _SWITCHES = {
     **dict.fromkeys(("true", "True", "TRUE", "yes", "on"), True),
@@ -153,6 +174,7 @@ def _parser() -> OptionParser:
     )
     _add_masks(parser)
     _add_results(parser.add_argument_group("results for programs"))
+    _add_servers(parser.add_argument_group("servers of --backend triton"))
     _add_live(parser.add_argument_group("cameras and streams"))
     _add_recording(parser.add_argument_group("recordings"))
     _add_page(parser.add_argument_group("the page"))
@@ -352,6 +374,40 @@ def _positive_share(text: str) -> float:
     if not share(text):
         raise argparse.ArgumentTypeError(f"expected a number above 0 and up to 1, got {text}")
     return share(text)
+
+
+def _add_servers(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--server",
+        metavar="grpc://HOST:PORT,…",
+        help="servers that compute the masks, each frame one of them; grpcs:// is TLS",
+    )
+    group.add_argument(
+        "--server-memory",
+        default="raw",
+        choices=MEMORIES,
+        help="how frames travel: raw = in the messages; shared = in memory that servers of this machine share (default: %(default)s)",
+    )
+    group.add_argument("--server-ca", metavar="FILE", help="authorities that verify the servers' certificates, as PEM")
+    group.add_argument("--server-cert", metavar="FILE", help="our own certificate, for mutual TLS; with --server-key")
+    group.add_argument("--server-key", metavar="FILE", help="its private key")
+    group.add_argument(
+        "--server-token-file",
+        metavar="FILE",
+        help="a file with the token that the servers ask for; without it EDGEMASK_SERVER_TOKEN in the environment is one",
+    )
+    group.add_argument(
+        "--insecure",
+        action="store_true",
+        help="speak in plain text to servers on other machines too, the token as well: for networks that you trust",
+    )
+    group.add_argument(
+        "--server-wait",
+        type=duration_s,
+        default=60.0,
+        metavar="TIME",
+        help="how long files wait for servers that are gone or busy, and every source at the start (default: %(default)s s)",
+    )
 
 
 def _add_live(group: argparse._ArgumentGroup) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
+from pipeline.engines.server_options import ServerOptions
 from pipeline.page.options import PageOptions
 from pipeline.results.zone_options import ZoneOptions
 from pipeline.sinks.options import SinkOptions
@@ -22,11 +23,13 @@ class ModelOptions:
         name: a bundle's folder, or the name of a published network.
         backend: a key of ``ENGINES``, or "auto".
         may_build: where the bundle has no plan for this GPU and its TensorRT, build it here, once.
+        servers: that compute, for the backend that asks servers; None: there are none.
     """
 
     name: str = "u2netp"
     backend: str = "auto"
     may_build: bool = True
+    servers: ServerOptions | None = None
 
     @property
     def may_build_for_gpu(self) -> bool:

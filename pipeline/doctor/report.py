@@ -90,12 +90,14 @@ def examine(facts: Facts, order: Iterable[str] | None = None) -> Report:
         findings.append(packages.import_finding(package, kind, facts))
     by_key = {finding.key: finding for finding in findings}
     backends: list[Backend] = []
-    for kind in sorted(ENGINES.values(), key=lambda kind: kind.gpu):
+    for kind in sorted(ENGINES.values(), key=lambda kind: (kind.remote, kind.gpu)):
         try:
             backends.append(_guarded(partial(judge, kind, facts, by_key)))
         except _ProbeError as error:
             backends.append(Backend(kind.name, "none", str(error)))
-    return Report(tuple(findings), tuple(backends), automatic(backends, ENGINES.own if order is None else order))
+    if order is None:
+        order = [name for name, kind in ENGINES.own.items() if not kind.remote]
+    return Report(tuple(findings), tuple(backends), automatic(backends, order))
 
 
 def _other_packages() -> dict[str, EngineKind]:

@@ -18,6 +18,7 @@ from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
+    from pipeline.engines.server_options import ServerOptions
 
 __all__ = ["ENGINES", "EngineKind", "Rebuild", "open_engine", "usable_runtime"]
 
@@ -33,6 +34,7 @@ def open_engine(
     *,
     overlap: bool = False,
     rebuild: Rebuild | None = None,
+    servers: ServerOptions | None = None,
 ) -> Engine:
     """Make the engine that runs a bundle's frame program.
 
@@ -45,18 +47,27 @@ def open_engine(
             several in flight in any case.
         rebuild: makes a plan where none is there or it does not fit this machine, such as ``pipeline.builds.build_half.rebuild_plan``;
             None to refuse.
+        servers: that compute, for a backend whose servers do; None: there are none.
 
     Where "auto" cannot use a GPU that is here or that the bundle was built for, the log says why.
 
     Raises:
-        OptionError: there is no such backend.
+        OptionError: there is no such backend, or servers are missing or not taken by it.
         BackendUnavailableError: its packages or its device are not on this machine.
         PlanError: the bundle's plan does not fit this machine, and was not to be rebuilt.
         BundleError: the backend cannot load the program.
     """
+    if backend != "auto" and backend not in ENGINES:
+        raise OptionError(f"--backend: expected auto or one of {', '.join(ENGINES)}, got {backend!r}")
+    is_remote = backend != "auto" and ENGINES[backend].remote
+    if servers is not None:
+        if not is_remote:
+            remote = " or ".join(name for name, kind in ENGINES.own.items() if kind.remote)
+            raise OptionError(f"--server: expected --backend {remote} beside it, got {backend}")
+        return _for_frames(_load(ENGINES[backend])(bundle, servers))
+    if is_remote:
+        raise OptionError(f"--backend {backend}: expected --server grpc://HOST:PORT beside it, got none")
     if backend != "auto":
-        if backend not in ENGINES:
-            raise OptionError(f"--backend: expected auto or one of {', '.join(ENGINES)}, got {backend!r}")
         return _open(bundle, ENGINES[backend], overlap, rebuild)
     engine, problems = _open_on_gpu(bundle, overlap, rebuild)
     if engine is not None:
@@ -65,7 +76,7 @@ def open_engine(
         # What could not be built says more than what is not installed.
         told = next((error for error in problems if not isinstance(error, BackendUnavailableError)), problems[-1])
         log.info(f"on the CPU: {told}")
-    on_cpu = next(kind for kind in ENGINES.own.values() if not kind.gpu)
+    on_cpu = next(kind for kind in ENGINES.own.values() if not kind.gpu and not kind.remote)
     return _open(bundle, on_cpu, overlap, rebuild)
 
 
@@ -125,8 +136,13 @@ def usable_runtime() -> str | None:
     return first_runtime()
 
 
-def _open(bundle: Bundle, kind: EngineKind, overlap: bool, rebuild: Rebuild | None) -> Engine:
+def _load(kind: EngineKind) -> Callable[..., Engine]:
     make: Callable[..., Engine] = ENGINES.load(kind, f"backend {kind.name!r} cannot be loaded here")
+    return make
+
+
+def _open(bundle: Bundle, kind: EngineKind, overlap: bool, rebuild: Rebuild | None) -> Engine:
+    make = _load(kind)
     if overlap and kind.overlaps and len(os.sched_getaffinity(0)) > 1:
         make = partial(make, at_once=2)
     try:

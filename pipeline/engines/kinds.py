@@ -20,6 +20,7 @@ class EngineKind(Row):
             or the names of Python packages.
         capabilities: the compute capabilities that it runs on; empty: all.
         builds_anywhere: it builds plans on machines that it does not run on.
+        remote: servers compute; ``opens`` takes ``servers``, and "auto" never takes it.
         overlaps: ``opens`` takes ``at_once``, how many frames it computes at a time, each on its share of the cores.
     """
 
@@ -28,6 +29,7 @@ class EngineKind(Row):
     needs: tuple[str, ...] = ()
     capabilities: tuple[tuple[int, int], ...] = ()
     builds_anywhere: bool = False
+    remote: bool = False
     overlaps: bool = False
 
     def cells(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import ServerAwayError
 from pipeline.frames.frame import Frame, Image
 from pipeline.masks.memory import Memories
 from pipeline.stages.stage_timer import StageTimer
@@ -47,7 +48,11 @@ def infer(
     def finish() -> Iterator[Frame]:
         group, submit_ms = waiting.popleft()
         start_ns = time.perf_counter_ns()
-        masks_nhw, views_nhwc, not_finite = engine.collect_all()
+        try:
+            masks_nhw, views_nhwc, not_finite = engine.collect_all()
+        except ServerAwayError:  # the picture goes on, and says that the mask is not its own
+            yield from (unmasked(frame) for frame in group)
+            return
         lately_ms.append((submit_ms + (time.perf_counter_ns() - start_ns) / 1e6) / len(group))
         views: Iterable[Image | None] = repeat(None, len(group)) if views_nhwc is None else views_nhwc
         counts = repeat(0, len(group)) if not_finite is None else map(int, not_finite)
@@ -74,6 +79,12 @@ def infer(
         raise
     while waiting:
         yield from finish()
+
+
+def unmasked(frame: Frame) -> Frame:
+    """A frame with an empty mask that is marked, for nobody computed one."""
+    frame.mask, frame.stale = np.zeros(frame.size_hw, np.uint8), True
+    return frame
 
 
 def grouped(frames: Iterable[Frame], most: int, more: Callable[[], bool]) -> Iterator[list[Frame]]:

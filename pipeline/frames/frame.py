@@ -37,7 +37,7 @@ class Frame:
         mask: (H, W) uint8 from the engine: probability × 255, or class index. None before the engine.
         view: (h, w, 3) uint8, BGR, what outputs show. None before rendering.
         not_finite: how many of the network's scores, of which the mask was made, are NaN or infinite; 0 where nobody counts them.
-        stale: the mask is of an earlier picture, and this one has changed since.
+        stale: the mask is not this picture's: of an earlier one, and this one has changed since; or empty, for no server was there.
         sample_aspect: the shape of a pixel as it is to be shown, width to height; 1 if it is square.
         shift_s: how much later ``pts_s`` is than the stamp in a video file, by which its sound is moved as well.
         alpha: (H, W) uint8, how opaque the source says the picture is, 255 where it is wholly; None: everywhere.

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import Task
-from pipeline.errors import OptionError
+from pipeline.errors import OptionError, ServerAwayError
 from pipeline.frames.frame import Frame, Image
 from pipeline.masks.agreement import TRUSTED_FROM, Trust, agreement
 from pipeline.masks.memory import Memories
@@ -142,11 +142,14 @@ class Governor:
         to_do: queue.Queue[Frame | None] = queue.Queue(1)
         memories = Memories(engine)
 
-        def compute() -> Iterator[Computed]:
+        def compute() -> Iterator[Computed | ServerAwayError]:
             while (frame := to_do.get()) is not None:
                 with timer("engine"):
                     engine.submit(frame.as_pixels(engine.pixels)[None], state=memories.of(frame))
-                    computed = engine.collect_all()
+                    try:
+                        computed: Computed | ServerAwayError = engine.collect_all()
+                    except ServerAwayError as error:
+                        computed = error
                 yield computed
 
         due_s = 0.0
@@ -161,7 +164,9 @@ class Governor:
             finally:
                 to_do.put(None)
 
-    def _mask(self, frame: Frame, done: Prefetch[Computed], ask: Callable[[Frame], None], timer: StageTimer) -> None:
+    def _mask(
+        self, frame: Frame, done: Prefetch[Computed | ServerAwayError], ask: Callable[[Frame], None], timer: StageTimer
+    ) -> None:
         now_s = time.monotonic()
         known = self._sources.setdefault(frame.source, _Of())
         known.seen_s = now_s
@@ -177,7 +182,11 @@ class Governor:
             self._asked, known.asked_s = _Asked(frame.source, grey, tiles, frame.captured_ns), now_s
             known.key = None  # of another scene
             key = self._take(done)
-            frame.mask, frame.not_finite = key.mask.copy(), key.not_finite
+            if key is None:
+                frame.mask, frame.stale = np.zeros(frame.size_hw, np.uint8), True
+                self.reuse.stale += 1
+            else:
+                frame.mask, frame.not_finite = key.mask.copy(), key.not_finite
             return
         assert key is not None
         frame.not_finite = key.not_finite  # a wrong mask is wrong where it is moved to
@@ -207,11 +216,14 @@ class Governor:
         else:
             self.reuse.moved += 1
 
-    def _take(self, done: Prefetch[Computed]) -> _Key:
-        """Wait for the mask that the engine works on, and keep it."""
+    def _take(self, done: Prefetch[Computed | ServerAwayError]) -> _Key | None:
+        """Wait for the mask that the engine works on, and keep it; None, and nothing is changed, where no server computed it."""
         assert self._asked is not None
         asked, self._asked = self._asked, None
-        masks_nhw, _, not_finite = next(iter(done))
+        computed = next(iter(done))
+        if isinstance(computed, ServerAwayError):
+            return None
+        masks_nhw, _, not_finite = computed
         mask = np.array(masks_nhw[0])
         known = self._sources[asked.source]
         count = 0 if not_finite is None else int(not_finite[0])

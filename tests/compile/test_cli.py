@@ -227,7 +227,10 @@ def _nothing_left_in(request, tmp_path):
         (["--classes", "2"], r"unet\.pth: expected 2 classes, got 1 in outc\.conv\.weight: ask for 1"),
         (["--sm", "86"], "--sm: expected --target tensorrt-rtx beside it, got onnx"),
         (["--sm", "86", "--target", "tensorrt"], "--sm: expected --target tensorrt-rtx beside it, got tensorrt"),
-        (["--batch", "2"], "--batch: expected --target tensorrt or tensorrt-rtx or torch-tensorrt beside it, got onnx"),
+        (
+            ["--batch", "2"],
+            "--batch: expected --target tensorrt or tensorrt-rtx or torch-tensorrt or triton beside it, got onnx",
+        ),
         (["--dla", "0", "--target", "tensorrt-rtx"], "--dla: expected --target tensorrt beside it, got tensorrt-rtx"),
         (
             ["--dla", "0", "--target", "tensorrt"],

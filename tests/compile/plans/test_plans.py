@@ -250,7 +250,7 @@ def test_a_damaged_program_is_not_built_from(bundle, capsys):
         (["--pixels", "nv12"], "--bundle: expected no --pixels beside it"),
         (
             ["--target", "onnx"],
-            "--bundle: expected --target tensorrt or tensorrt-rtx, which is built from a bundle's program",
+            "--bundle: expected --target tensorrt or tensorrt-rtx or triton, which is built from a bundle's program",
         ),
         (["--target", "torch-tensorrt"], "got torch-tensorrt: compile the network itself, with --model or --weights"),
     ],

@@ -64,6 +64,7 @@ ON_DESKTOP = {
     "pycuda": Answer({"version": "2026.1"}),
     "cv2": opencv("QT5", "NO"),
     "av": Answer({**AV.found, "nvenc": True}),
+    "tritonclient": Answer({"version": "2.73.0"}),
 }
 PIP = {"torch": "2.13.0+cu130", "torch-tensorrt": "2.13.0", "onnx": "1.23.2", "onnxscript": "0.7", "safetensors": "0.8"}
 
@@ -434,7 +435,16 @@ def test_a_complete_desktop(desktop):
     assert {name: entry.can for name, entry in backend.items()} == dict.fromkeys(ENGINES, "run")
     assert auto == "tensorrt"
     assert backend["onnxruntime"].reason == "ONNX Runtime 1.32.0, on the CPU"
+    assert backend["triton"].reason == "tritonclient 2.73.0"
     assert backend["tensorrt-rtx"].reason.startswith("TensorRT-RTX 1.7.1.116, on NVIDIA GeForce RTX 4090")
+
+
+def test_servers_alone_are_never_taken_by_themselves(bare):
+    asked = report.examine(
+        facts(bare, {name: ON_DESKTOP[name] for name in ("onnxruntime", "tritonclient", "cv2", "av")})
+    )
+    assert asked.auto == "onnxruntime"
+    assert asked.backends[-1].name == "triton"
 
 
 def test_what_a_desktop_lacks(desktop):
@@ -486,6 +496,7 @@ def test_without_a_gpu_tensorrt_rtx_builds(bare):
         "tensorrt": "none",
         "tensorrt-rtx": "build",
         "torch-tensorrt": "none",
+        "triton": "none",
     }
     backend, _ = judged(bare, answers, {})
     assert (backend["tensorrt-rtx"].can, backend["tensorrt-rtx"].mend) == (
@@ -859,7 +870,7 @@ def test_nothing_can_run(bare, monkeypatch, capsys, arguments):
     out, err = capsys.readouterr()
     assert err == (
         "error: no backend can run here: expected one of onnxruntime, tensorrt, tensorrt-rtx, torch-tensorrt, "
-        "got none: begin with: pip install 'edgemask[cpu]'\n"
+        "triton, got none: begin with: pip install 'edgemask[cpu]'\n"
     )
     if arguments:
         assert json.loads(out)["auto"] is None

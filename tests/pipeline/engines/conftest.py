@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -99,6 +101,86 @@ def nv12_bundle(red_bundle, tmp_path_factory):
     program = with_nv12(with_views(red_bundle.program_path.read_bytes(), None), None)
     manifest = dataclasses.replace(red_bundle.manifest, pixels="nv12", composes=True)
     return Bundle.write(tmp_path_factory.mktemp("bundles") / "nv12", manifest, {PROGRAM_NAME: program})
+
+
+@pytest.fixture(scope="session")
+def nv12_masks_bundle(red_bundle, tmp_path_factory):
+    """The same without views."""
+    pytest.importorskip("torch")
+    from compile.program.nv12 import with_nv12
+
+    program = with_nv12(red_bundle.program_path.read_bytes(), None)
+    manifest = dataclasses.replace(red_bundle.manifest, pixels="nv12")
+    return Bundle.write(tmp_path_factory.mktemp("bundles") / "nv12-masks", manifest, {PROGRAM_NAME: program})
+
+
+class Triton:
+    """A real tritonserver that loads models when it is told to.
+
+    Attributes:
+        repository: its models.
+        server: ``benchmarks.shared.tritonserver.TritonServer``.
+        folder: of what is installed, and where bundles and logs go.
+    """
+
+    def __init__(self, installed, folder):
+        from benchmarks.shared import tritonserver
+
+        self._kit, self.installed, self.folder = tritonserver, installed, folder
+        self.repository = folder / "repository"
+        self.repository.mkdir()
+        self._served = {}
+        self.server = self.another(self.repository, "--model-control-mode=explicit")
+
+    def another(self, repository, *options, log="server", port=None):
+        """One more server, which is not waited for."""
+        path = self.folder / f"{log}.log"
+        path.write_bytes(b"")
+        return self._kit.TritonServer(self.installed, repository, *options, log=path, port=port)
+
+    def put(self, bundle, repository=None, **options):
+        """A copy of a bundle under a name of its own, exported; gives the copy and the model's name."""
+        entries = repr((bundle.manifest.files[PROGRAM_NAME], bundle.manifest.frame_size_hw, options, repository))
+        model = f"m{hashlib.sha256(entries.encode()).hexdigest()[:10]}"
+        copy = renamed(bundle, self.folder / "bundles" / model, model)
+        return copy, self._kit.put_on_python_backend(copy, repository or self.repository, **options)
+
+    def serve(self, bundle, **options):
+        """A bundle whose program the server has."""
+        key = repr((bundle.manifest.files[PROGRAM_NAME], bundle.manifest.frame_size_hw, options))
+        if key not in self._served:
+            copy, name = self.put(bundle, **options)
+            self.server.load(name)
+            self._served[key] = copy
+        return self._served[key]
+
+
+def renamed(bundle, folder, model):
+    """A copy of a bundle as that of another model."""
+    manifest = dataclasses.replace(bundle.manifest, model=model)
+    return Bundle.write(folder, manifest, {PROGRAM_NAME: bundle.program_path.read_bytes()})
+
+
+def installed_servers():
+    """Where ``tests/install-triton`` has put the servers; skips where it has not."""
+    pytest.importorskip("tritonclient.grpc")
+    from benchmarks.shared.tritonserver import default_folder
+
+    folder = default_folder()
+    if not (folder / ".packages").is_file():
+        if os.environ.get("FAIL_WITHOUT_TRITON"):
+            pytest.fail(f"no inference servers in {folder}: tests/install-triton makes it")
+        pytest.skip(f"no inference servers in {folder}: tests/install-triton makes it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory):
+    """A real server, see ``Triton``."""
+    made = Triton(installed_servers(), tmp_path_factory.mktemp("triton"))
+    with made.server:
+        made.server.wait()
+        yield made
 
 
 def with_plan(bundle, folder, runtime, program=None, **entry):

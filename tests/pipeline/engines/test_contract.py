@@ -19,6 +19,7 @@ from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.engines import ENGINES, open_engine
 from pipeline.engines.gpu import find_gpu
+from pipeline.engines.server_options import ServerOptions
 from pipeline.errors import BackendUnavailableError, BundleError, CompileError, OptionError, PlanError, ShapeError
 
 # What TensorRT-RTX 1.7 says on a GPU that it is not made for.
@@ -26,13 +27,16 @@ UNSUPPORTED = re.compile(
     r"cannot run on this GPU|does not support this compute capability|[Cc]ompute capability is invalid or not supported"
     r"|Target GPU SM ?\d+ is not supported"
 )
+ON_SERVERS = {"triton": "raw", "triton with shared memory": "shared"}
 FAKES = {"tensorrt on a fake GPU": "tensorrt", "tensorrt-rtx on a fake GPU": "tensorrt-rtx"}
 
 
 def opener(request):
     """``open_here(bundle)`` for the backend of a fixture's parameter; skips what this machine has not."""
     fake, name = request.param in FAKES, FAKES.get(request.param, request.param)
-    if fake:
+    if request.param in ON_SERVERS:
+        triton = request.getfixturevalue("triton")
+    elif fake:
         request.getfixturevalue("fake_machine").install(name)
         add_plan = request.getfixturevalue("add_plan")
     else:
@@ -42,6 +46,11 @@ def opener(request):
 
     def open_it(bundle):
         try:
+            if request.param in ON_SERVERS:
+                servers = ServerOptions(f"grpc://{triton.server.address}", ON_SERVERS[request.param])
+                engine = open_engine(triton.serve(bundle), "triton", servers=servers)
+                engines.append(engine)
+                return engine
             if fake:
                 bundle = add_plan(bundle, name)
             elif name in BUILT_FROM_PROGRAM:
@@ -77,10 +86,10 @@ def with_real_plan(bundle, runtime, folder):
     return Bundle.write(folder, dataclasses.replace(manifest, engines=(entry,)), files)
 
 
-ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ENGINES if name != "onnxruntime"]
+ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name, kind in ENGINES.items() if kind.gpu]
 
 
-@pytest.fixture(params=[*ON_A_GPU, "onnxruntime", *FAKES])
+@pytest.fixture(params=[*ON_A_GPU, "onnxruntime", *FAKES, *ON_SERVERS])
 def open_here(request):
     """``open_here(bundle)``: an engine of each backend that this machine has, and of fake ones; closed at the end."""
     yield from opener(request)
@@ -129,10 +138,10 @@ def test_class_numbers_come_unchanged(open_here, class_bundle):
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 90, 160), (3, 6, 8), (1, 2, 2)])
-def test_frames_may_be_nv12_where_the_program_takes_it(open_here, nv12_bundle, count, height, width):
+def test_frames_may_be_nv12_where_the_program_takes_it(open_here, nv12_masks_bundle, count, height, width):
     luma = np.random.default_rng(0).integers(16, 236, (count, height, width), np.uint8)
     grey = np.full((count, height // 2, width), 128, np.uint8)
-    masks = open_here(nv12_bundle)(np.concatenate((luma, grey), 1))
+    masks = open_here(nv12_masks_bundle)(np.concatenate((luma, grey), 1))
     assert masks.dtype == np.uint8
     np.testing.assert_allclose(masks, (luma.astype(float) - 16) * 255 / 219, atol=0.51)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.engines.base import Computed, Engine
-from pipeline.errors import ShapeError, SinkError, SourceError
+from pipeline.errors import ServerAwayError, ShapeError, SinkError, SourceError
 from pipeline.flow.events import Events
 from pipeline.flow.inference import infer
 from pipeline.flow.run import run
@@ -158,6 +158,21 @@ def test_an_error_of_the_engine_comes_after_all_frames_before_it(in_flight, at):
             run(Numbers(9), engine, view, [sink])
         assert sink.numbers == list(range(at))
         assert extra_threads() == []
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_frames_that_no_server_computed_go_on_with_an_empty_mask_and_say_so(in_flight):
+    class Away(Red):
+        def _collect(self):
+            mask = super()._collect()
+            if self.collected in (3, 4, 7):
+                raise ServerAwayError("no server")
+            return mask
+
+    frames = list(infer(Numbers(10), Away(in_flight), StageTimer()))
+    assert [frame.index for frame in frames] == list(range(10))
+    assert [frame.index for frame in frames if frame.stale] == [2, 3, 6]
+    assert [int(frame.mask[0, 0]) for frame in frames] == [0, 1, 0, 0, 4, 5, 0, 7, 8, 9]
 
 
 def test_an_error_of_a_sink_ends_the_run_at_once():

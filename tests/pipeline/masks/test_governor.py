@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.engines.base import Computed
-from pipeline.errors import OptionError, ShapeError
+from pipeline.errors import OptionError, ServerAwayError, ShapeError
 from pipeline.flow.run import run
 from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
@@ -79,6 +79,40 @@ def test_a_mask_moves_with_its_subject_while_the_engine_works():
     engine.go.release(20)
     assert list(masked) == []
     assert (governor.reuse.computed, governor.reuse.moved, governor.reuse.unchanged) == (1, 11, 0)
+
+
+class Away(Engine):
+    """One whose servers are away at the calls of the given numbers."""
+
+    def __init__(self, *away):
+        super().__init__()
+        self.away = away
+
+    def collect_all(self):
+        if self.calls in self.away:
+            self.calls += 1
+            raise ServerAwayError("no server")
+        return super().collect_all()
+
+
+def test_frames_go_on_without_masks_while_no_server_computes():
+    engine, governor = Away(0, 1), Governor(1000, "binary")
+    done = list(governor.masked(frames([scene(90)] * 4), engine, StageTimer()))
+    assert [frame.stale for frame in done] == [True, True, False, False]
+    assert [bool(frame.mask.any()) for frame in done] == [False, False, True, True]
+    assert (governor.reuse.stale, governor.reuse.computed) == (2, 1)
+
+
+def test_the_last_mask_stays_while_no_server_computes():
+    engine, governor = Away(*range(1, 100)), Governor(1000, "binary")
+    done = []
+    for frame in governor.masked(frames([scene(90), *[scene(93)] * 20]), engine, StageTimer()):
+        done.append(frame)
+        time.sleep(0.005)
+    assert engine.calls > 2
+    assert governor.reuse.computed == 1
+    for frame in done:
+        assert iou(frame.mask, frame.image[..., 2]) > 0.9
 
 
 def test_what_stands_still_is_computed_once():
