@@ -50,7 +50,7 @@ format: $(VENV)/.dev
 # The versions that are installed here, for this Python, and what fits beside them for other Pythons and systems; each with its SHA-256.
 lock: $(VENV)/.dev
 	$(BIN)/python .ci/lock.py constraints "$(TORCH)" > $(VENV)/constraints.txt
-	$(BIN)/python -m uv pip compile pyproject.toml --extra cpu --extra compile --extra page --extra energy --extra tensorrt-rtx --extra dev \
+	$(BIN)/python -m uv pip compile pyproject.toml --extra cpu --extra compile --extra page --extra energy --extra tensorrt-rtx --extra triton --extra dev \
 	  --constraints $(VENV)/constraints.txt --universal --python-version 3.10 --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links --quiet --upgrade --output-file requirements.lock
 

@@ -7,13 +7,13 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from pipeline.errors import EdgemaskError
+from benchmarks.shared.measured import Measured
+from pipeline.command.command_line import OptionParser
+from pipeline.errors import EdgemaskError, OptionError
 from pipeline.own_process import HOME, module_command
 from pipeline.sinks.pictures import write_picture
 from pipeline.sources import open_source
@@ -27,35 +27,21 @@ corpus_ray_over_shards: the throughput of two workers on Ray over that of two sh
 corpus_rerun_share: what a run over a finished corpus takes, over the one that has done it."""
 
 
-@dataclass(frozen=True, slots=True)
-class CorpusTimes:
-    """What was measured.
-
-    Attributes:
-        seconds: median by way.
-        ratios: as in `EXPLAINED`.
-        left_out: why a way was not measured, by way.
-    """
-
-    seconds: Mapping[str, float]
-    ratios: Mapping[str, float]
-    left_out: Mapping[str, str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return {
-            "seconds": {way: round(seconds, 2) for way, seconds in self.seconds.items()},
-            "left_out": dict(self.left_out),
-        }
-
-    def table(self) -> str:
-        """For people."""
-        rows = [f"| {way} | {seconds:.1f} |" for way, seconds in self.seconds.items()]
-        rows += [f"| {way} | {why} |" for way, why in self.left_out.items()]
-        return "\n".join(["| corpus | s |", "|---|---|", *rows])
+def add_options(parser: OptionParser) -> None:
+    """Add what this part takes."""
+    parser.add_argument(
+        "--pictures", type=int, default=40, metavar="N", help="pictures of the corpus (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often each way to do it is measured (default: %(default)s)",
+    )
 
 
-def measure_corpus(model: str, pictures: int, runs: int) -> CorpusTimes:
+def measure(model: str, pictures: int, runs: int) -> Measured:
     """Measure a corpus of pictures of the sample clip, in several ways.
 
     Args:
@@ -64,8 +50,11 @@ def measure_corpus(model: str, pictures: int, runs: int) -> CorpusTimes:
         runs: how often each way is measured.
 
     Raises:
-        EdgemaskError: a way fails.
+        EdgemaskError: a way fails, or a number is below 1.
     """
+    for name, value in (("--pictures", pictures), ("--runs", runs)):
+        if value < 1:
+            raise OptionError(f"{name}: expected 1 or more, got {value}")
     ways: dict[str, Callable[[Path], float]] = {}
     left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +81,19 @@ def measure_corpus(model: str, pictures: int, runs: int) -> CorpusTimes:
     }
     if "Ray, two workers" in medians:
         ratios["corpus_ray_over_shards"] = medians["two shards at once"] / medians["Ray, two workers"]
-    return CorpusTimes(medians, {name: round(value, 3) for name, value in ratios.items()}, left_out)
+    ratios = {name: round(value, 3) for name, value in ratios.items()}
+    rows = [(way, f"{taken_s:.1f}") for way, taken_s in medians.items()] + list(left_out.items())
+    table = [{"way": way, "seconds": round(taken_s, 2)} for way, taken_s in medians.items()]
+    return Measured(
+        ["| corpus | s |", "|---|---|", *(f"| {way} | {what} |" for way, what in rows), EXPLAINED, *_told(ratios)],
+        table + [{"way": way, "left_out": why} for way, why in left_out.items()],
+        ratios,
+        list(ratios.items()),
+    )
+
+
+def _told(ratios: dict[str, float]) -> list[str]:
+    return [f"{name}: {value:g}" for name, value in ratios.items()]
 
 
 def _write_corpus(folder: Path, pictures: int) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
+from benchmarks.shared.measured import Measured
 from benchmarks.shared.passes import alone_hz, read_images
 from benchmarks.shared.tritonserver import TritonServer, default_folder, put_on_python_backend
 from pipeline.builds.model_name import open_model
@@ -28,22 +29,6 @@ EXPLAINED = """
 FPS: the median of the rounds. The ratio: the median over the rounds of FPS through the server / FPS in the process, where two frames
 are computed at once. Added: how much longer a frame takes with one in flight than in the process with one at a time, on all cores: of
 the server one instance computes it then, on one core."""
-
-
-class Measured(NamedTuple):
-    """A part of the question, as it is printed, drawn and written.
-
-    Attributes:
-        lines: a table, and what explains it.
-        table: the same for JSON.
-        ratios: by name.
-        bars: (name, ratio) for the plot.
-    """
-
-    lines: list[str]
-    table: list[dict[str, Any]]
-    ratios: dict[str, float]
-    bars: list[tuple[str, float]]
 
 
 def add_options(parser: OptionParser) -> None:

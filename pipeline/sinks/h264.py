@@ -100,7 +100,6 @@ class Muxer:
         beside: what comes into a file beside its pictures.
         container_format: FFmpeg's name of it; None: told by the target's suffix.
         options: of the container.
-        comment: kept in the container; empty: none.
 
     Attributes:
         size_hw: of the pictures in it; None before the first.
@@ -117,7 +116,6 @@ class Muxer:
         beside: Beside | None = None,
         container_format: str | None = None,
         options: Mapping[str, str] | None = None,
-        comment: str = "",
     ) -> None:
         self.size_hw: tuple[int, int] | None = None
         self.description = ""
@@ -133,8 +131,10 @@ class Muxer:
         self._stream: av.VideoStream | None = None
         self._reformatter = VideoReformatter()
         self._container = av.open(target, "w", format=container_format, options=dict(options or {}))
-        if comment:
-            self._container.metadata["comment"] = comment
+
+    def add_comment(self, comment: str) -> None:
+        """Let the container carry a comment; before the first picture."""
+        self._container.metadata["comment"] = comment
 
     def write(self, view: Image, pts_s: float, sample_aspect: Fraction = Fraction(1)) -> None:
         """Encode a picture.

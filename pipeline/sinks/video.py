@@ -66,8 +66,9 @@ class VideoSink(Sink):
                 wanted=self._encoding.encoder or self._options.encoder,
                 beside=self._beside,
                 options=container_options,
-                comment=self._options.comment,
             )
+            if self._options.comment:
+                self._muxer.add_comment(self._options.comment)
         except (ValueError, *Error) as error:
             raise SinkError(
                 f"{spec}: FFmpeg cannot write it ({str(error).lower()}): choose another --output"

@@ -8,6 +8,8 @@ from tests.pipeline.engines.conftest import installed_servers
 def test_server(asked, clip, red_bundle):
     servers = installed_servers()
     given = (
+        "--parts",
+        "server",
         "--clip",
         clip,
         "--model",
@@ -52,5 +54,5 @@ def test_what_is_not_taken(arguments, message, capsys):
     pytest.importorskip("tritonclient.grpc")
     from benchmarks.__main__ import main
 
-    assert main(["scale", *arguments]) == 2
+    assert main(["scale", "--parts", "server", *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -31,7 +31,7 @@ from pipeline.bundles.bundle import Manifest
 from pipeline.command import job, service
 from pipeline.command.outputs import ended
 from pipeline.engines.base import Computed, Engine
-from pipeline.errors import SourceError
+from pipeline.errors import SinkError, SourceError
 from pipeline.flow import run as flow
 from pipeline.flow.views import Views
 from pipeline.frames.frame import SourceInfo
@@ -451,13 +451,17 @@ class Site(RuleBasedStateMachine):
     def _see_that_it_ended(self, number):
         self.thread.join(20)
         assert not self.thread.is_alive()
-        assert isinstance(self.outcome, StoppedError), self.outcome
-        assert self.outcome.number == number
+        outcome = self.outcome
+        if isinstance(outcome, SinkError) and any(tape.fate == "cut" and not tape.is_finished for tape in self.tapes):
+            while outcome is not None and not isinstance(outcome, StoppedError):  # it is told as the recording is ended
+                outcome = outcome.__context__
+        assert isinstance(outcome, StoppedError), self.outcome
+        assert outcome.number == number
         for tape in self.tapes:
             tape.is_finished = True
         while self.viewers:
             self._outside(_leave(*self.viewers.pop()))
-        self.stack.__exit__(StoppedError, self.outcome, None)
+        self.stack.__exit__(StoppedError, outcome, None)
         self.thread = None
 
     def _outside(self, coroutine):
