@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import av
 import av.error
-from av.codec.context import Flags2
+from av.codec.context import Flags, Flags2
 
 from pipeline.errors import SourceError
 from pipeline.frames.frame import SourceInfo
@@ -208,6 +208,7 @@ class StreamConnection(Connection):
         assert stream is not None  # it was checked
         context = stream.codec_context
         context.options = {"max_pixels": str(_later_pixels(stream.height * stream.width))}
+        context.flags |= Flags.unaligned  # or FFmpeg leaves some of the columns that are to be cropped on the left
         context.thread_type = "SLICE"  # threads that take a frame each would give every frame that much later
         if container.format.name == "rtsp" and context.name == "h264":
             # Some servers repeat the headers between a picture's slices, which then come as packets of their own: without this

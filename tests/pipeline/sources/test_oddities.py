@@ -44,6 +44,7 @@ FILES = {
         "yuv444p",
     ),
     "cropped.mp4": (*pictures(), *H264, "-bsf:v", "h264_metadata=crop_right=8:crop_bottom=4"),
+    "cropped left.mp4": (*pictures(), *H264, "-bsf:v", "h264_metadata=crop_left=8:crop_top=2"),
     "open gop.ts": (*pictures(duration="1"), *H264, "-x264opts", "open-gop=1:keyint=5", "-bf", "3"),
     "negative.mkv": (*pictures(), *H264, "-bf", "2", "-output_ts_offset", "-3"),
     "negative.mp4": (*pictures(), *H264, "-bf", "2", "-output_ts_offset", "-3", "-use_editlist", "0"),

@@ -324,7 +324,8 @@ def probe(path):
 
 def as_ffmpeg_shows(path, size_hw):
     """The first frame by the program, (H, W, 3) BGR."""
-    command = ["ffmpeg", "-v", "error", "-i", str(path), "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "bgr24", "-"]
+    read = ["-flags", "unaligned", "-i", str(path)]  # so that all that is to be cropped on the left is
+    command = ["ffmpeg", "-v", "error", *read, "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "bgr24", "-"]
     done = subprocess.run(command, check=True, capture_output=True, timeout=60)
     return np.frombuffer(done.stdout, np.uint8).reshape(*size_hw, 3)
 
