@@ -324,6 +324,8 @@ def _holds_other_files(folder: Path) -> bool:
     before = _identity(folder)
     try:
         names = os.listdir(folder)
+    except FileNotFoundError:  # asked no further: another process may put its bundle there now
+        return False
     except OSError:  # of a folder that cannot be looked into nobody knows
         return os.path.isdir(folder)
     return bool(names) and MANIFEST_NAME not in names and _identity(folder) == before

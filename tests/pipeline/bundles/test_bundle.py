@@ -438,3 +438,14 @@ def test_cache_folder(monkeypatch, variables, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cache_folder() == Path(expected)
+
+
+def test_a_bundle_that_appears_while_its_place_is_looked_at_is_no_other_content(tmp_path, monkeypatch):
+    place = tmp_path / "bundle"
+
+    def another_is_first(path):
+        place.mkdir()
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "listdir", another_is_first)
+    check_destination(place)
