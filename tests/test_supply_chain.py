@@ -34,7 +34,10 @@ def wanted():
         r"^(?:dependencies = \[|\[project\.optional-dependencies\])", PROJECT, flags=re.MULTILINE
     )
     extras = dict(re.findall(r"^([\w-]+) = \[(.*?)\]$", rest.split("[project.scripts]")[0], re.MULTILINE | re.DOTALL))
-    taken = [dependencies, *(extras[name] for name in ("cpu", "compile", "page", "heic", "plots", "energy", "triton", "mqtt", "dev"))]
+    taken = [
+        dependencies,
+        *(extras[name] for name in ("cpu", "compile", "page", "heic", "plots", "energy", "triton", "mqtt", "dev")),
+    ]
     found = [re.sub(r"#.*", "", body) for body in taken]
     return [
         Requirement(text)

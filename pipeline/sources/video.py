@@ -92,7 +92,9 @@ class VideoSource(Source):
             raise SourceError(f"{spec}: expected a video, got a file without a picture track{beside}")
         stream = self._stream = film
         stream.thread_type = "AUTO"
-        stream.codec_context.flags |= Flags.unaligned  # or FFmpeg leaves some of the columns that are to be cropped on the left
+        stream.codec_context.flags |= (
+            Flags.unaligned
+        )  # or FFmpeg leaves some of the columns that are to be cropped on the left
         height, width = stream.height, stream.width
         if height * width > MAX_PIXELS:
             self._container.close()
