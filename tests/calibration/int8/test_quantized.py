@@ -108,7 +108,8 @@ def test_the_program_in_int8_is_what_was_searched(kind, tiny_unet, tiny_u2net, f
     ]
     assert len(weights) == len(recipe.layers)
     (masks,) = open_session(model.SerializeToString(), "x").run(["masks"], {"frames": frames})
-    assert np.abs(masks.astype(int) - emulated).mean() < 3  # a value halfway between two levels may go either way
+    # A value halfway between two levels may go either way, as the processor adds, and in so small a network moves all of a frame.
+    assert np.median(np.abs(masks.astype(int) - emulated).mean((1, 2))) < 1
     assert mean_iou(masks, expected) > 0.85
 
 
