@@ -1,3 +1,7 @@
 """How far masks agree with each other and with ground truth."""
 
-import pipeline  # noqa: F401 - before any library is imported that would report to its maker
+import os
+
+# As in pipeline/__init__.py, which python -m cannot import yet where the current folder has another package of that name.
+for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    os.environ.setdefault(_switch, "1")

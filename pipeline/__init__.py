@@ -52,7 +52,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 # ONNX Runtime and others report to their makers unless a variable says no before they are imported. Every package of the project
-# imports this one first; child processes inherit it. What a user has set stays.
+# does this first; child processes inherit it. What a user has set stays.
 for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
     os.environ.setdefault(_switch, "1")
 
