@@ -19,6 +19,7 @@ from pipeline.results.finder import Finder
 from pipeline.results.zone_options import ZoneOptions, parse_zones
 from pipeline.sinks import open_sink
 from pipeline.sinks.options import SinkOptions
+from pipeline.sources.options import LiveOptions
 from tests.pipeline.events.conftest import until
 
 pytestmark = [
@@ -39,7 +40,7 @@ def run_of_frames(make_info):
             renderer = Renderer(Look(), "binary")
             zones = ZoneOptions(parse_zones(["left=0,0 0.5,0 0.5,1 0,1"], ["left=0.4"]), dwell_s=0.01)
             self.finder = Finder(renderer, ("subject",), [info], zones)
-            self.sink = open_sink(address, info, renderer, SinkOptions(finder=self.finder, **options))
+            self.sink = open_sink(address, info, renderer, SinkOptions(finder=self.finder, live=LiveOptions(**options)))
             sinks.append(self.sink)
             self.frames = 0
             self.ids = []
