@@ -83,7 +83,9 @@ def test_a_thread_is_told_from_another_by_the_pages_that_it_touched():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells it")
 def test_what_is_gone_takes_nothing():
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    words = [sys.executable, "-c", "print('there', flush=True); input()"]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"there\n"
     assert resident_bytes(process.pid) > 1 << 20
     process.communicate(b"\n")
     assert resident_bytes(process.pid) == 0
