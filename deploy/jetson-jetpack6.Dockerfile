@@ -45,7 +45,7 @@ WORKDIR /var/lib/edgemask
 FROM installed AS build
 # PyTorch for the CPU: it exports and checks. The rest of the extra "compile" but for its OpenCV, which is here without windows.
 RUN pip install --index-url https://download.pytorch.org/whl/cpu torch==2.13.0 \
-    && pip install "onnxscript>=0.5" "safetensors>=0.5" "pooch>=1.8"
+    && pip install "onnxscript>=0.5" "safetensors>=0.5" "protobuf>=6.33.5" "pooch>=1.8" "requests>=2.33" "urllib3>=2.6.3"
 USER 10001
 ENTRYPOINT ["python3", "-m", "compile"]
 CMD ["--help"]
