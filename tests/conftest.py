@@ -45,6 +45,11 @@ LONGEST = (
     "test_nv12",
     "test_cli",
     "test_gpu_by_itself",
+    "test_network_silence",
+    "test_killed",
+    "test_oddities",
+    "test_nothing_is_lost",
+    "test_beside",
 )
 
 
