@@ -284,11 +284,19 @@ def _other_steps(frames: Sequence[Frame], ending: ExitStack) -> dict[str, Step]:
     folder = ending.enter_context(tempfile.TemporaryDirectory())
     sink = JsonLinesSink(str(Path(folder, "results.jsonl")), SourceInfo("clip", "frames"), renderer)
     ending.callback(sink.discard)
-    steps["json_lines"] = sink.write
+    steps["json_lines"] = _found_anew(sink)
     channel = Channel("clip", ending.enter_context(ThreadPoolExecutor(1)))
     channel.watchers = 1
     steps["page"] = channel.put
     return steps
+
+
+def _found_anew(sink: JsonLinesSink) -> Step:
+    def write(frame: Frame) -> None:
+        frame.found = None  # what is found in a frame is kept in it, and frames come here again
+        sink.write(frame)
+
+    return write
 
 
 def _drawing(mode: str) -> Step:
