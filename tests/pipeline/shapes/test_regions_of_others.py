@@ -1,7 +1,6 @@
 """Outlines, run lengths and label lines, read by programs that nobody here wrote."""
 
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,8 +15,6 @@ from pipeline.shapes.run_lengths import compressed, counts_of
 
 # pycocotools 2.0 and NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-ECSSD = Path("/work/shared/data/ecssd/masks")
 
 
 def made_masks():
@@ -98,10 +95,8 @@ def test_made_masks_are_equal_to_pycocotools_and_opencv(mask, coco):
 
 
 @pytest.mark.needs("pycocotools")
-def test_200_masks_are_equal_to_pycocotools_and_opencv(coco):
-    if not ECSSD.is_dir():
-        pytest.skip(f"ECSSD's masks are not on this machine: {ECSSD}")
-    paths = sorted(ECSSD.iterdir())[:200]
+def test_200_masks_are_equal_to_pycocotools_and_opencv(coco, ecssd):
+    paths = sorted((ecssd / "masks").iterdir())[:200]
     assert len(paths) == 200
     for path in paths:
         check((cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 127).astype(np.uint8), coco)
