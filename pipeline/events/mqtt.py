@@ -15,7 +15,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
-from pipeline.errors import SinkError, SourceError
+from pipeline.errors import SinkError
 from pipeline.events.delivery import AwayError, Courier, Message
 from pipeline.events.home_assistant import PREFIX, announcements
 from pipeline.events.secret import secret_of
@@ -24,7 +24,6 @@ from pipeline.redaction import redact
 from pipeline.sinks.kinds import SinkKind
 from pipeline.sinks.naming import file_name_of
 from pipeline.sources.address import Address
-from pipeline.sources.dial import tls_context
 from pipeline.terminal import logger_of
 
 log = logger_of(__name__)
@@ -73,20 +72,10 @@ class MqttSink(EventsSink):
         discovery = query.get("discovery", PREFIX)
         user = address.user or secret_of("EDGEMASK_MQTT_USER")
         password = address.password or secret_of("EDGEMASK_MQTT_PASSWORD")
-        verify = self._options.live.tls_verify
-        if address.is_encrypted and verify == "no" and password:
-            raise SinkError(
-                f"--output {address.scheme}://{address.host}: expected a broker that is verified, because there is a password: "
-                "give its authority or its own certificate with --tls-verify CA.pem"
-            )
-        try:
-            context = tls_context(verify) if address.is_encrypted else None
-        except SourceError as error:
-            raise SinkError(str(error)) from error
         return MqttCourier(
             (address.host, address.port),
             (user, password),
-            context,
+            self._tls(address, password),
             f"{topic}/{file_name_of(self._info.name)}",
             (lambda: ()) if discovery == "no" else lambda: self._announced(discovery, topic),
         )

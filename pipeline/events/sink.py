@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from abc import abstractmethod
 from datetime import datetime, timezone
@@ -17,6 +18,7 @@ from pipeline.shapes.found import ClassInZone
 from pipeline.sinks.base import Sink
 from pipeline.sinks.json_lines import event_entry, zone_entry
 from pipeline.sources.address import Address
+from pipeline.sources.dial import tls_context
 
 
 class EventsSink(Sink):
@@ -55,6 +57,25 @@ class EventsSink(Sink):
         Raises:
             SinkError: the address, or a secret, is not as it has to be.
         """
+
+    def _tls(self, address: Address, password: str) -> ssl.SSLContext | None:
+        """What verifies the receiver; None where the address is not encrypted.
+
+        Raises:
+            SinkError: a password would go to whom nobody verifies, or there are no such certificates.
+        """
+        if not address.is_encrypted:
+            return None
+        verify = self._options.live.tls_verify
+        if verify == "no" and password:
+            raise SinkError(
+                f"--output {address.scheme}://{address.host}: expected a receiver that is verified, because there is a password: "
+                "give its authority or its own certificate with --tls-verify CA.pem"
+            )
+        try:
+            return tls_context(verify)
+        except SourceError as error:
+            raise SinkError(str(error)) from error
 
     @property
     def delivery(self) -> Delivery:

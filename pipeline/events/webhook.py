@@ -14,13 +14,12 @@ import ssl
 import time
 from urllib.parse import urlsplit
 
-from pipeline.errors import SinkError, SourceError
+from pipeline.errors import SinkError
 from pipeline.events.delivery import AwayError, Courier, Message, RefusedError
 from pipeline.events.secret import secret_of
 from pipeline.events.sink import EventsSink
 from pipeline.sinks.kinds import SinkKind
 from pipeline.sources.address import Address
-from pipeline.sources.dial import tls_context
 from pipeline.version import version
 
 WEBHOOK = SinkKind(
@@ -48,17 +47,8 @@ class WebhookSink(EventsSink):
     beat_every_s = 60.0
 
     def _courier(self, address: Address) -> Courier:
-        verify = self._options.live.tls_verify
-        if address.is_encrypted and verify == "no" and address.password:
-            raise SinkError(
-                f"--output {address.scheme}://{address.host}: expected a server that is verified, because there is a password: "
-                "give its authority or its own certificate with --tls-verify CA.pem"
-            )
-        try:
-            context = tls_context(verify) if address.is_encrypted else None
-        except SourceError as error:
-            raise SinkError(str(error)) from error
-        return WebhookCourier(address, key_of(secret_of("EDGEMASK_WEBHOOK_SECRET")), context)
+        key = key_of(secret_of("EDGEMASK_WEBHOOK_SECRET"))
+        return WebhookCourier(address, key, self._tls(address, address.password))
 
 
 class WebhookCourier(Courier):

@@ -230,5 +230,5 @@ def test_addresses_that_are_refused(run_of_frames, address, message):
 
 
 def test_a_password_is_not_given_to_whom_nobody_verifies(run_of_frames):
-    with pytest.raises(SinkError, match="expected a broker that is verified, because there is a password"):
+    with pytest.raises(SinkError, match="expected a receiver that is verified, because there is a password"):
         run_of_frames("mqtts://u:p@host", tls_verify="no")
