@@ -100,6 +100,15 @@ def _peers(results: Path) -> list[str]:
     return lines + [f"| {row['label']} | {row['ours_over']:.2f} |" for row in table if "ours_over" in row]
 
 
+def _scale(results: Path) -> list[str]:
+    lines = ["| frames travel | in flight | frames per second, relative to in the process |", "|---|---|---|"]
+    travel = {"raw": "in the messages", "shared": "in shared memory"}
+    for row in _read(results, "scale")["table"]["server"]:
+        if row["computed"] in travel:
+            lines.append(f"| {travel[row['computed']]} | {row['in_flight']} | {row['ratio']:.2f} |")
+    return lines
+
+
 def _sizes(results: Path) -> list[str]:
     lines = ["| `--imgsz` | frames per second | IoU with the masks of 320 | max F-measure |", "|---|---|---|---|"]
     for row in _read(results, "sizes_u2netp")["table"]:
@@ -150,8 +159,9 @@ BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     "sizes": _sizes,
     "flicker": _flicker,
     "networks": _networks,
+    "scale": _scale,
 }
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/contracts.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/contracts.md", "docs/scale-triton.md")
 
 
 def _read(results: Path, name: str) -> dict[str, Any]:

@@ -17,10 +17,10 @@ import functools
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pipeline.errors import BackendUnavailableError
 from pipeline.terminal import logger_of
@@ -147,18 +147,25 @@ class Registry(Mapping[str, R], Generic[R]):
 
 
 class Choices:
-    """The names of a registry and some words beside them, for argparse: asking for one looks for others', listing does not."""
+    """The names of a registry and some words beside them, for argparse: asking for one looks for others', listing does not.
 
-    def __init__(self, rows: Registry[Any], *words: str) -> None:
+    Args:
+        rows: the registry.
+        words: what may be given too.
+        without: which rows may not be given.
+    """
+
+    def __init__(self, rows: Registry[Any], *words: str, without: Callable[[Any], bool] = lambda _: False) -> None:
         self._rows = rows
         self._words = words
+        self._without = without
 
     def __contains__(self, name: object) -> bool:
-        return name in self._words or name in self._rows
+        return name in self._words or (name in self._rows and not self._without(self._rows[cast(str, name)]))
 
     def __iter__(self) -> Iterator[str]:
         yield from self._words
-        yield from self._rows
+        yield from (name for name in self._rows if not self._without(self._rows[name]))
 
 
 def listed(words: Iterable[str]) -> str:

@@ -187,14 +187,13 @@ def _parser() -> OptionParser:
     return parser
 
 
-def _add_input(parser: OptionParser) -> None:
-    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{source_forms()}; several share the backend")
-    parser.add_argument(
-        "-s",
-        "--source",
-        action="append",
-        help="the same, as an option; may be repeated",
-    )
+def add_model(parser: OptionParser, *, servers: bool = True) -> None:
+    """Add the options that say what runs; all of them are fields of ``ModelOptions``.
+
+    Args:
+        parser: gets them.
+        servers: a backend whose servers compute may be named.
+    """
     parser.add_argument(
         "-m",
         "--model",
@@ -205,7 +204,7 @@ def _add_input(parser: OptionParser) -> None:
     parser.add_argument(
         "--backend",
         default=_DEFAULT.model.backend,
-        choices=Choices(ENGINES, "auto"),
+        choices=Choices(ENGINES, "auto", without=lambda kind: kind.remote and not servers),
         help="what runs the network; auto takes a GPU where there is one, else the CPU (default: %(default)s)",
     )
     parser.add_argument(
@@ -215,6 +214,17 @@ def _add_input(parser: OptionParser) -> None:
         help="what to do where the bundle has no plan for this GPU and its TensorRT; auto builds one from the "
         "bundle's program, once (default: %(default)s)",
     )
+
+
+def _add_input(parser: OptionParser) -> None:
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{source_forms()}; several share the backend")
+    parser.add_argument(
+        "-s",
+        "--source",
+        action="append",
+        help="the same, as an option; may be repeated",
+    )
+    add_model(parser)
     parser.add_argument(
         "--drop",
         default="auto",
@@ -298,6 +308,13 @@ def add_look(parser: OptionParser) -> None:
     )
 
 
+def add_refine_edges(parser: OptionParser) -> None:
+    """Add ``--refine-edges``."""
+    parser.add_argument(
+        "--refine-edges", action="store_true", help="move the edges of masks to the edges in the picture"
+    )
+
+
 def _add_masks(parser: OptionParser) -> None:
     parser.add_argument(
         "--smooth",
@@ -313,9 +330,7 @@ def _add_masks(parser: OptionParser) -> None:
         help="give every frame a mask at this frame rate, even on a slower backend: between computed masks the last "
         "one is moved with the picture",
     )
-    parser.add_argument(
-        "--refine-edges", action="store_true", help="move the edges of masks to the edges in the picture"
-    )
+    add_refine_edges(parser)
     parser.add_argument(
         "--compose",
         default=_DEFAULT.masks.compose,

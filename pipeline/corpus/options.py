@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from pipeline.command.command_line import OptionParser, whole_number
-from pipeline.command.options import add_look
+from pipeline.command.options import add_look, add_model, add_refine_edges
 from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, RunOptions
 from pipeline.corpus.shard import WHOLE, Shard, read_shard
-from pipeline.engines import ENGINES
-from pipeline.registry import Choices
 from pipeline.sinks.options import ENCODERS, SinkOptions
 
 MasksAs = Literal["png", "video"]
 """What the masks of a video become: a folder of PNG files, or a lossless video."""
-
-_DEFAULT = ModelOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +83,7 @@ def _parser() -> OptionParser:
         choices=("off", "on", "strong"),
         help="steady the masks of videos over time where the picture stands still (default: %(default)s)",
     )
-    parser.add_argument(
-        "--refine-edges", action="store_true", help="move the edges of masks to the edges in the picture"
-    )
+    add_refine_edges(parser)
     parser.add_argument(
         "--encoder",
         default="auto",
@@ -112,26 +106,7 @@ def _add_files(parser: OptionParser) -> None:
     parser.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="the folder of the results, with the folders of the source"
     )
-    parser.add_argument(
-        "-m",
-        "--model",
-        default=_DEFAULT.name,
-        metavar="NAME|DIR",
-        help="a bundle, or the name of a published network, compiled on first use (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--backend",
-        default=_DEFAULT.backend,
-        choices=Choices(ENGINES, "auto"),
-        help="what runs the network; auto takes a GPU where there is one, else the CPU (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--rebuild",
-        default="auto",
-        choices=("auto", "never"),
-        help="what to do where the bundle has no plan for this GPU and its TensorRT; auto builds one from the "
-        "bundle's program, once (default: %(default)s)",
-    )
+    add_model(parser, servers=False)
     parser.add_argument(
         "--masks-as",
         default="png",

@@ -178,6 +178,7 @@ def test_a_model_that_cannot_be_used_ends_the_run(run_corpus, small_corpus, make
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--backend", "triton"], "invalid choice: 'triton' (choose from auto, "),
         (["--shard", "2/2"], "expected I/N with I from 0 to N-1, such as 0/8, got 2/2"),
         (["--on", "slurm"], "expected ray or ray:ADDRESS, such as ray:10.0.0.1:6379, got slurm"),
         (["--workers", "0"], "expected a whole number from 1 to 1024, got 0"),
