@@ -241,3 +241,21 @@ def small_disk(tmp_path):
         pytest.skip("a disk of 300 kB can only be mounted by root")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def clock_of(monkeypatch):
+    """``clock_of(module)``: the clock of a module, which the test moves: ``clock.now_s``."""
+
+    class Clock:
+        now_s = 100.0
+
+        def monotonic(self):
+            return self.now_s
+
+    def put(module):
+        clock = Clock()
+        monkeypatch.setattr(module, "time", clock)
+        return clock
+
+    return put

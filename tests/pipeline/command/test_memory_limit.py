@@ -6,16 +6,12 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
-import cv2
-import numpy as np
 import pytest
 
 from pipeline.command import memory_limit
@@ -23,6 +19,7 @@ from pipeline.command.memory_limit import MemoryLimit, limit_bytes
 from pipeline.frames.frame import SourceInfo
 from pipeline.sources.base import Source
 from pipeline.stages.telemetry import State
+from tests.fakes.motion_jpeg import MotionJpeg, gray_jpeg, serving
 
 ROOT = Path(__file__).parents[3]
 WAIT_S = 60  # only a broken test waits so long
@@ -177,41 +174,21 @@ def test_the_default_is_half_of_what_there_is(monkeypatch):
     MemoryLimit([], None)()  # where nothing is told, nothing is done
 
 
-PICTURE = b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n"
-
-
-class Cameras(BaseHTTPRequestHandler):
+class Cameras(MotionJpeg):
     """/small and /large: Motion JPEG of 64 × 64 and of 5000 × 5000 pixels."""
 
     pictures: ClassVar = {}
 
     def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=b")
-        self.end_headers()
-        jpeg = self.pictures[self.path[1:]]
-        try:
-            while True:
-                self.wfile.write(PICTURE % (len(jpeg), jpeg))
-                time.sleep(0.05)
-        except OSError:
-            pass
-
-    def log_message(self, *_):
-        pass
+        self.send_pictures(self.pictures[self.path[1:]])
 
 
 @pytest.fixture
 def cameras():
     for name, side in (("small", 64), ("large", 5000)):
-        coded, jpeg = cv2.imencode(".jpg", np.full((side, side, 3), 90, np.uint8))
-        assert coded
-        Cameras.pictures[name] = jpeg.tobytes()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Cameras) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+        Cameras.pictures[name] = gray_jpeg(side, side)
+    with serving(Cameras) as place:
+        yield f"http://{place}"
 
 
 def asked(address):

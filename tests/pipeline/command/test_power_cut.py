@@ -8,23 +8,22 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
-import cv2
-import numpy as np
 import pytest
+
+from tests.fakes.motion_jpeg import MotionJpeg, gray_jpeg, serving
 
 ROOT = Path(__file__).parents[3]
 WAIT_S = 60  # only a broken test waits so long
 
 
-class Camera(BaseHTTPRequestHandler):
+class Camera(MotionJpeg):
     """Refuses whoever asks until it knows its users, then gives Motion JPEG."""
 
     knows_its_users: ClassVar = threading.Event()
-    jpeg = cv2.imencode(".jpg", np.full((48, 64, 3), 90, np.uint8))[1].tobytes()
+    jpeg = gray_jpeg(48, 64)
 
     def do_GET(self):
         if not self.knows_its_users.is_set():
@@ -32,29 +31,14 @@ class Camera(BaseHTTPRequestHandler):
             self.send_header("WWW-Authenticate", 'Basic realm="camera"')
             self.end_headers()
             return
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=b")
-        self.end_headers()
-        try:
-            while True:
-                head = b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(self.jpeg)
-                self.wfile.write(head + self.jpeg + b"\r\n")
-                time.sleep(0.05)
-        except OSError:
-            pass
-
-    def log_message(self, *_):
-        pass
+        self.send_pictures(self.jpeg)
 
 
 @pytest.fixture
 def camera():
     Camera.knows_its_users.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://me:secret@127.0.0.1:{server.server_address[1]}/x"
-        server.shutdown()
+    with serving(Camera) as place:
+        yield f"http://me:secret@{place}/x"
 
 
 def start(red_bundle, folder, *arguments, **options):

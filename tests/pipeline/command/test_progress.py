@@ -16,18 +16,8 @@ def frame():
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """A clock that the test moves: ``clock.now_s``."""
-
-    class Clock:
-        now_s = 100.0
-
-        def monotonic(self):
-            return self.now_s
-
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    return clock
+def clock(clock_of):
+    return clock_of(module)
 
 
 def run_for(progress, clock, frame, frames, seconds, dropped=0):

@@ -8,18 +8,8 @@ from pipeline.corpus.progress import Progress
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """Seconds that go by as the test says."""
-
-    class Clock:
-        now_s = 100.0
-
-        def monotonic(self):
-            return self.now_s
-
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    return clock
+def clock(clock_of):
+    return clock_of(module)
 
 
 def test_time_left_is_that_of_the_sources_without_the_start_of_the_workers(clock, capsys):
