@@ -96,7 +96,7 @@ def check(process, output, whole):
 def disturbed(process, output, whole, seconds, kill):
     """Kill something after some seconds, and look at what is there: of what is whole, nothing is half or different."""
     try:
-        process.wait(timeout=seconds)
+        process.communicate(timeout=seconds)  # a command that was through has its pipe closed too
     except subprocess.TimeoutExpired:
         kill(process)
     there = results(output) if output.exists() else {}
