@@ -23,6 +23,7 @@ from pipeline.command.progress import Progress
 from pipeline.command.run_options import RunOptions
 from pipeline.command.service import Health, Service
 from pipeline.command.summary import Summary, print_written
+from pipeline.command.watchers import open_watchers
 from pipeline.engines import open_engine
 from pipeline.errors import EngineHungError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to
@@ -75,6 +76,7 @@ def run_job(options: RunOptions) -> None:
         appearance = make_appearance(options, look, engine, sources)
         health, timer = Health([source.telemetry for source in sources], sinks), StageTimer()
         service = stack.enter_context(Service(health))
+        watchers = open_watchers(options, engine, sources, stack)
         summary = Summary(sources, info, timer, appearance.governor)
         try:
             with ended(sinks, live=info.live, on_truncated=options.on_truncated):
@@ -93,6 +95,7 @@ def run_job(options: RunOptions) -> None:
                         sinks,
                         events=_Told(
                             timer,
+                            watchers,
                             (service.pulse, MemoryLimit(sources, limit_bytes(options.memory_bytes))),
                             progress,
                             lost,
@@ -129,11 +132,12 @@ def _leave(sinks: Sequence[Sink], hung: EngineHungError) -> NoReturn:
 
 
 class _Told(Events):
-    """Shows how far the run is, says what is wrong with it, keeps what was lost, and ends it on a signal."""
+    """Shows how far the run is, says what is wrong with it, keeps what was lost, ends it on a signal, and tells who watches."""
 
     def __init__(
         self,
         timer: StageTimer,
+        watchers: Sequence[Events],
         pulses: Sequence[Callable[[], None]],
         progress: Progress,
         lost: list[SinkError | SourceError],
@@ -141,23 +145,34 @@ class _Told(Events):
     ) -> None:
         super().__init__(timer)
         self._pulses, self._progress, self._lost, self._signals = pulses, progress, lost, signals
+        self._watchers = watchers
         self._not_finite = NotFiniteLines()
         self._give_back_due_s = time.monotonic() + _GIVE_BACK_EVERY_S
+
+    def computed(self, frame: Frame) -> None:
+        for watcher in self._watchers:
+            watcher.computed(frame)
 
     def written(self, frame: Frame, dropped: int) -> None:
         self._progress(frame, dropped)
         self._not_finite(frame)
+        for watcher in self._watchers:
+            watcher.written(frame, dropped)
 
     def pulse(self) -> None:
         if self._signals:
             raise StoppedError(self._signals[0])
         for pulse in self._pulses:
             pulse()
+        for watcher in self._watchers:
+            watcher.pulse()
         if time.monotonic() >= self._give_back_due_s:
             self._give_back_due_s = time.monotonic() + _GIVE_BACK_EVERY_S
             give_back_freed_memory()
 
     def lost(self, error: SinkError | SourceError) -> None:
+        for watcher in self._watchers:
+            watcher.lost(error)
         if not self._lost:  # the first decides how the command ends; a disk may be full a thousand times
             self._lost.append(error)
         log.warning(f"error: {error}; the rest goes on")

@@ -20,6 +20,13 @@ class Events:
     def written(self, frame: Frame, dropped: int) -> None:
         """A frame is in all outputs; so many were dropped so far. On the thread of ``run``."""
 
+    def computed(self, frame: Frame) -> None:
+        """The engine has computed this frame's mask, and nothing has been done to it yet.
+
+        On the thread of the engine, which waits until this returns. The frame and its arrays belong to the run: what is kept is
+        copied, but for ``pixels``, which nobody writes to.
+        """
+
     def pulse(self) -> None:
         """The loop has come round: after each frame, and a few times a second while none comes. On the thread of ``run``."""
 

@@ -30,6 +30,7 @@ def infer(
     timer: StageTimer,
     more: Callable[[], bool] = lambda: True,
     looks: Looks | None = None,
+    computed: Callable[[Frame], None] = lambda _: None,
 ) -> Iterator[Frame]:
     """Add its mask to each frame, and its view where the engine draws it, with as many frames in flight as the engine can hold.
 
@@ -40,6 +41,7 @@ def infer(
             two that are computed at once one is waited for, and the other is there then.
         more: whether the next frame is there; where it is not, no mask waits for it, as a camera's next frame may take long.
         looks: those in which the engine draws views; None: masks alone.
+        computed: told of each frame that has its mask; not of one that no server has computed.
     """
     memories = Memories(engine)
     waiting: deque[tuple[list[Frame], float]] = deque()
@@ -59,6 +61,7 @@ def infer(
         for frame, mask, view, count in zip(group, masks_nhw, views, counts, strict=True):
             frame.mask, frame.view, frame.not_finite = mask, view, count
             timer.add("engine", statistics.fmean(lately_ms))
+            computed(frame)
             yield frame
 
     try:

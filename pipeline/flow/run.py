@@ -88,7 +88,10 @@ def run(
         ending.enter_context(reading)
         turns = reading.start(max_frames, events.timer, losses)
         masked = Prefetch(
-            views.masked(turns, engine, events.timer, reading.more), reading.depth, name="engine", join_s=None
+            views.masked(turns, engine, events.timer, reading.more, events.computed),
+            reading.depth,
+            name="engine",
+            join_s=None,
         )
         ending.push(_Ending(masked, events))
         ending.callback(reading.stop)  # before the engine's thread, which ends when its frames do

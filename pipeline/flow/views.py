@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 class Governing(Protocol):
     """Who decides which frames the engine computes, such as ``pipeline.masks.governor.Governor``."""
 
-    def masked(self, frames: Iterable[Frame], engine: Engine, timer: StageTimer) -> Iterator[Frame]:
-        """Add its mask to each frame; all come, in order."""
+    def masked(
+        self, frames: Iterable[Frame], engine: Engine, timer: StageTimer, computed: Callable[[Frame], None]
+    ) -> Iterator[Frame]:
+        """Add its mask to each frame; all come, in order. ``computed`` is told of those that the engine has computed."""
         ...
 
 
@@ -42,12 +44,17 @@ class Views:
     annotate: Callable[[Frame, StageTimer], None] | None = None
 
     def masked(
-        self, frames: Iterable[Frame], engine: Engine, timer: StageTimer, more: Callable[[], bool]
+        self,
+        frames: Iterable[Frame],
+        engine: Engine,
+        timer: StageTimer,
+        more: Callable[[], bool],
+        computed: Callable[[Frame], None] = lambda _: None,
     ) -> Iterator[Frame]:
         """Add its mask to each frame; for the arguments see `infer`."""
         if self.governor is not None:
-            return self.governor.masked(frames, engine, timer)
-        return infer(frames, engine, timer, more, self.looks)
+            return self.governor.masked(frames, engine, timer, computed)
+        return infer(frames, engine, timer, more, self.looks, computed)
 
     def finish(self, frame: Frame, timer: StageTimer) -> None:
         """Give a frame that has a mask its view."""

@@ -13,7 +13,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
@@ -89,12 +89,11 @@ class _Key:
 
 
 class _Asked(NamedTuple):
-    """What the engine works on: a frame's source, grays and time, and the last masks moved to it."""
+    """What the engine works on: a frame, its grays, and the last masks moved to it."""
 
-    source: str
+    frame: Frame
     grey: Image
     tiles: Image
-    captured_ns: int
     moved: tuple[Image, ...] = ()
 
 
@@ -129,15 +128,24 @@ class Governor:
         self._sources: dict[str, _Of] = {}
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._asked: _Asked | None = None
+        self._computed: Callable[[Frame], None] = lambda _: None
 
-    def masked(self, frames: Iterable[Frame], engine: Engine, timer: StageTimer) -> Iterator[Frame]:
+    def masked(
+        self,
+        frames: Iterable[Frame],
+        engine: Engine,
+        timer: StageTimer,
+        computed: Callable[[Frame], None] = lambda _: None,
+    ) -> Iterator[Frame]:
         """Add its mask to each frame; all come, in order.
 
         Args:
             frames: of any number of sources.
             engine: used on a thread of its own, one frame at a time.
             timer: gets the times of ``engine`` and ``reuse``.
+            computed: told of each frame that the engine has computed, with that mask, which the frame itself may not have got.
         """
+        self._computed = computed
         # One frame at most: the next is asked for when the one before has come back.
         to_do: queue.Queue[Frame | None] = queue.Queue(1)
         memories = Memories(engine)
@@ -147,10 +155,10 @@ class Governor:
                 with timer("engine"):
                     engine.submit(frame.as_pixels(engine.pixels)[None], state=memories.of(frame))
                     try:
-                        computed: Computed | ServerAwayError = engine.collect_all()
+                        result: Computed | ServerAwayError = engine.collect_all()
                     except ServerAwayError as error:
-                        computed = error
-                yield computed
+                        result = error
+                yield result
 
         due_s = 0.0
         with Prefetch(compute(), 1, name="governed", join_s=None) as done:
@@ -179,7 +187,7 @@ class Governor:
             if self._asked is not None:
                 self._take(done)
             ask(frame)
-            self._asked, known.asked_s = _Asked(frame.source, grey, tiles, frame.captured_ns), now_s
+            self._asked, known.asked_s = _Asked(frame, grey, tiles), now_s
             known.key = None  # of another scene
             key = self._take(done)
             if key is None:
@@ -209,7 +217,7 @@ class Governor:
                 compared = [moved.copy()]  # who gets the frame may do with its mask as they like
                 if known.before is not None and not _is_cut(tiles, known.before.tiles):
                     compared.append(self._moved(known.before, grey))
-                self._asked = _Asked(frame.source, grey, tiles, frame.captured_ns, tuple(compared))
+                self._asked = _Asked(frame, grey, tiles, tuple(compared))
         if frame.stale:
             frame.mask = key.mask.copy()
             self.reuse.stale += 1
@@ -225,9 +233,10 @@ class Governor:
             return None
         masks_nhw, _, not_finite = computed
         mask = np.array(masks_nhw[0])
-        known = self._sources[asked.source]
+        known = self._sources[asked.frame.source]
         count = 0 if not_finite is None else int(not_finite[0])
-        key = _Key(asked.grey, asked.tiles, asked.captured_ns, mask, count)
+        key = _Key(asked.grey, asked.tiles, asked.frame.captured_ns, mask, count)
+        self._computed(replace(asked.frame, mask=mask, view=None, not_finite=count, stale=False))
         known.before, known.key = known.key, key
         self.reuse.computed += 1
         if asked.moved:
@@ -236,7 +245,7 @@ class Governor:
             known.trust.add(agreed)
             if not known.trust.holds:
                 self._tell(
-                    asked.source,
+                    asked.frame.source,
                     f"moved masks agree with computed ones by IoU {known.trust.recent:.2f}, expected {TRUSTED_FROM:.2f}",
                 )
         return key

@@ -378,3 +378,18 @@ def test_errors_of_a_disk_that_is_full_a_thousand_times_are_not_all_kept(monkeyp
     monkeypatch.setattr("pipeline.flow.run.AGAIN_S", 0.0)
     result = run(Numbers(200, live=True), Red(), view, [ComesBack(until=150)], drop_oldest=False)
     assert (result.frames, len(result.lost)) == (200, 100)
+
+
+def test_who_listens_hears_of_each_computed_mask_before_it_is_changed():
+    heard = []
+
+    class Ears(Events):
+        def computed(self, frame):
+            heard.append((frame.index, int(frame.mask.max()), frame.view))
+
+    def clear(frame):
+        frame.mask = np.zeros_like(frame.mask)
+
+    sink = Kept()
+    run(Numbers(5), Red(in_flight=2), Views(draw, refine=clear), [sink], events=Ears())
+    assert heard == [(index, index, None) for index in range(5)]

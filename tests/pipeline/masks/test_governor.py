@@ -115,6 +115,16 @@ def test_the_last_mask_stays_while_no_server_computes():
         assert iou(frame.mask, frame.image[..., 2]) > 0.9
 
 
+def test_who_listens_hears_of_the_masks_that_were_computed_with_their_own_pictures():
+    heard, given = [], [scene(60 + 3 * index) for index in range(12)]
+    list(Governor(1000, "binary").masked(frames(given), Engine(), StageTimer(), heard.append))
+    assert heard
+    for frame in heard:
+        np.testing.assert_array_equal(frame.pixels, given[frame.index])
+        np.testing.assert_array_equal(frame.mask, frame.image[..., 2])
+        assert not frame.stale
+
+
 def test_what_stands_still_is_computed_once():
     engine, governor = Engine(), Governor(1000, "binary")
     done = list(governor.masked(frames([scene(90)] * 10), engine, StageTimer()))
@@ -312,9 +322,12 @@ def test_sources_take_turns_at_the_engine():
     images = [scene(40 + 3 * index) for index in range(40)]
     both = [frame for pair in zip(frames(images, "a"), frames(images, "b"), strict=True) for frame in pair]
     asked = []
-    for frame in governor.masked(both, engine, StageTimer()):
-        if governor._asked is not None and (not asked or asked[-1] != governor._asked[0]):
-            asked.append(governor._asked[0])
+
+    def computed(frame):
+        if not asked or asked[-1] != frame.source:
+            asked.append(frame.source)
+
+    for frame in governor.masked(both, engine, StageTimer(), computed):
         time.sleep(0.001)
         assert iou(frame.mask, frame.image[..., 2]) > 0.9
     assert {"a", "b"} <= set(asked)
