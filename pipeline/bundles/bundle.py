@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 PROGRAM_NAME = "program.onnx"
+REFERENCE_NAME = "reference.onnx"
 WORST_NAME = "verification.png"
 """The frames that agreed least when the bundle was verified, as a picture."""
 PLANS = "engines/"
@@ -201,6 +202,13 @@ class Bundle:
     def program_path(self) -> Path:
         """Where the portable frame program lies."""
         return self.folder / PROGRAM_NAME
+
+    @property
+    def reference_path(self) -> Path | None:
+        """The same program in FP32, as the trained network computes: a file of its own, or the program; None where neither is."""
+        if REFERENCE_NAME in self.manifest.files:
+            return self.folder / REFERENCE_NAME
+        return self.program_path if self.manifest.precision == "fp32" else None
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Bundle:
