@@ -38,12 +38,14 @@ from compile.proof.verify import (
     MOST_FRAMES,
     TRAINED,
     Expected,
+    Masks,
     Proof,
     Reference,
     Sample,
     Sampling,
     Verification,
     doubt_of_truth,
+    limits_of,
     open_session,
     problem_with,
     program_masks,
@@ -51,7 +53,7 @@ from compile.proof.verify import (
 )
 from compile.proof.worst_frames import draw_worst
 from compile.timing import fastest
-from pipeline.bundles.bundle import PROGRAM_NAME, WORST_NAME, Manifest, Precision, cache_folder, file_sha256
+from pipeline.bundles.bundle import PROGRAM_NAME, REFERENCE_NAME, WORST_NAME, Manifest, Precision, cache_folder, file_sha256
 from pipeline.errors import CompileError, OptionError
 from pipeline.frames.pixels import Pixels, bands_of
 from pipeline.frames.tiles import Tiles
@@ -338,12 +340,7 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
         content = with_views(content, options.frame_size_hw)
     if options.pixels == "nv12":
         content = with_nv12(content, options.frame_size_hw)
-    # What is not in layers is the stranger's own graph.
-    open_program = open_session if trained.network.has_layers else LimitedSession
-    masks, runtime = program_masks(content, trained.pixels(options), open_program)
-    if trained.tiles is not None:
-        masks = masks_in_tiles(masks, trained.tiles, proof.task)
-    verification = proof.of(masks, runtime)
+    masks, verification = _verified(content, trained.network, trained, proof, options)
     remedy = "take a higher --precision"
     if program.precision == trained.network.precision != "fp32":
         remedy = f"compile the network in FP32, with --precision {program.precision}"
@@ -358,6 +355,41 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
     )
     worst = draw_worst(masks, proof.samples, verification, proof.task)
     return Draft(_manifest(program, trained, verification, options), {PROGRAM_NAME: content, WORST_NAME: worst})
+
+
+def _verified(
+    content: bytes, network: Network, trained: Trained, proof: Proof, options: BuildOptions
+) -> tuple[Masks, Verification]:
+    """What computes the masks of a program of a network, and how far they agree."""
+    # What is not in layers is the stranger's own graph.
+    open_program = open_session if network.has_layers else LimitedSession
+    masks, runtime = program_masks(content, trained.pixels(options), open_program)
+    if trained.tiles is not None:
+        masks = masks_in_tiles(masks, trained.tiles, proof.task)
+    return masks, proof.of(masks, runtime)
+
+
+def add_reference(draft: Draft, trained: Trained, proof: Proof, options: BuildOptions) -> Draft:
+    """The bundle with the program in FP32 beside one that is not, for a run to compare with: it draws no views.
+
+    Raises:
+        CompileError: it cannot be exported or run, or does not agree.
+    """
+    network = trained.reference
+    if not options.keep_reference or draft.manifest.precision == "fp32" or network.precision != "fp32":
+        return draft
+    content = network.export("fp32", trained.frame_size_hw(options), ()).SerializeToString()
+    if options.pixels == "nv12":
+        content = with_nv12(content, options.frame_size_hw)
+    _, verification = _verified(content, network, trained, proof, options)
+    remedy = "take --no-reference"
+    if (problem := problem_with(verification, options.min_iou, options.min_worst_iou, remedy)) is not None:
+        raise CompileError(f"the program in FP32: {problem}")
+    log.info(
+        "%s beside it, in FP32, for a run to compare with: %.1f MB, and none with --no-reference",
+        *(REFERENCE_NAME, len(content) / 1e6),
+    )
+    return replace(draft, files={**draft.files, REFERENCE_NAME: content})
 
 
 def add_wanted_plan(
@@ -411,7 +443,7 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
             "family": network.family,
             "architecture": network.architecture,
         },
-        verification=verification.as_dict(),
+        verification=verification.as_dict() | {"gate": limits_of(options.min_iou, options.min_worst_iou)},
         composes=options.compose == "device",
         pixels=trained.pixels(options),
         tools=_tools(),

@@ -515,6 +515,12 @@ class _Reached:
         return round(float(np.mean(self._ious) if self._saliency is None else self._saliency.result()["max_f"]), 6)
 
 
+def limits_of(min_iou: float, min_worst_iou: float | None) -> dict[str, float]:
+    """What the gate asks for, as the manifest keeps it: "mean" of the mean IoU's lower end, "worst" of the worst frame."""
+    worst = min(MIN_WORST_IOU, min_iou) if min_worst_iou is None else min_worst_iou
+    return {"mean": min_iou, "worst": worst}
+
+
 def problem_with(
     verification: Verification,
     min_iou: float,
@@ -536,7 +542,7 @@ def problem_with(
         By how much and what to try; None if all is well.
     """
     got = verification
-    least_worst = min(MIN_WORST_IOU, min_iou) if min_worst_iou is None else min_worst_iou
+    least_worst = limits_of(min_iou, min_worst_iou)["worst"]
     mae_limit = max(0.01, 1 - min_iou)
     behind = 0.0 if got.truth is None else (got.truth_reference or 0.0) - got.truth
     allowed_by = "--min-iou"
