@@ -53,7 +53,15 @@ from compile.proof.verify import (
 )
 from compile.proof.worst_frames import draw_worst
 from compile.timing import fastest
-from pipeline.bundles.bundle import PROGRAM_NAME, REFERENCE_NAME, WORST_NAME, Manifest, Precision, cache_folder, file_sha256
+from pipeline.bundles.bundle import (
+    PROGRAM_NAME,
+    REFERENCE_NAME,
+    WORST_NAME,
+    Manifest,
+    Precision,
+    cache_folder,
+    file_sha256,
+)
 from pipeline.errors import CompileError, OptionError
 from pipeline.frames.pixels import Pixels, bands_of
 from pipeline.frames.tiles import Tiles
