@@ -32,6 +32,7 @@ from compile.program.open_network import ForeignContract, contract_of, open_made
 from compile.program.programs import Program, Programs, single_precision
 from compile.program.score_range import doubt_of_masks
 from compile.proof.frames import SEARCHED_FRAMES, VerificationFrames
+from compile.proof.raw_values import RAW_LIMITS, Raw
 from compile.proof.tiled import TiledSource, as_tiles, masks_in_tiles, reference_in_tiles
 from compile.proof.verify import (
     FEWEST_FRAMES,
@@ -49,6 +50,7 @@ from compile.proof.verify import (
     open_session,
     problem_with,
     program_masks,
+    raw_agreement,
     take_samples,
 )
 from compile.proof.worst_frames import draw_worst
@@ -112,7 +114,10 @@ class Trained:
     def expected(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
         """What the gate expects; the network sees the frames too, so that its layers can be watched."""
         own = self.network.reference(frames_nhwc)
-        return own if self.reference is self.network else self.reference.reference(frames_nhwc)
+        if self.reference is self.network:
+            return own
+        expected = self.reference.reference(frames_nhwc)
+        return expected._replace(raw=_comparable(expected.raw, own.raw))
 
     @property
     def tiles(self) -> Tiles | None:
@@ -128,6 +133,13 @@ class Trained:
     def frame_size_hw(self, options: BuildOptions) -> tuple[int, int] | None:
         """The fixed (height, width) of what its program takes, or None for any."""
         return options.frame_size_hw if self.tiles is None else self.tiles.size_hw
+
+
+def _comparable(raw: Raw | None, own: Raw | None) -> Raw | None:
+    """What two networks of one contract have in common: one may give scores where the other gives probabilities."""
+    if raw is None or own is None or raw.values is None or own.values is None or raw.values.shape != own.values.shape:
+        return None
+    return raw._replace(scores=None)
 
 
 def plan_wanted(options: BuildOptions) -> PlanOptions | None:
@@ -348,7 +360,7 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
         content = with_views(content, options.frame_size_hw)
     if options.pixels == "nv12":
         content = with_nv12(content, options.frame_size_hw)
-    masks, verification = _verified(content, trained.network, trained, proof, options)
+    masks, verification = _verified(replace(program, content=content), trained.network, trained, proof, options)
     remedy = "take a higher --precision"
     if program.precision == trained.network.precision != "fp32":
         remedy = f"compile the network in FP32, with --precision {program.precision}"
@@ -366,15 +378,19 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
 
 
 def _verified(
-    content: bytes, network: Network, trained: Trained, proof: Proof, options: BuildOptions
+    program: Program, network: Network, trained: Trained, proof: Proof, options: BuildOptions
 ) -> tuple[Masks, Verification]:
     """What computes the masks of a program of a network, and how far they agree."""
     # What is not in layers is the stranger's own graph.
-    open_program = open_session if network.has_layers else LimitedSession
-    masks, runtime = program_masks(content, trained.pixels(options), open_program)
+    how = trained.pixels(options), open_session if network.has_layers else LimitedSession
+    masks, runtime = program_masks(program.content, *how)
     if trained.tiles is not None:
         masks = masks_in_tiles(masks, trained.tiles, proof.task)
-    return masks, proof.of(masks, runtime)
+    # Of NV12 the reference sees what the host makes of it, within 3 of 255 of what the program does.
+    is_rounded = options.pixels == "nv12" or trained.reference.precision != "fp32"
+    precision = "fp16" if is_rounded and program.precision == "fp32" else program.precision
+    raw = raw_agreement(program.content, proof.samples, RAW_LIMITS[precision], *how)
+    return masks, replace(proof.of(masks, runtime), raw=raw)
 
 
 def add_reference(draft: Draft, trained: Trained, proof: Proof, options: BuildOptions) -> Draft:
@@ -389,7 +405,7 @@ def add_reference(draft: Draft, trained: Trained, proof: Proof, options: BuildOp
     content = network.export("fp32", trained.frame_size_hw(options), ()).SerializeToString()
     if options.pixels == "nv12":
         content = with_nv12(content, options.frame_size_hw)
-    _, verification = _verified(content, network, trained, proof, options)
+    _, verification = _verified(Program("fp32", content, {}), network, trained, proof, options)
     remedy = "take --no-reference"
     if (problem := problem_with(verification, options.min_iou, options.min_worst_iou, remedy)) is not None:
         raise CompileError(f"the program in FP32: {problem}")
