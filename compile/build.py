@@ -127,6 +127,7 @@ def _compile(options: BuildOptions, frames: VerificationFrames) -> Bundle:
             if not options.is_timed:
                 break
     draft = steps.add_reference(steps.choose(made, proof, options), trained, proof, options)
+    draft = steps.add_drift(draft, proof, options, frames)
     bundle = draft.write(options.folder)
     if options.target == "onnx" and (advice := slower_on_cpu(bundle.manifest)):
         log.info("%s", advice)

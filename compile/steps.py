@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -56,6 +56,7 @@ from compile.proof.verify import (
 from compile.proof.worst_frames import draw_worst
 from compile.timing import fastest
 from pipeline.bundles.bundle import (
+    DRIFT_NAME,
     PROGRAM_NAME,
     REFERENCE_NAME,
     WORST_NAME,
@@ -64,9 +65,13 @@ from pipeline.bundles.bundle import (
     cache_folder,
     file_sha256,
 )
+from pipeline.drift.figures import figures_of
+from pipeline.drift.summary import FEWEST_FRAMES as FEWEST_FOR_DRIFT
+from pipeline.drift.summary import Summary
 from pipeline.errors import CompileError, OptionError
 from pipeline.frames.pixels import Pixels, bands_of
 from pipeline.frames.tiles import Tiles
+from pipeline.redaction import redact
 from pipeline.sources.base import Source
 from pipeline.terminal import logger_of
 
@@ -414,6 +419,24 @@ def add_reference(draft: Draft, trained: Trained, proof: Proof, options: BuildOp
         *(REFERENCE_NAME, len(content) / 1e6),
     )
     return replace(draft, files={**draft.files, REFERENCE_NAME: content})
+
+
+def add_drift(draft: Draft, proof: Proof, options: BuildOptions, frames: VerificationFrames) -> Draft:
+    """The bundle with figures of the frames that it was calibrated on, or else verified on, for a run to compare its own with."""
+    images: Iterable[NDArray[np.uint8]]
+    if frames.calibration is not None:
+        images, origin = (frame.image for frame in frames.calibration), f"frames of {redact(str(options.calibration))}"
+    else:
+        images = (one.frames_nhwc[-1] if one.shown_hwc is None else one.shown_hwc for one in proof.samples)
+        origin = proof.source
+    figures = [figures_of(image) for image in images]
+    if len(figures) < FEWEST_FOR_DRIFT:
+        log.info(
+            "no figures for --drift of %d %s, which takes %d frames or more", len(figures), origin, FEWEST_FOR_DRIFT
+        )
+        return draft
+    summary = Summary.of(np.stack(figures), origin)
+    return replace(draft, files={**draft.files, DRIFT_NAME: summary.to_json().encode()})
 
 
 def add_wanted_plan(

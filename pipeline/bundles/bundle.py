@@ -4,6 +4,7 @@
     program.onnx      the frame program: (N, H, W, 3) uint8 BGR, or NV12 as ``pipeline.frames.pixels`` says, -> masks (N, H, W) uint8,
                       and how many of each frame's scores are not finite, (N,) int32; one that composes also takes how masks are shown,
                       (6,) float32, and gives views (N, H, W, 3) uint8 BGR
+    drift.json        figures of the frames that it was calibrated or verified on, for ``pipeline.drift``
     reference.onnx    beside a program in FP16 or INT8 the same in FP32, without views
     engines/          plans built from it, one file for each runtime, as the runtime wrote them
 
@@ -34,6 +35,8 @@ SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 PROGRAM_NAME = "program.onnx"
 REFERENCE_NAME = "reference.onnx"
+DRIFT_NAME = "drift.json"
+"""What frames the bundle was calibrated or verified on, in figures (``pipeline.drift.summary``); bundles of old have none."""
 WORST_NAME = "verification.png"
 """The frames that agreed least when the bundle was verified, as a picture."""
 PLANS = "engines/"
