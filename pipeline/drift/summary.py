@@ -30,6 +30,8 @@ _LEAST = 1 / 3
 # The limit is beyond 95 % of the frames, each measured by all others, with a margin: in a quarter more lie 96 to 99 % of frames that
 # were not looked at (docs/drift.md).
 _WITHIN, _MARGIN = 0.95, 1.25
+# Of frames of one scene that would be next to nothing: then it is what photographs of all kinds have.
+_LEAST_LIMIT = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Summary:
         """Sum up frames by their figures, (N, 12), N at least ``FEWEST_FRAMES``."""
         spreads = [_spread(np.delete(figures_nf, index, 0)) for index in range(len(figures_nf))]
         left_out = [_distances(one, *spread).max() for one, spread in zip(figures_nf, spreads, strict=True)]
-        limit = _MARGIN * float(np.quantile(left_out, _WITHIN))
+        limit = max(_LEAST_LIMIT, _MARGIN * float(np.quantile(left_out, _WITHIN)))
         return cls(len(figures_nf), origin, *_spread(figures_nf), limit)
 
     def distance(self, figures: NDArray[np.float64]) -> Distance:
