@@ -32,7 +32,7 @@ from compile.program.open_network import ForeignContract, contract_of, open_made
 from compile.program.programs import Program, Programs, single_precision
 from compile.program.score_range import doubt_of_masks
 from compile.proof.frames import SEARCHED_FRAMES, VerificationFrames
-from compile.proof.raw_values import RAW_LIMITS, Raw
+from compile.proof.raw_values import CONVERTED_LIMIT, RAW_LIMITS, Raw
 from compile.proof.tiled import TiledSource, as_tiles, masks_in_tiles, reference_in_tiles
 from compile.proof.verify import (
     FEWEST_FRAMES,
@@ -393,8 +393,8 @@ def _verified(
         masks = masks_in_tiles(masks, trained.tiles, proof.task)
     # Of NV12 the reference sees what the host makes of it, within 3 of 255 of what the program does.
     is_rounded = options.pixels == "nv12" or trained.reference.precision != "fp32"
-    precision = "fp16" if is_rounded and program.precision == "fp32" else program.precision
-    raw = raw_agreement(program.content, proof.samples, RAW_LIMITS[precision], *how)
+    limit = max(RAW_LIMITS[program.precision], CONVERTED_LIMIT if is_rounded else 0.0)
+    raw = raw_agreement(program.content, proof.samples, limit, *how)
     return masks, replace(proof.of(masks, runtime), raw=raw)
 
 

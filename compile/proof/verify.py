@@ -315,7 +315,7 @@ def raw_agreement(
             if expected is not None:
                 comparison.add(thinned(values), expected)
     errors = {what: comparison.error() for what, comparison in compared.items()}
-    exchanged = next((pair for one in compared.values() if (pair := one.exchanged()) is not None), None)
+    exchanged = next((pair for one in compared.values() if (pair := one.exchanged(limit)) is not None), None)
     return RawAgreement(len(raws), errors.get("scores"), errors.get("values"), limit, exchanged)
 
 
