@@ -126,7 +126,9 @@ def _compile(options: BuildOptions, frames: VerificationFrames) -> Bundle:
         else:
             if not options.is_timed:
                 break
-    bundle = steps.choose(made, proof, options).write(options.folder)
+    draft = steps.add_reference(steps.choose(made, proof, options), trained, proof, options)
+    draft = steps.add_drift(draft, proof, options, frames)
+    bundle = draft.write(options.folder)
     if options.target == "onnx" and (advice := slower_on_cpu(bundle.manifest)):
         log.info("%s", advice)
     return bundle

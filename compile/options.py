@@ -41,6 +41,7 @@ _OPTIONS = {
     "calibration_masks": "calib-masks",
     "frame_size_hw": "frame",
     "workspace_bytes": "workspace",
+    "keep_reference": "no-reference",
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "target": TARGETS,
@@ -63,7 +64,7 @@ _OF_TARGETS: dict[str, tuple[Target, ...]] = {
 # What belongs to the network, which a bundle has already.
 _OF_NETWORKS = (
     *("model", "weights", "output", "precision", "calibration", "calibration_masks", "contract", "imgsz", "classes"),
-    *("upsample", "compose", "pixels", "network", "weights_key", "reference"),
+    *("upsample", "compose", "pixels", "network", "weights_key", "reference", "keep_reference"),
 )
 # What a program is proven with, which one that is only copied was.
 _OF_PROOFS = ("verify", "verify_count", "min_iou", "min_worst_iou")
@@ -112,6 +113,7 @@ class BuildOptions:
         quiet: show no progress on a terminal.
         network: "package.module:function" that gives the network in PyTorch, or the network itself or its class; this code is run.
         weights_key: dotted path to the weights in a checkpoint that has several; its beginning is enough.
+        keep_reference: put the program in FP32 beside one that is not, where there is a network in FP32: about twice the size of FP16.
 
     Raises:
         OptionError: a value that is not taken, or options that do not go together; it calls them as the command line does.
@@ -150,6 +152,7 @@ class BuildOptions:
     network: str | None = None
     weights_key: str | None = None
     reference: StrPath | None = None
+    keep_reference: bool = True
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -501,6 +504,13 @@ def _add_proof(parser: OptionParser) -> None:
         metavar="FILE",
         help="the network in FP32, as --weights takes it and by the same contract, for the gate to compare with; for a file that "
         "another tool quantized or halved, of which the gate proves nothing otherwise",
+    )
+    parser.add_argument(
+        "--no-reference",
+        dest="keep_reference",
+        action="store_false",
+        help="keep no program in FP32 beside one in FP16 or INT8: a bundle of a third or a quarter of the size, which a run cannot "
+        "compare with the trained network",
     )
     parser.add_argument(
         "--verify",

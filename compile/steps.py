@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -32,29 +32,46 @@ from compile.program.open_network import ForeignContract, contract_of, open_made
 from compile.program.programs import Program, Programs, single_precision
 from compile.program.score_range import doubt_of_masks
 from compile.proof.frames import SEARCHED_FRAMES, VerificationFrames
+from compile.proof.raw_values import CONVERTED_LIMIT, RAW_LIMITS, Raw
 from compile.proof.tiled import TiledSource, as_tiles, masks_in_tiles, reference_in_tiles
 from compile.proof.verify import (
     FEWEST_FRAMES,
     MOST_FRAMES,
     TRAINED,
     Expected,
+    Masks,
     Proof,
     Reference,
     Sample,
     Sampling,
     Verification,
     doubt_of_truth,
+    limits_of,
     open_session,
     problem_with,
     program_masks,
+    raw_agreement,
     take_samples,
 )
 from compile.proof.worst_frames import draw_worst
 from compile.timing import fastest
-from pipeline.bundles.bundle import PROGRAM_NAME, WORST_NAME, Manifest, Precision, cache_folder, file_sha256
+from pipeline.bundles.bundle import (
+    DRIFT_NAME,
+    PROGRAM_NAME,
+    REFERENCE_NAME,
+    WORST_NAME,
+    Manifest,
+    Precision,
+    cache_folder,
+    file_sha256,
+)
+from pipeline.drift.figures import figures_of
+from pipeline.drift.summary import FEWEST_FRAMES as FEWEST_FOR_DRIFT
+from pipeline.drift.summary import Summary
 from pipeline.errors import CompileError, OptionError
 from pipeline.frames.pixels import Pixels, bands_of
 from pipeline.frames.tiles import Tiles
+from pipeline.redaction import redact
 from pipeline.sources.base import Source
 from pipeline.terminal import logger_of
 
@@ -102,7 +119,10 @@ class Trained:
     def expected(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
         """What the gate expects; the network sees the frames too, so that its layers can be watched."""
         own = self.network.reference(frames_nhwc)
-        return own if self.reference is self.network else self.reference.reference(frames_nhwc)
+        if self.reference is self.network:
+            return own
+        expected = self.reference.reference(frames_nhwc)
+        return expected._replace(raw=_comparable(expected.raw, own.raw))
 
     @property
     def tiles(self) -> Tiles | None:
@@ -118,6 +138,13 @@ class Trained:
     def frame_size_hw(self, options: BuildOptions) -> tuple[int, int] | None:
         """The fixed (height, width) of what its program takes, or None for any."""
         return options.frame_size_hw if self.tiles is None else self.tiles.size_hw
+
+
+def _comparable(raw: Raw | None, own: Raw | None) -> Raw | None:
+    """What two networks of one contract have in common: one may give scores where the other gives probabilities."""
+    if raw is None or own is None or raw.values is None or own.values is None or raw.values.shape != own.values.shape:
+        return None
+    return raw._replace(scores=None)
 
 
 def plan_wanted(options: BuildOptions) -> PlanOptions | None:
@@ -338,12 +365,7 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
         content = with_views(content, options.frame_size_hw)
     if options.pixels == "nv12":
         content = with_nv12(content, options.frame_size_hw)
-    # What is not in layers is the stranger's own graph.
-    open_program = open_session if trained.network.has_layers else LimitedSession
-    masks, runtime = program_masks(content, trained.pixels(options), open_program)
-    if trained.tiles is not None:
-        masks = masks_in_tiles(masks, trained.tiles, proof.task)
-    verification = proof.of(masks, runtime)
+    masks, verification = _verified(replace(program, content=content), trained.network, trained, proof, options)
     remedy = "take a higher --precision"
     if program.precision == trained.network.precision != "fp32":
         remedy = f"compile the network in FP32, with --precision {program.precision}"
@@ -358,6 +380,63 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
     )
     worst = draw_worst(masks, proof.samples, verification, proof.task)
     return Draft(_manifest(program, trained, verification, options), {PROGRAM_NAME: content, WORST_NAME: worst})
+
+
+def _verified(
+    program: Program, network: Network, trained: Trained, proof: Proof, options: BuildOptions
+) -> tuple[Masks, Verification]:
+    """What computes the masks of a program of a network, and how far they agree."""
+    # What is not in layers is the stranger's own graph.
+    how = trained.pixels(options), open_session if network.has_layers else LimitedSession
+    masks, runtime = program_masks(program.content, *how)
+    if trained.tiles is not None:
+        masks = masks_in_tiles(masks, trained.tiles, proof.task)
+    # Of NV12 the reference sees what the host makes of it, within 3 of 255 of what the program does.
+    is_rounded = options.pixels == "nv12" or trained.reference.precision != "fp32"
+    limit = max(RAW_LIMITS[program.precision], CONVERTED_LIMIT if is_rounded else 0.0)
+    raw = raw_agreement(program.content, proof.samples, limit, *how)
+    return masks, replace(proof.of(masks, runtime), raw=raw)
+
+
+def add_reference(draft: Draft, trained: Trained, proof: Proof, options: BuildOptions) -> Draft:
+    """The bundle with the program in FP32 beside one that is not, for a run to compare with: it draws no views.
+
+    Raises:
+        CompileError: it cannot be exported or run, or does not agree.
+    """
+    network = trained.reference
+    if not options.keep_reference or draft.manifest.precision == "fp32" or network.precision != "fp32":
+        return draft
+    content = network.export("fp32", trained.frame_size_hw(options), ()).SerializeToString()
+    if options.pixels == "nv12":
+        content = with_nv12(content, options.frame_size_hw)
+    _, verification = _verified(Program("fp32", content, {}), network, trained, proof, options)
+    remedy = "take --no-reference"
+    if (problem := problem_with(verification, options.min_iou, options.min_worst_iou, remedy)) is not None:
+        raise CompileError(f"the program in FP32: {problem}")
+    log.info(
+        "%s beside it, in FP32, for a run to compare with: %.1f MB, and none with --no-reference",
+        *(REFERENCE_NAME, len(content) / 1e6),
+    )
+    return replace(draft, files={**draft.files, REFERENCE_NAME: content})
+
+
+def add_drift(draft: Draft, proof: Proof, options: BuildOptions, frames: VerificationFrames) -> Draft:
+    """The bundle with figures of the frames that it was calibrated on, or else verified on, for a run to compare its own with."""
+    images: Iterable[NDArray[np.uint8]]
+    if frames.calibration is not None:
+        images, origin = (frame.image for frame in frames.calibration), f"frames of {redact(str(options.calibration))}"
+    else:
+        images = (one.frames_nhwc[-1] if one.shown_hwc is None else one.shown_hwc for one in proof.samples)
+        origin = proof.source
+    figures = [figures_of(image) for image in images]
+    if len(figures) < FEWEST_FOR_DRIFT:
+        log.info(
+            "no figures for --drift of %d %s, which takes %d frames or more", len(figures), origin, FEWEST_FOR_DRIFT
+        )
+        return draft
+    summary = Summary.of(np.stack(figures), origin)
+    return replace(draft, files={**draft.files, DRIFT_NAME: summary.to_json().encode()})
 
 
 def add_wanted_plan(
@@ -411,7 +490,7 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
             "family": network.family,
             "architecture": network.architecture,
         },
-        verification=verification.as_dict(),
+        verification=verification.as_dict() | {"gate": limits_of(options.min_iou, options.min_worst_iou)},
         composes=options.compose == "device",
         pixels=trained.pixels(options),
         tools=_tools(),

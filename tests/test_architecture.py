@@ -30,6 +30,7 @@ FLOORS = {
         {"results"},
         {"masks", "sinks"},
         {"flow", "page", "events"},
+        {"drift"},
         {"command", "model"},
         {"doctor", "corpus"},
     ),

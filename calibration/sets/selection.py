@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.frames.frame import Image
+from pipeline.frames.tile_planes import TILES, tile_planes
 
 BRIGHTNESS_BANDS = (("very dark", 0.10), ("dark", 0.25), ("medium", 0.50), ("bright", 0.75), ("very bright", 1.01))
 """Name of each band of a frame's mean luma, and where it ends."""
 
 # Distances are the root mean square over 16×16 tiles of luma and both color differences, each 0 to 1.
-_TILES = 16
 _DUPLICATE = 0.02
 _DUPLICATE_LAYOUT = 0.98
 _SAME_SCENE = 0.05
@@ -58,16 +57,13 @@ class Look:
     @classmethod
     def of(cls, image: Image) -> Look:
         """Describe a frame, (H, W, 3) uint8 BGR; it is not changed and not kept."""
-        # Noise is gone at 64×64, and every pixel has been looked at.
-        small = cv2.resize(image, (4 * _TILES, 4 * _TILES), interpolation=cv2.INTER_AREA)
-        tiles = cv2.resize(small, (_TILES, _TILES), interpolation=cv2.INTER_AREA)
-        planes = cv2.cvtColor(tiles.astype(np.float32) / 255, cv2.COLOR_BGR2YCrCb)
+        small, planes = tile_planes(image)
         luma = planes[..., 0].ravel()
         deviation = luma - luma.mean()
         length = float(np.linalg.norm(deviation))
-        flat = length / _TILES < _FLAT_LUMA
+        flat = length / TILES < _FLAT_LUMA
         return cls(
-            vector=np.asarray(planes.ravel() / _TILES, np.float32),
+            vector=np.asarray(planes.ravel() / TILES, np.float32),
             layout=np.asarray(np.zeros_like(deviation) if flat else deviation / length, np.float32),
             brightness=float(luma.mean()),
             blank=float(small.std(axis=(0, 1)).max()) / 255 < _BLANK,
@@ -143,8 +139,8 @@ class Pool:
         self.seen = Seen()
         self._capacity = capacity
         self._moving = moving
-        self._vectors = np.zeros((capacity, 3 * _TILES * _TILES), np.float32)
-        self._layouts = np.zeros((capacity, _TILES * _TILES), np.float32)
+        self._vectors = np.zeros((capacity, 3 * TILES * TILES), np.float32)
+        self._layouts = np.zeros((capacity, TILES * TILES), np.float32)
         self._scenes = np.zeros(capacity, np.int64)
         self._distances = np.full((capacity, capacity), np.inf, np.float32)
         self._previous: Look | None = None

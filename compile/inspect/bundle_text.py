@@ -7,7 +7,7 @@ from typing import Any
 
 from compile.inspect.report import FileReport, Report
 from compile.inspect.table import LISTED, clean, field, listed, number_text, plural, size_text, table
-from pipeline.bundles.bundle import MANIFEST_NAME
+from pipeline.bundles.bundle import DRIFT_NAME, MANIFEST_NAME, REFERENCE_NAME, Manifest
 from pipeline.frames.pixels import bands_of
 
 _SUM_DIGITS = 12
@@ -37,11 +37,27 @@ def bundle_lines(report: Report, *, all_layers: bool, width: int) -> Iterator[st
     yield from field("contract", str(manifest.contract.get("name", "unknown")), width)
     yield from field("precision", _precision(manifest.precision, manifest.layers, limit), width)
     yield from field("agreement", agreement_text(manifest.verification), width)
+    yield from field("reference", _reference(manifest), width)
+    yield from field("drift", _drift(manifest), width)
     tools = ", ".join(f"{name} {version}" for name, version in manifest.tools.items())
     yield from field("created", manifest.created + (f" with {tools}" if tools else ""), width)
     yield ""
     yield "Files"
     yield from table(("name", ">size", "state"), [_file_row(file) for file in report.files], width)
+
+
+def _reference(manifest: Manifest) -> str:
+    if manifest.precision == "fp32":
+        return "the program itself, in FP32"
+    if REFERENCE_NAME in manifest.files:
+        return f"{REFERENCE_NAME}, the same program in FP32"
+    return "none: no program in FP32 to compare a run with"
+
+
+def _drift(manifest: Manifest) -> str:
+    if DRIFT_NAME not in manifest.files:
+        return "none: no figures of the frames that it was verified on, for --drift"
+    return f"{DRIFT_NAME}, figures of the frames that it was calibrated or verified on"
 
 
 def _precision(precision: str, layers: Mapping[str, str], limit: int | None) -> str:
@@ -68,8 +84,14 @@ def agreement_text(verification: Mapping[str, Any]) -> str:
     return (
         f"IoU {number_text(get('iou_mean'), 4)}{interval}, {worst}, "
         f"MAE {number_text(get('mae'), 5)} on {get('frames')} {get('source')}, against {get('against')}, "
-        f"run by {get('runtime')}"
+        f"run by {get('runtime')}" + _gate(get("gate"))
     )
+
+
+def _gate(gate: Any) -> str:
+    if not isinstance(gate, Mapping):
+        return ""
+    return f"; the gate asked for {number_text(gate.get('mean'), 4)}, worst {number_text(gate.get('worst'), 4)}"
 
 
 def _file_row(file: FileReport) -> tuple[str, str, str]:

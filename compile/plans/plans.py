@@ -32,7 +32,7 @@ from compile.proof.verify import (
     require_finite,
     take_samples,
 )
-from pipeline.bundles.bundle import PROGRAM_NAME, WORST_NAME, Bundle, Manifest, cache_folder, file_sha256
+from pipeline.bundles.bundle import PLANS, PROGRAM_NAME, Bundle, Manifest, cache_folder, file_sha256
 from pipeline.bundles.plan import NAMES
 from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.engines import open_engine
@@ -166,8 +166,9 @@ def _put_in(draft: Draft, entry: PlanEntry, content: bytes, proof: Proof | None,
     """The bundle with a plan, checked on the GPU if there is something to check it with."""
     manifest = draft.manifest
     kept = [other for other in manifest.engines if not entry.replaces(other)]
-    names = {PROGRAM_NAME, WORST_NAME, *(other.file for other in kept)}
-    files = {name: data for name, data in draft.files.items() if name in names} | {entry.file: content}
+    plans = {other.file for other in kept}
+    files = {name: data for name, data in draft.files.items() if name in plans or not name.startswith(PLANS)}
+    files[entry.file] = content
     if proof is not None:
         alone = {PROGRAM_NAME: draft.files[PROGRAM_NAME], entry.file: content}
         checked = _verify_on_gpu(Draft(replace(manifest, engines=(entry,)), alone), proof, options)
@@ -247,7 +248,7 @@ def _frame_size(manifest: Manifest, options: BuildOptions) -> tuple[int, int] | 
 def _sound(bundle: Bundle) -> Draft:
     """A bundle with its program and those plans that are as they were built."""
     manifest, folder = bundle.manifest, bundle.folder
-    files = {name: (folder / name).read_bytes() for name in (PROGRAM_NAME, WORST_NAME) if name in manifest.files}
+    files = {name: (folder / name).read_bytes() for name in manifest.files if not name.startswith(PLANS)}
     sound = []
     for entry in manifest.engines:
         path = folder / entry.file

@@ -31,7 +31,7 @@ from compile.networks.onnx_graph import graph_of, takes_batch
 from compile.networks.onnx_runtime import LimitedSession
 from compile.program.foreign import fitted_contract, photographs
 from compile.program.layered_program import LayeredProgram, Layers
-from compile.program.network import check_count, joined
+from compile.program.network import check_count, joined, raw_of
 from compile.program.onnx_export import lower_pooling
 from compile.program.outputs import Output, check_classes, find_output, fit_output
 from compile.program.program import ScoresToMask
@@ -97,10 +97,12 @@ class OnnxLayers(LayeredProgram):
                 output = torch.from_numpy(self._run(one[None]))
                 scores = channels_first(output, self._after.layout)
                 self._range.add(scores)
-                masks, not_finite = self._after(output, frames[index : index + 1])
+                masks, not_finite, values = self._after.with_values(output, frames[index : index + 1])
                 require_finite(not_finite.numpy(), "the network")
                 flags = self._after.fit.flags_on_frame(self._undecided(scores), frames_nhwc.shape[1:3])
-                parts.append(Expected(masks.numpy(), flags))
+                # An activation that the file ends in stands behind the scores of the program.
+                raw = raw_of(frames_nhwc[index : index + 1], scores if self._layers.ends_in is None else None, values)
+                parts.append(Expected(masks.numpy(), flags, raw))
             return joined(parts)
 
     def doubt(self) -> str | None:

@@ -24,7 +24,7 @@ from compile.networks.ends import OuterActivation, logits_of, with_head
 from compile.networks.layered import LayeredNetwork
 from compile.program.cpu_int8 import exact_layers, quantise, rounded_network
 from compile.program.fp16 import HalfEmulation, RangeRecorder, find_sensitive
-from compile.program.network import Network, undecided
+from compile.program.network import Network, raw_of, undecided
 from compile.program.onnx_export import export_program
 from compile.program.outputs import Form
 from compile.program.program import FrameProgram, FrameToInput
@@ -88,10 +88,11 @@ class LayeredProgram(Network):
         frames = torch.from_numpy(frames_nhwc)
         with torch.inference_mode():
             scores = self._ranges.run(self._program.before(frames))
-            masks, not_finite = self._program.after(scores, frames)
+            masks, not_finite, values = self._program.after.with_values(scores, frames)
             require_finite(not_finite.numpy(), "the network")
             flags = self._undecided(self._program.after.activated(scores))
-            return Expected(masks.numpy(), self._program.after.fit.flags_on_frame(flags, frames_nhwc.shape[1:3]))
+            flags = self._program.after.fit.flags_on_frame(flags, frames_nhwc.shape[1:3])
+            return Expected(masks.numpy(), flags, raw_of(frames_nhwc, scores.float(), values))
 
     def export(
         self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]

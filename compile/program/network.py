@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from calibration.int8.recipe import Int8Recipe, Step
 from compile.networks.contract import Contract
 from compile.program.outputs import Form, check_classes, names_of, task_of
 from compile.program.program import FrameProgram
+from compile.proof.raw_values import Raw, thinned
 from compile.proof.verify import UNDECIDED_MARGIN, Expected, Sample
 from pipeline.bundles.bundle import Precision, Task
 from pipeline.errors import CompileError
@@ -179,7 +181,19 @@ def joined(parts: Sequence[Expected]) -> Expected:
     """What is expected of several frames, of what is expected of each."""
     masks = np.concatenate([part.masks_nhw for part in parts])
     undecided_nhw = [part.undecided_nhw for part in parts if part.undecided_nhw is not None]
-    return Expected(masks, np.concatenate(undecided_nhw) if undecided_nhw else None)
+    raws = [part.raw for part in parts if part.raw is not None]
+    together = Raw(*(_joined_arrays(column) for column in zip(*raws, strict=True))) if raws else None
+    return Expected(masks, np.concatenate(undecided_nhw) if undecided_nhw else None, together)
+
+
+def _joined_arrays(arrays: Sequence[NDArray[Any] | None]) -> Any:
+    return None if any(array is None for array in arrays) else np.concatenate([a for a in arrays if a is not None])
+
+
+def raw_of(frames_nhwc: NDArray[np.uint8], scores: torch.Tensor | None, values: torch.Tensor | None) -> Raw:
+    """What masks are made of, for the gate: ``scores`` as they come out of the network, and ``values`` as ``ScoresToMask`` has them."""
+    first, second = (None if one is None else thinned(one.numpy()) for one in (scores, values))
+    return Raw(frames_nhwc, first, second)
 
 
 def undecided(scores: torch.Tensor, contract: Contract, form: Form = "scores") -> NDArray[np.bool_] | None:

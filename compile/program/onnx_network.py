@@ -19,7 +19,7 @@ from compile.networks.onnx_graph import is_same
 from compile.networks.onnx_precision import precision_of
 from compile.networks.onnx_runtime import LimitedSession
 from compile.program.foreign import check_graph, fitted_contract, foreign_network, photographs, wrap
-from compile.program.network import Network, check_count, joined, undecided
+from compile.program.network import Network, check_count, joined, raw_of, undecided
 from compile.program.outputs import find_output, fit_output
 from compile.program.program import FrameToInput, ScoresToMask
 from compile.program.score_range import ScoreRange
@@ -80,10 +80,11 @@ class OnnxNetwork(Network):
                 output = torch.from_numpy(self._run(self._before(frame), self.contract.imgsz)).float()
                 scores = channels_first(output, self._after.layout)
                 self._range.add(scores)
-                masks, not_finite = self._after(output, frame)
+                masks, not_finite, values = self._after.with_values(output, frame)
                 require_finite(not_finite.numpy(), "the network")
                 flags = undecided(scores, self.contract, self._output.form)
-                parts.append(Expected(masks.numpy(), self._after.fit.flags_on_frame(flags, frames_nhwc.shape[1:3])))
+                flags = self._after.fit.flags_on_frame(flags, frames_nhwc.shape[1:3])
+                parts.append(Expected(masks.numpy(), flags, raw_of(frames_nhwc[index : index + 1], scores, values)))
             return joined(parts)
 
     def export(

@@ -117,12 +117,22 @@ class ScoresToMask(nn.Module):
 
     def forward(self, scores: Tensor, frames_nhwc: Tensor) -> tuple[Tensor, Tensor]:
         """Scores, such as (N, C, h, w), and the frames for their size, to masks (N, H, W) uint8 and ``not_finite`` (N,) int32."""
+        masks, not_finite, _ = self.with_values(scores, frames_nhwc)
+        return masks, not_finite
+
+    def with_values(self, scores: Tensor, frames_nhwc: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As ``forward``, with what masks are made of.
+
+        That is (N, 1, H, W) from 0 to 255 before it is rounded, or (N, C, h, w) of which the largest counts; None of class indices.
+        """
         scores, frame_hw = channels_first(scores.float(), self.layout), _size_of(frames_nhwc)
         have_means = self.form not in ("indices", "decisions")
         on_frame, covered_hw = self.fit.on_frame(scores, frame_hw, "bilinear" if have_means else "nearest")
-        masks = self.fit.whole(self._masks(on_frame, covered_hw), frame_hw)
+        values = self._values(on_frame, covered_hw) if have_means else None
+        decided = self._decided(on_frame, covered_hw) if values is None else self._cut(values, covered_hw)
+        masks = self.fit.whole(decided, frame_hw)
         # Cast last: TensorRT gives uint8 only at the border of a network.
-        return masks.to(torch.uint8), _count_not_finite(scores)
+        return masks.to(torch.uint8), _count_not_finite(scores), values
 
     def activated(self, scores: Tensor) -> Tensor:
         """(N, C, h, w) scores with the activation that belongs to the network."""
@@ -132,14 +142,13 @@ class ScoresToMask(nn.Module):
             return scores
         return (torch.softmax if self.ends_in == "softmax" else torch.log_softmax)(scores, 1)
 
-    def _masks(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        if self.form in ("indices", "decisions"):
-            return self._decided(scores, size_hw)
+    def _values(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """What is cut to 8 bits, or of which the largest counts."""
         scores = self.activated(scores)
         if self.form == "bytes":
             scores = scores / 255.0
-        if scores.shape[1] > 1 and self.subject is None:
-            return self._class_index(scores, size_hw)
+        if self._gives_classes(scores):
+            return self._class_values(scores, size_hw)
         x = self._probability(scores)
         if self.stretch:
             low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
@@ -147,8 +156,17 @@ class ScoresToMask(nn.Module):
             x = (x - low) / (high - low).clamp(min=1e-6)
             # The authors cut the stretched mask to 8 bits before they enlarge it.
             x = (x * 255.0).floor() / 255.0
-        x = F.interpolate(x, size_hw, mode="bilinear", align_corners=False)
-        return (x * 255.0).round().clamp(0.0, 255.0)[:, 0]
+        return F.interpolate(x, size_hw, mode="bilinear", align_corners=False) * 255.0
+
+    def _gives_classes(self, scores: Tensor) -> bool:
+        return scores.shape[1] > 1 and self.subject is None
+
+    def _cut(self, values: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """Of values (N, 1, H, W) or (N, C, h, w), the mask (N, H, W) in whole numbers."""
+        if not self._gives_classes(values):
+            return values.round().clamp(0.0, 255.0)[:, 0]
+        index = self._likeliest(values)
+        return index[:, 0] if self.upsamples_scores else F.interpolate(index.float(), size_hw, mode="nearest")[:, 0]
 
     def _probability(self, scores: Tensor) -> Tensor:
         """(N, 1, h, w): of the one class, or of the subject among several."""
@@ -157,14 +175,12 @@ class ScoresToMask(nn.Module):
         x = scores if self.subject is None else scores[:, self.subject : self.subject + 1]
         return torch.sigmoid(x) if self.activation == "sigmoid" else x
 
-    def _class_index(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    def _class_values(self, scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
         if self.multilabel and self.activation == "sigmoid":
             scores = torch.sigmoid(scores)
         if self.upsamples_scores:
             scores = F.interpolate(scores, size_hw, mode="bilinear", align_corners=False)
-            return self._likeliest(scores)[:, 0]
-        index = self._likeliest(scores).float()
-        return F.interpolate(index, size_hw, mode="nearest")[:, 0]
+        return scores
 
     def _likeliest(self, scores: Tensor) -> Tensor:
         index = scores.argmax(1, keepdim=True)

@@ -27,7 +27,7 @@ from compile.networks.onnx_graph import is_same
 from compile.networks.onnx_precision import precision_of
 from compile.networks.onnx_runtime import LimitedSession
 from compile.program.foreign import check_graph, fitted_contract, foreign_network, photographs, wrap
-from compile.program.network import Network, check_count, undecided
+from compile.program.network import Network, check_count, raw_of, undecided
 from compile.program.outputs import find_output, fit_output
 from compile.program.program import FrameToInput, ScoresToMask
 from compile.program.score_range import ScoreRange
@@ -96,10 +96,11 @@ class RecurrentNetwork(Network):
             together = torch.from_numpy(np.concatenate(all_scores)).float()
             by_class = channels_first(together, self._after.layout)
             self._range.add(by_class)
-            masks, not_finite = self._after(together, torch.from_numpy(frames_nhwc))
+            masks, not_finite, values = self._after.with_values(together, torch.from_numpy(frames_nhwc))
             require_finite(not_finite.numpy(), "the network")
             flags = undecided(by_class, self.contract, self._form.form)
-            return Expected(masks.numpy(), self._after.fit.flags_on_frame(flags, frames_nhwc.shape[1:3]))
+            flags = self._after.fit.flags_on_frame(flags, frames_nhwc.shape[1:3])
+            return Expected(masks.numpy(), flags, raw_of(frames_nhwc, by_class, values))
 
     def export(
         self, precision: Precision, frame_size_hw: tuple[int, int] | None, keep: Collection[str]

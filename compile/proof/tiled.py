@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from compile.proof.raw_values import Raw
 from compile.proof.verify import Expected, Masks, Reference
 from pipeline.bundles.bundle import Task
 from pipeline.frames.frame import Frame
@@ -33,18 +34,20 @@ def reference_in_tiles(reference: Reference, tiles: Tiles, task: Task) -> Refere
     def whole(frames_nhwc: NDArray[np.uint8]) -> Expected:
         flags: dict[int, NDArray[np.bool_]] = {}
         masks: list[NDArray[np.uint8]] = []
+        raw: Raw | None = None
         for index, image in enumerate(frames_nhwc):
             size_hw = image.shape[:2]
             mosaic = Mosaic(tiles, size_hw, classes=task == "classes")
             undecided = Mosaic(tiles, size_hw, classes=True)
             for place, tile in tiles.cut(image):
                 expected = reference(np.ascontiguousarray(tile[None]))
+                raw = raw or expected.raw  # one tile of a frame is enough
                 mosaic.add(place, expected.masks_nhw[0])
                 if expected.undecided_nhw is not None:
                     undecided.add(place, _enlarged(expected.undecided_nhw[0], tiles.size_hw))
                     flags[index] = undecided.mask() > 0
             masks.append(mosaic.mask())
-        return Expected(np.stack(masks), np.stack(list(flags.values())) if flags else None)
+        return Expected(np.stack(masks), np.stack(list(flags.values())) if flags else None, raw)
 
     return whole
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from calibration.metrics.agreement import iou, mean_absolute_error
 from calibration.metrics.saliency import SaliencyMetrics
 from calibration.metrics.truth import VOID, Truth, Truths, resize_truth, with_void_agreed
+from compile.proof.raw_values import FRAMES, Raw, RawAgreement, RawComparison, thinned, with_raw_outputs
 from pipeline.bundles.bundle import LOOK_VALUES, NEXT_STATE, NOT_FINITE, STATE, Task
 from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame, Image, describe
@@ -30,10 +31,12 @@ class Expected(NamedTuple):
     Attributes:
         masks_nhw: (N, H, W) uint8.
         undecided_nhw: (N, h, w) bool, where the network is undecided, at any size; None where that is seen in the masks, or unknown.
+        raw: what the masks are made of; None where that is unknown.
     """
 
     masks_nhw: NDArray[np.uint8]
     undecided_nhw: NDArray[np.bool_] | None = None
+    raw: Raw | None = None
 
 
 Reference = Callable[[NDArray[np.uint8]], Expected]
@@ -64,6 +67,8 @@ MOST_UNDECIDED = 0.25
 
 # A mask that spreads over less than this says nothing about the picture.
 _FLAT = 25
+# Of masks of the same program that is looked into, and is not: what is fused rounds otherwise.
+_SAME, _MOST_OTHERS = 2, 0.001
 _RESAMPLES = 2000
 # Of ground truth a network that is worth compiling reaches more, and masks of other frames, or exchanged ones, mostly less.
 _BELIEVABLE = 0.3
@@ -82,6 +87,7 @@ class Sample:
         covered: share of the expected mask that is subject; of classes, that is not the most frequent one.
         undecided: pixels where the network is undecided, as a share of those that are subject; None where that is unknown.
         shown_hwc: (H, W, 3) uint8 BGR, for people, where ``frames_nhwc`` are not; None where they are.
+        raw: what the expected masks are made of; None where that is unknown, or of frames on which it is not compared.
     """
 
     name: str
@@ -91,6 +97,7 @@ class Sample:
     covered: float = 1.0
     undecided: float | None = None
     shown_hwc: Image | None = None
+    raw: Raw | None = None
 
     @property
     def left_out(self) -> str | None:
@@ -143,6 +150,7 @@ class Verification:
         truth: of ground truth, what the masks reach of it, as ``truth_metric`` says: 0 to 1; None without.
         truth_reference: what the reference's masks reach.
         truth_metric: "max F-measure", or for classes "mean IoU".
+        raw: how far what masks are made of agrees; None where that is unknown, as of plans.
         per_frame: all of the frames, the worst first.
     """
 
@@ -161,6 +169,7 @@ class Verification:
     truth: float | None = None
     truth_reference: float | None = None
     truth_metric: str | None = None
+    raw: RawAgreement | None = None
     per_frame: tuple[FrameResult, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -175,6 +184,8 @@ class Verification:
         else:
             parts.append(f"worst {self.iou_worst:.4f} ({self.worst_frame})")
         parts.append(f"mean absolute error {self.mae:.5f}")
+        if self.raw is not None and self.raw.worst is not None:
+            parts.append(str(self.raw))
         if self.left_out and self.iou_worst is not None:
             parts.append(f"{self.left_out} of {self.frames} frames without a clear subject count in the mean alone")
         line = ", ".join(parts)
@@ -219,18 +230,31 @@ def program_masks(
     Raises:
         CompileError: it cannot be loaded; or later, when it cannot be run or its scores are not finite.
     """
+    run = _runner(program, pixels, open_program)
+
+    def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        masks_nhw, *_ = run(frames_nhwc, ())
+        return np.asarray(masks_nhw, np.uint8)
+
+    return masks, f"onnxruntime {onnxruntime.__version__}, CPU"
+
+
+def _runner(
+    program: bytes, pixels: Pixels, open_program: Callable[[bytes, str], Any]
+) -> Callable[[NDArray[np.uint8], Sequence[str]], list[NDArray[Any]]]:
+    """What gives the masks of frames, and other outputs of the program by their names."""
     session = open_program(program, "the compiled program")
     name, *others = [value.name for value in session.get_inputs()]
     # A program that composes has masks first; how they are shown does not change them.
     rest = {other: np.zeros(len(LOOK_VALUES), np.float32) for other in others if not other.startswith(STATE)}
     outputs = [output.name for output in session.get_outputs()]
-    wanted = [outputs[0], *(output for output in outputs if output == NOT_FINITE)]
+    counts = [output for output in outputs if output == NOT_FINITE]
     zeros = {
         value.name: np.zeros(value.shape, np.float32) for value in session.get_inputs() if value.name.startswith(STATE)
     }
     kept = [state.replace(STATE, NEXT_STATE, 1) for state in zeros]
 
-    def in_a_row(frames: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    def in_a_row(frames: NDArray[np.uint8], wanted: list[str]) -> list[NDArray[Any]]:
         state, rows = dict(zeros), []
         for frame in frames:
             results = session.run([*wanted, *kept], {name: frame[None], **rest, **state})
@@ -238,19 +262,61 @@ def program_masks(
             state = dict(zip(zeros, results[len(wanted) :], strict=True))
         return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
-    def masks(frames_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        frames = as_taken(frames_nhwc, pixels)
+    def run(frames_nhwc: NDArray[np.uint8], more: Sequence[str]) -> list[NDArray[Any]]:
+        frames, wanted = as_taken(frames_nhwc, pixels), [outputs[0], *counts, *more]
         try:
-            masks_nhw, *counts = in_a_row(frames) if zeros else session.run(wanted, {name: frames, **rest})
+            results = in_a_row(frames, wanted) if zeros else session.run(wanted, {name: frames, **rest})
         except CompileError:
             raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise CompileError(f"ONNX Runtime cannot run the compiled program: {reason}") from error
-        require_finite(counts[0] if counts else None)
-        return np.asarray(masks_nhw, np.uint8)
+        require_finite(results[1] if counts else None)
+        return [results[0], *results[1 + len(counts) :]]
 
-    return masks, f"onnxruntime {onnxruntime.__version__}, CPU"
+    return run
+
+
+def raw_agreement(
+    program: bytes,
+    samples: Sequence[Sample],
+    limit: float,
+    pixels: Pixels = "bgr",
+    open_program: Callable[[bytes, str], Any] = open_session,
+) -> RawAgreement | None:
+    """Compare what a program's masks are made of with what is expected; None where that is unknown.
+
+    Args:
+        program: its content.
+        samples: those with ``raw`` are compared.
+        limit: how far apart it may be.
+        pixels: as for ``program_masks``.
+        open_program: as for ``program_masks``.
+
+    Raises:
+        CompileError: it cannot be run, or gives other masks where more of it is looked at.
+    """
+    raws = [sample.raw for sample in samples if sample.raw is not None]
+    if not raws:
+        return None
+    tapped, names = with_raw_outputs(program)
+    run, plain = _runner(tapped, pixels, open_program), _runner(program, pixels, open_program)
+    compared = {what: RawComparison() for what in names}
+    for raw in raws:
+        masks_nhw, *found = run(raw.frames_nhwc, list(names.values()))
+        (same_nhw,) = plain(raw.frames_nhwc, ())
+        if np.mean(np.abs(masks_nhw.astype(np.int16) - same_nhw) > _SAME) > _MOST_OTHERS:
+            raise CompileError(
+                "ONNX Runtime gives other masks where the scores are read too: its optimization changes the program: "
+                f"update it (this is {onnxruntime.__version__})"
+            )
+        for (what, comparison), values in zip(compared.items(), found, strict=True):
+            expected = getattr(raw, what)
+            if expected is not None:
+                comparison.add(thinned(values), expected)
+    errors = {what: comparison.error() for what, comparison in compared.items()}
+    exchanged = next((pair for one in compared.values() if (pair := one.exchanged(limit)) is not None), None)
+    return RawAgreement(len(raws), errors.get("scores"), errors.get("values"), limit, exchanged)
 
 
 def require_finite(not_finite: NDArray[np.int32] | None, what: str = "what was compiled") -> None:
@@ -313,7 +379,12 @@ def take_samples(
         expected = reference(seen)
         covered, undecided = _clarity(expected, how.task)
         shown_hwc = None if bands_of(how.pixels) is None else frame.image
-        samples.append(Sample(frame.name, frames_nhwc, expected.masks_nhw, truth_hw, covered, undecided, shown_hwc))
+        raw = expected.raw if len(samples) < FRAMES else None
+        if raw is not None and how.pixels == "nv12":
+            raw = raw._replace(frames_nhwc=frames_nhwc)
+        samples.append(
+            Sample(frame.name, frames_nhwc, expected.masks_nhw, truth_hw, covered, undecided, shown_hwc, raw)
+        )
         size_bytes += frames_nhwc.nbytes
         if len(samples) == how.count or size_bytes >= MOST_BYTES:
             break
@@ -515,6 +586,12 @@ class _Reached:
         return round(float(np.mean(self._ious) if self._saliency is None else self._saliency.result()["max_f"]), 6)
 
 
+def limits_of(min_iou: float, min_worst_iou: float | None) -> dict[str, float]:
+    """What the gate asks for, as the manifest keeps it: "mean" of the mean IoU's lower end, "worst" of the worst frame."""
+    worst = min(MIN_WORST_IOU, min_iou) if min_worst_iou is None else min_worst_iou
+    return {"mean": min_iou, "worst": worst}
+
+
 def problem_with(
     verification: Verification,
     min_iou: float,
@@ -536,7 +613,7 @@ def problem_with(
         By how much and what to try; None if all is well.
     """
     got = verification
-    least_worst = min(MIN_WORST_IOU, min_iou) if min_worst_iou is None else min_worst_iou
+    least_worst = limits_of(min_iou, min_worst_iou)["worst"]
     mae_limit = max(0.01, 1 - min_iou)
     behind = 0.0 if got.truth is None else (got.truth_reference or 0.0) - got.truth
     allowed_by = "--min-iou"
@@ -552,6 +629,11 @@ def problem_with(
         expected, allowed_by = f"an IoU of {least_worst:.4f} or more on the worst frame", "--min-worst-iou"
     elif not got.mae <= mae_limit:
         expected = f"a mean absolute error of {mae_limit:.4f} or less"
+    elif got.raw is not None and got.raw.problem is not None:
+        return (
+            f"what was compiled does not agree with {got.against} on {got.raw.frames} {got.source} ({got.runtime}): "
+            f"{got.raw.problem}: {remedy}, or allow it with --min-iou 0"
+        )
     else:
         return None
     return (

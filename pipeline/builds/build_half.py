@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.bundles.bundle import MANIFEST_NAME, PLANS, PROGRAM_NAME, WORST_NAME, Bundle, cache_folder
+from pipeline.bundles.bundle import MANIFEST_NAME, PLANS, PROGRAM_NAME, Bundle, cache_folder
 from pipeline.bundles.file_lock import one_maker
 from pipeline.bundles.plan import read_plan, rebuild_command
 from pipeline.errors import ERRORS_VARIABLE, BuildError, BundleError, PlanError
@@ -107,17 +107,17 @@ def plans_place(bundle: Bundle) -> Path:
         and not os.path.ismount(folder)
         and bool(folder.stat().st_mode & 0o222)  # who is root may write what nobody is meant to
         and all(os.access(path, _WRITABLE) for path in (folder, folder.parent))
-        and set(os.listdir(folder)) <= {MANIFEST_NAME, PROGRAM_NAME, WORST_NAME, PLANS.rstrip("/")}
+        and set(os.listdir(folder)) <= {MANIFEST_NAME, PLANS.rstrip("/"), *bundle.manifest.files}
     )
     return bundle.folder if is_ours_to_replace else cache_folder() / "plans" / bundle.manifest.files[PROGRAM_NAME][:32]
 
 
 def _copy(bundle: Bundle, place: Path) -> Bundle:
     """The bundle without its plans, in the cache."""
+    names = [name for name in bundle.manifest.files if not name.startswith(PLANS)]
     try:
-        return Bundle.write(
-            place, replace(bundle.manifest, engines=()), {PROGRAM_NAME: bundle.program_path.read_bytes()}
-        )
+        files = {name: (bundle.folder / name).read_bytes() for name in names}
+        return Bundle.write(place, replace(bundle.manifest, engines=()), files)
     except (BundleError, OSError) as error:
         raise BuildError(
             f"{bundle.folder}: expected to keep a plan in it or in {place.parent}, got neither written ({error}): "

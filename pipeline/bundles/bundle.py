@@ -4,6 +4,8 @@
     program.onnx      the frame program: (N, H, W, 3) uint8 BGR, or NV12 as ``pipeline.frames.pixels`` says, -> masks (N, H, W) uint8,
                       and how many of each frame's scores are not finite, (N,) int32; one that composes also takes how masks are shown,
                       (6,) float32, and gives views (N, H, W, 3) uint8 BGR
+    drift.json        figures of the frames that it was calibrated or verified on, for ``pipeline.drift``
+    reference.onnx    beside a program in FP16 or INT8 the same in FP32, without views
     engines/          plans built from it, one file for each runtime, as the runtime wrote them
 
 The build half writes a bundle, the run half checks and reads it.
@@ -33,6 +35,8 @@ SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 PROGRAM_NAME = "program.onnx"
 REFERENCE_NAME = "reference.onnx"
+DRIFT_NAME = "drift.json"
+"""What frames the bundle was calibrated or verified on, in figures (``pipeline.drift.summary``); bundles of old have none."""
 WORST_NAME = "verification.png"
 """The frames that agreed least when the bundle was verified, as a picture."""
 PLANS = "engines/"
@@ -70,7 +74,8 @@ class Manifest:
         contract: how a frame becomes the network's input and its output a mask, as ``compile.networks.contract`` writes it.
         weights: file name, sha256 and checkpoint family that the network was read from.
         calibration: of INT8: frames, method, what was repaired or left out, as ``compile`` writes it.
-        verification: agreement with the trained network, as ``compile.proof.verify`` writes it.
+        verification: agreement with the trained network, as ``compile.proof.verify`` writes it, and under "gate" what was asked for;
+            bundles of old do not say that.
         engines: the bundle's plans, as ``compile`` has put them in.
         files: sha256 of every other file in the bundle, by name.
         composes: the program draws the overlay too, and gives views beside the masks; not in the file if it does not.

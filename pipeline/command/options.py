@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.command.command_line import OptionParser, nearest, share, whole_number
 from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OnTruncated, OutputOptions, RunOptions
+from pipeline.drift.options import DriftOptions, When
 from pipeline.engines import ENGINES
 from pipeline.engines.server_options import MEMORIES, ServerOptions
 from pipeline.errors import OptionError
@@ -123,6 +124,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         drop_oldest=_DROP[values["drop"]],
         max_frames=values["max_frames"],
         memory_bytes=values["memory_limit"],
+        drift=DriftOptions(values["drift"], values["drift_frames"]),
         on_truncated=values["on_truncated"],
         quiet=values["quiet"],
     )
@@ -174,6 +176,7 @@ def _parser() -> OptionParser:
     )
     _add_masks(parser)
     _add_results(parser.add_argument_group("results for programs"))
+    _add_drift(parser.add_argument_group("watching the input"))
     _add_servers(parser.add_argument_group("servers of --backend triton"))
     _add_live(parser.add_argument_group("cameras and streams"))
     _add_recording(parser.add_argument_group("recordings"))
@@ -382,6 +385,21 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
         default=_DEFAULT.zones.dwell_s,
         metavar="TIME",
         help="something must be so for this long before it is an event (default: %(default)s s)",
+    )
+
+
+def _add_drift(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--drift",
+        default=_DEFAULT.drift.when,
+        choices=get_args(When),
+        help="tell when frames are unlike everything that the model was verified on: darker, blurred, in fog; auto is on for cameras "
+        "and streams where the bundle knows its frames, off for files (default: %(default)s)",
+    )
+    group.add_argument(
+        "--drift-frames",
+        metavar="DIR",
+        help="keep the frames that are farthest from those as PNG, 16 at most, for a new calibration or verification",
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
+from pipeline.drift.options import DriftOptions
 from pipeline.engines.server_options import ServerOptions
 from pipeline.page.options import PageOptions
 from pipeline.results.zone_options import ZoneOptions
@@ -113,6 +114,7 @@ class RunOptions:
             from a minute on.
         memory_bytes: what the process may take; beyond it the source that takes it is given up. None: half of the machine.
         max_frames: end after so many frames of a source; None: with its last one.
+        drift: whether frames are compared with those that the bundle was verified on.
         quiet: say nothing but warnings and errors.
     """
 
@@ -128,5 +130,6 @@ class RunOptions:
     drop_oldest: bool | None = None
     max_frames: int | None = None
     memory_bytes: int | None = None
+    drift: DriftOptions = field(default_factory=DriftOptions)
     on_truncated: OnTruncated = "auto"
     quiet: bool = False

@@ -24,6 +24,7 @@ class Board:
         about: what runs here, by name, such as {"model": "u2netp"}.
         read_only: viewers cannot change settings.
         outputs: which outputs take no frames now, and why.
+        drift: how far a source's frames are from what was verified; None where that is not watched.
 
     Attributes:
         text: the newest state as JSON, for all viewers; made by `refresh`.
@@ -38,8 +39,10 @@ class Board:
         about: Mapping[str, str],
         read_only: bool,
         outputs: Callable[[], list[str]] = list,
+        drift: Callable[[str], Mapping[str, float] | None] = lambda _: None,
     ) -> None:
         self.outputs = outputs
+        self.drift = drift
         self.text = ""
         self.viewers = 0
         self.legends: dict[str, list[LegendEntry]] = {name: [] for name in telemetries}
@@ -85,7 +88,7 @@ class Board:
             "count": self.history.count,
             "sample": self.history.last(),
             "sources": [
-                _facts(snapshot, self.legends[name])
+                _facts(snapshot, self.legends[name]) | {"drift": self.drift(name)}
                 for name, snapshot in zip(self._telemetries, snapshots, strict=True)
             ],
         }

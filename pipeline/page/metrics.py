@@ -26,6 +26,7 @@ class Metrics:
         timer: times per stage; None: there are none.
         build: labels of ``edgemask_build_info``.
         outputs: gives those that take no frames now.
+        drift: of a source, how far its frames are from what was verified; None where that is not watched.
     """
 
     def __init__(
@@ -35,10 +36,12 @@ class Metrics:
         timer: StageTimer | None,
         build: Mapping[str, str],
         outputs: Callable[[], Sequence[str]] = list,
+        drift: Callable[[str], Mapping[str, float] | None] = lambda _: None,
     ) -> None:
         # A registry of its own: other parts of the process may use the global one.
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Sources(snapshots))
+        self._registry.register(_Drift(snapshots, drift))
         self._registry.register(_Program(viewers, timer, build, outputs))
         ProcessCollector(registry=self._registry)
 
@@ -96,6 +99,31 @@ class _Sources(Collector):
                 state.add_metric([name, each.value], float(each is snapshot.state))
             reconnects.add_metric([name], snapshot.reconnects)
         yield from (received, written, stale, dropped, not_finite, in_flight, age, idle, state, reconnects)
+
+
+class _Drift(Collector):
+    def __init__(
+        self, snapshots: Callable[[], Sequence[Snapshot]], drift: Callable[[str], Mapping[str, float] | None]
+    ) -> None:
+        self._snapshots, self._drift = snapshots, drift
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        distance = GaugeMetricFamily(
+            "edgemask_input_distance",
+            "How far a source's frames are from those that the model was verified on.",
+            labels=["source"],
+        )
+        limit = GaugeMetricFamily(
+            "edgemask_input_distance_limit", "Beyond it they are unlike all of those.", labels=["source"]
+        )
+        for snapshot in self._snapshots():
+            if (facts := self._drift(snapshot.name)) is not None:
+                distance.add_metric([snapshot.name], facts["distance"])
+                limit.add_metric([snapshot.name], facts["limit"])
+        yield from (distance, limit)
 
 
 class _Program(Collector):

@@ -59,6 +59,10 @@ def _well() -> str:
     return ""
 
 
+def _unknown(source: str) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Watched:
     """The run that the page tells of.
@@ -69,6 +73,7 @@ class Watched:
         about: what runs here, such as {"version": "0.1.0", "model": "u2netp"}; on the page and in the metrics.
         healthy: for ``/healthz``: says what is wrong with the data path, or nothing; called on the page's thread.
         outputs: which outputs take no frames now, and why; called on the page's thread.
+        drift: of a source, "distance", "limit" and "unlike"; None where it is not watched. Called on any thread.
         timer: times per stage, for ``/metrics``; None: there are none.
     """
 
@@ -78,3 +83,4 @@ class Watched:
     healthy: Callable[[], str] = _well
     timer: StageTimer | None = None
     outputs: Callable[[], list[str]] = list
+    drift: Callable[[str], Mapping[str, float] | None] = _unknown

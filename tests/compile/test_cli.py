@@ -17,10 +17,10 @@ from compile.__main__ import main
 from compile.networks.contract import Contract
 from compile.program.network import Network
 from compile.proof.verify import Expected
-from pipeline.bundles.bundle import MANIFEST_NAME, PROGRAM_NAME, WORST_NAME, Bundle, file_sha256
+from pipeline.bundles.bundle import DRIFT_NAME, MANIFEST_NAME, PROGRAM_NAME, WORST_NAME, Bundle, file_sha256
 from pipeline.errors import CompileError
 
-ONLY_BUNDLE = {MANIFEST_NAME, PROGRAM_NAME, WORST_NAME}
+ONLY_BUNDLE = {MANIFEST_NAME, PROGRAM_NAME, WORST_NAME, DRIFT_NAME}
 
 
 @pytest.fixture(scope="module")
