@@ -30,6 +30,7 @@ FLOORS = {
         {"results"},
         {"masks", "sinks"},
         {"flow", "page", "events"},
+        {"audit"},
         {"command", "model"},
         {"doctor", "corpus"},
     ),

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from pipeline.command.appearance import Appearance
 from pipeline.command.run_options import OnTruncated, OutputOptions, RunOptions
 from pipeline.command.service import Health
+from pipeline.command.watchers import audit_of
 from pipeline.errors import EngineHungError, OptionError, SinkError, SourceError, TruncatedError
+from pipeline.flow.events import Events
 from pipeline.frames.frame import SourceInfo
-from pipeline.page.options import PageOptions, Watched
+from pipeline.page.options import PageOptions, Watched, no_audit
 from pipeline.results.zone_options import WHOLE_FRAME
 from pipeline.signals import StoppedError, uninterrupted
 from pipeline.sinks import SINKS, open_sink, path_for_source, sink_kind
@@ -147,10 +149,13 @@ def open_outputs(
                 )
 
 
-def watched(sources: Sequence[Source], engine: Engine, health: Health, timer: StageTimer) -> Watched:
+def watched(
+    sources: Sequence[Source], engine: Engine, health: Health, timer: StageTimer, watchers: Sequence[Events] = ()
+) -> Watched:
     """The run as the page tells of it."""
     from pipeline.version import version
 
+    gate = audit_of(watchers)
     manifest = engine.bundle.manifest
     about = {"model": manifest.model, "precision": manifest.precision, "backend": engine.description}
     return Watched(
@@ -160,6 +165,7 @@ def watched(sources: Sequence[Source], engine: Engine, health: Health, timer: St
         health.problem,
         timer,
         health.outputs,
+        audit=no_audit if gate is None else gate.state,
     )
 
 

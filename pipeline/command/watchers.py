@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.audit.rate import AUTO, AuditRate, Rate
 from pipeline.command.run_options import RunOptions
+from pipeline.engines.reference import is_reference
+from pipeline.errors import OptionError
 from pipeline.flow.events import Events
+from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
+    from pipeline.audit.shadow_gate import ShadowGate
     from pipeline.engines.base import Engine
     from pipeline.sources.base import Source
+
+log = logger_of(__name__)
 
 
 def open_watchers(options: RunOptions, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> Sequence[Events]:
@@ -26,4 +34,49 @@ def open_watchers(options: RunOptions, engine: Engine, sources: Sequence[Source]
     Raises:
         EdgemaskError: something cannot be watched as it is asked for.
     """
-    return []
+    watchers: list[Events] = []
+    gate = open_audit(options.audit, engine, sources, stack)
+    if gate is not None:
+        watchers.append(gate)
+    return watchers
+
+
+def open_audit(asked: AuditRate, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> ShadowGate | None:
+    """The shadow gate as ``--audit`` asks for it; None: there is none.
+
+    Raises:
+        OptionError: it is asked for, and there is nothing to compare with.
+    """
+    bundle = engine.bundle
+    problem = ""
+    if bundle.reference_path is None:
+        problem = f"its program in FP32 in {bundle.folder}, got none: compile the bundle again without --no-reference"
+    elif bundle.manifest.contract.get("state"):
+        problem = "masks that depend on one frame alone, got a recurrent network, which cannot be audited"
+    live = any(source.info.live for source in sources)
+    if asked == "off" or (asked == "auto" and (not live or is_reference(engine))):
+        return None
+    if problem and asked == "auto":
+        log.info(f"no audit: expected {problem}")
+        return None
+    if problem:
+        raise OptionError(f"--audit: expected {problem}; or take --audit off")
+    from pipeline.audit.shadow_gate import ShadowGate  # a run without does not wait for it
+
+    rate = asked if isinstance(asked, Rate) else AUTO
+    gate = ShadowGate(bundle, rate, [source.info.name for source in sources])
+    stack.callback(gate.close)
+    return gate
+
+
+def audit_of(watchers: Sequence[Events]) -> ShadowGate | None:
+    """The shadow gate among those who watch; None: there is none."""
+    from pipeline.audit.shadow_gate import ShadowGate
+
+    return next((watcher for watcher in watchers if isinstance(watcher, ShadowGate)), None)
+
+
+def with_audits(options: RunOptions, watchers: Sequence[Events]) -> RunOptions:
+    """The options whose outputs tell of audits, where there are some."""
+    gate = audit_of(watchers)
+    return options if gate is None else replace(options, recording=replace(options.recording, audited=gate.newest))

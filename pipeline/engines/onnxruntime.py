@@ -36,14 +36,20 @@ class OnnxRuntimeEngine(Engine):
     Args:
         bundle: what to run.
         at_once: how many submissions are computed at a time, each on its share of the cores.
+        program: the content of another program, in place of the bundle's own.
+        threads: that compute a submission; None: as many as there are cores for it.
     """
 
     takes_looks = True
 
-    def __init__(self, bundle: Bundle, at_once: int = 1) -> None:
+    def __init__(
+        self, bundle: Bundle, at_once: int = 1, *, program: bytes | None = None, threads: int | None = None
+    ) -> None:
         super().__init__(bundle)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
         self.keeps_state = bool(bundle.manifest.contract.get("state"))
         if self.keeps_state:
             at_once = 1  # a frame needs what came of the one before
@@ -57,7 +63,7 @@ class OnnxRuntimeEngine(Engine):
             )  # one waits: its cores do not, while masks are passed on and a frame is fetched
         try:
             self._session = onnxruntime.InferenceSession(
-                str(bundle.program_path), options, providers=["CPUExecutionProvider"]
+                program or str(bundle.program_path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise BundleError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pipeline.page.history import History
 from pipeline.render.controls import Controls
@@ -24,6 +25,7 @@ class Board:
         about: what runs here, by name, such as {"model": "u2netp"}.
         read_only: viewers cannot change settings.
         outputs: which outputs take no frames now, and why.
+        audit: how far audited masks agree; gives None where there are no audits.
 
     Attributes:
         text: the newest state as JSON, for all viewers; made by `refresh`.
@@ -38,8 +40,10 @@ class Board:
         about: Mapping[str, str],
         read_only: bool,
         outputs: Callable[[], list[str]] = list,
+        audit: Callable[[], Mapping[str, Any] | None] = lambda: None,
     ) -> None:
         self.outputs = outputs
+        self.audit = audit
         self.text = ""
         self.viewers = 0
         self.legends: dict[str, list[LegendEntry]] = {name: [] for name in telemetries}
@@ -82,6 +86,7 @@ class Board:
             "settings": self.controls.settings(),
             "viewers": self.viewers,
             "outputs": self.outputs(),
+            "audit": self.audit(),
             "count": self.history.count,
             "sample": self.history.last(),
             "sources": [

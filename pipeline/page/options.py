@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.stages.stage_timer import StageTimer
@@ -59,6 +59,10 @@ def _well() -> str:
     return ""
 
 
+def no_audit() -> None:
+    """Of a run that has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Watched:
     """The run that the page tells of.
@@ -70,6 +74,8 @@ class Watched:
         healthy: for ``/healthz``: says what is wrong with the data path, or nothing; called on the page's thread.
         outputs: which outputs take no frames now, and why; called on the page's thread.
         timer: times per stage, for ``/metrics``; None: there are none.
+        audit: how far audited masks agree, as ``pipeline.audit.verdict.Verdict.state`` says it, with what was skipped; None: there are
+            no audits. Called on the page's thread.
     """
 
     telemetries: Mapping[str, Telemetry]
@@ -78,3 +84,4 @@ class Watched:
     healthy: Callable[[], str] = _well
     timer: StageTimer | None = None
     outputs: Callable[[], list[str]] = list
+    audit: Callable[[], Mapping[str, Any] | None] = no_audit
