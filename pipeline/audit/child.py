@@ -41,7 +41,7 @@ def main() -> None:
         begin = json.loads(connection.recv_bytes())
         try:
             bundle = Bundle(Path(begin["folder"]), Manifest.from_json(begin["manifest"], begin["folder"]))
-            with open_reference(bundle, threads=1) as engine:
+            with open_reference(bundle, aside=True) as engine:
                 say(ready=True)
                 while True:
                     header = json.loads(connection.recv_bytes())

@@ -19,17 +19,18 @@ from pipeline.redaction import redact
 WINDOW = 100
 """So many audits count, the last ones."""
 
-ENOUGH = 20
-"""From so many on the interval of the mean decides."""
-
 FEWEST = 3
 """With fewer nothing is told."""
 
+WELL = 20
+"""So many audits in a row have to say that all is well again."""
+
 _MEAN, _WORST = 0.99, 0.90  # what compile's gate asks for by default
-# Of fewer frames nobody knows how far they spread.
+# Of fewer frames nobody knows how far they spread; and where no frames were proven, of fewer audits.
 _FEWEST_PROVEN = 8
+_ENOUGH = 20
 _BY_CHANCE = 0.001
-_DRAWINGS = 20_000
+_DRAWINGS = 10_000
 _Z = 1.959964  # 97.5 % of the normal distribution
 
 
@@ -60,17 +61,20 @@ class Gate:
         proven = _shares([row.get("iou") for row in rows if row.get("left_out") is None])
         return cls(mean, worst, tuple(proven))
 
-    def few_reach(self, count: int) -> float:
-        """What the mean of so few audits must reach: as much as that of so many proven frames does 999 times of 1000."""
-        if len(self.proven) < _FEWEST_PROVEN:
-            return self.worst
-        return min(self.mean, _least_mean(self.proven, count))
+    def reach(self, count: int) -> float:
+        """What the mean of so many audits reaches 999 times of 1000, if they are like the proven frames: below it is no chance."""
+        if len(self.proven) >= _FEWEST_PROVEN:
+            return _least_means(self.proven)[min(count, WINDOW) - 1]
+        return self.worst if count < _ENOUGH else self.mean
 
 
 @cache
-def _least_mean(values: tuple[float, ...], count: int) -> float:
-    picks = np.random.default_rng(0).integers(0, len(values), (_DRAWINGS, count))
-    return float(np.quantile(np.asarray(values)[picks].mean(axis=1), _BY_CHANCE))
+def _least_means(values: tuple[float, ...]) -> tuple[float, ...]:
+    """For 1 to ``WINDOW`` audits: by drawing audits and proven frames, for these too are a few of many."""
+    seen, numbers = np.asarray(values), np.random.default_rng(0)
+    proven = seen[numbers.integers(0, len(seen), (_DRAWINGS, len(seen)))].mean(axis=1, keepdims=True)
+    audits = np.cumsum(seen[numbers.integers(0, len(seen), (_DRAWINGS, WINDOW))], axis=1) / np.arange(1, WINDOW + 1)
+    return tuple((seen.mean() + np.quantile(audits - proven, _BY_CHANCE, axis=0)).tolist())
 
 
 def lower_end(values: Sequence[float]) -> float:
@@ -138,17 +142,17 @@ class Verdict:
     def _judge(self) -> str:
         values = [audited.iou for _, audited in self._last]
         count, mean, low, gate = len(values), float(np.mean(values)), lower_end(values), self._gate
+        is_low = count >= FEWEST and low < gate.mean and mean < gate.reach(count)
         if self.below:
-            self._well = self._well + 1 if count >= ENOUGH and low >= gate.mean else 0
-            if self._well < ENOUGH:
+            self._well = 0 if is_low else self._well + 1
+            if self._well < WELL:
                 return ""
             self.below, self._well = False, 0
             return (
                 f"audit: the masks agree with the program in FP32 again: mean IoU {mean:.4f} (at least {low:.4f}) of the last {count} "
                 f"audits, expected {gate.mean:.4f}"
             )
-        limit = gate.few_reach(count) if count < ENOUGH else gate.mean
-        if count < FEWEST or (mean if count < ENOUGH else low) >= limit:
+        if not is_low:
             return ""
         self.below = True
         worst = min((audited for _, audited in self._last), key=lambda audited: audited.iou)

@@ -10,14 +10,14 @@ from pipeline.engines.base import Engine
 from pipeline.errors import BackendUnavailableError, BundleError
 
 
-def open_reference(bundle: Bundle, threads: int | None = None) -> Engine:
+def open_reference(bundle: Bundle, *, aside: bool = False) -> Engine:
     """The engine of a bundle's program in FP32, which takes frames as the bundle's own does.
 
     The file is checked against its sha256 as it is opened: it may have been replaced since the bundle was read.
 
     Args:
         bundle: that has such a program, see ``Bundle.reference_path``.
-        threads: that compute; None: as many as there are cores.
+        aside: compute on one thread, and keep no memory between frames.
 
     Raises:
         BundleError: it has none, or the file is gone, was changed or cannot be loaded.
@@ -49,7 +49,7 @@ def open_reference(bundle: Bundle, threads: int | None = None) -> Engine:
     # A file of its own draws no views.
     composes = manifest.composes and path.name == PROGRAM_NAME
     alike = replace(bundle, manifest=replace(manifest, precision="fp32", composes=composes))
-    engine: Engine = OnnxRuntimeEngine(alike, program=program, threads=threads)
+    engine: Engine = OnnxRuntimeEngine(alike, program=program, aside=aside)
     if manifest.tiles is None:
         return engine
     from pipeline.engines.tiled import TiledEngine
