@@ -42,9 +42,7 @@ class OnnxRuntimeEngine(Engine):
 
     takes_looks = True
 
-    def __init__(
-        self, bundle: Bundle, at_once: int = 1, *, program: bytes | None = None, aside: bool = False
-    ) -> None:
+    def __init__(self, bundle: Bundle, at_once: int = 1, *, program: bytes | None = None, aside: bool = False) -> None:
         super().__init__(bundle)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

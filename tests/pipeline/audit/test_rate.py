@@ -28,7 +28,22 @@ def test_words():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1", "min", "0/min", "1/0", "2/10", "1/minute", "1/Min", "-1/min", "1.5/min", "1/ min", "1/min ", "01/h", "１/min"],
+    [
+        "",
+        "1",
+        "min",
+        "0/min",
+        "1/0",
+        "2/10",
+        "1/minute",
+        "1/Min",
+        "-1/min",
+        "1.5/min",
+        "1/ min",
+        "1/min ",
+        "01/h",
+        "１/min",
+    ],
 )
 def test_what_is_no_rate_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match=r"^expected 1/min, 2/h .* auto or off, got "):

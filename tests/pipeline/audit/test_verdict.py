@@ -18,7 +18,8 @@ def told(verdict, values):
 
 # 97.5 % of Student's distribution, from its tables.
 @pytest.mark.parametrize(
-    ("count", "quantile"), [(2, 12.7062), (3, 4.3027), (4, 3.1824), (5, 2.7764), (11, 2.2281), (31, 2.0423), (101, 1.9840)]
+    ("count", "quantile"),
+    [(2, 12.7062), (3, 4.3027), (4, 3.1824), (5, 2.7764), (11, 2.2281), (31, 2.0423), (101, 1.9840)],
 )
 def test_the_interval_is_students(count, quantile):
     values = 0.5 + 0.01 * np.arange(count) / count

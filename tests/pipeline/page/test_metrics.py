@@ -60,3 +60,42 @@ def test_outputs_that_have_stopped_are_counted():
 def test_promtool_finds_nothing_to_complain_of(metrics):
     done = subprocess.run(["promtool", "check", "metrics"], input=metrics, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+AUDITS = {
+    "total": 12,
+    "skipped_by": {"busy": 3, "load": 0},
+    "below": True,
+    "count": 10,
+    "mean": 0.97,
+    "low": 0.95,
+    "worst": 0.9,
+    "gate": 0.99,
+    "mae": 0.01,
+    "empties": 1,
+}
+
+
+def test_audits():
+    lines = Metrics(list, lambda: 0, None, {}, audit=lambda: AUDITS).text().decode().splitlines()
+    for line in (
+        "edgemask_audits_total 12.0",
+        'edgemask_audits_skipped_total{reason="busy"} 3.0',
+        'edgemask_audits_skipped_total{reason="load"} 0.0',
+        "edgemask_audit_below_gate 1.0",
+        "edgemask_audit_iou_mean 0.97",
+        "edgemask_audit_iou_low 0.95",
+        "edgemask_audit_iou_worst 0.9",
+        "edgemask_audit_iou_gate 0.99",
+        "edgemask_audit_mae 0.01",
+        "edgemask_audit_empties 1.0",
+    ):
+        assert line in lines
+
+
+def test_before_the_first_audit_nothing_is_said_of_the_agreement():
+    none_yet = AUDITS | {"count": 0, "below": False, "mean": None, "low": None, "worst": None, "mae": None}
+    text = Metrics(list, lambda: 0, None, {}, audit=lambda: none_yet).text().decode()
+    assert "edgemask_audit_below_gate 0.0" in text
+    assert "edgemask_audit_iou" not in text
+    assert "edgemask_audit" not in Metrics(list, lambda: 0, None, {}).text().decode()
