@@ -57,6 +57,7 @@ class ShadowGate(Events):
     Attributes:
         on_below: called with one line when the agreement has fallen below the bundle's gate, on the gate's own thread; None: nobody is.
         skipped: how many audits were, by reason.
+        is_busy: an audit is being made.
     """
 
     def __init__(self, bundle: Bundle, rate: Rate, sources: Sequence[str] = ()) -> None:
@@ -75,7 +76,7 @@ class ShadowGate(Events):
         self._waited_s: float | None = None  # of a core, for the process; None: nobody waits
         self._process = AuditProcess(bundle)
         self._given: queue.SimpleQueue[tuple[Frame, str] | None] = queue.SimpleQueue()
-        self._is_busy = self._has_failed = False
+        self.is_busy = self._has_failed = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
         self._thread.start()
@@ -87,12 +88,12 @@ class ShadowGate(Events):
         due = self._due_of(frame.source)
         if not due():
             return
-        reason = FAILED if self._has_failed else BUSY if self._is_busy else "" if self._has_time else LOAD
+        reason = FAILED if self._has_failed else BUSY if self.is_busy else "" if self._has_time else LOAD
         if reason:
             self.skipped[reason] += 1
             due.skipped()
             return
-        self._is_busy = True
+        self.is_busy = True
         # A record of its own: the run goes on with that one, and may give it another mask.
         self._given.put((replace(frame, mask=frame.mask.copy(), view=None, found=None), frame.captured_utc))
         due.taken()
@@ -150,13 +151,13 @@ class ShadowGate(Events):
                 self._has_failed = False
                 while (given := self._given.get()) is not None:
                     self._take(*given)
-                    failures, self._is_busy = 0, False
+                    failures, self.is_busy = 0, False
                 break
             except BundleError as error:
                 log.warning(f"audit: {error}; no frame is audited")
                 break
             except (OSError, EOFError):
-                self._has_failed, self._is_busy = True, False
+                self._has_failed, self.is_busy = True, False
             hung = (self._waited_s or 0.0) > _HUNG_S
             self._waited_s = None
             how = self._process.ended()

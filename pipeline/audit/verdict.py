@@ -149,8 +149,8 @@ class Verdict:
                 return ""
             self.below, self._well = False, 0
             return (
-                f"audit: the masks agree with the program in FP32 again: mean IoU {mean:.4f} (at least {low:.4f}) of the last {count} "
-                f"audits, expected {gate.mean:.4f}"
+                f"audit: the masks agree with the program in FP32 again: mean IoU {mean:.4f} (95 % interval from {low:.4f}) of the "
+                f"last {count} audits"
             )
         if not is_low:
             return ""
@@ -158,9 +158,9 @@ class Verdict:
         worst = min((audited for _, audited in self._last), key=lambda audited: audited.iou)
         where = f"frame {worst.index} of {redact(worst.source)}"
         return (
-            f"audit: the masks do not agree with the program in FP32: expected a mean IoU of {gate.mean:.4f} or more, got {mean:.4f} "
-            f"(95 % interval from {low:.4f}) of {count} audits, worst {worst.iou:.4f} ({where}): compile "
-            "the bundle again, and verify it on such pictures with --verify"
+            f"audit: the masks do not agree with the program in FP32: expected a mean IoU whose 95 % interval begins at "
+            f"{gate.mean:.4f} or more, got {mean:.4f} (from {low:.4f}) of {count} audits, worst {worst.iou:.4f} ({where}): compile the bundle again, and "
+            "verify it on such pictures with --verify"
         )
 
     def state(self) -> dict[str, Any]:

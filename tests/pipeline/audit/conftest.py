@@ -69,7 +69,7 @@ def audit(open_gate):
         before = gate.newest(frame.source)
         gate.computed(frame)
         wait_for(lambda: gate.newest(frame.source) is not before)
-        wait_for(lambda: not gate._is_busy)
+        wait_for(lambda: not gate.is_busy)
         return gate.newest(frame.source)
 
     return have

@@ -24,7 +24,7 @@ def patient(monkeypatch):
 
     def computed(gate, frame):
         hand_over(gate, frame)
-        wait_for(lambda: not gate._is_busy)
+        wait_for(lambda: not gate.is_busy)
 
     monkeypatch.setattr(ShadowGate, "computed", computed)
 

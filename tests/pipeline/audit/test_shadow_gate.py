@@ -67,7 +67,8 @@ def test_a_spoiled_program_is_told_within_three_audits_and_once(tmp_path, open_g
     assert gate.state()["below"]
     [line] = of_audits(said)
     assert line.startswith(
-        "audit: the masks do not agree with the program in FP32: expected a mean IoU of 0.9900 or more, got 0."
+        "audit: the masks do not agree with the program in FP32: expected a mean IoU whose 95 % interval begins at 0.9900 "
+        "or more, got 0."
     )
     assert below == [line]
     for frame in masks_of(bad, 5, first=3):
@@ -118,7 +119,7 @@ def test_the_frame_that_goes_on_may_be_changed(red_twice, open_gate):
 def test_stale_frames_are_not_audited(red_twice, open_gate):
     gate = open_gate(red_twice)
     gate.computed(frame_of(picture(0), np.zeros((90, 160), np.uint8), stale=True))
-    assert not gate._is_busy
+    assert not gate.is_busy
     assert gate.state()["skipped"] == 0
 
 
@@ -349,9 +350,9 @@ def test_every_tenth_frame_of_each_source(red_twice, open_gate):
     for index in range(40):
         for source in ("door", "yard"):
             gate.computed(red_frame(0, index=index, source=source))
-            if gate._is_busy:
+            if gate.is_busy:
                 audited.append((source, index))
-                wait_for(lambda: not gate._is_busy)
+                wait_for(lambda: not gate.is_busy)
     assert [index for source, index in audited if source == "door"] == [0, 10, 20, 30]
     assert [index for source, index in audited if source == "yard"] == [6, 16, 26, 36]
 

@@ -80,7 +80,8 @@ def test_a_spoiled_program_is_told_at_the_third_audit_and_once():
     assert number == FEWEST
     assert verdict.below
     assert line.startswith(
-        "audit: the masks do not agree with the program in FP32: expected a mean IoU of 0.9900 or more, got 0.9600 (95 % interval from "
+        "audit: the masks do not agree with the program in FP32: expected a mean IoU whose 95 % interval begins at "
+        "0.9900 or more, got 0.9600 (from "
     )
     assert "of 3 audits, worst 0.9500 (frame 2 of door)" in line
 
