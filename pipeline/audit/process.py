@@ -27,12 +27,13 @@ class AuditProcess:
         bundle: whose program in FP32 it computes.
 
     Attributes:
+        bundle: as given.
         pid: its number; None where there is none.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self.pid: int | None = None
-        self._bundle = bundle
+        self.bundle = bundle
         self._popen: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._is_over = False
@@ -61,7 +62,7 @@ class AuditProcess:
         self._connection, self.pid = ours, self._popen.pid
         if self._is_over:  # killed as it was started
             self._popen.kill()
-        begin = {"folder": str(self._bundle.folder), "manifest": self._bundle.manifest.to_json()}
+        begin = {"folder": str(self.bundle.folder), "manifest": self.bundle.manifest.to_json()}
         ours.send_bytes(json.dumps(begin).encode())
         self._hear()
 

@@ -42,6 +42,19 @@ _LONGER = 4
 _GOLDEN = 0.618034
 
 
+_Given = tuple[Frame, str] | Bundle | None
+"""To the thread: a frame with the time when it was captured, another bundle, or the end."""
+
+
+def nothing_to_compare(bundle: Bundle) -> str:
+    """Why frames of a bundle cannot be audited: what is expected, got, and to do; empty if they can."""
+    if bundle.reference_path is None:
+        return f"its program in FP32 in {bundle.folder}, got none: compile the bundle again without --no-reference"
+    if bundle.manifest.contract.get("state"):
+        return "masks that depend on one frame alone, got a recurrent network, which cannot be audited"
+    return ""
+
+
 class ShadowGate(Events):
     """Has every so many frames computed by the bundle's FP32 program too, in a process of lowest priority, and compares the masks.
 
@@ -50,7 +63,7 @@ class ShadowGate(Events):
     while no core has time, is skipped and counted.
 
     Args:
-        bundle: what runs; with a program in FP32, and not recurrent.
+        bundle: what runs; one of which ``nothing_to_compare`` has nothing to say.
         rate: how often, of each source.
         sources: their names.
 
@@ -75,8 +88,8 @@ class ShadowGate(Events):
         self._looked_s = time.monotonic()
         self._waited_s: float | None = None  # of a core, for the process; None: nobody waits
         self._process = AuditProcess(bundle)
-        self._given: queue.SimpleQueue[tuple[Frame, str] | None] = queue.SimpleQueue()
-        self.is_busy = self._has_failed = False
+        self._given: queue.SimpleQueue[_Given] = queue.SimpleQueue()
+        self.is_busy = self._has_failed = self._is_renewed = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
         self._thread.start()
@@ -97,6 +110,18 @@ class ShadowGate(Events):
         # A record of its own: the run goes on with that one, and may give it another mask.
         self._given.put((replace(frame, mask=frame.mask.copy(), view=None, found=None), frame.captured_utc))
         due.taken()
+
+    def renew(self, bundle: Bundle) -> None:
+        """Another bundle runs from the next frame on: it begins with no audits. On the thread of ``computed``; returns at once."""
+        if problem := nothing_to_compare(bundle):
+            log.info(f"no audit: expected {problem}")
+        self._verdict = Verdict(Gate.of(bundle.manifest.verification))
+        self._newest = {}
+        self._is_renewed = True  # what is still said of the one before does not count
+        self.is_busy, self._has_failed = False, bool(problem)
+        if not problem:
+            self._given.put(bundle)
+        self._process.kill()
 
     def pulse(self) -> None:
         """See what time the machine has left, and end a process that hangs."""
@@ -144,19 +169,29 @@ class ShadowGate(Events):
         return self._due[source]
 
     def _work(self) -> None:
+        given: _Given = self._process.bundle
+        while isinstance(given, Bundle) and not self._closing.is_set():
+            self._process, self._is_renewed = AuditProcess(given), False
+            given = self._serve()
+            self._process.ended()
+
+    def _serve(self) -> _Given:
+        """Audit until the end, or until there is another bundle; gives what comes then."""
         failures, told = 0, False
         while not self._closing.is_set():
             try:
                 self._wait_for(self._process.start)
                 self._has_failed = False
-                while (given := self._given.get()) is not None:
+                while isinstance(given := self._given.get(), tuple):
                     self._take(*given)
                     failures, self.is_busy = 0, False
-                break
+                return given
             except BundleError as error:
                 log.warning(f"audit: {error}; no frame is audited")
                 break
             except (OSError, EOFError):
+                if self._is_renewed:
+                    return self._next()
                 self._has_failed, self.is_busy = True, False
             hung = (self._waited_s or 0.0) > _HUNG_S
             self._waited_s = None
@@ -171,8 +206,15 @@ class ShadowGate(Events):
             if not told:
                 told = True
                 log.warning(f"audit: its process {how}; it is begun anew")
-        self._has_failed = True
-        self._process.ended()
+        self._has_failed, self.is_busy = True, False
+        return self._next()
+
+    def _next(self) -> _Given:
+        """The next bundle, or the end; frames of one that is no more are left out."""
+        self._waited_s = None
+        while isinstance(given := self._given.get(), tuple):
+            continue
+        return given
 
     def _wait_for(self, call: Callable[[], Any]) -> Any:
         self._waited_s = 0.0
@@ -185,6 +227,8 @@ class ShadowGate(Events):
         mask: Image | None = frame.mask
         assert mask is not None
         found = self._wait_for(lambda: self._process.ask(frame, mask))
+        if self._is_renewed:
+            return
         audited = Audited(frame.source, frame.index, frame.pts_s, captured, **found)
         self._newest[frame.source] = audited
         if line := self._verdict.add(audited):

@@ -159,8 +159,8 @@ class Verdict:
         where = f"frame {worst.index} of {redact(worst.source)}"
         return (
             f"audit: the masks do not agree with the program in FP32: expected a mean IoU whose 95 % interval begins at "
-            f"{gate.mean:.4f} or more, got {mean:.4f} (from {low:.4f}) of {count} audits, worst {worst.iou:.4f} ({where}): compile the bundle again, and "
-            "verify it on such pictures with --verify"
+            f"{gate.mean:.4f} or more, got {mean:.4f} (from {low:.4f}) of {count} audits, worst {worst.iou:.4f} ({where}): "
+            "compile the bundle again, and verify it on such pictures with --verify"
         )
 
     def state(self) -> dict[str, Any]:

@@ -47,24 +47,19 @@ def open_audit(asked: AuditRate, engine: Engine, sources: Sequence[Source], stac
     Raises:
         OptionError: it is asked for, and there is nothing to compare with.
     """
-    bundle = engine.bundle
-    problem = ""
-    if bundle.reference_path is None:
-        problem = f"its program in FP32 in {bundle.folder}, got none: compile the bundle again without --no-reference"
-    elif bundle.manifest.contract.get("state"):
-        problem = "masks that depend on one frame alone, got a recurrent network, which cannot be audited"
     live = any(source.info.live for source in sources)
     if asked == "off" or (asked == "auto" and (not live or is_reference(engine))):
         return None
+    from pipeline.audit.shadow_gate import ShadowGate, nothing_to_compare  # a run without does not wait for it
+
+    problem = nothing_to_compare(engine.bundle)
     if problem and asked == "auto":
         log.info(f"no audit: expected {problem}")
         return None
     if problem:
         raise OptionError(f"--audit: expected {problem}; or take --audit off")
-    from pipeline.audit.shadow_gate import ShadowGate  # a run without does not wait for it
-
     rate = asked if isinstance(asked, Rate) else AUTO
-    gate = ShadowGate(bundle, rate, [source.info.name for source in sources])
+    gate = ShadowGate(engine.bundle, rate, [source.info.name for source in sources])
     stack.callback(gate.close)
     return gate
 

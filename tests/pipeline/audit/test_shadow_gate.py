@@ -180,7 +180,7 @@ def test_one_that_ends_again_and_again_is_given_up(red_twice, open_gate, said, m
         "pipeline.audit.process.module_command", lambda _: [sys.executable, "-c", "raise SystemExit(7)"]
     )
     gate = open_gate(red_twice)
-    wait_for(lambda: not gate._thread.is_alive())
+    wait_for(lambda: len(of_audits(said)) == 2)
     assert of_audits(said) == [
         "audit: its process ended with status 7; it is begun anew",
         "audit: its process ended with status 7, 5 times in a row: no more frames are audited",
@@ -212,8 +212,8 @@ def test_one_that_hangs_is_ended_and_told(red_twice, open_gate, audit, said, mon
 
 def test_a_program_that_was_changed_is_not_trusted(red_twice, open_gate, said):
     (red_twice.folder / REFERENCE_NAME).write_bytes(steep_program())
-    gate = open_gate(red_twice)
-    wait_for(lambda: not gate._thread.is_alive())
+    open_gate(red_twice)
+    wait_for(lambda: of_audits(said))
     [line] = of_audits(said)
     assert line.startswith(f"audit: {red_twice.folder / REFERENCE_NAME}: expected sha256 ")
     assert line.endswith("compile the bundle again; no frame is audited")
@@ -397,3 +397,48 @@ def test_the_manifest_says_what_is_to_be_reached(tmp_path, open_gate):
     assert open_gate(bundle).state()["gate"] == 0.8
     silent = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, verification={}))
     assert open_gate(silent).state()["gate"] == 0.99
+
+
+def test_another_bundle_begins_anew(tmp_path, open_gate, audit, said):
+    bad = two_programs(tmp_path / "bad", spoiled(steep_program()), steep_program())
+    good = two_programs(tmp_path / "good", red_program(), red_program())
+    gate = open_gate(bad)
+    for frame in masks_of(bad, 3):
+        audit(gate, frame)
+    assert gate.state()["below"]
+    first = gate._process.pid
+    gate.renew(good)
+    assert gate.newest("door") is None
+    assert (gate.state()["below"], gate.state()["total"]) == (False, 0)
+    assert audit(gate, red_frame(1)).iou == 1  # by its own program in FP32
+    assert gate._process.pid != first
+    assert not os.path.exists(f"/proc/{first}")
+    assert len(of_audits(said)) == 1
+
+
+def test_another_bundle_while_an_audit_is_made(tmp_path, red_twice, open_gate, audit, said):
+    steep = two_programs(tmp_path / "steep", steep_program(), steep_program())
+    gate = open_gate(steep)
+    stop(gate)
+    gate.computed(next(masks_of(steep, 1)))
+    gate.renew(red_twice)
+    assert audit(gate, red_frame(1)).iou == 1
+    gate.renew(steep)
+    gate.renew(red_twice)
+    assert audit(gate, red_frame(2)).iou == 1
+    assert gate.state()["total"] == 1
+    assert of_audits(said) == []
+
+
+def test_another_bundle_without_a_program_in_fp32(tmp_path, red_twice, open_gate, audit, said):
+    gate = open_gate(red_twice)
+    audit(gate, red_frame(0))
+    without = write_bundle(tmp_path / "without", precision="int8")
+    gate.renew(without)
+    gate.computed(red_frame(1))
+    assert gate.skipped[FAILED] == 1
+    assert said == [
+        f"no audit: expected its program in FP32 in {without.folder}, got none: compile the bundle again without --no-reference"
+    ]
+    gate.renew(red_twice)
+    assert audit(gate, red_frame(2)).iou == 1
