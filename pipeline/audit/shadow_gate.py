@@ -86,7 +86,8 @@ class ShadowGate(Events):
         self._idle_time = IdleTime(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(1024))
         self._has_time = True  # until it is known
         self._looked_s = time.monotonic()
-        self._waited_s: float | None = None  # of a core, for the process; None: nobody waits
+        self._had_s = 0.0  # of a core's time that nobody else wanted, in all
+        self._asked_at_s: float | None = None  # by that count, when the process was asked; None: nobody waits
         self._process = AuditProcess(bundle)
         self._given: queue.SimpleQueue[_Given] = queue.SimpleQueue()
         self.is_busy = self._has_failed = self._is_renewed = False
@@ -133,12 +134,9 @@ class ShadowGate(Events):
         idle_cores = self._idle_time.idle_cores(self._process.pid)
         if idle_cores is not None:
             self._has_time = idle_cores >= _LEAST_IDLE_CORES
-        waited_s = self._waited_s
-        if waited_s is None:
-            return
         # Where nobody leaves it any time, it does not hang.
-        self._waited_s = waited_s + passed_s * min(1.0, 1.0 if idle_cores is None else idle_cores)
-        if self._waited_s > _HUNG_S:
+        self._had_s += passed_s * min(1.0, 1.0 if idle_cores is None else idle_cores)
+        if self._hangs():
             self._process.kill()
 
     def newest(self, source: str) -> Audited | None:
@@ -193,8 +191,7 @@ class ShadowGate(Events):
                 if self._is_renewed:
                     return self._next()
                 self._has_failed, self.is_busy = True, False
-            hung = (self._waited_s or 0.0) > _HUNG_S
-            self._waited_s = None
+            hung, self._asked_at_s = self._hangs(), None
             how = self._process.ended()
             how, failures = "hung" if hung else how, failures + 1
             # Not told at once: the signal that ended it may be meant for the whole run.
@@ -211,16 +208,20 @@ class ShadowGate(Events):
 
     def _next(self) -> _Given:
         """The next bundle, or the end; frames of one that is no more are left out."""
-        self._waited_s = None
+        self._asked_at_s = None
         while isinstance(given := self._given.get(), tuple):
             continue
         return given
 
     def _wait_for(self, call: Callable[[], Any]) -> Any:
-        self._waited_s = 0.0
+        self._asked_at_s = self._had_s
         result = call()
-        self._waited_s = None
+        self._asked_at_s = None
         return result
+
+    def _hangs(self) -> bool:
+        asked_at_s = self._asked_at_s
+        return asked_at_s is not None and self._had_s - asked_at_s > _HUNG_S
 
     def _take(self, frame: Frame, captured: str) -> None:
         """Have one frame computed, and judge."""

@@ -241,7 +241,7 @@ from pipeline.audit.rate import Rate
 from pipeline.audit.shadow_gate import ShadowGate
 from pipeline.bundles.bundle import Bundle
 gate = ShadowGate(Bundle.read(sys.argv[1]), Rate(frames=1))
-while gate._process.pid is None or gate._waited_s is not None:  # until it can compute
+while gate._process.pid is None or gate._asked_at_s is not None:  # until it can compute
     time.sleep(0.01)
 print(gate._process.pid, flush=True)
 time.sleep(1000)
