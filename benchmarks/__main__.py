@@ -25,6 +25,7 @@ from pipeline.terminal import shown_log
 QUESTIONS = {
     # question: (module, what it answers)
     "accuracy": ("benchmarks.questions.accuracy", "how good the masks are, compared with ground truth"),
+    "audit": ("benchmarks.questions.audit", "whether the shadow gate (--audit) makes frames wait"),
     "energy": ("benchmarks.questions.energy", "how many frames a joule gives, and whether the machine is throttled"),
     "flicker": (
         "benchmarks.questions.flicker",

@@ -31,6 +31,7 @@ FLOORS = {
         {"masks", "sinks"},
         {"flow", "page", "events"},
         {"drift"},
+        {"audit"},
         {"command", "model"},
         {"doctor", "corpus"},
     ),

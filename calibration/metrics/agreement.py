@@ -9,48 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import Task
-from pipeline.errors import ShapeError
-from pipeline.frames.frame import describe
+from pipeline.masks.iou import Mask, check_masks, iou, mean_absolute_error
 
-Mask = NDArray[np.uint8]
-
-
-def iou(mask_hw: Mask, reference_hw: Mask, task: Task = "binary", threshold: float = 0.5) -> float:
-    """Intersection over union of two masks.
-
-    Args:
-        mask_hw: (H, W) uint8, probability × 255 or class index.
-        reference_hw: the same.
-        task: "classes" gives the mean over the classes that either mask has.
-        threshold: probability from which a pixel of a binary mask counts.
-
-    Returns:
-        0 to 1; 1 when both are empty.
-
-    Raises:
-        ShapeError: the masks differ in size, or are not uint8.
-    """
-    _check(mask_hw, reference_hw)
-    if task == "classes":
-        present = np.union1d(np.unique(mask_hw), np.unique(reference_hw))
-        return float(np.mean([_iou(mask_hw == index, reference_hw == index) for index in present]))
-    level = threshold * 255
-    return _iou(mask_hw >= level, reference_hw >= level)
-
-
-def mean_absolute_error(mask_hw: Mask, reference_hw: Mask, task: Task = "binary") -> float:
-    """Mean distance of two masks.
-
-    Returns:
-        0 to 1: of the probabilities, or for "classes" the share of pixels whose class differs.
-
-    Raises:
-        ShapeError: the masks differ in size, or are not uint8.
-    """
-    _check(mask_hw, reference_hw)
-    if task == "classes":
-        return float(np.mean(mask_hw != reference_hw))
-    return float(np.mean(np.abs(mask_hw.astype(np.float32) - reference_hw.astype(np.float32))) / 255)
+__all__ = ["boundary_iou", "iou", "mean_absolute_error"]
 
 
 def boundary_iou(
@@ -76,7 +37,7 @@ def boundary_iou(
     Raises:
         ShapeError: the masks differ in size, or are not uint8.
     """
-    _check(mask_hw, reference_hw)
+    check_masks(mask_hw, reference_hw)
     if task == "binary":
         mask_hw, reference_hw = ((mask >= threshold * 255).astype(np.uint8) for mask in (mask_hw, reference_hw))
     distance_px = max(1, round(dilation_ratio * math.hypot(*mask_hw.shape)))
@@ -103,17 +64,3 @@ def _near_contours(labels_hw: Mask, distance_px: int) -> NDArray[np.bool_]:
 
 def _count_classes(labels: Mask) -> NDArray[np.intp]:
     return np.bincount(labels, minlength=256)
-
-
-def _iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    union = np.count_nonzero(first | second)
-    return float(np.count_nonzero(first & second) / union) if union else 1.0
-
-
-def _check(mask_hw: Mask, reference_hw: Mask) -> None:
-    # A mask of True or of probabilities to 1 would be far below every threshold, and agree with all others.
-    same_type = mask_hw.dtype == reference_hw.dtype == np.uint8
-    if mask_hw.shape != reference_hw.shape or mask_hw.ndim != 2 or mask_hw.size == 0 or not same_type:
-        raise ShapeError(
-            f"masks: expected two (H, W) uint8 of one size, got {describe(mask_hw)} and {describe(reference_hw)}"
-        )

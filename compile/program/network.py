@@ -19,10 +19,11 @@ from compile.networks.contract import Contract
 from compile.program.outputs import Form, check_classes, names_of, task_of
 from compile.program.program import FrameProgram
 from compile.proof.raw_values import Raw, thinned
-from compile.proof.verify import UNDECIDED_MARGIN, Expected, Sample
+from compile.proof.verify import Expected, Sample
 from pipeline.bundles.bundle import Precision, Task
 from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame
+from pipeline.masks.iou import UNDECIDED_MARGIN
 
 
 class Network(ABC):

@@ -20,6 +20,7 @@ from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame, Image, describe
 from pipeline.frames.nv12 import to_bgr, to_nv12
 from pipeline.frames.pixels import Pixels, bands_of
+from pipeline.masks.iou import LEAST_COVERED, MOST_UNDECIDED, covered_share, undecided_share
 
 Masks = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """(N, H, W, 3) uint8 BGR to (N, H, W) uint8."""
@@ -56,14 +57,6 @@ MIN_WORST_IOU = 0.90
 
 MOST_BEHIND = 0.003
 """What may be lost against ground truth."""
-
-UNDECIDED_MARGIN = 0.4
-"""A pixel is undecided where the two likeliest classes are closer than this: for one class, a probability from 0.3 to 0.7."""
-
-LEAST_COVERED = 0.01
-MOST_UNDECIDED = 0.25
-"""The worst frame is one whose subject covers at least ``LEAST_COVERED`` of it, and whose undecided pixels are at most
-``MOST_UNDECIDED`` of the subject: a subject of ten pixels, or one that the network itself cannot make out, moves with any rounding."""
 
 # A mask that spreads over less than this says nothing about the picture.
 _FLAT = 25
@@ -531,16 +524,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 def _clarity(expected: Expected, task: Task) -> tuple[float, float | None]:
     """What of a mask is subject, and what of the subject is undecided, as ``Sample`` has them."""
     mask_hw = expected.masks_nhw[-1]
-    undecided_hw = None if expected.undecided_nhw is None else expected.undecided_nhw[-1]
+    covered = covered_share(mask_hw, task)
     if task == "binary":
-        covered = float(np.mean(mask_hw >= 128))
-        half = UNDECIDED_MARGIN / 2
-        undecided_hw = np.asarray(np.abs(mask_hw / 255 - 0.5) < half, np.bool_)
+        undecided = undecided_share(mask_hw)
+    elif expected.undecided_nhw is not None:
+        undecided = float(np.mean(expected.undecided_nhw[-1]))
     else:
-        covered = 1 - float(np.bincount(mask_hw.ravel()).max()) / mask_hw.size
-    if undecided_hw is None:
         return covered, None
-    return covered, float(np.mean(undecided_hw)) / max(covered, 1e-9)
+    return covered, undecided / max(covered, 1e-9)
 
 
 def doubt_of_truth(samples: Sequence[Sample], task: Task) -> str | None:

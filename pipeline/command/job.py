@@ -23,7 +23,7 @@ from pipeline.command.progress import Progress
 from pipeline.command.run_options import RunOptions
 from pipeline.command.service import Health, Service
 from pipeline.command.summary import Summary, print_written
-from pipeline.command.watchers import open_watchers
+from pipeline.command.watchers import open_watchers, with_audits
 from pipeline.engines import open_engine
 from pipeline.errors import EngineHungError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to
@@ -76,16 +76,15 @@ def run_job(options: RunOptions) -> None:
         appearance = make_appearance(options, look, engine, sources)
         health, timer = Health([source.telemetry for source in sources], sinks), StageTimer()
         service = stack.enter_context(Service(health))
-        watchers = open_watchers(options, engine, sources, stack)
+        options = with_audits(options, watchers := open_watchers(options, engine, sources, stack))
         summary = Summary(sources, info, timer, appearance.governor)
         try:
             with ended(sinks, live=info.live, on_truncated=options.on_truncated):
                 open_outputs(sinks, options, sources, appearance, classes=engine.bundle.manifest.classes, window=window)
                 if options.page is not None:
                     with uninterrupted():  # a page that is open must be in the list
-                        sinks.append(
-                            open_page(options.page, watched(sources, engine, health, timer, watchers), appearance)
-                        )
+                        run_now = watched(sources, engine, health, timer, watchers.all)
+                        sinks.append(open_page(options.page, run_now, appearance))
                 service.ready(_status(options, info, window=window))
                 most = options.max_frames and options.max_frames * len(sources)
                 # A frame that is being written is written to its end.
@@ -97,7 +96,7 @@ def run_job(options: RunOptions) -> None:
                         sinks,
                         events=_Told(
                             timer,
-                            watchers,
+                            watchers.all,
                             (service.pulse, MemoryLimit(sources, limit_bytes(options.memory_bytes))),
                             progress,
                             lost,

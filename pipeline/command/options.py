@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pipeline.audit.rate import parse_rate
 from pipeline.command.command_line import OptionParser, nearest, share, whole_number
 from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OnTruncated, OutputOptions, RunOptions
 from pipeline.drift.options import DriftOptions, When
@@ -121,6 +122,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
             follow_redirects=values["follow_redirects"],
         ),
         page,
+        audit=values["audit"],
         drop_oldest=_DROP[values["drop"]],
         max_frames=values["max_frames"],
         memory_bytes=values["memory_limit"],
@@ -181,6 +183,7 @@ def _parser() -> OptionParser:
     _add_live(parser.add_argument_group("cameras and streams"))
     _add_recording(parser.add_argument_group("recordings"))
     _add_page(parser.add_argument_group("the page"))
+    _add_watching(parser.add_argument_group("watching the masks"))
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -557,6 +560,18 @@ def _add_page(group: argparse._ArgumentGroup) -> None:
         default=Limits().viewers,
         metavar="N",
         help="viewers of the page at once, at most (default: %(default)s)",
+    )
+
+
+def _add_watching(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--audit",
+        type=parse_rate,
+        default=_DEFAULT.audit,
+        metavar="RATE",
+        help="how often a frame of each source is also computed by the bundle's program in FP32, on idle cores, to see whether the "
+        "masks still agree with it: 1/min, 2/h, 1/10 for every 10th frame, off; auto = 1/min of cameras and streams whose bundle runs "
+        "otherwise than so (default: %(default)s)",
     )
 
 

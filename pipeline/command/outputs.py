@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from pipeline.command.appearance import Appearance
 from pipeline.command.run_options import OnTruncated, OutputOptions, RunOptions
 from pipeline.command.service import Health
-from pipeline.drift.watch import InputDrift
 from pipeline.errors import EngineHungError, OptionError, SinkError, SourceError, TruncatedError
 from pipeline.flow.events import Events
 from pipeline.frames.frame import SourceInfo
@@ -150,12 +149,11 @@ def open_outputs(
 
 
 def watched(
-    sources: Sequence[Source], engine: Engine, health: Health, timer: StageTimer, watchers: Sequence[Events]
+    sources: Sequence[Source], engine: Engine, health: Health, timer: StageTimer, watchers: Sequence[Events] = ()
 ) -> Watched:
-    """The run as the page tells of it."""
+    """The run as the page tells of it, and those who watch it."""
     from pipeline.version import version
 
-    drift = next((watcher for watcher in watchers if isinstance(watcher, InputDrift)), None)
     manifest = engine.bundle.manifest
     about = {"model": manifest.model, "precision": manifest.precision, "backend": engine.description}
     return Watched(
@@ -165,7 +163,7 @@ def watched(
         health.problem,
         timer,
         health.outputs,
-        **({} if drift is None else {"drift": drift.facts}),
+        **{name: ask for watcher in watchers for name, ask in watcher.on_page().items()},
     )
 
 

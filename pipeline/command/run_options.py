@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.audit.rate import AuditRate
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.drift.options import DriftOptions
 from pipeline.engines.server_options import ServerOptions
@@ -109,6 +110,8 @@ class RunOptions:
         zones: what is watched for events.
         live: how long cameras and streams are waited for.
         page: the page; None: there is none.
+        audit: how often a frame is computed by the bundle's FP32 program too; "auto": once a minute of live sources, where that says
+            something.
         drop_oldest: give the engine the newest frame and drop older ones; None: for live sources.
         on_truncated: of a file that is cut off, "keep" what came before under a name that says so, "refuse" it, or "auto": keep it
             from a minute on.
@@ -127,6 +130,7 @@ class RunOptions:
     zones: ZoneOptions = field(default_factory=ZoneOptions)
     live: LiveOptions = field(default_factory=LiveOptions)
     page: PageOptions | None = None
+    audit: AuditRate = "auto"
     drop_oldest: bool | None = None
     max_frames: int | None = None
     memory_bytes: int | None = None

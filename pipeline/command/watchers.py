@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pipeline.audit.rate import AUTO, AuditRate, Rate
 from pipeline.bundles.bundle import DRIFT_NAME
 from pipeline.command.run_options import RunOptions
+from pipeline.engines.reference import is_reference
 from pipeline.errors import OptionError
 from pipeline.flow.events import Events
+from pipeline.sinks.options import no_audit
+from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
+    from pipeline.audit.shadow_gate import ShadowGate
     from pipeline.drift.watch import InputDrift
     from pipeline.engines.base import Engine
+    from pipeline.frames.audited import Audited
     from pipeline.sources.base import Source
 
+log = logger_of(__name__)
 
-def open_watchers(options: RunOptions, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> Sequence[Events]:
+
+@dataclass(frozen=True, slots=True)
+class Watchers:
+    """Those who watch a run.
+
+    Attributes:
+        all: each is told of what happens.
+        audited: gives the newest audit of a source; None where there is none.
+    """
+
+    all: Sequence[Events] = ()
+    audited: Callable[[str], Audited | None] = no_audit
+
+
+def open_watchers(options: RunOptions, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> Watchers:
     """Begin to watch; each is told of what happens in the run, after the frame is on its way.
 
     Args:
@@ -29,10 +51,10 @@ def open_watchers(options: RunOptions, engine: Engine, sources: Sequence[Source]
     Raises:
         EdgemaskError: something cannot be watched as it is asked for.
     """
-    watchers: list[Events] = []
-    if (drift := _open_drift(options, engine, sources, stack)) is not None:
-        watchers.append(drift)
-    return watchers
+    drift = _open_drift(options, engine, sources, stack)
+    gate = open_audit(options.audit, engine, sources, stack)
+    watchers = [watcher for watcher in (drift, gate) if watcher is not None]
+    return Watchers(watchers, no_audit if gate is None else gate.newest)
 
 
 def _open_drift(options: RunOptions, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> InputDrift | None:
@@ -63,3 +85,31 @@ def _open_drift(options: RunOptions, engine: Engine, sources: Sequence[Source], 
         farthest = FarthestFrames(options.drift.folder)
         stack.callback(farthest.close)
     return InputDrift(summary, infos, farthest)
+
+
+def open_audit(asked: AuditRate, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> ShadowGate | None:
+    """The shadow gate as ``--audit`` asks for it; None: there is none.
+
+    Raises:
+        OptionError: it is asked for, and there is nothing to compare with.
+    """
+    live = any(source.info.live for source in sources)
+    if asked == "off" or (asked == "auto" and (not live or is_reference(engine))):
+        return None
+    from pipeline.audit.shadow_gate import ShadowGate, nothing_to_compare  # a run without does not wait for it
+
+    problem = nothing_to_compare(engine.bundle)
+    if problem and asked == "auto":
+        log.info(f"no audit: expected {problem}")
+        return None
+    if problem:
+        raise OptionError(f"--audit: expected {problem}; or take --audit off")
+    rate = asked if isinstance(asked, Rate) else AUTO
+    gate = ShadowGate(engine.bundle, rate, [source.info.name for source in sources])
+    stack.callback(gate.close)
+    return gate
+
+
+def with_audits(options: RunOptions, watchers: Watchers) -> RunOptions:
+    """The options whose outputs tell of audits, where there are some."""
+    return replace(options, recording=replace(options.recording, audited=watchers.audited))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from pipeline.drift.farthest import FarthestFrames
 from pipeline.drift.figures import figures_of, thumbnail
@@ -73,6 +74,10 @@ class InputDrift(Events):
         """What the page tells of a source: "distance", "limit", "unlike"; None of one that is not watched. On any thread."""
         watched = self._watched.get(source)
         return None if watched is None else watched.facts
+
+    def on_page(self) -> Mapping[str, Callable[..., Any]]:
+        """The page tells how far a source's frames are."""
+        return {"drift": self.facts}
 
     def _judge(self, watched: _Watched, newest: Distance) -> None:
         limit, middle = self._summary.limit, median(watched.distances)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames.frame import Frame
 from pipeline.stages.stage_timer import StageTimer
@@ -32,3 +35,7 @@ class Events:
 
     def lost(self, error: SinkError | SourceError) -> None:
         """An output or a source has failed while others go on. On any thread."""
+
+    def on_page(self) -> Mapping[str, Callable[..., Any]]:
+        """What the page tells of it and may ask of it: fields of ``pipeline.page.options.Watched``."""
+        return {}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from pipeline.page.history import History
+from pipeline.page.options import Watched
 from pipeline.render.controls import Controls
 from pipeline.render.hud import LegendEntry
 from pipeline.render.modes import MODES
-from pipeline.stages.telemetry import Snapshot, State, Telemetry
+from pipeline.stages.telemetry import Snapshot, State
 
 _SAMPLE_EVERY_S = 1.0
 
@@ -19,38 +20,33 @@ class Board:
     """Made by the pipeline's thread, read by the page's event loop.
 
     Args:
-        telemetries: of each source by the name that its frames carry.
+        run: what it tells of.
         controls: the settings.
-        about: what runs here, by name, such as {"model": "u2netp"}.
         read_only: viewers cannot change settings.
-        outputs: which outputs take no frames now, and why.
-        drift: how far a source's frames are from what was verified; None where that is not watched.
 
     Attributes:
         text: the newest state as JSON, for all viewers; made by `refresh`.
         viewers: how many there are.
+        run: what it tells of.
         legends: the classes in the newest view of each source; lists are replaced and not changed.
     """
 
     def __init__(
         self,
-        telemetries: Mapping[str, Telemetry],
+        run: Watched,
         controls: Controls,
-        about: Mapping[str, str],
+        *,
         read_only: bool,
-        outputs: Callable[[], list[str]] = list,
-        drift: Callable[[str], Mapping[str, float] | None] = lambda _: None,
     ) -> None:
-        self.outputs = outputs
-        self.drift = drift
+        self.run = run
         self.text = ""
         self.viewers = 0
-        self.legends: dict[str, list[LegendEntry]] = {name: [] for name in telemetries}
+        self.legends: dict[str, list[LegendEntry]] = {name: [] for name in run.telemetries}
         self.read_only = read_only
         self.controls = controls
-        self.history = History(len(telemetries))
-        self._telemetries = dict(telemetries)
-        self._about = dict(about)
+        self.history = History(len(run.telemetries))
+        self._telemetries = dict(run.telemetries)
+        self._about = dict(run.about)
         self._due_s = 0.0
         self.refresh()
 
@@ -84,11 +80,12 @@ class Board:
             "type": "state",
             "settings": self.controls.settings(),
             "viewers": self.viewers,
-            "outputs": self.outputs(),
+            "outputs": self.run.outputs(),
+            "audit": self.run.audit(),
             "count": self.history.count,
             "sample": self.history.last(),
             "sources": [
-                _facts(snapshot, self.legends[name]) | {"drift": self.drift(name)}
+                _facts(snapshot, self.legends[name]) | {"drift": self.run.drift(name)}
                 for name, snapshot in zip(self._telemetries, snapshots, strict=True)
             ],
         }

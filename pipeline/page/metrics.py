@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pipeline.page.options import Watched
 from pipeline.stages.stage_timer import StageTimer
 from pipeline.stages.telemetry import CORRUPT, NEWER, STOPPED, Snapshot, State
 
@@ -23,26 +25,21 @@ class Metrics:
     Args:
         snapshots: gives one of each source.
         viewers: gives how many there are.
-        timer: times per stage; None: there are none.
-        build: labels of ``edgemask_build_info``.
-        outputs: gives those that take no frames now.
-        drift: of a source, how far its frames are from what was verified; None where that is not watched.
+        run: what else is told.
     """
 
     def __init__(
         self,
         snapshots: Callable[[], Sequence[Snapshot]],
         viewers: Callable[[], int],
-        timer: StageTimer | None,
-        build: Mapping[str, str],
-        outputs: Callable[[], Sequence[str]] = list,
-        drift: Callable[[str], Mapping[str, float] | None] = lambda _: None,
+        run: Watched,
     ) -> None:
         # A registry of its own: other parts of the process may use the global one.
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Sources(snapshots))
-        self._registry.register(_Drift(snapshots, drift))
-        self._registry.register(_Program(viewers, timer, build, outputs))
+        self._registry.register(_Drift(snapshots, run.drift))
+        self._registry.register(_Program(viewers, run.timer, run.about, run.outputs))
+        self._registry.register(_Audits(run.audit))
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
@@ -162,3 +159,37 @@ class _Program(Collector):
             stages.add_sample(f"{stages.name}_sum", labels, stage.mean_ms * stage.count / 1e3)
             stages.add_sample(f"{stages.name}_count", labels, stage.count)
         yield stages
+
+
+class _Audits(Collector):
+    def __init__(self, audit: Callable[[], Mapping[str, Any] | None]) -> None:
+        self._audit = audit
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._audit()
+        if found is None:
+            return
+        yield CounterMetricFamily("edgemask_audits", "Frames also computed in FP32.", value=found["total"])
+        skipped = CounterMetricFamily(
+            "edgemask_audits_skipped", "Audits that were due and not made.", labels=["reason"]
+        )
+        for reason, count in found["skipped_by"].items():
+            skipped.add_metric([reason], count)
+        yield skipped
+        yield GaugeMetricFamily(
+            "edgemask_audit_below_gate", "1 while the masks do not agree with FP32.", value=float(found["below"])
+        )
+        if not found["count"]:
+            return
+        for name, what in (
+            ("iou_mean", "Mean IoU with FP32 of the last 100 audits."),
+            ("iou_low", "Lower end of its 95 % interval."),
+            ("iou_worst", "The lowest of them."),
+            ("iou_gate", "What the lower end has to reach."),
+            ("mae", "Mean absolute error of their masks."),
+            ("empties", "Of them, those where one mask is empty and the other is not."),
+        ):
+            yield GaugeMetricFamily(f"edgemask_audit_{name}", what, value=found[name.removeprefix("iou_")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.stages.stage_timer import StageTimer
@@ -59,6 +59,10 @@ def _well() -> str:
     return ""
 
 
+def _none() -> None:
+    return None
+
+
 def _unknown(source: str) -> None:
     return None
 
@@ -75,6 +79,8 @@ class Watched:
         outputs: which outputs take no frames now, and why; called on the page's thread.
         drift: of a source, "distance", "limit" and "unlike"; None where it is not watched. Called on any thread.
         timer: times per stage, for ``/metrics``; None: there are none.
+        audit: how far audited masks agree, as ``pipeline.audit.verdict.Verdict.state`` says it, with what was skipped; None: there are
+            no audits. Called on the page's thread.
     """
 
     telemetries: Mapping[str, Telemetry]
@@ -84,3 +90,4 @@ class Watched:
     timer: StageTimer | None = None
     outputs: Callable[[], list[str]] = list
     drift: Callable[[str], Mapping[str, float] | None] = _unknown
+    audit: Callable[[], Mapping[str, Any] | None] = _none

@@ -256,7 +256,7 @@ class PageServer:
         return text(503, problem) if problem else text(200, "ok")
 
     async def _ready(self, _: web.Request) -> web.Response:
-        problem = unready(self._board.snapshots(), self._ready_within_s, self._board.outputs())
+        problem = unready(self._board.snapshots(), self._ready_within_s, self._board.run.outputs())
         return text(503, problem) if problem else text(200, "ok")
 
     def _full(self) -> web.Response | None:

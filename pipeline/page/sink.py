@@ -74,17 +74,8 @@ class PageSink(Sink):
         self._encoder = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="page-encode")
         self._channels = {name: Channel(name, self._encoder) for name in watched.telemetries}
         controls = Controls(renderer, annotations)
-        self._board = Board(
-            watched.telemetries, controls, watched.about, options.read_only, watched.outputs, watched.drift
-        )
-        metrics = Metrics(
-            self._board.snapshots,
-            lambda: self._board.viewers,
-            watched.timer,
-            watched.about,
-            self._board.outputs,
-            watched.drift,
-        )
+        self._board = Board(watched, controls, read_only=options.read_only)
+        metrics = Metrics(self._board.snapshots, lambda: self._board.viewers, watched)
         self._server = PageServer(
             listening, self._channels, self._board, access, metrics, options, healthy=watched.healthy
         )

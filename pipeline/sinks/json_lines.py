@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 
 from pipeline.errors import SinkError
+from pipeline.frames.audited import Audited
 from pipeline.frames.frame import Frame
 from pipeline.redaction import redact
 from pipeline.results.finder import Finder
@@ -64,6 +65,7 @@ class JsonLinesSink(Sink):
     def _open(self) -> None:
         spec, info, options = self._spec, self._info, self._options
         self._find = options.finder or Finder(self._renderer, options.classes, [info])
+        self._told: dict[str, Audited] = {}
         self._live = info.live
         self._path: Path | None = None
         self._scratch: Path | None = None
@@ -106,6 +108,10 @@ class JsonLinesSink(Sink):
         if self._fd < 0:
             raise ValueError(f"{frame!r}: the output is closed")
         result = results_of(frame, self._find, self._options.results)
+        audited = self._options.audited(frame.source)
+        if audited is not None and audited is not self._told.get(frame.source):
+            self._told[frame.source] = audited
+            result["audit"] = audit_entry(audited)
         line = json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
         content = line.encode("utf-8", "replace")  # a file's name need not be UTF-8
         start_bytes = 0 if self._is_pipe else os.fstat(self._fd).st_size
@@ -242,6 +248,19 @@ def event_entry(event: Event) -> dict[str, Any]:
     if event.lasted_s is not None:
         entry["lasted_s"] = round(event.lasted_s, 3)
     return entry
+
+
+def audit_entry(audited: Audited) -> dict[str, Any]:
+    """What is said of an audit: of which frame, and how far the two masks agree."""
+    return {
+        "index": audited.index,
+        "pts_s": round(audited.pts_s, 6) if math.isfinite(audited.pts_s) else None,
+        "captured": audited.captured,
+        "iou": _share(audited.iou),
+        "mae": _share(audited.mae),
+        "empty": audited.empty,
+        "judged": audited.judged,
+    }
 
 
 def _class_entry(found: ClassFound, forms: Sequence[str]) -> dict[str, Any]:

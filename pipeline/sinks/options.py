@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.sources.options import LiveOptions
 
 if TYPE_CHECKING:
+    from pipeline.frames.audited import Audited
     from pipeline.results.finder import Finder
 
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -23,6 +24,10 @@ RESULTS = ("polygons", "rle", "rle-counts", "yolo")
 LABELS = ("coco", "yolo", "png")
 
 
+def no_audit(source: str) -> None:
+    """Of a run that has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class SinkOptions:
     """Everything that an output may need beyond its name; each output takes what concerns it.
@@ -32,6 +37,7 @@ class SinkOptions:
         results: what results as text say of each region beside its box: some of `RESULTS`.
         labels: a folder holds labels for training in place of pictures: one of `LABELS`; None: pictures.
         finder: finds what is in frames, the same for all outputs of a run; None: each output has its own.
+        audited: the last audit of a source, by its name, which JSON lines tell of; None where there is none yet.
         sound: a video gets the sound and subtitles of its file.
         encoder: "nvenc", "x264", or "auto": NVENC where a trial shows that it works.
         segment_s: a recording of a live source begins a new file after so many seconds; None: after an hour, which bounds the
@@ -49,6 +55,7 @@ class SinkOptions:
     results: tuple[str, ...] = ()
     labels: str | None = None
     finder: Finder | None = None
+    audited: Callable[[str], Audited | None] = no_audit
     sound: bool = True
     encoder: str = "auto"
     segment_s: float | None = None

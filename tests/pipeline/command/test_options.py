@@ -2,6 +2,7 @@ from operator import attrgetter
 
 import pytest
 
+from pipeline.audit.rate import Rate
 from pipeline.command.options import parse_options
 from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions, OutputOptions, RunOptions
 from pipeline.errors import OptionError
@@ -67,7 +68,7 @@ def test_every_option_arrives():
     words += "--encoder x264 --segment-time 1m --segment-size 2 --keep-files 3 --keep-size 4 --min-free 5 --stall 1 --reconnect 2 "
     words += "--max-reconnects 3 --on-corrupt pass --tls-verify no --follow-redirects "
     words += "--serve h:1 --serve-token t --serve-name n --serve-read-only --serve-viewers 2 "
-    words += "--results rle,yolo --labels png --zone-above z=0.5 --zone-enter 0.2 --zone-dwell 3 "
+    words += "--results rle,yolo --labels png --zone-above z=0.5 --zone-enter 0.2 --zone-dwell 3 --audit 1/10 "
     options = parse_options(
         [*words.split(), *["--zone", "z=0,0 1,0 1,1", "--drop", "latest", "--max-frames", "4", "--quiet"]]
     )
@@ -90,6 +91,7 @@ def test_every_option_arrives():
         ZoneOptions((Zone("z", ((0, 0), (1, 0), (1, 1)), 0.5),), 0.2, 3),
         LiveOptions(1, 2, max_reconnects=3, on_corrupt="pass", tls_verify="no", follow_redirects=True),
         PageOptions("h:1", "t", ("n",), read_only=True, limits=Limits(viewers=2)),
+        audit=Rate(frames=10),
         drop_oldest=True,
         max_frames=4,
         quiet=True,

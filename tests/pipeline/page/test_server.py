@@ -386,3 +386,9 @@ def test_the_help_names_the_keys_that_the_window_has_too(rig, get):
     named = set(re.findall("<kbd>(.*?)</kbd>", get(rig)("/").text))
     window = {key for line in rig.sink._board.controls.help_lines() for key in line.split("   ")[0].split(" ")}
     assert named == window - {"q", ".", "r"}  # quitting, stepping and recording are the window's alone
+
+
+def test_the_state_tells_of_audits(make_rig, get):
+    audits = {"count": 1, "total": 2, "values": [0.99], "below": False, "skipped_by": {"busy": 0}}
+    assert json.loads(get(make_rig(audit=lambda: audits))("/state").text)["audit"] == audits
+    assert json.loads(get(make_rig())("/state").text)["audit"] is None

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SinkError
+from pipeline.frames.audited import Audited
 from pipeline.frames.frame import Frame
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
@@ -323,3 +324,29 @@ def test_ids_zones_and_events_are_in_the_lines(main, tmp_path):
 def test_forms_that_do_not_exist(refused):
     told = refused("test://", "--output", "null", "--results", "rle,boxes")
     assert "--results: expected some of polygons,rle,rle-counts,yolo, got 'boxes'" in told
+
+
+def test_an_audit_is_told_once_in_the_next_line_of_its_source(open_lines, tmp_path):
+    newest = {}
+    sink = open_lines(audited=newest.get)
+    mask = np.zeros((4, 6), np.uint8)
+    sink.write(frame_of(mask, 0))
+    newest["cam"] = Audited("cam", 0, 0.0, "2026-01-01T00:00:00.000000Z", 0.98765432, 0.001, False, True)
+    sink.write(frame_of(mask, 1, source="other"))
+    sink.write(frame_of(mask, 2))
+    sink.write(frame_of(mask, 3))
+    newest["cam"] = Audited("cam", 2, float("nan"), "2026-01-01T00:00:01.000000Z", 0.0, 1.0, True, True)
+    sink.write(frame_of(mask, 4))
+    sink.close()
+    lines = {line["index"]: line for line in read(tmp_path / "out.jsonl")}
+    assert [index for index, line in lines.items() if "audit" in line] == [2, 4]
+    assert lines[2]["audit"] == {
+        "index": 0,
+        "pts_s": 0.0,
+        "captured": "2026-01-01T00:00:00.000000Z",
+        "iou": 0.987654,
+        "mae": 0.001,
+        "empty": False,
+        "judged": True,
+    }
+    assert lines[4]["audit"]["pts_s"] is None
