@@ -30,8 +30,9 @@ FLOORS = {
         {"results"},
         {"masks", "sinks"},
         {"flow", "page", "events"},
+        {"flight"},
         {"command", "model"},
-        {"doctor", "corpus"},
+        {"doctor", "corpus", "replay"},
     ),
     "calibration": ({"inference_form", "metrics", "sets"}, {"int8"}, {"options"}),
     "compile": (

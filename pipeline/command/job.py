@@ -76,14 +76,15 @@ def run_job(options: RunOptions) -> None:
         appearance = make_appearance(options, look, engine, sources)
         health, timer = Health([source.telemetry for source in sources], sinks), StageTimer()
         service = stack.enter_context(Service(health))
-        watchers = open_watchers(options, engine, sources, stack)
+        watchers = open_watchers(options, engine, sources, timer, stack)
         summary = Summary(sources, info, timer, appearance.governor)
         try:
             with ended(sinks, live=info.live, on_truncated=options.on_truncated):
                 open_outputs(sinks, options, sources, appearance, classes=engine.bundle.manifest.classes, window=window)
                 if options.page is not None:
                     with uninterrupted():  # a page that is open must be in the list
-                        sinks.append(open_page(options.page, watched(sources, engine, health, timer), appearance))
+                        run_now = watched(sources, engine, health, timer, watchers)
+                        sinks.append(open_page(options.page, run_now, appearance))
                 service.ready(_status(options, info, window=window))
                 most = options.max_frames and options.max_frames * len(sources)
                 # A frame that is being written is written to its end.

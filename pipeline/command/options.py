@@ -12,6 +12,7 @@ from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions,
 from pipeline.engines import ENGINES
 from pipeline.engines.server_options import MEMORIES, ServerOptions
 from pipeline.errors import OptionError
+from pipeline.flight.options import FlightOptions
 from pipeline.page.options import ADDRESS, Limits, PageOptions
 from pipeline.registry import Choices
 from pipeline.render.modes import MODES
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 _DEFAULT = RunOptions(())
+_FLIGHT = FlightOptions("")
 _DROP = {"auto": None, "latest": True, "never": False}
 
 
@@ -120,12 +122,19 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
             follow_redirects=values["follow_redirects"],
         ),
         page,
+        _flight(values),
         drop_oldest=_DROP[values["drop"]],
         max_frames=values["max_frames"],
         memory_bytes=values["memory_limit"],
         on_truncated=values["on_truncated"],
         quiet=values["quiet"],
     )
+
+
+def _flight(values: dict[str, Any]) -> FlightOptions | None:
+    if values["flight"] is None:
+        return None
+    return FlightOptions(values["flight"], values["flight_size"], values["flight_seconds"])
 
 
 def _servers(values: dict[str, Any]) -> ServerOptions | None:
@@ -178,6 +187,7 @@ def _parser() -> OptionParser:
     _add_live(parser.add_argument_group("cameras and streams"))
     _add_recording(parser.add_argument_group("recordings"))
     _add_page(parser.add_argument_group("the page"))
+    _add_flight(parser.add_argument_group("flight recorder"))
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -539,6 +549,30 @@ def _add_page(group: argparse._ArgumentGroup) -> None:
         default=Limits().viewers,
         metavar="N",
         help="viewers of the page at once, at most (default: %(default)s)",
+    )
+
+
+def _add_flight(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--flight",
+        metavar="DIR",
+        help="when something happens (scores that are not finite, a mask that is gone, flicker, a stall, SIGUSR1, the page's button), "
+        "write the last seconds of frames as decoded, masks and times as one file into this folder; python -m pipeline.replay runs it "
+        "again",
+    )
+    group.add_argument(
+        "--flight-size",
+        type=byte_count_above_zero,
+        default=_FLIGHT.size_bytes,
+        metavar="SIZE",
+        help="what these files may take in all; the oldest are deleted first (default: 512M)",
+    )
+    group.add_argument(
+        "--flight-seconds",
+        type=duration_s,
+        default=_FLIGHT.before_s,
+        metavar="TIME",
+        help="how much before the event is in a file, as far as the memory goes (default: %(default)s s)",
     )
 
 

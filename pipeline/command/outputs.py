@@ -26,6 +26,7 @@ from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
+    from pipeline.flow.events import Events
     from pipeline.render.overlay import Renderer
     from pipeline.results.finder import Finder
 
@@ -147,8 +148,10 @@ def open_outputs(
                 )
 
 
-def watched(sources: Sequence[Source], engine: Engine, health: Health, timer: StageTimer) -> Watched:
-    """The run as the page tells of it."""
+def watched(
+    sources: Sequence[Source], engine: Engine, health: Health, timer: StageTimer, watchers: Sequence[Events] = ()
+) -> Watched:
+    """The run as the page tells of it, and those who watch it."""
     from pipeline.version import version
 
     manifest = engine.bundle.manifest
@@ -160,6 +163,7 @@ def watched(sources: Sequence[Source], engine: Engine, health: Health, timer: St
         health.problem,
         timer,
         health.outputs,
+        **{name: ask for watcher in watchers for name, ask in watcher.on_page().items()},
     )
 
 

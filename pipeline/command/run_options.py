@@ -7,6 +7,7 @@ from typing import Literal
 
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.engines.server_options import ServerOptions
+from pipeline.flight.options import FlightOptions
 from pipeline.page.options import PageOptions
 from pipeline.results.zone_options import ZoneOptions
 from pipeline.sinks.options import SinkOptions
@@ -108,6 +109,7 @@ class RunOptions:
         zones: what is watched for events.
         live: how long cameras and streams are waited for.
         page: the page; None: there is none.
+        flight: what is recorded of events; None: nothing is.
         drop_oldest: give the engine the newest frame and drop older ones; None: for live sources.
         on_truncated: of a file that is cut off, "keep" what came before under a name that says so, "refuse" it, or "auto": keep it
             from a minute on.
@@ -125,6 +127,7 @@ class RunOptions:
     zones: ZoneOptions = field(default_factory=ZoneOptions)
     live: LiveOptions = field(default_factory=LiveOptions)
     page: PageOptions | None = None
+    flight: FlightOptions | None = None
     drop_oldest: bool | None = None
     max_frames: int | None = None
     memory_bytes: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pipeline.page.history import History
 from pipeline.render.controls import Controls
@@ -24,6 +25,8 @@ class Board:
         about: what runs here, by name, such as {"model": "u2netp"}.
         read_only: viewers cannot change settings.
         outputs: which outputs take no frames now, and why.
+        flight: the flight recorder's files and its last event; None: there is no recorder.
+        take_flight: has a recording written, as ``Watched`` says.
 
     Attributes:
         text: the newest state as JSON, for all viewers; made by `refresh`.
@@ -38,8 +41,13 @@ class Board:
         about: Mapping[str, str],
         read_only: bool,
         outputs: Callable[[], list[str]] = list,
+        *,
+        flight: Callable[[], dict[str, Any] | None] = lambda: None,
+        take_flight: Callable[[str], str] = lambda _: "",
     ) -> None:
         self.outputs = outputs
+        self.take_flight = take_flight
+        self._flight = flight
         self.text = ""
         self.viewers = 0
         self.legends: dict[str, list[LegendEntry]] = {name: [] for name in telemetries}
@@ -82,6 +90,7 @@ class Board:
             "settings": self.controls.settings(),
             "viewers": self.viewers,
             "outputs": self.outputs(),
+            "flight": self._flight(),
             "count": self.history.count,
             "sample": self.history.last(),
             "sources": [

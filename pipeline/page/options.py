@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.stages.stage_timer import StageTimer
@@ -59,6 +59,14 @@ def _well() -> str:
     return ""
 
 
+def _none() -> None:
+    return None
+
+
+def _no_flight(_: str) -> str:
+    return "flight: expected a run with --flight DIR, got one without"
+
+
 @dataclass(frozen=True, slots=True)
 class Watched:
     """The run that the page tells of.
@@ -69,6 +77,8 @@ class Watched:
         about: what runs here, such as {"version": "0.1.0", "model": "u2netp"}; on the page and in the metrics.
         healthy: for ``/healthz``: says what is wrong with the data path, or nothing; called on the page's thread.
         outputs: which outputs take no frames now, and why; called on the page's thread.
+        flight: the flight recorder's files and its last event, as ``Board`` tells them; None: there is no recorder.
+        take_flight: has a flight recording written, asked for on the "page" or by a program ("api"); gives why not, or nothing.
         timer: times per stage, for ``/metrics``; None: there are none.
     """
 
@@ -78,3 +88,5 @@ class Watched:
     healthy: Callable[[], str] = _well
     timer: StageTimer | None = None
     outputs: Callable[[], list[str]] = list
+    flight: Callable[[], dict[str, Any] | None] = _none
+    take_flight: Callable[[str], str] = _no_flight

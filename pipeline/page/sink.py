@@ -74,7 +74,15 @@ class PageSink(Sink):
         self._encoder = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="page-encode")
         self._channels = {name: Channel(name, self._encoder) for name in watched.telemetries}
         controls = Controls(renderer, annotations)
-        self._board = Board(watched.telemetries, controls, watched.about, options.read_only, watched.outputs)
+        self._board = Board(
+            watched.telemetries,
+            controls,
+            watched.about,
+            options.read_only,
+            watched.outputs,
+            flight=watched.flight,
+            take_flight=watched.take_flight,
+        )
         metrics = Metrics(
             self._board.snapshots, lambda: self._board.viewers, watched.timer, watched.about, self._board.outputs
         )
