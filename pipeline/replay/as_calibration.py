@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 import cv2
-import numpy as np
 
 from pipeline.builds.build_half import told_by
+from pipeline.errors import OptionError
 from pipeline.flight.recording import Recording
 from pipeline.frames.pixels import bands_of
 
@@ -21,19 +21,23 @@ def add_to_set(recording: Recording, calibration_set: str) -> str:
         calibration_set: a folder.
 
     Returns:
-        What was done, for the user.
+        Where the set can be looked at.
 
     Raises:
         SourceError: the recording is damaged.
+        OptionError: its frames are of other channels than pictures have.
         BuildError: the set cannot be read or written, or there is nothing to add.
     """
     with tempfile.TemporaryDirectory(prefix="edgemask.") as name:
         folder = Path(name) / recording.path.stem
         folder.mkdir()
         for number, frame in enumerate(recording):
-            if bands_of(frame.format) is None:
-                content = cv2.imencode(".png", frame.image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
-                (folder / f"{number:06d}.png").write_bytes(content.tobytes())
-            else:
-                np.save(folder / f"{number:06d}.npy", frame.pixels)
-        return told_by("calibration", ["--source", str(folder), "--output", calibration_set, "--add"]).rstrip()
+            if bands := bands_of(frame.format):
+                raise OptionError(
+                    f"--as-calibration: expected ordinary pictures, as sets have them, got frames of {bands}"
+                )
+            content = cv2.imencode(".png", frame.image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+            (folder / f"{number:06d}.png").write_bytes(content.tobytes())
+        return told_by(
+            "calibration", ["--source", str(folder), "--output", calibration_set, "--add", "--quiet"]
+        ).rstrip()
