@@ -34,6 +34,7 @@ class Signs:
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        self._least = 128 if task == "binary" else 1  # of what is no background
         self._share = 0.0  # of the last mask that was not empty, while it is recent
         self._gone_since_s = 0.0
         self._gone_frames = 0
@@ -54,9 +55,8 @@ class Signs:
         return found
 
     def _gone(self, mask_hw: Image, now_s: float) -> str:
-        least = 128 if self._task == "binary" else 1
-        if mask_hw.max() >= least:
-            self._share, self._gone_frames = float(np.mean(_small(mask_hw) >= least)), 0
+        if mask_hw.max() >= self._least:
+            self._share, self._gone_frames = self._covered(_small(mask_hw)), 0
             return ""
         self._gone_frames += 1
         if self._gone_frames == 1:
@@ -66,6 +66,9 @@ class Signs:
         share, self._share = self._share, 0.0  # told once
         return f"the mask is empty, and covered {share:.1%} of the picture just before"
 
+    def _covered(self, mask_hw: Image) -> float:
+        return float(np.mean(mask_hw >= self._least))
+
     def _flicker(self, frame: Frame, mask_hw: Image) -> str:
         tiles, mask = _tiles(frame), _small(mask_hw)
         before, mask_before = self._tiles, self._mask
@@ -74,7 +77,8 @@ class Signs:
             self._flickers.clear()
             return ""
         is_still = float(cv2.absdiff(tiles, before).max()) < _STILL_LEVELS
-        iou = agreement(mask, mask_before, self._task) if is_still else 1.0
+        is_clear = max(self._covered(mask), self._covered(mask_before)) >= _CLEAR_SHARE
+        iou = agreement(mask, mask_before, self._task) if is_still and is_clear else 1.0
         self._flickers.append(iou < _LEAST_IOU)
         if sum(self._flickers) < _FLICKERS:
             return ""
