@@ -70,7 +70,7 @@ def test_the_seconds_before_and_a_little_after_are_in_it(recorder_of, clock, fil
     (path,) = files_in(1)
     with Recording(path) as recording:
         frames = list(recording)
-        assert [frame.index for frame in frames] == list(range(80, 111))
+        assert [frame.index for frame in frames] == list(range(81, 111))
         np.testing.assert_array_equal(frames[-1].pixels, noise(110))
         assert recording.facts["events"][0] == {
             "kind": "audit",
@@ -81,7 +81,7 @@ def test_the_seconds_before_and_a_little_after_are_in_it(recorder_of, clock, fil
     recorder.close()
     lines = [line for line in said if line.startswith("flight:")]
     assert len(lines) == 1
-    assert f"{path}: audit of door: IoU 0.8; 31 frames, 3.0 s" in lines[0]
+    assert f"{path}: audit of door: IoU 0.8; 30 frames, 3.0 s" in lines[0]
 
 
 def test_what_happens_meanwhile_is_in_the_same_file(recorder_of, clock, files_in):
