@@ -17,7 +17,6 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
     # python -m puts the current folder first, which may hold packages that are called like ours.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import argparse
 import json
 import re
 from collections import Counter
@@ -408,9 +407,9 @@ def _main(arguments: Sequence[str] | None) -> None:
     parser.add_argument("program", type=Path)
     parser.add_argument("reference", type=Path)
     parser.add_argument("frames", type=Path, help="a folder of frames as the programs take them, .npy")
-    options: argparse.Namespace = parser.parse_args(arguments)
-    frames = [np.load(path, allow_pickle=False) for path in sorted(options.frames.glob("*.npy"))]
-    found = difference(onnx.load(options.program), onnx.load(options.reference), frames)
+    paths: dict[str, Path] = vars(parser.parse_args(arguments))
+    frames = [np.load(path, allow_pickle=False) for path in sorted(paths["frames"].glob("*.npy"))]
+    found = difference(onnx.load(paths["program"]), onnx.load(paths["reference"]), frames)
     sys.stdout.write(json.dumps(asdict(found)) + "\n")
 
 

@@ -386,3 +386,14 @@ def test_the_help_names_the_keys_that_the_window_has_too(rig, get):
     named = set(re.findall("<kbd>(.*?)</kbd>", get(rig)("/").text))
     window = {key for line in rig.sink._board.controls.help_lines() for key in line.split("   ")[0].split(" ")}
     assert named == window - {"q", ".", "r"}  # quitting, stepping and recording are the window's alone
+
+
+def test_a_program_has_the_last_seconds_written(make_rig, get):
+    asked = []
+    rig = make_rig(take_flight=lambda kind: asked.append(kind) or ("" if len(asked) == 1 else "flight: too soon"))
+    assert get(rig)("/flight", "POST", data="x").status == 415  # as another site's form would send it
+    assert get(rig)("/flight", "POST", json={}).status == 202
+    refused = get(rig)("/flight", "POST", json={})
+    assert (refused.status, refused.text) == (409, "flight: too soon\n")
+    assert asked == ["api", "api"]
+    assert get(make_rig(read_only=True))("/flight", "POST", json={}).status == 403
