@@ -10,6 +10,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bundles.bundle import MANIFEST_NAME, Bundle, file_sha256
 from pipeline.errors import SinkError
 from pipeline.flight.folder import FlightFolder
-from pipeline.flight.recording import SCHEMA, Written, write_recording
+from pipeline.flight.recording import SCHEMA, Written, encoded, write_recording
 from pipeline.flight.redacted import redacted
 from pipeline.flight.signs import Signs
 from pipeline.flight.versions import versions
@@ -51,7 +52,7 @@ _AN_HOUR, _HOUR_S = 10, 3600.0
 _LOOK_EVERY_S = 0.5
 # What the end of a run waits for a recording. Then it ends with the frames that are in it.
 _END_S = 5.0
-_LOWEST_PRIORITY = 19
+_LOW_PRIORITY = 15
 _STATE_NOTE = "the network keeps state between frames, and the recording begins without it: its first frames need not be the same again"
 
 
@@ -135,6 +136,9 @@ class FlightRecorder(Events):
         self._last: tuple[str, float] | None = None
         self._count = len(self._folder.recordings())
         self._jobs: queue.Queue[_Pending | None] = queue.Queue()
+        # Pictures are encoded on a thread of low priority that does nothing else: one that holds the interpreter while others have the
+        # cores would hold them all up.
+        self._encoder = ThreadPoolExecutor(1, "flight-encode", _lower_priority)
         # A disk may take long, and no frame waits for it.
         self._writer = Prefetch(self._write_all(), 1, drop_oldest=True, name="flight", join_s=None)
 
@@ -217,6 +221,7 @@ class FlightRecorder(Events):
         self._end_due_s = time.monotonic() + _END_S
         self._jobs.put(None)
         self._writer.stop(None)
+        self._encoder.shutdown()
 
     def _take(self, kind: str) -> str:
         return self.event(kind, _ASKED_TEXTS[kind])
@@ -279,8 +284,6 @@ class FlightRecorder(Events):
 
     def _write_all(self) -> Iterator[None]:
         """On a thread of its own: write one recording after another, and yield behind each."""
-        with contextlib.suppress(OSError):  # of this thread alone, on Linux
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         while (pending := self._jobs.get()) is not None:
             try:
                 self._write(pending)
@@ -326,6 +329,7 @@ class FlightRecorder(Events):
             self._facts(pending, {shas[key]: bundle for key, bundle in bundles.items()}),
             frames,
             lambda size_bytes: time.monotonic() < self._end_due_s and make_room(size_bytes),
+            lambda array, name: self._encoder.submit(encoded, array, name).result(),
         )
 
     def _facts(self, pending: _Pending, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
@@ -349,6 +353,11 @@ class FlightRecorder(Events):
             "telemetry": pending.telemetry,
             "stages": [asdict(stage) for stage in self.timer.result()],
         }
+
+
+def _lower_priority() -> None:
+    with contextlib.suppress(OSError):  # of this thread alone, on Linux
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
 
 
 def _row(snapshot: Snapshot) -> dict[str, Any]:

@@ -36,6 +36,9 @@ _ENTRY_BYTES, _END_BYTES = 400, 200
 _DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, TypeError, EOFError, RecursionError)
 
 
+Encode = Callable[[NDArray[Any], str], bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """What a recording holds.
@@ -52,7 +55,11 @@ class Written:
 
 
 def write_recording(
-    file: IO[bytes], facts: Mapping[str, Any], frames: list[tuple[Frame, dict[str, Any]]], room: Callable[[int], bool]
+    file: IO[bytes],
+    facts: Mapping[str, Any],
+    frames: list[tuple[Frame, dict[str, Any]]],
+    room: Callable[[int], bool],
+    encode: Encode | None = None,
 ) -> Written:
     """Write a recording.
 
@@ -63,10 +70,12 @@ def write_recording(
             are written, so that their memory is free. The newest are written first: where there is no room for all, it is the last
             ones that are there.
         room: asked before so many bytes are written; where it says no, the recording ends.
+        encode: makes the content of an entry out of an array and the entry's name, as ``encoded`` does, which it may call elsewhere.
 
     Raises:
         OSError: it cannot be written.
     """
+    encode = encode or encoded
     entries = [_entry(number, frame, beside) for number, (frame, beside) in enumerate(frames)]
     reserve = len(_json({**facts, "frames": entries})) + len(MEDIA_TYPE) + 2 * _ENTRY_BYTES + _END_BYTES
     kept: list[dict[str, Any]] = []
@@ -77,9 +86,9 @@ def write_recording(
         while frames:
             frame, _ = frames.pop()
             entry = entries.pop()
-            contents = {entry["picture"]: _encoded(frame.pixels, entry["picture"])}
+            contents = {entry["picture"]: encode(frame.pixels, entry["picture"])}
             if frame.mask is not None:
-                contents[entry["mask"]] = _encoded(frame.mask, entry["mask"])
+                contents[entry["mask"]] = encode(frame.mask, entry["mask"])
             if not room(sum(map(len, contents.values())) + 2 * _ENTRY_BYTES + reserve):
                 frames.clear()
                 break
@@ -217,7 +226,8 @@ def _json(facts: Mapping[str, Any]) -> bytes:
     return json.dumps(facts, indent=1, ensure_ascii=False).encode(errors="replace")
 
 
-def _encoded(array: NDArray[Any], name: str) -> bytes:
+def encoded(array: NDArray[Any], name: str) -> bytes:
+    """An array as PNG or, where its name says so, as NumPy has it; lossless."""
     if name.endswith(".npy"):
         content = io.BytesIO()
         np.save(content, array, allow_pickle=False)
