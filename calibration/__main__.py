@@ -63,7 +63,7 @@ def _collect(options: CalibrateOptions) -> tuple[CalibrationSet, str, StoppedErr
     with ExitStack() as stack:
         source = stack.enter_context(open_source(options.source))
         try:
-            from calibration.sets.calibration_set import is_set
+            from calibration.sets.calibration_set import is_set, read_set
             from calibration.sets.frames import SetWriter
         except ImportError as error:
             raise BackendUnavailableError(
@@ -74,6 +74,7 @@ def _collect(options: CalibrateOptions) -> tuple[CalibrationSet, str, StoppedErr
                 f"--source {options.source}: expected a camera, a video or pictures, got a calibration set with its contact sheet: "
                 f"give {os.path.join(options.source, 'calibration')}"
             )
+        there = read_set(options.output) if options.add and is_set(options.output) else None
         log.info("source: %s, %s", source.info.name, source.info.description)
         if source.info.live:
             log.info("Ctrl-C ends the recording and makes the set of what was seen")
@@ -92,7 +93,10 @@ def _collect(options: CalibrateOptions) -> tuple[CalibrationSet, str, StoppedErr
             ended = error
         with uninterrupted():
             try:
-                collected, report = writer.finish(options.verify_share)
+                if there is None:
+                    collected, report = writer.finish(options.verify_share)
+                else:
+                    collected, report = writer.finish_onto(there)
             except CalibrationError as error:
                 if ended is None:
                     raise

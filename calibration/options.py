@@ -25,6 +25,7 @@ class CalibrateOptions:
         verify_share: which share of them to verify on, as near as whole scenes allow; above 0, at most 0.5.
         max_frames: frames to look at; None for all, or of a camera ten minutes.
         quiet: show no progress and no report.
+        add: keep the pictures of a set that is there, and add those frames that are unlike them.
 
     Raises:
         OptionError: a value that is not taken; it calls it as the command line does.
@@ -36,6 +37,7 @@ class CalibrateOptions:
     verify_share: float = 0.2
     max_frames: int | None = None
     quiet: bool = False
+    add: bool = False
 
     def __post_init__(self) -> None:
         if not os.fspath(self.output):
@@ -78,7 +80,7 @@ def _parser() -> OptionParser:
         required=True,
         type=_folder,
         metavar="DIR",
-        help="the set's folder; an existing set is replaced",
+        help="the set's folder; an existing set is replaced, but for --add",
     )
     parser.add_argument(
         "--count",
@@ -99,6 +101,11 @@ def _parser() -> OptionParser:
         type=whole_number(1),
         metavar="N",
         help="frames to look at (default: all; for a camera ten minutes, or until Ctrl-C)",
+    )
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the pictures of a set that is there as they are, and add frames that are unlike all of them, to calibrate on",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress and no report")
     return parser

@@ -17,6 +17,7 @@ COMMANDS = {
     # command: (module whose main() it is, what it does)
     "run": ("pipeline.__main__", "masks over pictures, videos and cameras (the default: edgemask SOURCE …)"),
     "corpus": ("pipeline.corpus.__main__", "masks over a corpus: many pictures and videos, in shards or on Ray"),
+    "replay": ("pipeline.replay.__main__", "a flight recording run again: the first frame and layer that differ"),
     "compile": ("compile.__main__", "a trained network to a bundle, proven against the network"),
     "contract": ("compile.contract.__main__", "how a network wants its frames, found from its file and from examples"),
     "calibrate": ("calibration.__main__", "a calibration set for INT8 out of a camera, a video or a folder"),

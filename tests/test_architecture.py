@@ -32,8 +32,9 @@ FLOORS = {
         {"flow", "page", "events"},
         {"drift"},
         {"audit"},
+        {"flight"},
         {"command", "model"},
-        {"doctor", "corpus"},
+        {"doctor", "corpus", "replay"},
     ),
     "calibration": ({"inference_form", "metrics", "sets"}, {"int8"}, {"options"}),
     "compile": (

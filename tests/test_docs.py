@@ -24,6 +24,7 @@ COMMANDS = {
     "compile.inspect": ("edgemask inspect", "python -m compile.inspect"),
     "compile.contract": ("edgemask contract", "python -m compile.contract"),
     "pipeline.corpus": ("edgemask corpus", "python -m pipeline.corpus"),
+    "pipeline.replay": ("edgemask replay", "python -m pipeline.replay"),
     "pipeline.doctor": ("edgemask doctor", "python -m pipeline.doctor"),
     "compile": ("edgemask compile", "python -m compile"),
     "calibration": ("edgemask calibrate", "python -m calibration"),

@@ -15,15 +15,17 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from itertools import islice, takewhile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
+from calibration.sets.additions import worth_adding
 from calibration.sets.calibration_set import (
     KIND,
     MANIFEST_NAME,
@@ -181,16 +183,66 @@ class SetWriter:
                 "sha256": digest,
                 "files": [asdict(entry) for entry in entries],
             }
-            self._write_text(MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
-            self._write_text(REPORT_NAME, report)
-            self._write_sheet(entries)
-            with locked(self._place.parent):
-                put_folder(self._scratch / "set", self._place)
+            self._put(manifest, report, entries)
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
             self.discard()
         return CalibrationSet(self._output, tuple(entries), digest, chosen.by), report
+
+    def finish_onto(self, there: CalibrationSet) -> tuple[CalibrationSet, str]:
+        """Write a set that is there again, with frames to calibrate on that it lacks; its own pictures stay as they are.
+
+        Args:
+            there: the set, in the place of this one.
+
+        Returns:
+            The set and its report.
+
+        Raises:
+            CalibrationError: no frame is worth adding, or the set cannot be written.
+        """
+        found = self._collector.pool.result()
+        worth = worth_adding(there, found, [self._collector.path(candidate) for candidate in found])
+        if not worth:
+            raise CalibrationError(
+                f"{self._info.name}: expected frames that {there.folder} has nothing like, got none of "
+                f"{self._collector.pool.seen.frames} read: each is a near-duplicate, blank, or of a scene that is for verification"
+            )
+        chosen = choose(worth, self._count)
+        try:
+            for entry in there.entries:
+                place = self._scratch / "set" / entry.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(there.folder / entry.name, place)
+            first = max(entry.index for entry in there.entries) + 1
+            scenes = max(entry.scene for entry in there.entries)
+            added = [self._place_picture(candidate, "calibration", first, scenes) for candidate in chosen]
+            old = [[entry for entry in there.entries if entry.split == part] for part in SPLITS]
+            entries = [*old[0], *added, *old[1]]
+            digest = sha256_of(entries)
+            manifest = json.loads((there.folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+            more = {"name": self._info.name, "description": self._info.description, "count": len(added)}
+            manifest |= {
+                "count": len(entries),
+                "sha256": digest,
+                "added": [*manifest.get("added", []), more],
+                "files": [asdict(entry) for entry in entries],
+            }
+            report = f"{_old_report(there)}added: {len(added)} of {self._info.name}: {self._info.description}\n"
+            self._put(manifest, report, entries)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            self.discard()
+        return CalibrationSet(self._output, tuple(entries), digest, there.split_by), report
+
+    def _put(self, manifest: Mapping[str, Any], report: str, entries: Sequence[Entry]) -> None:
+        self._write_text(MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
+        self._write_text(REPORT_NAME, report)
+        self._write_sheet(entries)
+        with locked(self._place.parent):
+            put_folder(self._scratch / "set", self._place)
 
     def _write_sheet(self, entries: Iterable[Entry]) -> None:
         folder, has_times = self._scratch / "set", self._info.live or self._info.fps is not None
@@ -200,9 +252,10 @@ class SetWriter:
         ]
         (folder / SHEET_NAME).write_bytes(_png(draw_sheet(self._info.name, pictures), small=True))
 
-    def _place_picture(self, candidate: Candidate, part: SplitName) -> Entry:
+    def _place_picture(self, candidate: Candidate, part: SplitName, first: int = 0, scenes: int = 0) -> Entry:
+        """Put a candidate where it belongs; ``first`` and ``scenes`` come before its own number and that of its scene."""
         kept = self._collector.path(candidate)
-        name = f"{part}/{kept.name}"
+        name = f"{part}/{first + candidate.index:08d}{kept.suffix}"
         place = self._scratch / "set" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(kept, place)
@@ -210,8 +263,8 @@ class SetWriter:
             name,
             file_sha256(place),
             part,
-            candidate.scene,
-            candidate.index,
+            scenes + candidate.scene,
+            first + candidate.index,
             candidate.name,
             round(candidate.pts_s, 6),
             round(candidate.brightness, 4),
@@ -385,6 +438,13 @@ def within_limits(source: Source, max_frames: int | None = None) -> Iterator[Fra
     if max_frames is None and source.info.live:
         return takewhile(lambda frame: frame.pts_s < LIVE_S, source)
     return islice(source, max_frames)
+
+
+def _old_report(there: CalibrationSet) -> str:
+    try:
+        return (there.folder / REPORT_NAME).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _png(image: Image, *, small: bool = False) -> bytes:

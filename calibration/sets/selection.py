@@ -230,6 +230,18 @@ class Pool:
             self._scene = int(near[0])
 
 
+def is_duplicate(look: Look, other: Look) -> bool:
+    """Whether a frame is a near-duplicate of another one, as in ``Pool``."""
+    distance = float(np.linalg.norm(look.vector - other.vector))
+    return distance < _DUPLICATE and (float(look.layout @ other.layout) > _DUPLICATE_LAYOUT or not look.layout.any())
+
+
+def is_same_scene(look: Look, other: Look) -> bool:
+    """Whether two frames show the same scene, as in ``Pool``."""
+    distance = np.asarray([np.linalg.norm(look.vector - other.vector)], np.float32)
+    return bool(_same_scene(distance, np.asarray([look.layout @ other.layout], np.float32))[0])
+
+
 def brightness_band(brightness: float) -> str:
     """The name of a brightness, 0 to 1."""
     return next(name for name, end in BRIGHTNESS_BANDS if brightness < end)

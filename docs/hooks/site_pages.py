@@ -58,6 +58,7 @@ def commands() -> list[Command]:
     return [
         Command("edgemask run", "pipeline"),
         Command("edgemask corpus", "pipeline.corpus"),
+        Command("edgemask replay", "pipeline.replay"),
         Command("edgemask compile", "compile"),
         Command("edgemask contract", "compile.contract"),
         Command("edgemask calibrate", "calibration"),

@@ -75,7 +75,7 @@ class ShadowGate(Events):
 
     def __init__(self, bundle: Bundle, rate: Rate, sources: Sequence[str] = ()) -> None:
         super().__init__()
-        self.on_below: Callable[[str], None] | None = None
+        self.on_below: Callable[[str], object] | None = None
         self.skipped: Counter[str] = Counter({BUSY: 0, LOAD: 0, FAILED: 0})
         self._verdict = Verdict(Gate.of(bundle.manifest.verification))
         self._rate = rate

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from pipeline.bundles.bundle import MANIFEST_NAME, PLANS, PROGRAM_NAME, Bundle, cache_folder
 from pipeline.bundles.file_lock import one_maker
@@ -34,21 +35,42 @@ def compile_in_process(arguments: Sequence[str], inherited: Sequence[int] = (), 
     Raises:
         BuildError: it failed; with its own sentence.
     """
+    _run("compile", [*arguments, *(["--quiet"] if quiet else [])], inherited, sys.stderr)
+
+
+def told_by(module: str, arguments: Sequence[str]) -> str:
+    """Run a module of the build half with these arguments, and give what it prints on standard output.
+
+    Args:
+        module: such as "compile.inspect".
+        arguments: of its command line.
+
+    Raises:
+        BuildError: it failed; with its own sentence.
+    """
+    return _run(module, arguments, (), subprocess.PIPE)
+
+
+def _run(module: str, arguments: Sequence[str], inherited: Sequence[int], stdout: TextIO | int) -> str:
     errors, its_errors = os.pipe()
-    command = [*module_command("compile"), *arguments, *(["--quiet"] if quiet else [])]
     with open(errors, encoding="utf-8", errors="replace") as sentence:
         try:
-            status = subprocess.run(
-                command,
+            done = subprocess.run(
+                [*module_command(module), *arguments],
                 env={**os.environ, ERRORS_VARIABLE: str(its_errors)},
-                stdout=sys.stderr,
+                stdout=stdout,
                 pass_fds=(its_errors, *inherited),
+                encoding="utf-8",
+                errors="replace",
                 check=False,
-            ).returncode
+            )
         finally:
             os.close(its_errors)
-        if status != 0:
-            raise BuildError(sentence.read() or f"python -m compile {shlex.join(arguments)}: {_ending(status)}")
+        if done.returncode != 0:
+            raise BuildError(
+                sentence.read() or f"python -m {module} {shlex.join(arguments)}: {_ending(done.returncode)}"
+            )
+    return done.stdout or ""
 
 
 def rebuild_plan(bundle: Bundle, runtime: str, reason: str, *, quiet: bool = False) -> Bundle:

@@ -23,7 +23,7 @@ from pipeline.command.progress import Progress
 from pipeline.command.run_options import RunOptions
 from pipeline.command.service import Health, Service
 from pipeline.command.summary import Summary, print_written
-from pipeline.command.watchers import open_watchers, with_audits
+from pipeline.command.watchers import open_watchers
 from pipeline.engines import open_engine
 from pipeline.errors import EngineHungError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to
@@ -76,7 +76,8 @@ def run_job(options: RunOptions) -> None:
         appearance = make_appearance(options, look, engine, sources)
         health, timer = Health([source.telemetry for source in sources], sinks), StageTimer()
         service = stack.enter_context(Service(health))
-        options = with_audits(options, watchers := open_watchers(options, engine, sources, stack))
+        watchers = open_watchers(options, engine, sources, timer, stack)
+        options = with_audits(options, watchers)
         summary = Summary(sources, info, timer, appearance.governor)
         try:
             with ended(sinks, live=info.live, on_truncated=options.on_truncated):

@@ -14,6 +14,7 @@ from pipeline.drift.options import DriftOptions, When
 from pipeline.engines import ENGINES
 from pipeline.engines.server_options import MEMORIES, ServerOptions
 from pipeline.errors import OptionError
+from pipeline.flight.options import FlightOptions
 from pipeline.page.options import ADDRESS, Limits, PageOptions
 from pipeline.registry import Choices
 from pipeline.render.modes import MODES
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 _DEFAULT = RunOptions(())
+_FLIGHT = FlightOptions("")
 _DROP = {"auto": None, "latest": True, "never": False}
 
 
@@ -123,6 +125,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         ),
         page,
         audit=values["audit"],
+        flight=_flight(values),
         drop_oldest=_DROP[values["drop"]],
         max_frames=values["max_frames"],
         memory_bytes=values["memory_limit"],
@@ -130,6 +133,12 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         on_truncated=values["on_truncated"],
         quiet=values["quiet"],
     )
+
+
+def _flight(values: dict[str, Any]) -> FlightOptions | None:
+    if values["flight"] is None:
+        return None
+    return FlightOptions(values["flight"], values["flight_size"], values["flight_seconds"])
 
 
 def _servers(values: dict[str, Any]) -> ServerOptions | None:
@@ -184,6 +193,7 @@ def _parser() -> OptionParser:
     _add_recording(parser.add_argument_group("recordings"))
     _add_page(parser.add_argument_group("the page"))
     _add_watching(parser.add_argument_group("watching the masks"))
+    _add_flight(parser.add_argument_group("flight recorder"))
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -572,6 +582,30 @@ def _add_watching(group: argparse._ArgumentGroup) -> None:
         help="how often a frame of each source is also computed by the bundle's program in FP32, on idle cores, to see whether the "
         "masks still agree with it: 1/min, 2/h, 1/10 for every 10th frame, off; auto = 1/min of cameras and streams whose bundle runs "
         "otherwise than so (default: %(default)s)",
+    )
+
+
+def _add_flight(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--flight",
+        metavar="DIR",
+        help="when something happens (scores that are not finite, a mask that is gone, flicker, a stall, SIGUSR1, the page's button), "
+        "write the last seconds of frames as decoded, masks and times as one file into this folder; python -m pipeline.replay runs it "
+        "again",
+    )
+    group.add_argument(
+        "--flight-size",
+        type=byte_count_above_zero,
+        default=_FLIGHT.size_bytes,
+        metavar="SIZE",
+        help="what these files may take in all; the oldest are deleted first (default: 512M)",
+    )
+    group.add_argument(
+        "--flight-seconds",
+        type=duration_s,
+        default=_FLIGHT.before_s,
+        metavar="TIME",
+        help="how much before the event is in a file, as far as the memory goes (default: %(default)s s)",
     )
 
 

@@ -27,6 +27,7 @@ from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
+    from pipeline.flow.events import Events
     from pipeline.render.overlay import Renderer
     from pipeline.results.finder import Finder
 

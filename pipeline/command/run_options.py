@@ -9,6 +9,7 @@ from pipeline.audit.rate import AuditRate
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.drift.options import DriftOptions
 from pipeline.engines.server_options import ServerOptions
+from pipeline.flight.options import FlightOptions
 from pipeline.page.options import PageOptions
 from pipeline.results.zone_options import ZoneOptions
 from pipeline.sinks.options import SinkOptions
@@ -112,6 +113,7 @@ class RunOptions:
         page: the page; None: there is none.
         audit: how often a frame is computed by the bundle's FP32 program too; "auto": once a minute of live sources, where that says
             something.
+        flight: what is recorded of events; None: nothing is.
         drop_oldest: give the engine the newest frame and drop older ones; None: for live sources.
         on_truncated: of a file that is cut off, "keep" what came before under a name that says so, "refuse" it, or "auto": keep it
             from a minute on.
@@ -131,6 +133,7 @@ class RunOptions:
     live: LiveOptions = field(default_factory=LiveOptions)
     page: PageOptions | None = None
     audit: AuditRate = "auto"
+    flight: FlightOptions | None = None
     drop_oldest: bool | None = None
     max_frames: int | None = None
     memory_bytes: int | None = None

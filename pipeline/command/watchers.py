@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.audit.rate import AUTO, AuditRate, Rate
 from pipeline.bundles.bundle import DRIFT_NAME
+from pipeline.command.memory_limit import limit_bytes
 from pipeline.command.run_options import RunOptions
 from pipeline.engines.reference import is_reference
 from pipeline.errors import OptionError
+from pipeline.flight.redacted import known_secrets, redacted
 from pipeline.flow.events import Events
+from pipeline.sinks.kinds import shown
 from pipeline.sinks.options import no_audit
 from pipeline.terminal import logger_of
 
@@ -20,8 +26,13 @@ if TYPE_CHECKING:
     from pipeline.audit.shadow_gate import ShadowGate
     from pipeline.drift.watch import InputDrift
     from pipeline.engines.base import Engine
+    from pipeline.flight.recorder import FlightRecorder
     from pipeline.frames.audited import Audited
     from pipeline.sources.base import Source
+    from pipeline.stages.stage_timer import StageTimer
+
+# Frames of the last seconds take this share of --memory-limit at most, or so much where there is none.
+_FLIGHT_SHARE, _FLIGHT_BYTES = 4, 256_000_000
 
 log = logger_of(__name__)
 
@@ -39,13 +50,16 @@ class Watchers:
     audited: Callable[[str], Audited | None] = no_audit
 
 
-def open_watchers(options: RunOptions, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> Watchers:
+def open_watchers(
+    options: RunOptions, engine: Engine, sources: Sequence[Source], timer: StageTimer, stack: ExitStack
+) -> Watchers:
     """Begin to watch; each is told of what happens in the run, after the frame is on its way.
 
     Args:
         options: what is watched.
         engine: computes the masks.
         sources: of the run.
+        timer: has the times of its stages.
         stack: ends the watching with the run.
 
     Raises:
@@ -53,7 +67,10 @@ def open_watchers(options: RunOptions, engine: Engine, sources: Sequence[Source]
     """
     drift = _open_drift(options, engine, sources, stack)
     gate = open_audit(options.audit, engine, sources, stack)
-    watchers = [watcher for watcher in (drift, gate) if watcher is not None]
+    recorder = _open_flight(options, engine, sources, timer, stack)
+    if gate is not None and recorder is not None:
+        gate.on_below = partial(recorder.event, "audit")
+    watchers = [watcher for watcher in (drift, gate, recorder) if watcher is not None]
     return Watchers(watchers, no_audit if gate is None else gate.newest)
 
 
@@ -113,3 +130,30 @@ def open_audit(asked: AuditRate, engine: Engine, sources: Sequence[Source], stac
 def with_audits(options: RunOptions, watchers: Watchers) -> RunOptions:
     """The options whose outputs tell of audits, where there are some."""
     return replace(options, recording=replace(options.recording, audited=watchers.audited))
+
+
+def _open_flight(
+    options: RunOptions, engine: Engine, sources: Sequence[Source], timer: StageTimer, stack: ExitStack
+) -> FlightRecorder | None:
+    """The recorder that ``--flight`` asks for; None: there is none."""
+    if options.flight is None:
+        return None
+    from pipeline.flight.recorder import About, FlightRecorder  # only now: few runs record, and it reads OpenCV
+
+    addresses = [*options.sources, *options.outputs.names, options.outputs.save or ""]
+    servers = options.model.servers
+    tokens = [None if options.page is None else options.page.token, None if servers is None else servers.token]
+    secrets = known_secrets(addresses, tokens)
+    outputs = replace(options.outputs, names=tuple(map(shown, options.outputs.names)))
+    memory_bytes = limit_bytes(options.memory_bytes)
+    about = About(
+        redacted(asdict(replace(options, outputs=outputs)), secrets),
+        secrets,
+        options.live.stall_s,
+        _FLIGHT_BYTES if memory_bytes is None else memory_bytes // _FLIGHT_SHARE,
+    )
+    recorder = FlightRecorder(options.flight, engine, sources, about, timer)
+    stack.callback(recorder.close)
+    if threading.current_thread() is threading.main_thread():
+        stack.callback(signal.signal, signal.SIGUSR1, signal.signal(signal.SIGUSR1, recorder.asked_by_signal))
+    return recorder

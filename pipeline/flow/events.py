@@ -33,9 +33,9 @@ class Events:
     def pulse(self) -> None:
         """The loop has come round: after each frame, and a few times a second while none comes. On the thread of ``run``."""
 
-    def lost(self, error: SinkError | SourceError) -> None:
-        """An output or a source has failed while others go on. On any thread."""
-
     def on_page(self) -> Mapping[str, Callable[..., Any]]:
         """What the page tells of it and may ask of it: fields of ``pipeline.page.options.Watched``."""
         return {}
+
+    def lost(self, error: SinkError | SourceError) -> None:
+        """An output or a source has failed while others go on. On any thread."""

@@ -82,6 +82,7 @@ class Board:
             "viewers": self.viewers,
             "outputs": self.run.outputs(),
             "audit": self.run.audit(),
+            "flight": self.run.flight(),
             "count": self.history.count,
             "sample": self.history.last(),
             "sources": [

@@ -67,6 +67,10 @@ def _unknown(source: str) -> None:
     return None
 
 
+def _no_flight(_: str) -> str:
+    return "flight: expected a run with --flight DIR, got one without"
+
+
 @dataclass(frozen=True, slots=True)
 class Watched:
     """The run that the page tells of.
@@ -78,6 +82,8 @@ class Watched:
         healthy: for ``/healthz``: says what is wrong with the data path, or nothing; called on the page's thread.
         outputs: which outputs take no frames now, and why; called on the page's thread.
         drift: of a source, "distance", "limit" and "unlike"; None where it is not watched. Called on any thread.
+        flight: the flight recorder's files and its last event, as ``Board`` tells them; None: there is no recorder.
+        take_flight: has a flight recording written, asked for on the "page" or by a program ("api"); gives why not, or nothing.
         timer: times per stage, for ``/metrics``; None: there are none.
         audit: how far audited masks agree, as ``pipeline.audit.verdict.Verdict.state`` says it, with what was skipped; None: there are
             no audits. Called on the page's thread.
@@ -91,3 +97,5 @@ class Watched:
     outputs: Callable[[], list[str]] = list
     drift: Callable[[str], Mapping[str, float] | None] = _unknown
     audit: Callable[[], Mapping[str, Any] | None] = _none
+    flight: Callable[[], dict[str, Any] | None] = _none
+    take_flight: Callable[[str], str] = _no_flight

@@ -21,7 +21,7 @@ from pipeline.page.guard import Guard, text
 from pipeline.page.metrics import CONTENT_TYPE, Metrics
 from pipeline.page.newcomers import Newcomers
 from pipeline.page.options import PageOptions
-from pipeline.page.viewer import Viewer, change
+from pipeline.page.viewer import Viewer, change, take_flight
 
 _STATIC = Path(__file__).with_name("static")
 _FILES = {
@@ -94,6 +94,7 @@ class PageServer:
         app.router.add_get("/snapshot.jpg", self._snapshot, allow_head=False)
         app.router.add_get("/state", self._state)
         app.router.add_post("/settings", self._settings)
+        app.router.add_post("/flight", self._flight)
         app.router.add_get("/metrics", self._get_metrics)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/readyz", self._ready)
@@ -247,6 +248,16 @@ class PageServer:
             return text(400, f"expected JSON: {error}"[:200])
         self._refresh_now()
         return web.json_response(self._board.controls.settings())
+
+    async def _flight(self, request: web.Request) -> web.Response:
+        if request.content_type != "application/json":  # which no other site's form can send
+            return text(415, "expected application/json")
+        try:
+            take_flight(self._board, "api")
+        except OptionError as error:
+            return text(403 if self._board.read_only else 409, str(error))
+        self._refresh_now()
+        return text(202, "the last seconds are being written")
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})

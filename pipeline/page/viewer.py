@@ -38,7 +38,8 @@ class Viewer:
     """Sends to a socket until it fails; on the page's event loop.
 
     The viewer's messages are JSON: ``{"watch": [0, 2]}`` (positions of the sources, none at first), ``{"shown": 0}`` (a picture
-    of a source was shown), ``{"key": "m"}`` and ``{"set": {"alpha": 0.7}}``.
+    of a source was shown), ``{"key": "m"}``, ``{"set": {"alpha": 0.7}}`` and ``{"type": "flight"}`` (have
+    the flight recorder write).
 
     Args:
         socket: where to send.
@@ -117,6 +118,9 @@ class Viewer:
         if "key" in message or "set" in message:
             change(self._board, message)
             self._changed()
+        if message.get("type") == "flight":
+            take_flight(self._board, "page")
+            self._changed()
 
     def _position(self, value: object) -> int:
         if type(value) is not int or not 0 <= value < len(self._channels):
@@ -172,8 +176,7 @@ def change(board: Board, message: dict[str, Any]) -> None:
     Raises:
         OptionError: it is not understood, or the page is read-only.
     """
-    if board.read_only:
-        raise OptionError("the page is read-only: it was started with --serve-read-only")
+    _check_rights(board)
     if "key" in message:
         key = message["key"]
         if not isinstance(key, str) or key not in _KEYS or board.controls.press(ord(key)) is not Command.REDRAW:
@@ -182,3 +185,23 @@ def change(board: Board, message: dict[str, Any]) -> None:
         if not isinstance(message["set"], dict):
             raise OptionError("set: expected settings by name")
         board.controls.change(message["set"])
+
+
+def take_flight(board: Board, asked: str) -> None:
+    """Have the flight recorder write the last seconds.
+
+    Args:
+        board: of the run.
+        asked: by whom: "page" or "api".
+
+    Raises:
+        OptionError: nothing is written, with the reason, or the page is read-only.
+    """
+    _check_rights(board)
+    if reason := board.run.take_flight(asked):
+        raise OptionError(reason)
+
+
+def _check_rights(board: Board) -> None:
+    if board.read_only:
+        raise OptionError("the page is read-only: it was started with --serve-read-only")

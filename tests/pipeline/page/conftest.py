@@ -9,6 +9,7 @@ import re
 import subprocess
 import threading
 import time
+from dataclasses import fields
 from types import SimpleNamespace
 
 import aiohttp
@@ -40,7 +41,8 @@ class Rig:
         self.renderer = Renderer(Look(), task)
         manifest = Manifest("u2netp", task, classes, (32, 32), "fp32", {}, {}, {}, "")
         self.annotations = Annotations(manifest, "none", self.renderer, hud=False, legend=False)
-        of_run = {name: options.pop(name) for name in ("healthy", "timer", "audit") if name in options}
+        names = {entry.name for entry in fields(Watched)}
+        of_run = {name: options.pop(name) for name in names & options.keys()}
         watched = Watched(self.telemetries, classes, {"version": "0.1.0", "model": "u2netp"}, **of_run)
         page = PageOptions(**{"address": "127.0.0.1:0", **options})
         self.sink = PageSink(page, watched, self.renderer, self.annotations)

@@ -392,3 +392,14 @@ def test_the_state_tells_of_audits(make_rig, get):
     audits = {"count": 1, "total": 2, "values": [0.99], "below": False, "skipped_by": {"busy": 0}}
     assert json.loads(get(make_rig(audit=lambda: audits))("/state").text)["audit"] == audits
     assert json.loads(get(make_rig())("/state").text)["audit"] is None
+
+
+def test_a_program_has_the_last_seconds_written(make_rig, get):
+    asked = []
+    rig = make_rig(take_flight=lambda kind: asked.append(kind) or ("" if len(asked) == 1 else "flight: too soon"))
+    assert get(rig)("/flight", "POST", data="x").status == 415  # as another site's form would send it
+    assert get(rig)("/flight", "POST", json={}).status == 202
+    refused = get(rig)("/flight", "POST", json={})
+    assert (refused.status, refused.text) == (409, "flight: too soon\n")
+    assert asked == ["api", "api"]
+    assert get(make_rig(read_only=True))("/flight", "POST", json={}).status == 403

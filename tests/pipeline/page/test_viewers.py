@@ -384,3 +384,35 @@ def test_a_stuck_viewer_does_not_delay_the_end(make_rig, wait_until):
     finally:
         for connection in connections:
             connection.close()
+
+
+def test_a_viewer_has_the_last_seconds_written(make_rig):
+    asked = []
+    rig = make_rig(
+        flight=lambda: {"files": len(asked), "last": "page: asked for on the page" if asked else "", "last_s": None},
+        take_flight=lambda kind: asked.append(kind) or "",
+    )
+
+    async def scenario(socket):
+        assert (await told(socket, "state"))["flight"] == {"files": 0, "last": "", "last_s": None}
+        await socket.send_json({"type": "flight"})
+        await told_until(socket, lambda state: state["flight"]["files"] == 1)
+
+    live(rig, scenario)
+    assert asked == ["page"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"take_flight": lambda _: "flight: one was asked for 2 s ago"}, "flight: one was asked for 2 s ago"),
+        ({"read_only": True}, "the page is read-only: it was started with --serve-read-only"),
+        ({}, "flight: expected a run with --flight DIR, got one without"),
+    ],
+)
+def test_a_viewer_is_told_why_nothing_is_written(make_rig, options, text):
+    async def scenario(socket):
+        await socket.send_json({"type": "flight"})
+        assert (await told(socket, "refused"))["text"] == text
+
+    live(make_rig(**options), scenario)
