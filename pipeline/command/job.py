@@ -23,7 +23,7 @@ from pipeline.command.progress import Progress
 from pipeline.command.run_options import RunOptions
 from pipeline.command.service import Health, Service
 from pipeline.command.summary import Summary, print_written
-from pipeline.command.watchers import open_watchers
+from pipeline.command.watchers import open_watchers, with_audits
 from pipeline.engines import open_engine
 from pipeline.errors import EngineHungError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to

@@ -27,7 +27,7 @@ WORDS = st.text("abcdefghijkmnopqrstuvwxyz0123456789", min_size=16, max_size=30)
 
 def recorded(tmp_path, red_bundle, arguments, monkeypatch=None):
     """All text of the recording that a run with these options writes."""
-    options = parse_options([*arguments, "--flight", str(tmp_path / "flight")])
+    options = parse_options([*arguments, "--flight", str(tmp_path / "flight"), "--audit", "off"])
     with ExitStack() as stack:
         (recorder,) = open_watchers(options, Idle(red_bundle), [Camera("door")], StageTimer(), stack).all
         recorder.computed(computed(0))
