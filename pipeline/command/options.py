@@ -222,7 +222,8 @@ def _add_input(parser: OptionParser) -> None:
         "-s",
         "--source",
         action="append",
-        help="the same, as an option; may be repeated",
+        help="the same, as an option; may be repeated. NAME= in front of it, as in door=rtsp://camera/1, is what the source is called "
+        "on the page, in metrics, results and logs, and where an output has {source}",
     )
     add_model(parser)
     parser.add_argument(
