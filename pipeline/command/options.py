@@ -15,6 +15,7 @@ from pipeline.errors import OptionError
 from pipeline.page.options import ADDRESS, Limits, PageOptions
 from pipeline.registry import Choices
 from pipeline.render.modes import MODES
+from pipeline.results.zone_book import read_zones
 from pipeline.results.zone_options import ZoneOptions, parse_zones
 from pipeline.sinks import SINKS
 from pipeline.sinks import forms as output_forms
@@ -108,9 +109,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
             keep_at_least_s=values["keep_at_least"],
             min_free_bytes=values["min_free"],
         ),
-        ZoneOptions(
-            parse_zones(values["zone"] or (), values["zone_above"] or ()), values["zone_enter"], values["zone_dwell"]
-        ),
+        _zones(values),
         LiveOptions(
             stall_s=values["stall"],
             reconnect_s=values["reconnect"],
@@ -126,6 +125,18 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         on_truncated=values["on_truncated"],
         quiet=values["quiet"],
     )
+
+
+def _zones(values: dict[str, Any]) -> ZoneOptions:
+    zones = parse_zones(values["zone"] or (), values["zone_above"] or ())
+    path = None if values["zones_file"] is None else Path(values["zones_file"])
+    if path is not None:
+        if zones:
+            raise OptionError(
+                f"--zones-file {path}: expected zones in one place, got --zone too: put them into the file"
+            )
+        zones = read_zones(path)
+    return ZoneOptions(zones, values["zone_enter"], values["zone_dwell"], path)
 
 
 def _servers(values: dict[str, Any]) -> ServerOptions | None:
@@ -369,6 +380,11 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
         action="append",
         metavar="NAME=SHARE",
         help="tell also when a class covers this share of the zone or more, and when it no longer does; may be repeated",
+    )
+    group.add_argument(
+        "--zones-file",
+        metavar="FILE",
+        help="take the zones from this YAML file, and keep those there that are drawn on the page (--serve); it need not be there yet",
     )
     group.add_argument(
         "--zone-enter",

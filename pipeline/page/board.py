@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pipeline.page.history import History
+from pipeline.page.orders import Orders
 from pipeline.render.controls import Controls
 from pipeline.render.hud import LegendEntry
 from pipeline.render.modes import MODES
@@ -24,11 +26,13 @@ class Board:
         about: what runs here, by name, such as {"model": "u2netp"}.
         read_only: viewers cannot change settings.
         outputs: which outputs take no frames now, and why.
+        orders: what else viewers can have done; None: nothing.
 
     Attributes:
         text: the newest state as JSON, for all viewers; made by `refresh`.
         viewers: how many there are.
         legends: the classes in the newest view of each source; lists are replaced and not changed.
+        in_zones: what is in the zones of each source's newest view, by zone and class, likewise.
     """
 
     def __init__(
@@ -38,8 +42,11 @@ class Board:
         about: Mapping[str, str],
         read_only: bool,
         outputs: Callable[[], list[str]] = list,
+        orders: Orders | None = None,
     ) -> None:
         self.outputs = outputs
+        self.orders = orders or Orders(None, None)
+        self.in_zones: dict[str, dict[str, dict[str, Any]]] = {}
         self.text = ""
         self.viewers = 0
         self.legends: dict[str, list[LegendEntry]] = {name: [] for name in telemetries}
@@ -80,12 +87,14 @@ class Board:
         state = {
             "type": "state",
             "settings": self.controls.settings(),
+            "fixed": self.controls.fixed(),
+            **self.orders.state(),
             "viewers": self.viewers,
             "outputs": self.outputs(),
             "count": self.history.count,
             "sample": self.history.last(),
             "sources": [
-                _facts(snapshot, self.legends[name])
+                {**_facts(snapshot, self.legends[name]), "zones": self.in_zones.get(name)}
                 for name, snapshot in zip(self._telemetries, snapshots, strict=True)
             ],
         }

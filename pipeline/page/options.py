@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pipeline.render.controls import MaskSettings
+    from pipeline.results.finder import Finder
+    from pipeline.results.zone_book import ZoneBook
+    from pipeline.sinks.options import RecordingSwitch
     from pipeline.stages.stage_timer import StageTimer
     from pipeline.stages.telemetry import Telemetry
 
@@ -70,6 +74,10 @@ class Watched:
         healthy: for ``/healthz``: says what is wrong with the data path, or nothing; called on the page's thread.
         outputs: which outputs take no frames now, and why; called on the page's thread.
         timer: times per stage, for ``/metrics``; None: there are none.
+        masks: what viewers can set of masks; None: nothing.
+        zones: those that viewers can draw; None: none.
+        find: says what is in the zones, beside the outputs that want to know it too; None: nobody is told.
+        recording: by which viewers turn recordings off and on; None: they cannot.
     """
 
     telemetries: Mapping[str, Telemetry]
@@ -78,3 +86,7 @@ class Watched:
     healthy: Callable[[], str] = _well
     timer: StageTimer | None = None
     outputs: Callable[[], list[str]] = list
+    masks: MaskSettings | None = None
+    zones: ZoneBook | None = None
+    find: Finder | None = None
+    recording: RecordingSwitch | None = None

@@ -38,7 +38,7 @@ class Viewer:
     """Sends to a socket until it fails; on the page's event loop.
 
     The viewer's messages are JSON: ``{"watch": [0, 2]}`` (positions of the sources, none at first), ``{"shown": 0}`` (a picture
-    of a source was shown), ``{"key": "m"}`` and ``{"set": {"alpha": 0.7}}``.
+    of a source was shown), ``{"key": "m"}``, ``{"set": {"alpha": 0.7}}``, and what `Orders.obey` takes.
 
     Args:
         socket: where to send.
@@ -67,6 +67,7 @@ class Viewer:
         self._open = [asyncio.Event() for _ in channels]  # it is watched and has room
         self._news = asyncio.Event()
         self._answers: list[str] = []
+        self._zones = ""  # as they were told last
         self._line = asyncio.Lock()
 
     async def send_all(self) -> None:
@@ -114,7 +115,7 @@ class Viewer:
             if not isinstance(positions, list) or len(positions) > len(self._channels):
                 raise OptionError("watch: expected a list of positions of sources")
             self._watch({self._position(position) for position in positions})
-        if "key" in message or "set" in message:
+        if not message.keys().isdisjoint(("key", "set", "type")):
             change(self._board, message)
             self._changed()
 
@@ -156,6 +157,10 @@ class Viewer:
             self._news.clear()
             async with self._line:
                 answers, self._answers = self._answers, []
+                zones = self._board.orders.zones()
+                if zones != self._zones:
+                    self._zones = zones
+                    answers.insert(0, zones)
                 for text in (self._board.text, *answers):
                     await self._send(self._socket.send_str(text))
 
@@ -167,7 +172,7 @@ class Viewer:
 
 
 def change(board: Board, message: dict[str, Any]) -> None:
-    """Change settings as a viewer asks: ``{"key": "m"}``, or ``{"set": {"alpha": 0.7}}``.
+    """Do as a viewer asks: ``{"key": "m"}``, ``{"set": {"alpha": 0.7}}``, or what `Orders.obey` takes.
 
     Raises:
         OptionError: it is not understood, or the page is read-only.
@@ -182,3 +187,5 @@ def change(board: Board, message: dict[str, Any]) -> None:
         if not isinstance(message["set"], dict):
             raise OptionError("set: expected settings by name")
         board.controls.change(message["set"])
+    if "type" in message:
+        board.orders.obey(message)

@@ -64,7 +64,12 @@ def name_and_spec(text: str) -> tuple[str | None, str]:
         The name that the user gives the source, or None, and the source's own string.
     """
     match = _NAMED.fullmatch(text)
-    if match is None or not match["name"].strip() or os.path.lexists(text) or (glob.has_magic(text) and glob.glob(text)):
+    if (
+        match is None
+        or not match["name"].strip()
+        or os.path.lexists(text)
+        or (glob.has_magic(text) and glob.glob(text))
+    ):
         return None, text
     spec = match["spec"]
     return match["name"].strip(), os.path.expanduser(spec) if spec.startswith("~") else spec  # no shell has seen it

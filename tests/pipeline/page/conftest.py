@@ -40,7 +40,8 @@ class Rig:
         self.renderer = Renderer(Look(), task)
         manifest = Manifest("u2netp", task, classes, (32, 32), "fp32", {}, {}, {}, "")
         self.annotations = Annotations(manifest, "none", self.renderer, hud=False, legend=False)
-        of_run = {name: options.pop(name) for name in ("healthy", "timer") if name in options}
+        names = ("healthy", "timer", "masks", "zones", "find", "recording")
+        of_run = {name: options.pop(name) for name in names if name in options}
         watched = Watched(self.telemetries, classes, {"version": "0.1.0", "model": "u2netp"}, **of_run)
         page = PageOptions(**{"address": "127.0.0.1:0", **options})
         self.sink = PageSink(page, watched, self.renderer, self.annotations)
