@@ -88,6 +88,7 @@ class Board:
             "type": "state",
             "settings": self.controls.settings(),
             "fixed": self.controls.fixed(),
+            "frames_wide": MODES[str(self.controls.settings()["mode"])].frames_wide,
             **self.orders.state(),
             "viewers": self.viewers,
             "outputs": self.outputs(),

@@ -1,6 +1,6 @@
 // A line for each source over the last minutes, on a plain canvas.
 
-import { element } from "./tile.js";
+import { element } from "./element.js";
 
 const STEP = 60;
 const HEIGHT = 84;
@@ -10,7 +10,8 @@ const TOP = 6;
 
 export class Chart {
   // column: position of the value in a sample; unit: written after the value.
-  constructor(title, unit, column, length) {
+  // head: the title, or what stands in its place.
+  constructor(title, unit, column, length, head = element("span", { textContent: title })) {
     this.title = title;
     this.unit = unit;
     this.column = column;
@@ -20,7 +21,7 @@ export class Chart {
     this.root = element(
       "div",
       { className: "chart" },
-      element("div", { className: "chart-title" }, element("span", { textContent: title }), this.now),
+      element("div", { className: "chart-title" }, head, this.now),
       this.canvas,
     );
   }

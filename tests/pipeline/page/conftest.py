@@ -47,9 +47,25 @@ class Rig:
         self.sink = PageSink(page, watched, self.renderer, self.annotations)
         self.url = self.sink.url.partition("?")[0].replace("0.0.0.0", "127.0.0.1")
         self.port = int(re.search(r":(\d+)/", self.url)[1])
+        self.made_up = {}  # parts of the state, and of each source's by name, that other parts of a run would tell
+        self.made_up_of = {}
+        self._tell_made_up()
         self.index = itertools.count()
         self._stop = threading.Event()
         self._writer = None
+
+    def _tell_made_up(self):
+        board = self.sink._board
+        refresh = board.refresh
+
+        def refreshed():
+            refresh()
+            state = json.loads(board.text) | self.made_up
+            sources = zip(self.telemetries, state["sources"], strict=True)
+            state["sources"] = [{**each, **self.made_up_of.get(name, {})} for name, each in sources]
+            board.text = json.dumps(state)
+
+        board.refresh = refreshed
 
     def frame(self, source="yard", size_hw=(48, 64), level=None, stale=()):
         index = next(self.index)
