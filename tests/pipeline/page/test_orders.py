@@ -13,9 +13,7 @@ from pipeline.masks.tuning import Tuning
 from pipeline.page.orders import Orders
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
-from pipeline.results.finder import Finder
-from pipeline.results.zone_book import ZoneBook, read_zones
-from pipeline.sinks.options import RecordingSwitch
+from pipeline.results.zone_book import read_zones
 
 SQUARE = [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.1, 0.9]]
 ZONE = {"type": "zone", "was": None, "name": "door", "points": SQUARE, "above": None}
@@ -46,15 +44,6 @@ def exchange(rig, *messages):
 def tuning(task="binary", fps=None):
     governor = None if fps is None else Governor(fps, task)
     return Tuning(Steady("auto", False, task, Renderer(Look(), task), []), governor)
-
-
-@pytest.fixture
-def everything(tmp_path):
-    """All that a run lets viewers change, for a rig."""
-    finder = Finder(Renderer(Look(), "binary"), ("subject",), [])
-    switch = RecordingSwitch(recordings=1)
-    book = ZoneBook((), tmp_path / "zones.yaml", finder.watch)
-    return {"masks": tuning(fps=10.0), "zones": book, "find": finder, "recording": switch}
 
 
 MESSAGES = [
