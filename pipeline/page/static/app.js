@@ -18,6 +18,7 @@ const SHARED_KEYS = "mMn+=-[]bhl";
 const SMOOTH = ["auto", "off", "on", "strong"];
 const GAP = 16; // between pictures
 const LEAST_HEIGHT = 180; // of pictures beside each other
+const LEAST_WIDTH = 150;
 const NARROW = 420; // where what is below a picture needs two rows
 // From the worst on; what is ended is as it should be.
 const WORST = ["failed", "reconnecting", "stalled", "connecting"];
@@ -239,7 +240,8 @@ function layOut() {
   const width = at("pictures").clientWidth;
   const sum = aspects.reduce((one, other) => one + other, 0);
   let rows = 1;
-  while (rows < aspects.length && (width * rows) / sum < LEAST_HEIGHT) rows += 1;
+  const isSmall = (height) => height < LEAST_HEIGHT || Math.min(...aspects) * height < LEAST_WIDTH;
+  while (rows < aspects.length && isSmall((width * rows) / sum)) rows += 1;
   // A little less than what fills the rows, into which they then grow.
   const height = (0.9 * (width - GAP * (Math.ceil(aspects.length / rows) - 1)) * rows) / sum;
   at("pictures").classList.toggle("narrow", aspects.length > 1 && Math.min(...aspects) * height < NARROW);

@@ -195,8 +195,9 @@ def test_who_may_only_look_sees_zones_and_cannot_change_them(make_rig, in_chromi
         await begin(tab, rig)
         await tab.until(NAMES, "door")
         await tab.until("document.querySelectorAll('.zones polygon').length", 1)
-        shown = "[...document.querySelectorAll('#zones-card button, .tile .icon')].filter(b => b.checkVisibility()).map(b => b.ariaLabel)"
-        assert await tab.value(f"{shown}.join()") == "Snapshot of yard,yard in full screen"
+        buttons = "[...document.querySelectorAll('#zones-card button, .tile .icon')]"
+        shown = f"{buttons}.filter(b => b.checkVisibility()).map(b => b.ariaLabel).join()"
+        assert await tab.value(shown) == "Snapshot of yard,yard in full screen"
         await tab.until("document.querySelector('#record').checkVisibility()")
         for field in ("#record", "#flight", "#masks input", "#fps"):
             assert await tab.value(f"document.querySelector({field!r}).matches(':disabled')")
