@@ -117,6 +117,8 @@ class Viewer:
             self._watch({self._position(position) for position in positions})
         if not message.keys().isdisjoint(("key", "set", "type")):
             change(self._board, message)
+            if "type" in message:
+                self._zones = ""  # also where they are as before: who waits for them is to hear of it
             self._changed()
 
     def _position(self, value: object) -> int:
