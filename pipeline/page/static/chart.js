@@ -3,6 +3,7 @@
 import { element } from "./element.js";
 
 const STEP = 60;
+const LABEL = 56; // what the name of a minute takes
 const HEIGHT = 84;
 const LEFT = 34;
 const BOTTOM = 16;
@@ -54,7 +55,8 @@ export class Chart {
       pen.fillText(short(value), LEFT - 6, at);
     }
     pen.textBaseline = "alphabetic";
-    for (let age = 0; age < this.length; age += STEP) {
+    const apart = ((right - LEFT) * STEP) / this.length < LABEL ? 2 * STEP : STEP;
+    for (let age = 0; age < this.length; age += apart) {
       pen.textAlign = age === 0 ? "right" : "center";
       pen.fillText(age === 0 ? "now" : `−${age / STEP} min`, x(age), HEIGHT - 3);
     }

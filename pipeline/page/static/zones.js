@@ -53,12 +53,13 @@ export class ZoneLayer {
       const classes = Object.values(this.areas?.[name] ?? {});
       for (let copy = 0; copy < this.wide; copy += 1) {
         const at = points.map(([px, py]) => [x + (px + copy) * width, y + py * height]);
+        const around = shape("polygon", { class: "around", points: at.join(" ") });
         const polygon = shape("polygon", { points: at.join(" ") });
         polygon.classList.toggle("present", classes.some((each) => each.present));
         const middle = (axis) => at.reduce((sum, each) => sum + each[axis], 0) / at.length;
         const label = shape("text", { x: middle(0), y: middle(1) });
         label.textContent = name;
-        shapes.push(polygon, label);
+        shapes.push(around, polygon, label);
       }
     }
     this.root.replaceChildren(...shapes);

@@ -54,7 +54,7 @@ def test_with_a_mouse(make_rig, in_chromium, everything, tmp_path):
         assert near(zone, triangle)
         assert read_zones(file) == (zone,)
         # It lies over the picture, where it was drawn, and says what is in it.
-        await tab.until("document.querySelectorAll('.zones polygon').length", 1)
+        await tab.until("document.querySelectorAll('.zones polygon:not(.around)').length", 1)
         await tab.until("/subject [\\d.]+ %/.test(document.querySelector('#zones .area').textContent)")
         # A corner is dragged, one is put between two, one is taken away; another name and a limit.
         await tab.click("#zones [data-zone=door]")
@@ -194,7 +194,7 @@ def test_who_may_only_look_sees_zones_and_cannot_change_them(make_rig, in_chromi
     async def scenario(tab):
         await begin(tab, rig)
         await tab.until(NAMES, "door")
-        await tab.until("document.querySelectorAll('.zones polygon').length", 1)
+        await tab.until("document.querySelectorAll('.zones polygon:not(.around)').length", 1)
         buttons = "[...document.querySelectorAll('#zones-card button, .tile .icon')]"
         shown = f"{buttons}.filter(b => b.checkVisibility()).map(b => b.ariaLabel).join()"
         assert await tab.value(shown) == "Snapshot of yard,yard in full screen"
