@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,6 +22,10 @@ MAX_REGIONS = 20
 
 MIN_SHARE = 0.0005
 """A connected part that covers less of the frame is no region: one of 20 × 23 pixels at 720p."""
+
+# Walking around parts costs by the length of their outlines, labels cost by the pixels of the picture: as much where one pixel of so
+# many is at an outline.
+_PIXELS_BY_EDGE = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +123,10 @@ def _class_of(
     inside: NDArray[Any], number: int, reading: Reading, probability: Image | None, *, has_regions: bool
 ) -> ClassFound:
     """One class; ``inside`` is (H, W) uint8, not 0 where it is."""
-    area = cv2.countNonZero(inside) / inside.size
-    mean = cv2.mean(probability, inside)[0] / 255 if probability is not None and area > 0 else None
+    pixels = cv2.countNonZero(inside)
+    mean = _sum(probability, inside) / (255 * pixels) if probability is not None and pixels else None
     found = _regions_of(inside, number, reading, probability) if has_regions else ()
-    return ClassFound(number, reading.name(number), area, mean, tuple(found))
+    return ClassFound(number, reading.name(number), pixels / inside.size, mean, tuple(found))
 
 
 def _regions_of(inside: NDArray[Any], number: int, reading: Reading, probability: Image | None) -> list[Region]:
@@ -130,20 +134,68 @@ def _regions_of(inside: NDArray[Any], number: int, reading: Reading, probability
     if not width:
         return []
     part = np.ascontiguousarray(inside[top : top + height, left : left + width])
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8, ltype=cv2.CV_32S)
-    areas = stats[1:, cv2.CC_STAT_AREA]  # row 0 is what lies outside
+    least = reading.min_share * inside.size
+    parts = _labeled(part, least) if _is_speckled(part) else _outlined(part, least)
+    # Of equal ones the upper, then the left one first.
+    largest = sorted(parts, key=lambda one: (-one.pixels, one.xywh[1], one.xywh[0]))[: reading.max_regions]
     regions = []
-    for label in (np.argsort(-areas, kind="stable")[: reading.max_regions] + 1).tolist():
-        x, y, box_width, box_height, pixels = stats[label].tolist()
-        if pixels < reading.min_share * inside.size:
-            break
-        its = (labels[y : y + box_height, x : x + box_width] == label).astype(np.uint8)
+    for (x, y, box_width, box_height), pixels, its in largest:
+        box = (left + x, top + y, box_width, box_height)
         mean = None
         if probability is not None:
-            window = probability[top + y : top + y + box_height, left + x : left + x + box_width]
-            mean = cv2.mean(window, its)[0] / 255
-        box = (left + x, top + y, box_width, box_height)
+            window = probability[box[1] : box[1] + box_height, box[0] : box[0] + box_width]
+            mean = _sum(window, its * 255) / (255 * pixels)
         size_hw = (inside.shape[0], inside.shape[1])
-        label = number - reading.first
-        regions.append(Region(number, reading.name(number), box, pixels, size_hw, its, mean, label))
+        regions.append(
+            Region(number, reading.name(number), box, pixels, size_hw, its, mean, label=number - reading.first)
+        )
     return regions
+
+
+class _Part(NamedTuple):
+    """A connected part: its box in the picture that it was looked for in, its pixels, and (h, w) uint8, 1 where they are."""
+
+    xywh: tuple[int, int, int, int]
+    pixels: int
+    its: NDArray[np.uint8]
+
+
+def _is_speckled(part: NDArray[np.uint8]) -> bool:
+    """Whether there is so much to walk around that labels for all pixels are there sooner."""
+    pairs = ((part[:, 1:], part[:, :-1]), (part[1:], part[:-1]))
+    edges = sum(cv2.countNonZero(cv2.absdiff(*pair)) for pair in pairs if pair[0].size)
+    return edges * _PIXELS_BY_EDGE > part.size
+
+
+def _outlined(part: NDArray[np.uint8], least: float) -> list[_Part]:
+    """Connected parts of at least so many pixels, by walking around them."""
+    outlines, nesting = cv2.findContours(part, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    found = []
+    for index, outline in enumerate(outlines):
+        if nesting[0][index][3] >= 0:  # of a hole
+            continue
+        x, y, width, height = cv2.boundingRect(outline)
+        if width * height < least:
+            continue
+        its = np.zeros((height, width), np.uint8)
+        cv2.drawContours(its, outlines, index, (1,), cv2.FILLED, hierarchy=nesting, maxLevel=1, offset=(-x, -y))
+        pixels = cv2.countNonZero(its)
+        if pixels >= least:
+            found.append(_Part((x, y, width, height), pixels, its))
+    return found
+
+
+def _labeled(part: NDArray[np.uint8], least: float) -> list[_Part]:
+    """Likewise, by giving each pixel the number of its part."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8, ltype=cv2.CV_32S)
+    found = []
+    for label in (np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= least) + 1).tolist():  # 0 is what lies outside
+        x, y, width, height, pixels = stats[label].tolist()
+        its = (labels[y : y + height, x : x + width] == label).astype(np.uint8)
+        found.append(_Part((x, y, width, height), pixels, its))
+    return found
+
+
+def _sum(values: Image, inside: NDArray[np.uint8]) -> float:
+    """Of the values where ``inside`` is 255, not 0; several times as fast as the mean by a mask, and exact as well."""
+    return float(cv2.sumElems(cv2.bitwise_and(values, inside))[0])
