@@ -33,6 +33,7 @@ let facts = [];
 let single = null; // the source that is enlarged
 let paused = false;
 let touchedMs = -Infinity;
+let greetings = 0;
 let readOnly = false;
 let zones = [];
 let mostZones = 0;
@@ -73,7 +74,8 @@ const live = new Live({
     else if (message.type === "refused" && !editor.refused(message.text)) toast(message.text);
   },
   picture(source, index, blob) {
-    const shown = () => live.send({ shown: source });
+    const asked = greetings;
+    const shown = () => asked === greetings && live.send({ shown: source }); // else it is another source by now
     if (paused || tiles[source] === undefined) shown(); // was on its way
     else tiles[source].show(blob, shown);
   },
@@ -81,6 +83,7 @@ const live = new Live({
 
 function greet({ sources, modes, about, read_only: mayNot, history: past, count: taken }) {
   readOnly = mayNot;
+  greetings += 1;
   const names = sources.join("\n");
   if (at("pictures").dataset.names !== names) {
     // Otherwise it is the same server again, and the last pictures stay.

@@ -363,3 +363,30 @@ def test_settings_of_masks_and_recordings(make_rig, in_chromium, everything):
         assert await tab.value(why) == "Not in this run: every frame is computed; start with --fps to keep a rate."
 
     in_chromium(scenario)
+
+
+def test_sources_that_join_and_leave(make_rig, in_chromium):
+    rig = make_rig(sources=("yard", "gate"))
+    rig.keep_writing(size_hw=(90, 160))
+    names = "[...document.querySelectorAll('.tile .name')].map(n => n.textContent).join()"
+
+    async def scenario(tab):
+        await tab.open(rig.url)
+        await tab.until(DRAWN, 2)
+        await tab.click(".tile:nth-child(2) .picture")
+        await tab.value("globalThis.gate = document.querySelectorAll('.tile')[1]")
+        await asyncio.get_running_loop().run_in_executor(None, rig.close)
+        # As if the run were read anew: the page is the same, and the picture that was enlarged stays so.
+        other = make_rig(sources=("gate", "bay", "door"), address=f"127.0.0.1:{rig.port}")
+        other.keep_writing(size_hw=(90, 160))
+        await tab.until(names, "gate,bay,door")
+        assert await tab.value("document.querySelectorAll('.tile')[0] === gate")
+        assert await tab.value("[...document.querySelectorAll('.tile')].map(t => t.hidden).join()") == "false,true,true"
+        await tab.until("document.querySelector('.figures').textContent.startsWith('gate')")
+        await tab.key("Escape")
+        await tab.until(DRAWN, 3)
+        await tab.until("document.querySelector('#link').textContent", "live")
+        assert await tab.value("document.querySelector('#toast').hidden")
+        tab.problems = [problem for problem in tab.problems if "ERR_CONNECTION_REFUSED" not in problem]
+
+    in_chromium(scenario)
