@@ -19,6 +19,7 @@ published: $(VENV)/.run
 
 test: $(VENV)/.dev
 	tests/install-programs
+	tests/install-axe $(VENV)/axe
 	PYTHON=$(BIN)/python tests/install-torch-tensorrt $(VENV)/torch-tensorrt
 	PYTHON=$(BIN)/python tests/install-ray $(VENV)/ray
 	PYTHON=$(BIN)/python tests/install-triton $(VENV)/triton

@@ -12,6 +12,7 @@ from pipeline.errors import OptionError, SourceError
 from pipeline.flow.views import Views
 from pipeline.frames.frame import Image
 from pipeline.masks.steady import Steady
+from pipeline.masks.tuning import Tuning
 from pipeline.render.annotations import Annotations
 from pipeline.render.compose import composed_looks
 from pipeline.render.look import Color, Look
@@ -34,12 +35,14 @@ class Appearance:
         annotations: likewise.
         views: both, with what is done to masks before.
         governor: of ``--fps``, which the views have too; None: there is none.
+        tuning: what of smoothing, edges and rate can be changed while it runs.
     """
 
     renderer: Renderer
     annotations: Annotations
     views: Views
     governor: Governor | None = None
+    tuning: Tuning | None = None
 
 
 def read_look(options: LookOptions) -> Look:
@@ -68,10 +71,11 @@ def make_appearance(options: RunOptions, look: Look, engine: Engine, sources: Se
         renderer,
         looks=composed_looks(masks.compose, engine, renderer, steady=steady.changes or governor is not None),
         governor=governor,
-        refine=steady if steady.changes else None,
+        # On the page it may be turned on later; where it changes nothing, the engine's view stays.
+        refine=steady if steady.changes or options.page is not None else None,
         annotate=annotations,
     )
-    return Appearance(renderer, annotations, views, governor)
+    return Appearance(renderer, annotations, views, governor, Tuning(steady, governor))
 
 
 def _governor(options: MaskOptions, task: Task, sources: Sequence[Source]) -> Governor | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.builds.build_half import rebuild_plan
 from pipeline.builds.model_name import open_model
-from pipeline.command.appearance import make_appearance, read_look
+from pipeline.command.appearance import Appearance, make_appearance, read_look
 from pipeline.command.freed_memory import give_back_freed_memory
 from pipeline.command.memory_limit import MemoryLimit, limit_bytes
 from pipeline.command.not_finite import NotFiniteLines
@@ -31,6 +31,7 @@ from pipeline.flow.events import Events
 from pipeline.flow.run import run
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.machine.memory import grows_at_most
+from pipeline.page.options import Watched
 from pipeline.signals import StoppedError, uninterrupted
 from pipeline.sinks.base import Sink
 from pipeline.sinks.kinds import shown
@@ -81,11 +82,10 @@ def run_job(options: RunOptions) -> None:
         summary = Summary(sources, info, timer, appearance.governor)
         try:
             with ended(sinks, live=info.live, on_truncated=options.on_truncated):
-                open_outputs(sinks, options, sources, appearance, classes=engine.bundle.manifest.classes, window=window)
-                if options.page is not None:
-                    with uninterrupted():  # a page that is open must be in the list
-                        run_now = watched(sources, engine, health, timer, watchers.all)
-                        sinks.append(open_page(options.page, run_now, appearance))
+                classes = engine.bundle.manifest.classes
+                shared = open_outputs(sinks, options, sources, appearance, classes=classes, window=window)
+                run_now = watched(sources, engine, health, timer, shared, watchers.all)
+                _add_page(sinks, options, run_now, appearance)
                 service.ready(_status(options, info, window=window))
                 most = options.max_frames and options.max_frames * len(sources)
                 # A frame that is being written is written to its end.
@@ -122,6 +122,12 @@ def run_job(options: RunOptions) -> None:
     print_written(sinks, to_stderr="jsonl:-" in options.outputs.names)
     if lost:
         raise lost[0]
+
+
+def _add_page(sinks: list[Sink], options: RunOptions, seen: Watched, appearance: Appearance) -> None:
+    if options.page is not None:
+        with uninterrupted():  # a page that is open must be in the list
+            sinks.append(open_page(options.page, seen, appearance))
 
 
 def _leave(sinks: Sequence[Sink], hung: EngineHungError) -> NoReturn:

@@ -18,6 +18,7 @@ from pipeline.flight.options import FlightOptions
 from pipeline.page.options import ADDRESS, Limits, PageOptions
 from pipeline.registry import Choices
 from pipeline.render.modes import MODES
+from pipeline.results.zone_book import read_zones
 from pipeline.results.zone_options import ZoneOptions, parse_zones
 from pipeline.sinks import SINKS
 from pipeline.sinks import forms as output_forms
@@ -112,9 +113,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
             keep_at_least_s=values["keep_at_least"],
             min_free_bytes=values["min_free"],
         ),
-        ZoneOptions(
-            parse_zones(values["zone"] or (), values["zone_above"] or ()), values["zone_enter"], values["zone_dwell"]
-        ),
+        _zones(values),
         LiveOptions(
             stall_s=values["stall"],
             reconnect_s=values["reconnect"],
@@ -139,6 +138,18 @@ def _flight(values: dict[str, Any]) -> FlightOptions | None:
     if values["flight"] is None:
         return None
     return FlightOptions(values["flight"], values["flight_size"], values["flight_seconds"])
+
+
+def _zones(values: dict[str, Any]) -> ZoneOptions:
+    zones = parse_zones(values["zone"] or (), values["zone_above"] or ())
+    path = None if values["zones_file"] is None else Path(values["zones_file"])
+    if path is not None:
+        if zones:
+            raise OptionError(
+                f"--zones-file {path}: expected zones in one place, got --zone too: put them into the file"
+            )
+        zones = read_zones(path)
+    return ZoneOptions(zones, values["zone_enter"], values["zone_dwell"], path)
 
 
 def _servers(values: dict[str, Any]) -> ServerOptions | None:
@@ -238,7 +249,8 @@ def _add_input(parser: OptionParser) -> None:
         "-s",
         "--source",
         action="append",
-        help="the same, as an option; may be repeated",
+        help="the same, as an option; may be repeated. NAME= in front of it, as in door=rtsp://camera/1, is what the source is called "
+        "on the page, in metrics, results and logs, and where an output has {source}",
     )
     add_model(parser)
     parser.add_argument(
@@ -384,6 +396,11 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
         action="append",
         metavar="NAME=SHARE",
         help="tell also when a class covers this share of the zone or more, and when it no longer does; may be repeated",
+    )
+    group.add_argument(
+        "--zones-file",
+        metavar="FILE",
+        help="take the zones from this YAML file, and keep those there that are drawn on the page (--serve); it need not be there yet",
     )
     group.add_argument(
         "--zone-enter",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.command.appearance import Appearance
@@ -15,12 +15,14 @@ from pipeline.errors import EngineHungError, OptionError, SinkError, SourceError
 from pipeline.flow.events import Events
 from pipeline.frames.frame import SourceInfo
 from pipeline.page.options import PageOptions, Watched
-from pipeline.results.zone_options import WHOLE_FRAME
+from pipeline.results.zone_book import ZoneBook
+from pipeline.results.zone_options import WHOLE_FRAME, Zone
 from pipeline.signals import StoppedError, uninterrupted
 from pipeline.sinks import SINKS, open_sink, path_for_source, sink_kind
 from pipeline.sinks.base import Sink
 from pipeline.sinks.naming import file_name_of
 from pipeline.sinks.of_source import OfSource
+from pipeline.sinks.options import RecordingSwitch
 from pipeline.sources.base import Source
 from pipeline.stages.stage_timer import StageTimer
 from pipeline.terminal import logger_of
@@ -55,10 +57,29 @@ def make_finder(options: RunOptions, sources: Sequence[Source], renderer: Render
     """What finds regions and events in frames for all outputs; where one wants events and no zone is given, in the whole frame."""
     from pipeline.results.finder import Finder
 
-    zones = options.zones
-    if not zones.zones and any(SINKS[sink_kind(name)].takes_events for name in options.outputs.names):
-        zones = replace(zones, zones=(WHOLE_FRAME,))
+    zones = replace(options.zones, zones=options.zones.zones or _zones_of_none(options))
     return Finder(renderer, classes, [source.info for source in sources], zones)
+
+
+def _zones_of_none(options: RunOptions) -> tuple[Zone, ...]:
+    """What is watched where no zone is given."""
+    takes_events = any(SINKS[sink_kind(name)].takes_events for name in options.outputs.names)
+    return (WHOLE_FRAME,) if takes_events else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all outputs of a run share, and the page may change.
+
+    Attributes:
+        find: finds regions and events.
+        zones: those that it watches.
+        recording: turns recordings of live sources off and on.
+    """
+
+    find: Finder
+    zones: ZoneBook
+    recording: RecordingSwitch
 
 
 def output_specs(options: RunOptions, info: SourceInfo) -> list[str]:
@@ -111,7 +132,7 @@ def open_outputs(
     *,
     classes: tuple[str, ...],
     window: bool,
-) -> None:
+) -> Shared:
     """Open the files and streams that the options ask for, and windows.
 
     Args:
@@ -122,11 +143,16 @@ def open_outputs(
         classes: names of the network's classes.
         window: each source gets one too, see `has_window`.
 
+    Returns:
+        What they share.
+
     Raises:
         EdgemaskError: an output cannot be opened.
     """
-    finder = make_finder(options, sources, appearance.renderer, classes)
-    sink_options = replace(options.recording, classes=classes, finder=finder, live=options.live)
+    finder, switch = make_finder(options, sources, appearance.renderer, classes), RecordingSwitch()
+    zones = options.zones
+    book = ZoneBook(zones.zones, zones.path, lambda drawn: finder.watch(drawn or _zones_of_none(options)))
+    sink_options = replace(options.recording, classes=classes, finder=finder, live=options.live, switch=switch)
     many = len(sources) > 1
 
     def add(sink: Sink, info: SourceInfo) -> None:
@@ -142,30 +168,37 @@ def open_outputs(
                 add(open_sink(path_for_source(spec, info.name, many), info, appearance.renderer, sink_options), info)
             if window:
                 make = SINKS.load(SINKS["window"], "--show: the window cannot be opened here")
-                telemetry = source.telemetry
-                add(
-                    make(info, appearance.renderer, appearance.annotations, options=sink_options, telemetry=telemetry),
-                    info,
-                )
+                own = replace(sink_options, switch=None)  # its key records, whatever the page says
+                looks = appearance.renderer, appearance.annotations
+                add(make(info, *looks, options=own, telemetry=source.telemetry), info)
+    return Shared(finder, book, switch)
 
 
 def watched(
-    sources: Sequence[Source], engine: Engine, health: Health, timer: StageTimer, watchers: Sequence[Events] = ()
+    sources: Sequence[Source],
+    engine: Engine,
+    health: Health,
+    timer: StageTimer,
+    shared: Shared,
+    watchers: Sequence[Events] = (),
 ) -> Watched:
     """The run as the page tells of it, and those who watch it."""
     from pipeline.version import version
 
     manifest = engine.bundle.manifest
     about = {"model": manifest.model, "precision": manifest.precision, "backend": engine.description}
-    return Watched(
+    run = Watched(
         {source.info.name: source.telemetry for source in sources},
         manifest.classes,
         {"version": version(), **about},
         health.problem,
         timer,
         health.outputs,
-        **{name: ask for watcher in watchers for name, ask in watcher.on_page().items()},
+        zones=shared.zones,
+        find=shared.find,
+        recording=shared.recording,
     )
+    return replace(run, **{name: ask for watcher in watchers for name, ask in watcher.on_page().items()})
 
 
 def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> Sink:
@@ -182,6 +215,7 @@ def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> Sin
     """
     make = SINKS.load(SINKS["page"], "--serve: the page needs packages that are not here")
     options = replace(options, token=options.token or os.environ.get("EDGEMASK_TOKEN") or None)
+    run = replace(run, masks=appearance.tuning)
     page: Sink = make(options, run, appearance.renderer, appearance.annotations)
     return page
 

@@ -46,7 +46,7 @@ _SILENT_S = 1.0
 # A live picture has moved on from a mask that is older.
 _OLD_NS = 2_000_000_000
 # Beyond it the time to the next frame is none to a clock of the system.
-_LEAST_HZ = 0.001
+_LEAST_HZ, MOST_HZ = 0.001, 1000
 
 
 @dataclass(slots=True)
@@ -119,16 +119,29 @@ class Governor:
     """
 
     def __init__(self, rate_hz: float, task: Task, *, live: Collection[str] = ()) -> None:
-        if not _LEAST_HZ <= rate_hz <= 1000:
-            raise OptionError(f"--fps: expected a rate from {_LEAST_HZ:g} to 1000, got {rate_hz:g}")
+        self.rate_hz = rate_hz
         self.reuse = Reuse()
-        self._period_s = 1 / rate_hz
         self._task = task
         self._live = live
         self._sources: dict[str, _Of] = {}
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._asked: _Asked | None = None
         self._computed: Callable[[Frame], None] = lambda _: None
+
+    @property
+    def rate_hz(self) -> float:
+        """The rate that is kept; any thread may set another.
+
+        Raises:
+            OptionError: what is set is no rate.
+        """
+        return self._rate_hz
+
+    @rate_hz.setter
+    def rate_hz(self, rate_hz: float) -> None:
+        if not _LEAST_HZ <= rate_hz <= MOST_HZ:
+            raise OptionError(f"--fps: expected a rate from {_LEAST_HZ:g} to {MOST_HZ}, got {rate_hz:g}")
+        self._rate_hz = float(rate_hz)
 
     def masked(
         self,
@@ -165,7 +178,8 @@ class Governor:
             try:
                 for frame in frames:
                     self._mask(frame, done, to_do.put, timer)
-                    due_s = max(due_s + self._period_s, time.monotonic() - self._period_s)
+                    period_s = 1 / self._rate_hz
+                    due_s = max(due_s + period_s, time.monotonic() - period_s)
                     yield frame
                     # After it was passed on: the next one waits, not this one.
                     time.sleep(max(0.0, due_s - time.monotonic()))

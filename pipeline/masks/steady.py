@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.bundles.bundle import Task
+from pipeline.errors import OptionError
 from pipeline.frames.frame import Frame
 from pipeline.masks.temporal import DEFAULT_TIME_CONSTANT_S, Smoothing
 from pipeline.render.overlay import Renderer
 from pipeline.sources.base import Source
 
+SMOOTH = ("auto", "off", "on", "strong")
 TIME_CONSTANTS_S = {"on": DEFAULT_TIME_CONSTANT_S, "strong": 2 * DEFAULT_TIME_CONSTANT_S}
 
 
@@ -22,28 +24,56 @@ class Steady:
         task: what the masks are.
         renderer: its threshold is the one around which masks are held.
         sources: their names are those that frames carry.
+
+    Attributes:
+        smooth: as it is set now.
+        edges: likewise.
     """
 
     def __init__(self, smooth: str, edges: bool, task: Task, renderer: Renderer, sources: Sequence[Source]) -> None:
         self._renderer = renderer
+        self._task = task
+        self._live = {source.info.name: source.info.live for source in sources}
         self._smoothings: dict[str, Smoothing] = {}
-        for source in sources:
-            chosen = smooth if smooth != "auto" else "on" if source.info.live else "off"
-            if chosen != "off":
-                self._smoothings[source.info.name] = Smoothing(task, time_constant_s=TIME_CONSTANTS_S[chosen])
-        self._edges = edges and task == "binary"
+        self.smooth, self.edges = "off", False
+        self.change(smooth, edges=edges)
+
+    def change(self, smooth: str, *, edges: bool) -> None:
+        """Do otherwise from the next frame on; from any thread. Where ``smooth`` is another, what was remembered is forgotten.
+
+        Raises:
+            OptionError: smooth is none of those above.
+        """
+        if smooth not in SMOOTH:
+            raise OptionError(f"smooth: expected {', '.join(SMOOTH)}, got {smooth!r:.60}")
+        if smooth != self.smooth:
+            self._smoothings = self._smoothings_of(smooth)
+        self.smooth, self.edges = smooth, edges and self.has_edges
+
+    def _smoothings_of(self, smooth: str) -> dict[str, Smoothing]:
+        chosen = {name: smooth if smooth != "auto" else "on" if live else "off" for name, live in self._live.items()}
+        return {
+            name: Smoothing(self._task, time_constant_s=TIME_CONSTANTS_S[one])
+            for name, one in chosen.items()
+            if one != "off"
+        }
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether masks have soft edges, which can be drawn to those of the picture."""
+        return self._task == "binary"
 
     @property
     def changes(self) -> bool:
-        """Whether any mask will be another one."""
-        return self._edges or bool(self._smoothings)
+        """Whether any mask will be another one, as it is set now."""
+        return self.edges or bool(self._smoothings)
 
     def __call__(self, frame: Frame) -> None:
         """Replace the frame's mask, if anything is asked for; one that is stale does not belong to this picture, and stays."""
         assert frame.mask is not None
         if frame.stale:
             return
-        if self._edges:  # first: what edges make of noise is smoothed too
+        if self.edges:  # first: what edges make of noise is smoothed too
             from pipeline.masks.edges import refine_edges
 
             frame.mask = refine_edges(frame.image, frame.mask)

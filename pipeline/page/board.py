@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.page.history import History
 from pipeline.page.options import Watched
+from pipeline.page.orders import Orders
 from pipeline.render.controls import Controls
 from pipeline.render.hud import LegendEntry
 from pipeline.render.modes import MODES
@@ -29,6 +31,7 @@ class Board:
         viewers: how many there are.
         run: what it tells of.
         legends: the classes in the newest view of each source; lists are replaced and not changed.
+        in_zones: what is in the zones of each source's newest view, by zone and class, likewise.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class Board:
         read_only: bool,
     ) -> None:
         self.run = run
+        self.orders = Orders(run.zones, run.recording)
+        self.in_zones: dict[str, dict[str, dict[str, Any]]] = {}
         self.text = ""
         self.viewers = 0
         self.legends: dict[str, list[LegendEntry]] = {name: [] for name in run.telemetries}
@@ -79,6 +84,9 @@ class Board:
         state = {
             "type": "state",
             "settings": self.controls.settings(),
+            "fixed": self.controls.fixed(),
+            "frames_wide": MODES[str(self.controls.settings()["mode"])].frames_wide,
+            **self.orders.state(),
             "viewers": self.viewers,
             "outputs": self.run.outputs(),
             "audit": self.run.audit(),
@@ -86,7 +94,11 @@ class Board:
             "count": self.history.count,
             "sample": self.history.last(),
             "sources": [
-                _facts(snapshot, self.legends[name]) | {"drift": self.run.drift(name)}
+                {
+                    **_facts(snapshot, self.legends[name]),
+                    "drift": self.run.drift(name),
+                    "zones": self.in_zones.get(name),
+                }
                 for name, snapshot in zip(self._telemetries, snapshots, strict=True)
             ],
         }

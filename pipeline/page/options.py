@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.render.controls import MaskSettings
+    from pipeline.results.finder import Finder
+    from pipeline.results.zone_book import ZoneBook
+    from pipeline.sinks.options import RecordingSwitch
     from pipeline.stages.stage_timer import StageTimer
     from pipeline.stages.telemetry import Telemetry
 
@@ -87,6 +91,10 @@ class Watched:
         timer: times per stage, for ``/metrics``; None: there are none.
         audit: how far audited masks agree, as ``pipeline.audit.verdict.Verdict.state`` says it, with what was skipped; None: there are
             no audits. Called on the page's thread.
+        masks: what viewers can set of masks; None: nothing.
+        zones: those that viewers can draw; None: none.
+        find: says what is in the zones, beside the outputs that want to know it too; None: nobody is told.
+        recording: by which viewers turn recordings off and on; None: they cannot.
     """
 
     telemetries: Mapping[str, Telemetry]
@@ -99,3 +107,7 @@ class Watched:
     audit: Callable[[], Mapping[str, Any] | None] = _none
     flight: Callable[[], dict[str, Any] | None] = _none
     take_flight: Callable[[str], str] = _no_flight
+    masks: MaskSettings | None = None
+    zones: ZoneBook | None = None
+    find: Finder | None = None
+    recording: RecordingSwitch | None = None

@@ -30,6 +30,11 @@ _FILES = {
     "/live.js": ("live.js", "text/javascript"),
     "/tile.js": ("tile.js", "text/javascript"),
     "/chart.js": ("chart.js", "text/javascript"),
+    "/element.js": ("element.js", "text/javascript"),
+    "/zones.js": ("zones.js", "text/javascript"),
+    "/words.js": ("words.js", "text/javascript"),
+    "/agreement.js": ("agreement.js", "text/javascript"),
+    "/figures.js": ("figures.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import threading
 import time
+from typing import Any
 
 from pipeline.errors import SinkError
 from pipeline.frames.frame import Frame
@@ -21,6 +22,7 @@ from pipeline.render.controls import Controls
 from pipeline.render.hud import area_percent, legend_entries
 from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink
+from pipeline.sinks.json_lines import zone_entry
 from pipeline.sinks.kinds import SinkKind
 from pipeline.terminal import logger_of
 
@@ -73,7 +75,8 @@ class PageSink(Sink):
         # One thread: more would take the engine's cores.
         self._encoder = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="page-encode")
         self._channels = {name: Channel(name, self._encoder) for name in watched.telemetries}
-        controls = Controls(renderer, annotations)
+        self._zones, self._find = watched.zones, watched.find
+        controls = Controls(renderer, annotations, watched.masks)
         self._board = Board(watched, controls, read_only=options.read_only)
         metrics = Metrics(self._board.snapshots, lambda: self._board.viewers, watched)
         self._server = PageServer(
@@ -105,6 +108,13 @@ class PageSink(Sink):
             look, task = self._renderer.look, self._renderer.task
             percents = area_percent(frame.mask, task, look.threshold, len(self._classes))
             self._board.legends[frame.source] = legend_entries(percents, self._classes, look.palette, task)
+            self._board.in_zones[frame.source] = self._in_zones(frame)
+
+    def _in_zones(self, frame: Frame) -> dict[str, dict[str, Any]]:
+        """What is in the zones that are drawn; looked at by the outputs already, or else only as often as it is shown."""
+        if self._find is None or self._zones is None or not self._zones.zones:
+            return {}
+        return {name: zone_entry(classes) for name, classes in self._find(frame).zones.items()}
 
     def close(self) -> None:
         """Tell the viewers and end the server, within a second whatever they do."""

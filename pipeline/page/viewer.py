@@ -38,8 +38,8 @@ class Viewer:
     """Sends to a socket until it fails; on the page's event loop.
 
     The viewer's messages are JSON: ``{"watch": [0, 2]}`` (positions of the sources, none at first), ``{"shown": 0}`` (a picture
-    of a source was shown), ``{"key": "m"}``, ``{"set": {"alpha": 0.7}}`` and ``{"type": "flight"}`` (have
-    the flight recorder write).
+    of a source was shown), ``{"key": "m"}``, ``{"set": {"alpha": 0.7}}``, ``{"type": "flight"}`` (have the flight
+    recorder write), and what `Orders.obey` takes.
 
     Args:
         socket: where to send.
@@ -68,6 +68,7 @@ class Viewer:
         self._open = [asyncio.Event() for _ in channels]  # it is watched and has room
         self._news = asyncio.Event()
         self._answers: list[str] = []
+        self._zones = ""  # as they were told last
         self._line = asyncio.Lock()
 
     async def send_all(self) -> None:
@@ -115,11 +116,10 @@ class Viewer:
             if not isinstance(positions, list) or len(positions) > len(self._channels):
                 raise OptionError("watch: expected a list of positions of sources")
             self._watch({self._position(position) for position in positions})
-        if "key" in message or "set" in message:
+        if not message.keys().isdisjoint(("key", "set", "type")):
             change(self._board, message)
-            self._changed()
-        if message.get("type") == "flight":
-            take_flight(self._board, "page")
+            if "type" in message:
+                self._zones = ""  # also where they are as before: who waits for them is to hear of it
             self._changed()
 
     def _position(self, value: object) -> int:
@@ -160,6 +160,10 @@ class Viewer:
             self._news.clear()
             async with self._line:
                 answers, self._answers = self._answers, []
+                zones = self._board.orders.zones()
+                if zones != self._zones:
+                    self._zones = zones
+                    answers.insert(0, zones)
                 for text in (self._board.text, *answers):
                     await self._send(self._socket.send_str(text))
 
@@ -171,7 +175,7 @@ class Viewer:
 
 
 def change(board: Board, message: dict[str, Any]) -> None:
-    """Change settings as a viewer asks: ``{"key": "m"}``, or ``{"set": {"alpha": 0.7}}``.
+    """Do as a viewer asks: ``{"key": "m"}``, ``{"set": {"alpha": 0.7}}``, ``{"type": "flight"}``, or what `Orders.obey` takes.
 
     Raises:
         OptionError: it is not understood, or the page is read-only.
@@ -185,6 +189,11 @@ def change(board: Board, message: dict[str, Any]) -> None:
         if not isinstance(message["set"], dict):
             raise OptionError("set: expected settings by name")
         board.controls.change(message["set"])
+    if "type" in message:
+        if message["type"] == "flight":
+            take_flight(board, "page")
+        else:
+            board.orders.obey(message)
 
 
 def take_flight(board: Board, asked: str) -> None:

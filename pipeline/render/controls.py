@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum, auto
+from typing import Protocol
 
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Image
@@ -46,17 +47,38 @@ _COMMANDS = {
 }
 
 
+Setting = str | float | bool | None
+
+
+class MaskSettings(Protocol):
+    """What can be set of masks, such as ``pipeline.masks.tuning.Tuning``."""
+
+    def settings(self) -> dict[str, Setting]:
+        """By name, as they are now."""
+        ...
+
+    def fixed(self) -> dict[str, str]:
+        """Those that cannot be changed in this run, and why."""
+        ...
+
+    def change(self, settings: Mapping[str, Setting]) -> None:
+        """Set all of them; raises ``OptionError`` where a value is none, and then nothing is changed."""
+        ...
+
+
 class Controls:
     """Changes what a renderer and the annotations draw, so that every output follows.
 
     Args:
         renderer: its ``look`` is replaced.
         annotations: its flags are changed.
+        masks: what becomes of masks before they are drawn; None: that cannot be changed.
     """
 
-    def __init__(self, renderer: Renderer, annotations: Annotations) -> None:
+    def __init__(self, renderer: Renderer, annotations: Annotations, masks: MaskSettings | None = None) -> None:
         self._renderer = renderer
         self._annotations = annotations
+        self._masks = masks
         given = renderer.look.background
         others = [color for color in BACKGROUNDS if not _same(color, given)]
         self._backgrounds: list[Color | Image] = [*others] if given is None else [given, *others]
@@ -98,37 +120,48 @@ class Controls:
         self._renderer.look = look
         return Command.REDRAW
 
-    def settings(self) -> dict[str, str | float | bool]:
+    def settings(self) -> dict[str, Setting]:
         """What `change` changes, as it is now."""
         look, annotations = self._renderer.look, self._annotations
+        of_masks = {} if self._masks is None else self._masks.settings()
         return {
             "mode": look.mode,
             "alpha": look.alpha,
             "threshold": look.threshold,
             "hud": annotations.hud,
             "legend": annotations.legend,
+            **of_masks,
         }
+
+    def fixed(self) -> dict[str, str]:
+        """The settings that cannot be changed in this run, and why."""
+        return {} if self._masks is None else self._masks.fixed()
 
     def change(self, settings: Mapping[str, object]) -> None:
         """Set some of `settings` at once.
 
         Args:
-            settings: by name: mode, alpha, threshold, hud, legend; from outside, so of any type.
+            settings: some of those, by name; from outside, so of any type.
 
         Raises:
             OptionError: a name or value is none of those; then nothing is changed.
         """
-        now = self.settings()
+        now, fixed = self.settings(), self.fixed()
         for name, value in settings.items():
             if name not in now:
                 raise OptionError(f"setting: expected {', '.join(now)}, got {name!r:.60}")
+            if name in fixed:
+                raise OptionError(f"{name}: cannot be changed in this run: {fixed[name]}")
             # A flag counts as a number in Python, a whole number is one for alpha.
             kinds = (int, float) if isinstance(now[name], float) else (type(now[name]),)
             if type(value) not in kinds:
                 raise OptionError(f"{name}: expected a value such as {now[name]!r}, got {value!r:.60}")
             now[name] = value  # type: ignore[assignment]  # checked above
-        look = {name: now[name] for name in ("mode", "alpha", "threshold")}
-        self._renderer.look = replace(self._renderer.look, **look)  # type: ignore[arg-type]
+        of_look = {name: now[name] for name in ("mode", "alpha", "threshold")}
+        look = replace(self._renderer.look, **of_look)  # type: ignore[arg-type]
+        if self._masks is not None:
+            self._masks.change({name: now[name] for name in self._masks.settings()})
+        self._renderer.look = look
         self._annotations.hud, self._annotations.legend = bool(now["hud"]), bool(now["legend"])
 
     def help_lines(self) -> list[str]:

@@ -50,6 +50,14 @@ class Finder:
         """What is watched."""
         return self._options.zones
 
+    def watch(self, zones: tuple[Zone, ...]) -> None:
+        """Watch other zones from the next frame on; from any thread.
+
+        Args:
+            zones: their names differ.
+        """
+        self._options = replace(self._options, zones=zones)
+
     @property
     def threshold(self) -> float:
         """The probability from which a pixel is inside, where masks hold such."""
@@ -81,10 +89,11 @@ class Finder:
         if tracker is not None:
             ids = iter(tracker.update([region for found in classes for region in found.regions], frame.pts_s))
             classes = [replace(found, regions=tuple(next(ids) for _ in found.regions)) for found in classes]
+        options = self._options  # once: it is replaced between two frames and not within one
         if frame.source not in self._zones:
-            self._zones[frame.source] = Zones(self._options, self._numbers)
+            self._zones[frame.source] = Zones(options, self._numbers)
         # Of a mask that is wrong nothing is known to have come or gone.
         may_change = tracker is not None and not frame.not_finite
-        zones, events = self._zones[frame.source].update(frame, reading, may_change=may_change)
+        zones, events = self._zones[frame.source].update(frame, reading, options, may_change=may_change)
         frame.found = Found(tuple(classes), zones, tuple(events))
         return frame.found

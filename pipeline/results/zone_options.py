@@ -6,13 +6,16 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline.errors import OptionError
 
 Point = tuple[float, float]
 
+MOST_POINTS = 100
+"""So many corners a zone may have."""
+
 _FORM = "NAME=x,y x,y x,y"
-_MOST_POINTS = 100
 _NAME = re.compile(r"[\w-]{1,40}")
 _NUMBER = re.compile(r"\d{0,6}\.?\d{0,12}")
 # Narrower than a thousandth of a thousandth of the frame is nothing.
@@ -45,11 +48,13 @@ class ZoneOptions:
         zones: their names differ.
         enter: a class is in a zone from this share of it on, and out again below half of that; above 0 and up to 1.
         dwell_s: how long it must be so before it counts, in seconds.
+        path: of the file that keeps zones that are drawn on the page; None: there is none.
     """
 
     zones: tuple[Zone, ...] = field(default=())
     enter: float = 0.01
     dwell_s: float = 0.5
+    path: Path | None = None
 
 
 def parse_zones(texts: Iterable[str], limits: Iterable[str] = ()) -> tuple[Zone, ...]:
@@ -96,17 +101,34 @@ def _zone(text: str) -> Zone:
         x, y = (_number(part) for part in [*corner.split(","), ""][:2])
         if x is None or y is None or corner.count(",") != 1:
             raise OptionError(f"--zone {name}: expected corners as x,y with blanks between them, got {corner[:40]!r}")
-        if not (0 <= x <= 1 and 0 <= y <= 1):
-            raise OptionError(f"--zone {name}: expected shares of the frame, 0 to 1, got {corner[:40]}")
         points.append((x, y))
-    if not 3 <= len(points) <= _MOST_POINTS:
-        raise OptionError(f"--zone {name}: expected 3 to {_MOST_POINTS} corners, got {len(points)}")
+    return checked_zone(name, points, "--zone")
+
+
+def checked_zone(name: str, points: Sequence[Point], what: str) -> Zone:
+    """A zone without a limit.
+
+    Args:
+        name: letters, digits, "_" and "-".
+        points: its corners.
+        what: how messages call it, such as "--zone".
+
+    Raises:
+        OptionError: it is no polygon within the frame that does not cross itself.
+    """
+    if not _NAME.fullmatch(name):
+        raise OptionError(f'{what} {name[:80]}: expected a name of 1 to 40 letters, digits, "_" and "-"')
+    if not 3 <= len(points) <= MOST_POINTS:
+        raise OptionError(f"{what} {name}: expected 3 to {MOST_POINTS} corners, got {len(points)}")
+    for x, y in points:
+        if not (0 <= x <= 1 and 0 <= y <= 1):
+            raise OptionError(f"{what} {name}: expected shares of the frame, 0 to 1, got {x:g},{y:g}")
     if _crosses_itself(points):
         raise OptionError(
-            f"--zone {name}: expected a line that does not cross or touch itself, got one that does: put the corners in order"
+            f"{what} {name}: expected a line that does not cross or touch itself, got one that does: put the corners in order"
         )
     if abs(_area(points)) < _LEAST_AREA:
-        raise OptionError(f"--zone {name}: expected an area, got corners on a line")
+        raise OptionError(f"{what} {name}: expected an area, got corners on a line")
     return Zone(name, tuple(points))
 
 

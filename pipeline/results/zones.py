@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -81,22 +81,25 @@ class Zones:
         self._above: dict[tuple[str, int], Switch] = {}
 
     def update(
-        self, frame: Frame, reading: Reading, *, may_change: bool
+        self, frame: Frame, reading: Reading, options: ZoneOptions, *, may_change: bool
     ) -> tuple[dict[str, dict[str, ClassInZone]], list[Event]]:
         """The areas in the next frame, and what happened.
 
         Args:
             frame: with its mask.
             reading: how the mask is read.
+            options: which zones, from this frame on; what was in one that is there no more has left it.
             may_change: the frame can be an event; else there are areas alone.
         """
         assert frame.mask is not None
         mask = np.ascontiguousarray(frame.mask)
+        events: list[Event] = []
+        if options is not self._options:
+            events += self._exchange(options, frame, reading)
         if self._size_hw != mask.shape:
             self._size_hw = mask.shape[0], mask.shape[1]
             self._inside = [_drawn(zone, self._size_hw) for zone in self._options.zones]
         found: dict[str, dict[str, ClassInZone]] = {}
-        events: list[Event] = []
         for zone, (inside, pixels) in zip(self._options.zones, self._inside, strict=True):
             found[zone.name] = {}
             for number, count in _counts(mask, inside, reading).items():
@@ -123,18 +126,47 @@ class Zones:
             lasted_s = switch.update(area, frame.pts_s)
             if lasted_s is None:
                 continue
-            yield Event(
-                next(self._numbers),
-                on if switch.is_on else off,
-                zone.name,
-                reading.name(number),
-                frame.source,
-                frame.captured_utc,
-                frame.pts_s,
-                frame.index,
-                area,
-                None if switch.is_on else lasted_s,
-            )
+            kind = on if switch.is_on else off
+            yield self._event(kind, (zone.name, number), frame, reading, area, None if switch.is_on else lasted_s)
+
+    def _exchange(self, options: ZoneOptions, frame: Frame, reading: Reading) -> Iterator[Event]:
+        """Go on with other zones: who was told that something came must be told that it is gone, and a new limit is another one."""
+        before = {zone.name: zone.above for zone in self._options.zones}
+        now = {zone.name: zone.above for zone in options.zones}
+        self._options, self._size_hw = options, None
+        same_limit = {name for name in now if now[name] == before.get(name)}
+        kept: tuple[tuple[dict[tuple[str, int], Switch], Collection[str], EventKind], ...] = (
+            (self._above, same_limit, "below"),
+            (self._present, now, "leave"),
+        )
+        for switches, names, off in kept:
+            for key in [key for key in switches if key[0] not in names]:
+                switch = switches.pop(key)
+                if switch.is_on:
+                    lasted_s = max(0.0, frame.pts_s - (switch.since_s or 0.0))
+                    yield self._event(off, key, frame, reading, 0.0, lasted_s)
+
+    def _event(
+        self,
+        kind: EventKind,
+        key: tuple[str, int],
+        frame: Frame,
+        reading: Reading,
+        area: float,
+        lasted_s: float | None,
+    ) -> Event:
+        return Event(
+            next(self._numbers),
+            kind,
+            key[0],
+            reading.name(key[1]),
+            frame.source,
+            frame.captured_utc,
+            frame.pts_s,
+            frame.index,
+            area,
+            lasted_s,
+        )
 
 
 def event_ids() -> Iterator[str]:

@@ -28,6 +28,19 @@ def no_audit(source: str) -> None:
     """Of a run that has none."""
 
 
+@dataclass(slots=True)
+class RecordingSwitch:
+    """Turns recordings of live sources off and on while a run goes on. Any thread may set ``on``.
+
+    Attributes:
+        on: what comes is recorded; else the file that is written is ended, and the next one begins when it is on again.
+        recordings: how many obey it.
+    """
+
+    on: bool = True
+    recordings: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class SinkOptions:
     """Everything that an output may need beyond its name; each output takes what concerns it.
@@ -47,6 +60,7 @@ class SinkOptions:
         keep_bytes: likewise beyond so many bytes in all.
         keep_at_least_s: files of this recording younger than that are never deleted.
         min_free_bytes: what a recording leaves free on its disk.
+        switch: turns a recording off and on; None: it is on.
         live: whom streams and events out connect to: ``tls_verify`` and ``follow_redirects`` as for sources.
         comment: one line of plain ASCII that PNG files and finished videos carry as their comment; empty: none.
     """
@@ -64,6 +78,7 @@ class SinkOptions:
     keep_bytes: int | None = None
     keep_at_least_s: float = 0.0
     min_free_bytes: int = 200_000_000
+    switch: RecordingSwitch | None = None
     live: LiveOptions = field(default_factory=LiveOptions)
     comment: str = ""
 

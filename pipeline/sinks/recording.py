@@ -80,6 +80,9 @@ class RecordingSink(Sink):
         self._before = max(self._numbers(), default=0)  # numbers go up with time, whatever is deleted
         self._size_due_s = -_SIZE_EVERY_S
         self._space = FreeSpace(self._path.parent, options.min_free_bytes, self._make_room)
+        self._obeys = options.switch is not None
+        if options.switch is not None:
+            options.switch.recordings += 1
 
     def write(self, frame: Frame) -> None:
         """Encode the frame's view.
@@ -87,6 +90,8 @@ class RecordingSink(Sink):
         Raises:
             SinkError: the disk is full or nearly so, or the file cannot be written; what was recorded until then is kept.
         """
+        if self._rests():
+            return
         if self._ended:
             raise SinkError(self._ended)
         view = even(self._encoding.picture(frame))
@@ -104,8 +109,16 @@ class RecordingSink(Sink):
             if self._encoding.note:
                 log.info(f"{segment.path}: {self._encoding.note}")
 
+    def idle(self) -> None:
+        """Finish the file where the recording was turned off."""
+        with contextlib.suppress(SinkError):  # `problem` tells of it
+            self._rests()
+
     def close(self) -> None:
         """Finish the last file."""
+        if self._options.switch is not None and self._obeys:
+            self._options.switch.recordings -= 1
+            self._obeys = False
         try:
             self._finish_segment()
         except (SinkError, *Error) as error:
@@ -128,6 +141,20 @@ class RecordingSink(Sink):
         except SinkError:
             return False
         self._ended, self._is_told = "", False
+        return True
+
+    def _rests(self) -> bool:
+        """Whether the recording is turned off; then its file is finished."""
+        switch = self._options.switch
+        if switch is None or switch.on:
+            return False
+        if self._segment is not None:
+            path, self._is_told = self._segment.path, False
+            try:
+                self._finish_segment()
+            except (SinkError, *Error) as error:
+                raise self._end(reason(error)) from error
+            log.info(f"recording: {path} is ended; turned off")
         return True
 
     def _segment_for(self, view: Image, pts_s: float) -> _Segment:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.redaction import redact
-from pipeline.sources.kinds import SOURCES, SourceKind, forms, kind_of
+from pipeline.sources.kinds import SOURCES, SourceKind, forms, kind_of, name_and_spec
 
 if TYPE_CHECKING:
     from pipeline.sources.base import Source
@@ -23,16 +23,19 @@ def open_source(spec: str, live: LiveOptions | None = None) -> Source:
     Args:
         spec: "0" or "/dev/video0" (camera), a video, a picture, a folder, a glob, "rtsp://user:password@host/path",
             "http://host/stream", "csi://0", "gst:PIPELINE", "test://?size=1280x720&frames=300", or what a row of another package
-            takes.
+            takes. With "NAME=" in front, as in "door=rtsp://host/path", that is what it is called.
         live: deadlines and policies of cameras and streams; None: the defaults.
 
     Raises:
         SourceError: there is no such thing, or it holds no frames. A stream that does not answer is no error: it may come.
         BackendUnavailableError: what reads it is not on this machine.
     """
+    name, spec = name_and_spec(spec)
     kind = kind_of(spec)
     make = SOURCES.load(kind, f"{redact(spec)}: cannot be read here")
     source: Source = make(spec, live) if kind.live else make(spec)
+    if name is not None:
+        source.info = replace(source.info, name=name)
     return source
 
 
@@ -70,4 +73,4 @@ def source_kind(spec: str) -> str:
     Raises:
         SourceError: it is empty, or a kind of address that is not understood.
     """
-    return kind_of(spec).name
+    return kind_of(name_and_spec(spec)[1]).name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterable
@@ -43,12 +44,35 @@ class SourceKind(Row):
         return {"Name": f"`{self.name}`", "Strings": strings, "Live": "yes" if self.live else "no", **super().cells()}
 
 
+_NAMED = re.compile(r"(?P<name>[A-Za-z0-9 _-]{1,40})=(?P<spec>.*)", re.DOTALL)
+
 SOURCES = Registry(SourceKind, "edgemask.sources", "pipeline.sources")
 
 
 def forms() -> str:
     """What a source's string can be, as a sentence lists it."""
     return listed(form for kind in SOURCES.values() for form in kind.forms)
+
+
+def name_and_spec(text: str) -> tuple[str | None, str]:
+    """Take "door=rtsp://camera/1" apart.
+
+    Addresses and paths hold equals signs too: a name has letters, digits, spaces, "_" and "-" alone, 40 at most, and a file or a glob
+    that fits as a whole is what is meant.
+
+    Returns:
+        The name that the user gives the source, or None, and the source's own string.
+    """
+    match = _NAMED.fullmatch(text)
+    if (
+        match is None
+        or not match["name"].strip()
+        or os.path.lexists(text)
+        or (glob.has_magic(text) and glob.glob(text))
+    ):
+        return None, text
+    spec = match["spec"]
+    return match["name"].strip(), os.path.expanduser(spec) if spec.startswith("~") else spec  # no shell has seen it
 
 
 def kind_of(spec: str) -> SourceKind:

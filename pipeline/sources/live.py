@@ -94,7 +94,7 @@ class LiveSource(Source):
         self.info = info
         self._connect = connect
         self._options = options or LiveOptions()
-        self._stem = re.sub(r"[^\w.-]+", "_", info.name)
+        self._stem = ""  # of frames' names
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._open: tuple[Connection, Prefetch[Picture]] | None = None
@@ -111,6 +111,7 @@ class LiveSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         self._start_s = time.monotonic()
+        self._stem = re.sub(r"[^\w.-]+", "_", self.info.name)  # which it may have been given since
         try:
             while not self._closed.is_set():
                 try:

@@ -1,8 +1,9 @@
 // A line for each source over the last minutes, on a plain canvas.
 
-import { element } from "./tile.js";
+import { element } from "./element.js";
 
 const STEP = 60;
+const LABEL = 56; // what the name of a minute takes
 const HEIGHT = 84;
 const LEFT = 34;
 const BOTTOM = 16;
@@ -10,7 +11,8 @@ const TOP = 6;
 
 export class Chart {
   // column: position of the value in a sample; unit: written after the value.
-  constructor(title, unit, column, length) {
+  // head: the title, or what stands in its place.
+  constructor(title, unit, column, length, head = element("span", { textContent: title })) {
     this.title = title;
     this.unit = unit;
     this.column = column;
@@ -20,7 +22,7 @@ export class Chart {
     this.root = element(
       "div",
       { className: "chart" },
-      element("div", { className: "chart-title" }, element("span", { textContent: title }), this.now),
+      element("div", { className: "chart-title" }, head, this.now),
       this.canvas,
     );
   }
@@ -53,7 +55,8 @@ export class Chart {
       pen.fillText(short(value), LEFT - 6, at);
     }
     pen.textBaseline = "alphabetic";
-    for (let age = 0; age < this.length; age += STEP) {
+    const apart = ((right - LEFT) * STEP) / this.length < LABEL ? 2 * STEP : STEP;
+    for (let age = 0; age < this.length; age += apart) {
       pen.textAlign = age === 0 ? "right" : "center";
       pen.fillText(age === 0 ? "now" : `−${age / STEP} min`, x(age), HEIGHT - 3);
     }

@@ -1,6 +1,9 @@
-// One source's picture with its state.
+// One source's picture with its state and its zones.
 
-const LABELS = {
+import { element } from "./element.js";
+import { ZoneLayer } from "./zones.js";
+
+export const LABELS = {
   connecting: "Connecting",
   running: "Running",
   stalled: "Stalled",
@@ -10,6 +13,7 @@ const LABELS = {
 };
 
 const CAMERA = "M4 8h3l2-3h6l2 3h3v11H4zM12 10.5a3 3 0 1 0 0 6a3 3 0 1 0 0-6";
+const POLYGON = "M5 9l8-5 7 6-3 9H7z";
 const CORNERS = "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5";
 
 function iconButton(label, path, onclick) {
@@ -21,25 +25,17 @@ function iconButton(label, path, onclick) {
   return element("button", { type: "button", className: "icon", ariaLabel: label, title: label, onclick }, drawing);
 }
 
-export function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key in made) made[key] = value;
-    else made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
-
 export class Tile {
-  // on: {choose(), snapshot(), fullscreen()}
+  // on: {choose(), snapshot(), fullscreen(), zone(), shaped()}
   constructor(name, colour, on) {
     this.name = name;
     this.blob = null;
     this.next = null;
     this.drawing = false;
     this.paused = false;
+    this.on = on;
     this.canvas = element("canvas", { width: 640, height: 360 });
+    this.layer = new ZoneLayer(this.canvas);
     this.title = element("strong");
     this.detail = element("span");
     this.notice = element("div", { className: "notice", hidden: true }, this.title, this.detail);
@@ -47,29 +43,52 @@ export class Tile {
       "button",
       { type: "button", className: "picture", ariaLabel: `Enlarge ${name}`, onclick: on.choose },
       this.canvas,
-      this.notice,
     );
     this.chip = element("span", { className: "chip" });
     this.warning = element("span", { className: "chip warning", hidden: true });
+    this.unlike = element("span", { className: "chip warning", hidden: true, textContent: "unlike", title: "Unlike what was verified" });
     this.numbers = element("span", { className: "numbers" });
-    const dot = element("i", { className: "dot" });
-    dot.style.background = `var(${colour})`;
+    this.dot = element("i", { className: "dot" });
+    this.colour(colour);
+    this.stage = element("div", { className: "stage" }, this.picture, this.layer.root, this.notice);
+    this.zoneButton = iconButton(`Draw a zone on ${name}`, POLYGON, on.zone);
+    this.zoneButton.hidden = true;
     this.root = element(
       "figure",
       { className: "tile" },
-      this.picture,
+      this.stage,
       element(
         "figcaption",
         {},
-        dot,
-        element("span", { className: "name", textContent: name, title: name }),
-        this.chip,
-        this.warning,
-        this.numbers,
-        iconButton(`Snapshot of ${name}`, CAMERA, on.snapshot),
-        iconButton(`${name} in full screen`, CORNERS, on.fullscreen),
+        element("div", { className: "who" }, this.dot, element("span", { className: "name", textContent: name, title: name }), this.chip, this.warning, this.unlike),
+        element(
+          "div",
+          { className: "what" },
+          this.numbers,
+          this.zoneButton,
+          iconButton(`Snapshot of ${name}`, CAMERA, on.snapshot),
+          iconButton(`${name} in full screen`, CORNERS, on.fullscreen),
+        ),
       ),
     );
+  }
+
+  colour(colour) {
+    this.dot.style.background = `var(${colour})`;
+  }
+
+  get aspect() {
+    return this.canvas.width / this.canvas.height;
+  }
+
+  // An editor's layer over the picture and its form below, or null: no more.
+  edit(svg, form) {
+    this.picture.inert = svg !== null;
+    this.editing = svg;
+    for (const part of this.root.querySelectorAll(".editor, .zone-form")) part.remove();
+    if (svg === null) return;
+    this.stage.append(svg);
+    this.stage.after(form);
   }
 
   // Draws the newest picture; one that comes while another is decoded replaces the one that waits.
@@ -93,6 +112,8 @@ export class Tile {
         if (this.canvas.width !== bitmap.width || this.canvas.height !== bitmap.height) {
           this.canvas.width = bitmap.width;
           this.canvas.height = bitmap.height;
+          this.on.shaped();
+          this.layer.draw();
         }
         this.canvas.getContext("2d").drawImage(bitmap, 0, 0);
         bitmap.close();
@@ -113,6 +134,11 @@ export class Tile {
   tell(facts) {
     const running = facts.state === "running";
     const stale = running && facts.stale; // the picture is new, its mask is not
+    this.unlike.hidden = !facts.drift?.unlike;
+    if (JSON.stringify(this.layer.areas) !== JSON.stringify(facts.zones)) {
+      this.layer.areas = facts.zones;
+      this.layer.draw();
+    }
     this.chip.textContent = stale ? "stale mask" : LABELS[facts.state].toLowerCase();
     this.chip.dataset.state = stale ? "stalled" : facts.state;
     this.numbers.textContent = running ? `${facts.rate_out_hz.toFixed(1)} FPS · ${facts.age_ms.toFixed(0)} ms` : "";

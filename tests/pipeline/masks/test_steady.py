@@ -98,3 +98,16 @@ def test_edges_are_drawn_where_asked_for():
 def test_another_task_is_refused():
     with pytest.raises(OptionError, match="task: expected binary or classes"):
         Steady("on", False, "depth", Renderer(Look(), "binary"), [source()])
+
+
+def test_smoothing_is_turned_on_and_off_while_it_runs():
+    steady = Steady("off", False, "binary", Renderer(Look(), "binary"), [source()])
+    assert not steady.changes
+    assert shown(steady, FLICKER) == FLICKER
+    steady.change("strong", edges=False)
+    assert min(shown(steady, FLICKER)) >= 128
+    remembered = steady._smoothings
+    steady.change("strong", edges=True)  # edges alone: what was remembered stays
+    assert steady._smoothings is remembered
+    steady.change("off", edges=False)
+    assert shown(steady, FLICKER) == FLICKER

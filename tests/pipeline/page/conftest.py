@@ -18,15 +18,22 @@ import pytest
 
 from pipeline.bundles.bundle import Manifest
 from pipeline.frames.frame import Frame
+from pipeline.masks.governor import Governor
+from pipeline.masks.steady import Steady
+from pipeline.masks.tuning import Tuning
 from pipeline.page.options import PageOptions, Watched
 from pipeline.page.sink import PageSink
 from pipeline.render.annotations import Annotations
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
+from pipeline.results.finder import Finder
+from pipeline.results.zone_book import ZoneBook
+from pipeline.sinks.options import RecordingSwitch
 from pipeline.stages.telemetry import Telemetry
 
 TOKEN = "correct-horse-battery"
 PATIENCE_S = 20.0
+KEYS = {"Tab": {"windowsVirtualKeyCode": 9, "code": "Tab"}, "Enter": {"windowsVirtualKeyCode": 13, "text": "\r"}}
 CHROMIUM = (
     *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0"),
@@ -48,9 +55,25 @@ class Rig:
         self.sink = PageSink(page, watched, self.renderer, self.annotations)
         self.url = self.sink.url.partition("?")[0].replace("0.0.0.0", "127.0.0.1")
         self.port = int(re.search(r":(\d+)/", self.url)[1])
+        self.made_up = {}  # parts of the state, and of each source's by name, that other parts of a run would tell
+        self.made_up_of = {}
+        self._tell_made_up()
         self.index = itertools.count()
         self._stop = threading.Event()
         self._writer = None
+
+    def _tell_made_up(self):
+        board = self.sink._board
+        refresh = board.refresh
+
+        def refreshed():
+            refresh()
+            state = json.loads(board.text) | self.made_up
+            sources = zip(self.telemetries, state["sources"], strict=True)
+            state["sources"] = [{**each, **self.made_up_of.get(name, {})} for name, each in sources]
+            board.text = json.dumps(state)
+
+        board.refresh = refreshed
 
     def frame(self, source="yard", size_hw=(48, 64), level=None, stale=()):
         index = next(self.index)
@@ -130,6 +153,19 @@ class Client:
 
 
 @pytest.fixture
+def everything(tmp_path):
+    """All that a run lets viewers change, for a rig."""
+    renderer = Renderer(Look(), "binary")
+    finder = Finder(renderer, ("subject",), [])
+    return {
+        "masks": Tuning(Steady("auto", False, "binary", renderer, []), Governor(10.0, "binary")),
+        "zones": ZoneBook((), tmp_path / "zones.yaml", finder.watch),
+        "find": finder,
+        "recording": RecordingSwitch(recordings=1),
+    }
+
+
+@pytest.fixture
 def get():
     """``get(rig)("/state", headers={…})``: one request; gives status, headers, body and text."""
     return Client
@@ -206,10 +242,35 @@ class Tab:
             assert time.monotonic() < deadline_s, f"{expression} is {value!r}, not {wanted!r}; {self.problems}"
             await asyncio.sleep(0.03)
 
-    async def key(self, text):
-        letter = {"text": text} if len(text) == 1 else {}
-        await self.call("Input.dispatchKeyEvent", type="keyDown", key=text, **letter)
-        await self.call("Input.dispatchKeyEvent", type="keyUp", key=text)
+    async def key(self, text, shift=False):
+        held = {"modifiers": 8 * shift}
+        letter = {"text": text} if len(text) == 1 else KEYS.get(text, {})
+        await self.call("Input.dispatchKeyEvent", type="keyDown", key=text, **letter, **held)
+        await self.call("Input.dispatchKeyEvent", type="keyUp", key=text, **held)
+
+    async def type(self, selector, text):
+        """Put a text into a field in the place of what is there."""
+        await self.value(f"document.querySelector({json.dumps(selector)}).select()")
+        await self.call("Input.insertText", text=text)
+
+    async def mouse(self, *places):
+        """Press at the first place, move to the others and let go at the last."""
+        for kind, (x, y) in (
+            ("mousePressed", places[0]),
+            *(("mouseMoved", place) for place in places[1:]),
+            ("mouseReleased", places[-1]),
+        ):
+            await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    async def touch(self, *places):
+        """The same with a finger."""
+        for kind, place in (
+            ("touchStart", places[0]),
+            *(("touchMove", place) for place in places[1:]),
+            ("touchEnd", None),
+        ):
+            points = [] if place is None else [{"x": place[0], "y": place[1]}]
+            await self.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
 
     async def click(self, selector, across=0.5):
         """Click what a person would click there, at a share of its width."""

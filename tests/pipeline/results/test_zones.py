@@ -162,3 +162,16 @@ def test_a_frame_is_found_in_once():
     watched = Watched([])
     frame = Frame(np.zeros((10, 100, 3), np.uint8), 0, 0.0, "cam", "x", mask=left(50))
     assert watched.finder(frame) is watched.finder(frame)
+
+
+def test_zones_that_are_drawn_count_from_the_next_frame_on():
+    watched = Watched(["half=0,0 0.5,0 0.5,1 0,1", "all=0,0 1,0 1,1 0,1"], ["all=0.1"], enter=0.1, dwell_s=0.1)
+    assert [event[1] for event in events_of(watched, [50] * 5)] == ["enter", "enter", "above"]
+    # What was in a zone that is gone has left it; one that was moved goes on, and one with a new limit begins it anew.
+    watched.finder.watch(parse_zones(["all=0.9,0 1,0 1,1 0.9,1", "new=0,0 0.1,0 0.1,1"], ["all=0.2"]))
+    told = [(event.zone, event.kind) for count in [50] * 3 for event in watched(left(count)).events]
+    assert sorted(told) == [("all", "below"), ("all", "leave"), ("half", "leave"), ("new", "enter")]
+    watched.finder.watch(())
+    found = watched(left(50))
+    assert (found.zones, [(event.zone, event.kind) for event in found.events]) == ({}, [("new", "leave")])
+    assert not watched(left(50)).events

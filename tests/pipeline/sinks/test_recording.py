@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import SinkError
 from pipeline.sinks import disk, journal, recording
-from pipeline.sinks.options import SinkOptions
+from pipeline.sinks.options import RecordingSwitch, SinkOptions
 from pipeline.sinks.recording import RecordingSink
 
 ROOT = Path(__file__).parents[3]
@@ -30,7 +30,7 @@ from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks import disk, journal, recording
-from pipeline.sinks.options import SinkOptions
+from pipeline.sinks.options import RecordingSwitch, SinkOptions
 path, fps, libavformat = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 if libavformat:
     recording._HYBRID_FROM_LIBAVFORMAT = (999,)
@@ -679,3 +679,27 @@ def test_a_signal_leaves_a_complete_file(red_bundle, tmp_path, number, status):
     content = path.read_bytes()
     assert content.rindex(b"moov") > content.rindex(b"moof")  # finished: an index of the whole file at its end
     assert frames_of(path) > 30
+
+
+@pytest.mark.needs_program("ffprobe")
+def test_a_recording_that_is_turned_off_is_whole_and_the_next_begins_anew(tmp_path, open_recording, record):
+    switch = RecordingSwitch()
+    sink = open_recording("a.mp4", switch=switch)
+    assert switch.recordings == 1
+    record(sink, range(20))
+    switch.on = False
+    record(sink, range(20, 30))
+    assert (shown(tmp_path), frames_of(tmp_path / "a.mp4")) == (["a.mp4"], 20)
+    switch.on = True
+    record(sink, range(30, 45))
+    switch.on = False
+    sink.idle()  # no frame comes, and all the same the file is ended
+    assert frames_of(tmp_path / "a-0002.mp4") == 15
+    assert packets_of(tmp_path / "a-0002.mp4")[0] == (0.0, True)
+    switch.on = True
+    sink.idle()
+    record(sink, range(45, 50))
+    sink.close()
+    sink.close()
+    assert switch.recordings == 0
+    assert [frames_of(tmp_path / name) for name in shown(tmp_path)] == [15, 5, 20]

@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import BackendUnavailableError, SourceError
 from pipeline.sources import SOURCES, open_source, open_sources, source_kind
+from pipeline.sources.kinds import name_and_spec
 
 ROOT = Path(__file__).parents[3]
 
@@ -163,3 +166,60 @@ def test_importing_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "spec"),
+    [
+        ("door=rtsp://u:p=w@192.0.2.1/a?b=c", "door", "rtsp://u:p=w@192.0.2.1/a?b=c"),
+        ("Front door-2=0", "Front door-2", "0"),
+        (" yard =test://?frames=2", "yard", "test://?frames=2"),
+        ("a=b=c.mp4", "a", "b=c.mp4"),
+        ("x" * 40 + "=0", "x" * 40, "0"),
+        ("x" * 41 + "=0", None, "x" * 41 + "=0"),
+        ("  =0", None, "  =0"),
+        ("=0", None, "=0"),
+        ("tür=0", None, "tür=0"),
+        ("test://?size=64x48&frames=3", None, "test://?size=64x48&frames=3"),
+        ("gst:videotestsrc num-buffers=5 ! videoconvert", None, "gst:videotestsrc num-buffers=5 ! videoconvert"),
+        ("http://camera/stream?user=a", None, "http://camera/stream?user=a"),
+        ("night/run=3.mp4", None, "night/run=3.mp4"),
+        ("run=3.mp4", None, "run=3.mp4"),  # is there
+        ("run=?.mp4", None, "run=?.mp4"),
+        ("run=?.png", "run", "?.png"),
+    ],
+)
+def test_a_name_in_front_of_a_source(tmp_path, monkeypatch, text, name, spec):
+    monkeypatch.chdir(tmp_path)
+    Path("run=3.mp4").touch()
+    assert name_and_spec(text) == (name, spec)
+
+
+def test_a_home_folder_behind_a_name_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert name_and_spec("door=~/a.mp4") == ("door", f"{tmp_path}/a.mp4")
+
+
+def test_a_named_source_is_called_so_everywhere():
+    first, second, third = open_sources(
+        ["door=test://?size=16x8&frames=1", "Door=test://?size=16x8&frames=1", "test://"]
+    )
+    assert [one.info.name for one in (first, second)] == ["door", "Door-2"]
+    assert third.info.name not in ("door", "Door-2")
+    assert [frame.source for frame in second] == ["Door-2"]
+    assert second.telemetry.snapshot().name == "Door-2"
+    assert source_kind("door=test://") == "test"
+
+
+def test_a_name_without_a_source_is_refused():
+    with pytest.raises(SourceError, match="got nothing"):
+        open_source("door=")
+
+
+@given(st.text(max_size=60))
+def test_a_name_never_loses_a_character_of_what_is_opened(text):
+    name, spec = name_and_spec(text)
+    assert text.endswith(spec) or "=~" in text
+    if name is not None:
+        assert re.fullmatch(r"[A-Za-z0-9 _-]{1,40}", name)
+        assert name.strip() == name != ""
