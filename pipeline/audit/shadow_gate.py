@@ -147,7 +147,7 @@ class ShadowGate(Events):
         """What the page shows, see ``Verdict.state``; with skipped, and skipped_by reason."""
         return self._verdict.state() | {"skipped": self.skipped.total(), "skipped_by": dict(self.skipped)}
 
-    def on_page(self) -> Mapping[str, Callable[..., Any]]:
+    def on_page(self) -> Mapping[str, Any]:
         """The page tells how far masks agree."""
         return {"audit": self.state}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -75,7 +75,7 @@ class InputDrift(Events):
         watched = self._watched.get(source)
         return None if watched is None else watched.facts
 
-    def on_page(self) -> Mapping[str, Callable[..., Any]]:
+    def on_page(self) -> Mapping[str, Any]:
         """The page tells how far a source's frames are."""
         return {"drift": self.facts}
 

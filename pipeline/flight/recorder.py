@@ -200,7 +200,7 @@ class FlightRecorder(Events):
             self._look(now_s)
         self._begin_if_due()
 
-    def on_page(self) -> Mapping[str, Callable[..., Any]]:
+    def on_page(self) -> Mapping[str, Any]:
         """The recorder's state, and what has a recording written."""
         return {"flight": self.state, "take_flight": self._take}
 

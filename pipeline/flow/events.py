@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import SinkError, SourceError
@@ -33,7 +33,7 @@ class Events:
     def pulse(self) -> None:
         """The loop has come round: after each frame, and a few times a second while none comes. On the thread of ``run``."""
 
-    def on_page(self) -> Mapping[str, Callable[..., Any]]:
+    def on_page(self) -> Mapping[str, Any]:
         """What the page tells of it and may ask of it: fields of ``pipeline.page.options.Watched``."""
         return {}
 
