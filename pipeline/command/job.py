@@ -8,30 +8,39 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from pipeline.builds.build_half import rebuild_plan
-from pipeline.builds.model_name import open_model
-from pipeline.command.appearance import make_appearance, read_look
+from pipeline.command.appearance import Appearance, make_appearance, read_look
 from pipeline.command.freed_memory import give_back_freed_memory
 from pipeline.command.memory_limit import MemoryLimit, limit_bytes
+from pipeline.command.model_swap import ModelSwap, open_for, read_model
 from pipeline.command.not_finite import NotFiniteLines
-from pipeline.command.outputs import check_outputs, ended, has_window, open_outputs, open_page, output_specs, watched
+from pipeline.command.outputs import (
+    about_run,
+    check_outputs,
+    ended,
+    has_window,
+    open_outputs,
+    open_page,
+    output_specs,
+    watched,
+)
 from pipeline.command.progress import Progress
+from pipeline.command.reload import Reload, Reread, check_watched
 from pipeline.command.run_options import RunOptions
 from pipeline.command.service import Health, Service
 from pipeline.command.summary import Summary, print_written
 from pipeline.command.watchers import open_watchers
-from pipeline.engines import open_engine
+from pipeline.engines.replaceable import ReplaceableEngine
 from pipeline.errors import EngineHungError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.events import Events
 from pipeline.flow.run import run
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.machine.memory import grows_at_most
-from pipeline.signals import StoppedError, uninterrupted
+from pipeline.signals import StoppedError, reloads_on_hangup, uninterrupted
 from pipeline.sinks.base import Sink
 from pipeline.sinks.kinds import shown
 from pipeline.sources import open_sources
@@ -44,8 +53,6 @@ if TYPE_CHECKING:
 
 log = logger_of(__name__)
 
-# From so many frames on, their rate counts more than how soon the first one is there.
-_LONG_FRAMES = 8
 # After a power cut a camera may need minutes until it knows its users.
 _BEGINS_S = 120.0
 # Files, viewers and connections leave holes in the memory that malloc keeps. In months it would become all holes; this costs a few
@@ -53,54 +60,39 @@ _BEGINS_S = 120.0
 _GIVE_BACK_EVERY_S = 300.0
 
 
-def run_job(options: RunOptions) -> None:
+def run_job(options: RunOptions, reread: Reread | None = None) -> None:
     """Open what the options name, run it, and end it complete.
 
     What it says as it goes on is logged; where the results are is printed.
+
+    Args:
+        options: what is run.
+        reread: gives the options as they are now when SIGHUP asks for another look at them; None: SIGHUP ends the run.
 
     Raises:
         EdgemaskError: something cannot be opened, or was lost on the way.
         StoppedError: a signal ended it; what was recorded is kept.
     """
     check_outputs(options)
-    window = has_window(options.outputs, page=options.page is not None)
-    look = read_look(options.look)
+    check_watched(options)
     lost: list[SinkError | SourceError] = []
     sinks: list[Sink] = []
     with ExitStack() as stack:
-        sources = _open_sources(options, stack)
-        engine = _open_engine(options, [source.info for source in sources], stack)
-        for source in sources:  # what they hold depends on it: pages of a document, or channels of one picture
-            source.pixels = engine.pixels
-        info = _together([source.info for source in sources])
-        appearance = make_appearance(options, look, engine, sources)
-        health, timer = Health([source.telemetry for source in sources], sinks), StageTimer()
-        service = stack.enter_context(Service(health))
-        watchers = open_watchers(options, engine, sources, stack)
-        summary = Summary(sources, info, timer, appearance.governor)
+        parts = _open_parts(options, reread, sinks, stack)
+        summary = parts.summary
         try:
-            with ended(sinks, live=info.live, on_truncated=options.on_truncated):
-                open_outputs(sinks, options, sources, appearance, classes=engine.bundle.manifest.classes, window=window)
-                if options.page is not None:
-                    with uninterrupted():  # a page that is open must be in the list
-                        sinks.append(open_page(options.page, watched(sources, engine, health, timer), appearance))
-                service.ready(_status(options, info, window=window))
-                most = options.max_frames and options.max_frames * len(sources)
+            with ended(sinks, live=parts.info.live, on_truncated=options.on_truncated):
+                _open_sinks(options, parts, sinks)
+                parts.service.ready(_status(options, parts.info, window=parts.window))
+                most = options.max_frames and options.max_frames * len(parts.sources)
                 # A frame that is being written is written to its end.
-                with Progress(info, most, quiet=options.quiet) as progress, uninterrupted() as signals:
+                with Progress(parts.info, most, quiet=options.quiet) as progress, uninterrupted() as signals:
                     run(
-                        sources,
-                        engine,
-                        appearance.views,
+                        parts.sources,
+                        parts.engine,
+                        parts.appearance.views,
                         sinks,
-                        events=_Told(
-                            timer,
-                            watchers,
-                            (service.pulse, MemoryLimit(sources, limit_bytes(options.memory_bytes))),
-                            progress,
-                            lost,
-                            signals,
-                        ),
+                        events=_Told(parts.timer, parts.watchers, parts.pulses, progress, lost, signals),
                         drop_oldest=options.drop_oldest,
                         max_frames=options.max_frames,
                     )
@@ -120,6 +112,77 @@ def run_job(options: RunOptions) -> None:
     print_written(sinks, to_stderr="jsonl:-" in options.outputs.names)
     if lost:
         raise lost[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a run is made of, beside its outputs.
+
+    Attributes:
+        info: all sources together.
+        window: views are shown in windows.
+        about: what runs here, as it is now.
+        swap: brings another model; None: none can come.
+        pulses: are called as often as the loop comes round.
+    """
+
+    sources: list[Source]
+    info: SourceInfo
+    engine: Engine
+    appearance: Appearance
+    window: bool
+    timer: StageTimer
+    health: Health
+    service: Service
+    summary: Summary
+    watchers: list[Events]
+    about: dict[str, str]
+    swap: ModelSwap | None
+    pulses: list[Callable[[], None]]
+
+
+def _open_parts(options: RunOptions, reread: Reread | None, sinks: Sequence[Sink], stack: ExitStack) -> _Parts:
+    """Open sources and engine, and make what draws, watches and tells; all of it ends with the stack."""
+    hangups = None if reread is None else stack.enter_context(reloads_on_hangup())
+    window = has_window(options.outputs, page=options.page is not None)
+    look = read_look(options.look)
+    sources = _open_sources(options, stack)
+    engine = _open_engine(options, [source.info for source in sources], stack, replaceable=reread is not None)
+    for source in sources:  # what they hold depends on it: pages of a document, or channels of one picture
+        source.pixels = engine.pixels
+    info = _together([source.info for source in sources])
+    appearance = make_appearance(options, look, engine, sources)
+    health, timer, about = Health([source.telemetry for source in sources], sinks), StageTimer(), about_run(engine)
+    service = stack.enter_context(Service(health))
+    watchers = list(open_watchers(options, engine, sources, stack))
+    pulses: list[Callable[[], None]] = [service.pulse, MemoryLimit(sources, limit_bytes(options.memory_bytes))]
+    swap = None
+    if reread is not None and hangups is not None and isinstance(engine, ReplaceableEngine):
+
+        def swapped() -> None:
+            appearance.annotations.runs(engine.bundle.manifest, engine.description)
+            about.update(about_run(engine))
+            for watcher in watchers:
+                watcher.swapped()
+
+        swap = ModelSwap(engine, sources, swapped)
+        watchers.append(swap)
+        pulses.append(stack.enter_context(Reload(options, reread, hangups, swap, service)).pulse)
+    summary = Summary(sources, info, timer, appearance.governor)
+    return _Parts(
+        sources, info, engine, appearance, window, timer, health, service, summary, watchers, about, swap, pulses
+    )
+
+
+def _open_sinks(options: RunOptions, parts: _Parts, sinks: list[Sink]) -> None:
+    """Open all outputs, and the page."""
+    classes = parts.engine.bundle.manifest.classes
+    open_outputs(sinks, options, parts.sources, parts.appearance, classes=classes, window=parts.window)
+    if options.page is not None:
+        swaps = dict if parts.swap is None else partial(getattr, parts.swap, "counts")
+        run_now = watched(parts.sources, parts.engine, parts.health, parts.timer, parts.about, swaps)
+        with uninterrupted():  # a page that is open must be in the list
+            sinks.append(open_page(options.page, run_now, parts.appearance))
 
 
 def _leave(sinks: Sequence[Sink], hung: EngineHungError) -> NoReturn:
@@ -196,14 +259,9 @@ def _refused_s(options: RunOptions) -> float:
     return 0.0 if sys.stderr.isatty() else _BEGINS_S
 
 
-def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitStack) -> Engine:
-    model = options.model
-    bundle = open_model(model.name, on_gpu=model.may_build_for_gpu, quiet=options.quiet)
-    rebuild = partial(rebuild_plan, quiet=options.quiet) if model.may_build else None
-    servers = model.servers and replace(model.servers, goes_on=any(info.live for info in infos))
-    engine = stack.enter_context(
-        open_engine(bundle, model.backend, overlap=_is_long(options, infos), rebuild=rebuild, servers=servers)
-    )
+def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitStack, *, replaceable: bool) -> Engine:
+    bundle = read_model(options.model, quiet=options.quiet)
+    engine = stack.enter_context(open_for(options, bundle, infos))
     leave_cores_to(engine)
     manifest = bundle.manifest
     height, width = manifest.network_size_hw
@@ -212,15 +270,7 @@ def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitSt
         log.info("program: it does not count scores that are NaN or infinite, as new ones do: compile it again")
     if engine.advice:
         log.info(engine.advice)
-    return engine
-
-
-def _is_long(options: RunOptions, infos: Sequence[SourceInfo]) -> bool:
-    """Whether more frames a second are worth that each takes longer: not for one picture, nor for a camera or a governor."""
-    if options.masks.fps is not None or any(info.live for info in infos):
-        return False
-    counts = [count for count in (options.max_frames, *(info.frame_count for info in infos)) if count is not None]
-    return not counts or min(counts) >= _LONG_FRAMES
+    return stack.enter_context(ReplaceableEngine(engine)) if replaceable else engine
 
 
 def _together(infos: Sequence[SourceInfo]) -> SourceInfo:

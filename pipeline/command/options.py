@@ -125,6 +125,8 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         memory_bytes=values["memory_limit"],
         on_truncated=values["on_truncated"],
         quiet=values["quiet"],
+        config=values["config"],
+        watch_model=values["watch_model"],
     )
 
 
@@ -225,6 +227,12 @@ def _add_input(parser: OptionParser) -> None:
         help="the same, as an option; may be repeated",
     )
     add_model(parser)
+    parser.add_argument(
+        "--watch-model",
+        action="store_true",
+        help="when the folder of --model has changed, check the new bundle and let it take over between two frames; SIGHUP asks for "
+        "the same at once",
+    )
     parser.add_argument(
         "--drop",
         default="auto",

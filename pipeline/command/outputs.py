@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -147,19 +147,36 @@ def open_outputs(
                 )
 
 
-def watched(sources: Sequence[Source], engine: Engine, health: Health, timer: StageTimer) -> Watched:
-    """The run as the page tells of it."""
+def about_run(engine: Engine) -> dict[str, str]:
+    """What runs here, by name."""
     from pipeline.version import version
 
     manifest = engine.bundle.manifest
-    about = {"model": manifest.model, "precision": manifest.precision, "backend": engine.description}
+    return {
+        "version": version(),
+        "model": manifest.model,
+        "precision": manifest.precision,
+        "backend": engine.description,
+    }
+
+
+def watched(
+    sources: Sequence[Source],
+    engine: Engine,
+    health: Health,
+    timer: StageTimer,
+    about: Mapping[str, str],
+    swaps: Callable[[], Mapping[str, int]] = dict,
+) -> Watched:
+    """The run as the page tells of it; ``about`` as `about_run` gives it, for whoever keeps it true."""
     return Watched(
         {source.info.name: source.telemetry for source in sources},
-        manifest.classes,
-        {"version": version(), **about},
+        engine.bundle.manifest.classes,
+        about,
         health.problem,
         timer,
         health.outputs,
+        swaps=swaps,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -114,6 +115,8 @@ class RunOptions:
         memory_bytes: what the process may take; beyond it the source that takes it is given up. None: half of the machine.
         max_frames: end after so many frames of a source; None: with its last one.
         quiet: say nothing but warnings and errors.
+        config: the YAML file that some of this is from; None: there is none.
+        watch_model: take the model's bundle anew when its folder has changed.
     """
 
     sources: tuple[str, ...]
@@ -130,3 +133,11 @@ class RunOptions:
     memory_bytes: int | None = None
     on_truncated: OnTruncated = "auto"
     quiet: bool = False
+    config: str | None = None
+    watch_model: bool = False
+
+    @property
+    def reloads(self) -> bool:
+        """Whether SIGHUP asks for a new look at these options: where a file holds them, for a service, and for a watched model."""
+        is_service = "NOTIFY_SOCKET" in os.environ or os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+        return self.config is not None or self.watch_model or is_service

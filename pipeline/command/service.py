@@ -70,7 +70,7 @@ class Service:
         self._health = health
         self._socket: socket.socket | None = None
         self._due_s = 0.0
-        self._status = self._told = ""
+        self._base = self._status = self._told = ""
         self._every_s = _watchdog_s(environment) / 3
         address = environment.get("NOTIFY_SOCKET", "")
         if address:
@@ -87,10 +87,19 @@ class Service:
             self._socket.close()
             self._socket = None
 
-    def ready(self, status: str) -> None:
-        """The pipeline runs; ``status`` is one line for ``systemctl status``."""
-        self._status = self._told = " ".join(status.split())
+    def ready(self, status: str, problem: str = "") -> None:
+        """The pipeline runs; ``status`` is one line for ``systemctl status``, and a problem stands before it."""
+        self._base = status
+        self._status = self._told = " ".join(f"{problem}; {status}".split() if problem else status.split())
         self.tell(f"READY=1\nSTATUS={self._status}")
+
+    def reloaded(self, problem: str) -> None:
+        """A reload has ended; what was not taken of it is told beside the status until the next one."""
+        self.ready(self._base, problem)
+
+    def reloading(self) -> None:
+        """The configuration is read anew; `reloaded` says when that is done."""
+        self.tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def pulse(self) -> None:
         """The loop has come round; cheap enough for every frame."""

@@ -39,6 +39,7 @@ class OnnxRuntimeEngine(Engine):
     """
 
     takes_looks = True
+    is_reference = True
 
     def __init__(self, bundle: Bundle, at_once: int = 1) -> None:
         super().__init__(bundle)

@@ -27,6 +27,9 @@ class Events:
         copied, but for ``pixels``, which nobody writes to.
         """
 
+    def swapped(self) -> None:
+        """The engine runs another bundle from the next frame on. On the thread of the engine, which waits until this returns."""
+
     def pulse(self) -> None:
         """The loop has come round: after each frame, and a few times a second while none comes. On the thread of ``run``."""
 

@@ -153,6 +153,7 @@ class Governor:
         def compute() -> Iterator[Computed | ServerAwayError]:
             while (frame := to_do.get()) is not None:
                 with timer("engine"):
+                    engine.renew()
                     engine.submit(frame.as_pixels(engine.pixels)[None], state=memories.of(frame))
                     try:
                         result: Computed | ServerAwayError = engine.collect_all()

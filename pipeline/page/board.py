@@ -21,13 +21,14 @@ class Board:
     Args:
         telemetries: of each source by the name that its frames carry.
         controls: the settings.
-        about: what runs here, by name, such as {"model": "u2netp"}.
+        about: what runs here, by name, such as {"model": "u2netp"}; its values may change.
         read_only: viewers cannot change settings.
         outputs: which outputs take no frames now, and why.
 
     Attributes:
         text: the newest state as JSON, for all viewers; made by `refresh`.
         viewers: how many there are.
+        changes: how often what `hello` tells has become another.
         legends: the classes in the newest view of each source; lists are replaced and not changed.
     """
 
@@ -41,13 +42,14 @@ class Board:
     ) -> None:
         self.outputs = outputs
         self.text = ""
-        self.viewers = 0
+        self.viewers = self.changes = 0
         self.legends: dict[str, list[LegendEntry]] = {name: [] for name in telemetries}
         self.read_only = read_only
         self.controls = controls
         self.history = History(len(telemetries))
         self._telemetries = dict(telemetries)
-        self._about = dict(about)
+        self._about = about
+        self._told_about = dict(about)
         self._due_s = 0.0
         self.refresh()
 
@@ -56,7 +58,7 @@ class Board:
         return [telemetry.snapshot() for telemetry in self._telemetries.values()]
 
     def hello(self) -> str:
-        """What a viewer gets first: all that does not change, and the last minutes."""
+        """What a viewer gets first, and again after `changes`: all that seldom changes, and the last minutes."""
         return json.dumps(
             {
                 "type": "hello",
@@ -71,6 +73,9 @@ class Board:
 
     def refresh(self) -> None:
         """Look at everything anew, and take a sample each second."""
+        about = dict(self._about)
+        self.changes += about != self._told_about
+        self._told_about = about
         snapshots = self.snapshots()
         now_s = time.monotonic()
         if now_s >= self._due_s:

@@ -24,8 +24,9 @@ class Metrics:
         snapshots: gives one of each source.
         viewers: gives how many there are.
         timer: times per stage; None: there are none.
-        build: labels of ``edgemask_build_info``.
+        build: labels of ``edgemask_build_info``; their values may change.
         outputs: gives those that take no frames now.
+        swaps: gives how often another model was to take over, by what came of it.
     """
 
     def __init__(
@@ -35,11 +36,12 @@ class Metrics:
         timer: StageTimer | None,
         build: Mapping[str, str],
         outputs: Callable[[], Sequence[str]] = list,
+        swaps: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         # A registry of its own: other parts of the process may use the global one.
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Sources(snapshots))
-        self._registry.register(_Program(viewers, timer, build, outputs))
+        self._registry.register(_Program(viewers, timer, build, outputs, swaps))
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
@@ -105,8 +107,10 @@ class _Program(Collector):
         timer: StageTimer | None,
         build: Mapping[str, str],
         outputs: Callable[[], Sequence[str]],
+        swaps: Callable[[], Mapping[str, int]],
     ) -> None:
         self._viewers = viewers
+        self._swaps = swaps
         self._outputs = outputs
         self._timer = timer
         self._build = build
@@ -124,6 +128,12 @@ class _Program(Collector):
         info = GaugeMetricFamily("edgemask_build_info", "What runs here.", labels=list(self._build))
         info.add_metric(list(self._build.values()), 1)
         yield info
+        swaps = CounterMetricFamily(
+            "edgemask_model_swaps", "Models that were to take over, by what came of it.", labels=["result"]
+        )
+        for result, count in self._swaps().items():
+            swaps.add_metric([result], count)
+        yield swaps
         if self._timer is None:
             return
         stages = Metric("edgemask_stage_seconds", "Time per frame of each stage.", "summary")

@@ -66,10 +66,11 @@ class Watched:
     Attributes:
         telemetries: of each source, by the name that its frames carry (``Frame.source``).
         classes: names of the network's classes, as in the manifest; for the legend.
-        about: what runs here, such as {"version": "0.1.0", "model": "u2netp"}; on the page and in the metrics.
+        about: what runs here, such as {"version": "0.1.0", "model": "u2netp"}; on the page and in the metrics. Its values may change.
         healthy: for ``/healthz``: says what is wrong with the data path, or nothing; called on the page's thread.
         outputs: which outputs take no frames now, and why; called on the page's thread.
         timer: times per stage, for ``/metrics``; None: there are none.
+        swaps: how often another model was to take over, by what came of it.
     """
 
     telemetries: Mapping[str, Telemetry]
@@ -78,3 +79,4 @@ class Watched:
     healthy: Callable[[], str] = _well
     timer: StageTimer | None = None
     outputs: Callable[[], list[str]] = list
+    swaps: Callable[[], Mapping[str, int]] = dict

@@ -76,7 +76,12 @@ class PageSink(Sink):
         controls = Controls(renderer, annotations)
         self._board = Board(watched.telemetries, controls, watched.about, options.read_only, watched.outputs)
         metrics = Metrics(
-            self._board.snapshots, lambda: self._board.viewers, watched.timer, watched.about, self._board.outputs
+            self._board.snapshots,
+            lambda: self._board.viewers,
+            watched.timer,
+            watched.about,
+            self._board.outputs,
+            watched.swaps,
         )
         self._server = PageServer(
             listening, self._channels, self._board, access, metrics, options, healthy=watched.healthy

@@ -67,6 +67,7 @@ class Viewer:
         self._open = [asyncio.Event() for _ in channels]  # it is watched and has room
         self._news = asyncio.Event()
         self._answers: list[str] = []
+        self._told_changes = -1
         self._line = asyncio.Lock()
 
     async def send_all(self) -> None:
@@ -76,7 +77,7 @@ class Viewer:
             TimeoutError: a message was not taken in time.
             ConnectionError: the viewer has gone.
         """
-        await self._send(self._socket.send_str(self._board.hello()))
+        await self._say_hello()
         self.tell()
         tasks = [asyncio.create_task(self._send_pictures(source)) for source in range(len(self._channels))]
         tasks.append(asyncio.create_task(self._send_states()))
@@ -150,11 +151,17 @@ class Viewer:
                 await self._send(self._socket.send_bytes(header + picture.jpeg))
                 number = picture.number
 
+    async def _say_hello(self) -> None:
+        self._told_changes = self._board.changes
+        await self._send(self._socket.send_str(self._board.hello()))
+
     async def _send_states(self) -> None:
         while True:
             await self._news.wait()
             self._news.clear()
             async with self._line:
+                if self._told_changes != self._board.changes:
+                    await self._say_hello()
                 answers, self._answers = self._answers, []
                 for text in (self._board.text, *answers):
                     await self._send(self._socket.send_str(text))

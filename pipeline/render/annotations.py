@@ -32,6 +32,10 @@ class Annotations:
         self._timer = StageTimer()
         self._age_ms = 0.0
 
+    def runs(self, manifest: Manifest, backend: str) -> None:
+        """Draw another model's name from now on; its classes are the same."""
+        self._manifest, self._backend = manifest, backend
+
     def __call__(self, frame: Frame, timer: StageTimer) -> None:
         """Draw onto ``frame.view``, in place, and count the frame."""
         self._written_s.setdefault(frame.source, deque(maxlen=_RATE_OVER_FRAMES)).append(time.monotonic())
