@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames.frame import Frame
 from pipeline.stages.stage_timer import StageTimer
+
+if TYPE_CHECKING:
+    from pipeline.flow.run import Lineup
 
 
 class Events:
@@ -16,6 +21,9 @@ class Events:
 
     def __init__(self, timer: StageTimer | None = None) -> None:
         self.timer = timer or StageTimer()
+
+    def begun(self, lineup: Lineup) -> None:
+        """The run reads its sources now, and others may join. On the thread of ``run``."""
 
     def written(self, frame: Frame, dropped: int) -> None:
         """A frame is in all outputs; so many were dropped so far. On the thread of ``run``."""
