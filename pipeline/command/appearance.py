@@ -34,12 +34,19 @@ class Appearance:
         annotations: likewise.
         views: both, with what is done to masks before.
         governor: of ``--fps``, which the views have too; None: there is none.
+        steady: what steadies masks, likewise.
     """
 
     renderer: Renderer
     annotations: Annotations
     views: Views
     governor: Governor | None = None
+    steady: Steady | None = None
+
+    @property
+    def followers(self) -> list[Governor | Steady | Annotations]:
+        """Those of it that keep something of each source."""
+        return [one for one in (self.governor, self.steady, self.annotations) if one is not None]
 
 
 def read_look(options: LookOptions) -> Look:
@@ -68,10 +75,10 @@ def make_appearance(options: RunOptions, look: Look, engine: Engine, sources: Se
         renderer,
         looks=composed_looks(masks.compose, engine, renderer, steady=steady.changes or governor is not None),
         governor=governor,
-        refine=steady if steady.changes else None,
+        refine=steady if steady.changes or options.reloads else None,  # a source that joins may need it
         annotate=annotations,
     )
-    return Appearance(renderer, annotations, views, governor)
+    return Appearance(renderer, annotations, views, governor, steady)
 
 
 def _governor(options: MaskOptions, task: Task, sources: Sequence[Source]) -> Governor | None:

@@ -18,11 +18,11 @@ from pipeline.command.memory_limit import MemoryLimit, limit_bytes
 from pipeline.command.model_swap import ModelSwap, open_for, read_model
 from pipeline.command.not_finite import NotFiniteLines
 from pipeline.command.outputs import (
+    OutputOpener,
     about_run,
     check_outputs,
     ended,
     has_window,
-    open_outputs,
     open_page,
     output_specs,
     watched,
@@ -31,6 +31,7 @@ from pipeline.command.progress import Progress
 from pipeline.command.reload import Reload, Reread, check_watched
 from pipeline.command.run_options import RunOptions
 from pipeline.command.service import Health, Service
+from pipeline.command.source_changes import Follower, SourceChanges
 from pipeline.command.summary import Summary, print_written
 from pipeline.command.watchers import open_watchers
 from pipeline.engines.replaceable import ReplaceableEngine
@@ -49,6 +50,7 @@ from pipeline.terminal import logger_of, write_line
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
+    from pipeline.flow.run import Lineup
     from pipeline.sources.base import Source
 
 log = logger_of(__name__)
@@ -79,16 +81,17 @@ def run_job(options: RunOptions, reread: Reread | None = None) -> None:
     sinks: list[Sink] = []
     with ExitStack() as stack:
         parts = _open_parts(options, reread, sinks, stack)
-        summary = parts.summary
+        summary, info = parts.summary, _together(parts.sources)
         try:
-            with ended(sinks, live=parts.info.live, on_truncated=options.on_truncated):
+            with ended(sinks, live=info.live, on_truncated=options.on_truncated):
                 _open_sinks(options, parts, sinks)
-                parts.service.ready(_status(options, parts.info, window=parts.window))
+                parts.service.ready(parts.status())
                 most = options.max_frames and options.max_frames * len(parts.sources)
                 # A frame that is being written is written to its end.
-                with Progress(parts.info, most, quiet=options.quiet) as progress, uninterrupted() as signals:
+                with Progress(info, most, quiet=options.quiet) as progress, uninterrupted() as signals:
+                    parts.follow(progress)
                     run(
-                        parts.sources,
+                        list(parts.sources),
                         parts.engine,
                         parts.appearance.views,
                         sinks,
@@ -119,15 +122,17 @@ class _Parts:
     """What a run is made of, beside its outputs.
 
     Attributes:
-        info: all sources together.
+        sources: those that there are now.
         window: views are shown in windows.
         about: what runs here, as it is now.
-        swap: brings another model; None: none can come.
+        watchers: are told what happens.
         pulses: are called as often as the loop comes round.
+        status: says where frames come from and go to, in one line.
+        swap: brings another model; None: none can come.
+        changes: bring other sources; None: none can come.
     """
 
     sources: list[Source]
-    info: SourceInfo
     engine: Engine
     appearance: Appearance
     window: bool
@@ -135,13 +140,20 @@ class _Parts:
     health: Health
     service: Service
     summary: Summary
-    watchers: list[Events]
     about: dict[str, str]
-    swap: ModelSwap | None
+    watchers: list[Events]
     pulses: list[Callable[[], None]]
+    status: Callable[[], str]
+    swap: ModelSwap | None = None
+    changes: SourceChanges | None = None
+
+    def follow(self, *followers: Follower) -> None:
+        """Have them told of sources that join and leave, if any can."""
+        if self.changes is not None:
+            self.changes.followers += followers
 
 
-def _open_parts(options: RunOptions, reread: Reread | None, sinks: Sequence[Sink], stack: ExitStack) -> _Parts:
+def _open_parts(options: RunOptions, reread: Reread | None, sinks: list[Sink], stack: ExitStack) -> _Parts:
     """Open sources and engine, and make what draws, watches and tells; all of it ends with the stack."""
     hangups = None if reread is None else stack.enter_context(reloads_on_hangup())
     window = has_window(options.outputs, page=options.page is not None)
@@ -150,39 +162,78 @@ def _open_parts(options: RunOptions, reread: Reread | None, sinks: Sequence[Sink
     engine = _open_engine(options, [source.info for source in sources], stack, replaceable=reread is not None)
     for source in sources:  # what they hold depends on it: pages of a document, or channels of one picture
         source.pixels = engine.pixels
-    info = _together([source.info for source in sources])
     appearance = make_appearance(options, look, engine, sources)
-    health, timer, about = Health([source.telemetry for source in sources], sinks), StageTimer(), about_run(engine)
+    health, timer = Health([source.telemetry for source in sources], sinks), StageTimer()
     service = stack.enter_context(Service(health))
-    watchers = list(open_watchers(options, engine, sources, stack))
-    pulses: list[Callable[[], None]] = [service.pulse, MemoryLimit(sources, limit_bytes(options.memory_bytes))]
-    swap = None
-    if reread is not None and hangups is not None and isinstance(engine, ReplaceableEngine):
-
-        def swapped() -> None:
-            appearance.annotations.runs(engine.bundle.manifest, engine.description)
-            about.update(about_run(engine))
-            for watcher in watchers:
-                watcher.swapped()
-
-        swap = ModelSwap(engine, sources, swapped)
-        watchers.append(swap)
-        pulses.append(stack.enter_context(Reload(options, reread, hangups, swap, service)).pulse)
-    summary = Summary(sources, info, timer, appearance.governor)
-    return _Parts(
-        sources, info, engine, appearance, window, timer, health, service, summary, watchers, about, swap, pulses
+    limit = MemoryLimit(sources, limit_bytes(options.memory_bytes))
+    parts = _Parts(
+        sources,
+        engine,
+        appearance,
+        window,
+        timer,
+        health,
+        service,
+        Summary(list(sources), _together(sources), timer, appearance.governor),
+        about_run(engine),
+        list(open_watchers(options, engine, sources, stack)),
+        [service.pulse, limit],
+        lambda: _status(options, _together(sources), window=window),
     )
+    if reread is None or hangups is None or not isinstance(engine, ReplaceableEngine):
+        return parts
+    swap = ModelSwap(engine, sources, partial(_tell_swapped, parts))
+    changes = stack.enter_context(SourceChanges(sources, sinks, options))
+    reload = stack.enter_context(Reload(options, reread, hangups, changes, swap, service, parts.status))
+    parts.watchers.extend((swap, changes))
+    parts.pulses.append(reload.pulse)
+    parts = replace(parts, swap=swap, changes=changes)
+    parts.follow(health, limit, swap, parts.summary, *appearance.followers, _Watching(parts.watchers))
+    return parts
+
+
+def _tell_swapped(parts: _Parts) -> None:
+    """Another model runs: on the engine's thread, before its first frame."""
+    engine = parts.engine
+    parts.appearance.annotations.runs(engine.bundle.manifest, engine.description)
+    parts.about.update(about_run(engine))
+    for watcher in parts.watchers:
+        watcher.swapped()
+
+
+class _Watching:
+    """Tells watchers of sources that come and go."""
+
+    def __init__(self, watchers: Sequence[Events]) -> None:
+        self._watchers = watchers
+
+    def join(self, source: Source) -> None:
+        """One is about to be read."""
+        for watcher in self._watchers:
+            watcher.joined(source)
+
+    def leave(self, source: Source) -> None:
+        """One has gone."""
+        for watcher in self._watchers:
+            watcher.left(source)
 
 
 def _open_sinks(options: RunOptions, parts: _Parts, sinks: list[Sink]) -> None:
     """Open all outputs, and the page."""
     classes = parts.engine.bundle.manifest.classes
-    open_outputs(sinks, options, parts.sources, parts.appearance, classes=classes, window=parts.window)
+    opener = OutputOpener(options, parts.sources, parts.appearance, classes=classes, window=parts.window)
+    for source in parts.sources:
+        opener(sinks, source, many=len(parts.sources) > 1)
+    parts.follow(opener.finder)
+    if parts.changes is not None:
+        parts.changes.opener = opener
     if options.page is not None:
         swaps = dict if parts.swap is None else partial(getattr, parts.swap, "counts")
         run_now = watched(parts.sources, parts.engine, parts.health, parts.timer, parts.about, swaps)
         with uninterrupted():  # a page that is open must be in the list
-            sinks.append(open_page(options.page, run_now, parts.appearance))
+            page = open_page(options.page, run_now, parts.appearance)
+            sinks.append(page)
+        parts.follow(page)
 
 
 def _leave(sinks: Sequence[Sink], hung: EngineHungError) -> NoReturn:
@@ -211,6 +262,10 @@ class _Told(Events):
         self._watchers = watchers
         self._not_finite = NotFiniteLines()
         self._give_back_due_s = time.monotonic() + _GIVE_BACK_EVERY_S
+
+    def begun(self, lineup: Lineup) -> None:
+        for watcher in self._watchers:
+            watcher.begun(lineup)
 
     def computed(self, frame: Frame) -> None:
         for watcher in self._watchers:
@@ -273,8 +328,9 @@ def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitSt
     return stack.enter_context(ReplaceableEngine(engine)) if replaceable else engine
 
 
-def _together(infos: Sequence[SourceInfo]) -> SourceInfo:
-    """One description of all sources, for progress and summary."""
+def _together(sources: Sequence[Source]) -> SourceInfo:
+    """One description of all sources, for progress, summary and status."""
+    infos = [source.info for source in sources]
     if len(infos) == 1:
         return infos[0]
     counts = [info.frame_count for info in infos]

@@ -108,9 +108,12 @@ class ModelSwap(Events):
         """The run has ended: a model that waits for the next frame is not taken any more. Closes the engine."""
         self._engine.close()
 
-    def forget(self, source: str) -> None:
+    def join(self, source: Source) -> None:
+        """Its frames are kept from the first one on."""
+
+    def leave(self, source: Source) -> None:
         """Keep nothing of a source that has gone."""
-        self._kept.pop(source, None)
+        self._kept.pop(source.info.name, None)
 
     def __call__(self, options: RunOptions, ready: Callable[[], None]) -> bool:
         """Have the model that the options name take over, and wait until it has; not on the engine's thread.

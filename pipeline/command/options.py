@@ -127,6 +127,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         quiet=values["quiet"],
         config=values["config"],
         watch_model=values["watch_model"],
+        named=values,
     )
 
 

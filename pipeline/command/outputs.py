@@ -26,6 +26,7 @@ from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
+    from pipeline.page.sink import PageSink
     from pipeline.render.overlay import Renderer
     from pipeline.results.finder import Finder
 
@@ -101,50 +102,60 @@ def has_window(options: OutputOptions, *, page: bool) -> bool:
     return False
 
 
-def open_outputs(
-    sinks: list[Sink],
-    options: RunOptions,
-    sources: Sequence[Source],
-    appearance: Appearance,
-    *,
-    classes: tuple[str, ...],
-    window: bool,
-) -> None:
-    """Open the files and streams that the options ask for, and windows.
+class OutputOpener:
+    """Opens the files and streams that the options ask for, and windows, for the sources of a run.
 
     Args:
-        sinks: gets them, one by one, so that those that are open can be closed when the next cannot be.
         options: which outputs, and how they are written.
-        sources: each has outputs of its own; their names differ.
+        sources: that are there at first.
         appearance: draws the views; it is changed by keys.
         classes: names of the network's classes.
         window: each source gets one too, see `has_window`.
 
-    Raises:
-        EdgemaskError: an output cannot be opened.
+    Attributes:
+        finder: finds regions and events for all of them.
     """
-    finder = make_finder(options, sources, appearance.renderer, classes)
-    sink_options = replace(options.recording, classes=classes, finder=finder, live=options.live)
-    many = len(sources) > 1
 
-    def add(sink: Sink, info: SourceInfo) -> None:
-        sinks.append(OfSource(info.name, sink) if many else sink)
+    def __init__(
+        self,
+        options: RunOptions,
+        sources: Sequence[Source],
+        appearance: Appearance,
+        *,
+        classes: tuple[str, ...],
+        window: bool,
+    ) -> None:
+        self.finder = make_finder(options, sources, appearance.renderer, classes)
+        self._options, self._appearance, self._window = options, appearance, window
+        self._sink_options = replace(options.recording, classes=classes, finder=self.finder, live=options.live)
 
-    with uninterrupted():  # every output that is open must be in the list
-        for source in sources:
-            info = source.info
-            specs = output_specs(options, info)
-            if info.beside and sink_options.sound and not any(sink_kind(spec) == "video" for spec in specs):
-                log.info(f"{info.name}: left out of the outputs, as none is a video: {info.beside}")
+    def __call__(self, sinks: list[Sink], source: Source, *, many: bool) -> None:
+        """Open those of one source.
+
+        Args:
+            sinks: gets them, one by one, so that those that are open can be closed when the next cannot be.
+            source: whose frames alone they take, where the options can bring others or there are many.
+            many: there are other sources, so that outputs are named after them.
+
+        Raises:
+            EdgemaskError: an output cannot be opened.
+        """
+        info, appearance = source.info, self._appearance
+
+        def add(sink: Sink) -> None:
+            sinks.append(OfSource(info.name, sink) if many or self._options.reloads else sink)
+
+        specs = output_specs(self._options, info)
+        if info.beside and self._sink_options.sound and not any(sink_kind(spec) == "video" for spec in specs):
+            log.info(f"{info.name}: left out of the outputs, as none is a video: {info.beside}")
+        with uninterrupted():  # every output that is open must be in the list
             for spec in specs:
-                add(open_sink(path_for_source(spec, info.name, many), info, appearance.renderer, sink_options), info)
-            if window:
+                path = path_for_source(spec, info.name, many)
+                add(open_sink(path, info, appearance.renderer, self._sink_options))
+            if self._window:
                 make = SINKS.load(SINKS["window"], "--show: the window cannot be opened here")
-                telemetry = source.telemetry
-                add(
-                    make(info, appearance.renderer, appearance.annotations, options=sink_options, telemetry=telemetry),
-                    info,
-                )
+                drawn = appearance.renderer, appearance.annotations
+                add(make(info, *drawn, options=self._sink_options, telemetry=source.telemetry))
 
 
 def about_run(engine: Engine) -> dict[str, str]:
@@ -180,7 +191,7 @@ def watched(
     )
 
 
-def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> Sink:
+def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> PageSink:
     """Open the page that ``--serve`` asks for.
 
     Args:
@@ -194,7 +205,7 @@ def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> Sin
     """
     make = SINKS.load(SINKS["page"], "--serve: the page needs packages that are not here")
     options = replace(options, token=options.token or os.environ.get("EDGEMASK_TOKEN") or None)
-    page: Sink = make(options, run, appearance.renderer, appearance.annotations)
+    page: PageSink = make(options, run, appearance.renderer, appearance.annotations)
     return page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,6 +118,7 @@ class RunOptions:
         quiet: say nothing but warnings and errors.
         config: the YAML file that some of this is from; None: there is none.
         watch_model: take the model's bundle anew when its folder has changed.
+        named: all of this by the options' names, to tell what has changed.
     """
 
     sources: tuple[str, ...]
@@ -135,6 +137,7 @@ class RunOptions:
     quiet: bool = False
     config: str | None = None
     watch_model: bool = False
+    named: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def reloads(self) -> bool:

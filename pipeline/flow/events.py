@@ -10,6 +10,7 @@ from pipeline.stages.stage_timer import StageTimer
 
 if TYPE_CHECKING:
     from pipeline.flow.run import Lineup
+    from pipeline.sources.base import Source
 
 
 class Events:
@@ -40,6 +41,12 @@ class Events:
 
     def pulse(self) -> None:
         """The loop has come round: after each frame, and a few times a second while none comes. On the thread of ``run``."""
+
+    def joined(self, source: Source) -> None:
+        """A source is about to be read from now on. On the thread of ``run``."""
+
+    def left(self, source: Source) -> None:
+        """A source is read no more, and its last frame is written. On the thread of ``run``."""
 
     def lost(self, error: SinkError | SourceError) -> None:
         """An output or a source has failed while others go on. On any thread."""

@@ -26,12 +26,21 @@ class Steady:
 
     def __init__(self, smooth: str, edges: bool, task: Task, renderer: Renderer, sources: Sequence[Source]) -> None:
         self._renderer = renderer
+        self._smooth, self._task = smooth, task
         self._smoothings: dict[str, Smoothing] = {}
         for source in sources:
-            chosen = smooth if smooth != "auto" else "on" if source.info.live else "off"
-            if chosen != "off":
-                self._smoothings[source.info.name] = Smoothing(task, time_constant_s=TIME_CONSTANTS_S[chosen])
+            self.join(source)
         self._edges = edges and task == "binary"
+
+    def join(self, source: Source) -> None:
+        """Begin a memory of a source, if it needs one."""
+        chosen = self._smooth if self._smooth != "auto" else "on" if source.info.live else "off"
+        if chosen != "off":
+            self._smoothings[source.info.name] = Smoothing(self._task, time_constant_s=TIME_CONSTANTS_S[chosen])
+
+    def leave(self, source: Source) -> None:
+        """Forget it."""
+        self._smoothings.pop(source.info.name, None)
 
     @property
     def changes(self) -> bool:

@@ -57,6 +57,23 @@ class Board:
         """One of each source, in order."""
         return [telemetry.snapshot() for telemetry in self._telemetries.values()]
 
+    def join(self, name: str, telemetry: Telemetry) -> None:
+        """Tell of one more source; on the event loop, as `leave` is."""
+        self.legends.setdefault(name, [])
+        self._become({**self._telemetries, name: telemetry})
+
+    def leave(self, name: str) -> None:
+        """Tell of a source no more."""
+        self._become({other: telemetry for other, telemetry in self._telemetries.items() if other != name})
+        self.legends.pop(name, None)
+
+    def _become(self, telemetries: Mapping[str, Telemetry]) -> None:
+        places = {name: place for place, name in enumerate(self._telemetries)}
+        self.history.become([places.get(name) for name in telemetries])
+        self._telemetries = dict(telemetries)
+        self.changes += 1
+        self.refresh()
+
     def hello(self) -> str:
         """What a viewer gets first, and again after `changes`: all that seldom changes, and the last minutes."""
         return json.dumps(

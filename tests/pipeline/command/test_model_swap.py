@@ -65,8 +65,8 @@ def program(gain=1.0, *, counts=True):
 class Yard(Source):
     """A ramp of red that moves, until it is told to end; a frame each few milliseconds."""
 
-    def __init__(self, size_hw=(16, 64)):
-        self.info = SourceInfo("yard", "a ramp", size_hw=size_hw, live=True)
+    def __init__(self, size_hw=(16, 64), name="yard"):
+        self.info = SourceInfo(name, "a ramp", size_hw=size_hw, live=True)
         self.size_hw, self.over = size_hw, threading.Event()
 
     def __iter__(self):
@@ -263,7 +263,7 @@ def test_without_frames_it_is_taken_uncompared_and_says_so(make, tmp_path, said)
 
 def test_few_frames_are_kept_of_many_sources(make, monkeypatch, clock_of):
     clock = clock_of(model_swap)
-    sources = [Yard() for _ in range(3)]
+    sources = [Yard(name=name) for name in "abc"]
     with ReplaceableEngine(open_for(RunOptions(()), make("first", program()), [])) as engine:
         swap = ModelSwap(engine, sources, lambda: None)
         for index in range(100):
@@ -276,7 +276,7 @@ def test_few_frames_are_kept_of_many_sources(make, monkeypatch, clock_of):
         assert len(kept) == 6
         assert {source for source, _ in kept} == set("abc")
         assert min(index for _, index in kept) >= 85
-        swap.forget("b")
+        swap.leave(sources[1])
         assert {frame.source for frame in swap._frames()} == {"a", "c"}
 
 
