@@ -125,6 +125,7 @@ class ModelSwap(Events):
         Returns:
             Whether there was another one; that it was not taken is logged.
         """
+        self.told = ""
         try:
             with ExitStack() as stack:
                 try:
