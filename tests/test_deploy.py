@@ -445,7 +445,8 @@ def test_all_metrics_are_told_and_no_other():
     telemetry.came_in()
     telemetry.went_out(5.0)
     timer.add("engine", 5.0)
-    text = Metrics(lambda: [telemetry.snapshot()], lambda: 0, timer, {"version": "1"}).text().decode()
+    snapshots, swaps = (lambda: [telemetry.snapshot()]), (lambda: {"taken": 1})
+    text = Metrics(snapshots, lambda: 0, timer, {"version": "1"}, swaps=swaps).text().decode()
     written = set(re.findall(r"^# TYPE (edgemask_\w+)", text, re.MULTILINE))
     told = dict(re.findall(r"^\| `(edgemask_\w+)` \| ([\w, ]*)", read(LIVE), re.MULTILINE))
     assert told.keys() == written
