@@ -16,7 +16,8 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 # A camera that was unplugged is noticed after so many seconds and not after ten.
 os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "2")
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from pipeline.command.command_line import run_command
 from pipeline.command.options import parse_options
@@ -26,17 +27,18 @@ from pipeline.terminal import shown_log
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    return run_command(lambda: _run(parse_options(arguments)))
+    reread = partial(parse_options, arguments)
+    return run_command(lambda: _run(reread(), reread))
 
 
-def _run(options: RunOptions) -> None:
+def _run(options: RunOptions, reread: Callable[[], RunOptions]) -> None:
     from pipeline.command.freed_memory import keep_freed_memory  # only now: --help and a wrong option need none of it
 
     keep_freed_memory()
     from pipeline.command.job import run_job
 
     with shown_log(quiet=options.quiet):
-        run_job(options)
+        run_job(options, reread if options.reloads else None)
 
 
 if __name__ == "__main__":

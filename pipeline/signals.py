@@ -1,4 +1,7 @@
-"""What SIGINT, SIGTERM and SIGHUP do: end a command cleanly, and where it matters only after what must not be cut."""
+"""What SIGINT, SIGTERM and SIGHUP do: end a command cleanly, and where it matters only after what must not be cut.
+
+SIGHUP can also ask for a new look at the configuration.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,17 @@ from types import FrameType
 
 # Long enough for a finalizer to end, too short for anybody to see.
 _AGAIN_S = 0.05
+
+
+class Hangups:
+    """What has come of SIGHUP.
+
+    Attributes:
+        came: there was one that is no end; who answers it sets this back.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
 
 
 class StoppedError(BaseException):
@@ -33,6 +47,8 @@ def uninterrupted() -> Iterator[list[int]]:
     came: list[int] = []
 
     def put_off(number: int, _: FrameType | None) -> None:
+        if _is_no_end(number):
+            return
         if came:
             os._exit(128 + number)
         came.append(number)
@@ -77,6 +93,40 @@ def ends_on_signals() -> Iterator[None]:
         sys.unraisablehook = before
 
 
+@contextmanager
+def reloads_on_hangup() -> Iterator[Hangups]:
+    """Within the body SIGHUP does not end the process, unless its terminal has been closed; for the main thread.
+
+    Under ``nohup`` SIGHUP does nothing, here as elsewhere.
+    """
+    global _hangups, _had_terminal
+    _hangups, _had_terminal = Hangups(), _has_terminal()
+    try:
+        yield _hangups
+    finally:
+        _hangups = None
+
+
+_hangups: Hangups | None = None
+_had_terminal = False
+
+
+def _has_terminal() -> bool:
+    """Whether the process has a terminal that was not closed: the kernel takes a closed one away before it sends SIGHUP."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _is_no_end(number: int) -> bool:
+    if _hangups is None or number != signal.SIGHUP or (_had_terminal and not _has_terminal()):
+        return False
+    _hangups.came = True
+    return True
+
+
 def _signals() -> list[int]:
     """Those that end a command: a closed terminal too, but under ``nohup``."""
     ends = [signal.SIGINT, signal.SIGTERM]
@@ -91,6 +141,13 @@ def _listen() -> None:
 
 
 def _first(number: int, _: FrameType | None) -> None:
+    if _is_no_end(number):
+        return
     for other in _signals():
-        signal.signal(other, lambda again, _: os._exit(128 + again))
+        signal.signal(other, _second)
     raise StoppedError(number)
+
+
+def _second(number: int, _: FrameType | None) -> None:
+    if not _is_no_end(number):
+        os._exit(128 + number)

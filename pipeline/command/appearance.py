@@ -36,6 +36,7 @@ class Appearance:
         views: both, with what is done to masks before.
         governor: of ``--fps``, which the views have too; None: there is none.
         tuning: what of smoothing, edges and rate can be changed while it runs.
+        steady: what steadies masks, likewise.
     """
 
     renderer: Renderer
@@ -43,6 +44,12 @@ class Appearance:
     views: Views
     governor: Governor | None = None
     tuning: Tuning | None = None
+    steady: Steady | None = None
+
+    @property
+    def followers(self) -> list[Governor | Steady | Annotations]:
+        """Those of it that keep something of each source."""
+        return [one for one in (self.governor, self.steady, self.annotations) if one is not None]
 
 
 def read_look(options: LookOptions) -> Look:
@@ -71,11 +78,12 @@ def make_appearance(options: RunOptions, look: Look, engine: Engine, sources: Se
         renderer,
         looks=composed_looks(masks.compose, engine, renderer, steady=steady.changes or governor is not None),
         governor=governor,
-        # On the page it may be turned on later; where it changes nothing, the engine's view stays.
-        refine=steady if steady.changes or options.page is not None else None,
+        # On the page it may be turned on later, and a source that joins may need it; where it changes nothing, the engine's view
+        # stays.
+        refine=steady if steady.changes or options.page is not None or options.reloads else None,
         annotate=annotations,
     )
-    return Appearance(renderer, annotations, views, governor, Tuning(steady, governor))
+    return Appearance(renderer, annotations, views, governor, Tuning(steady, governor), steady)
 
 
 def _governor(options: MaskOptions, task: Task, sources: Sequence[Source]) -> Governor | None:

@@ -8,23 +8,33 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from pipeline.builds.build_half import rebuild_plan
-from pipeline.builds.model_name import open_model
 from pipeline.command.appearance import Appearance, make_appearance, read_look
 from pipeline.command.freed_memory import give_back_freed_memory
 from pipeline.command.memory_limit import MemoryLimit, limit_bytes
+from pipeline.command.model_swap import ModelSwap, open_for, read_model
 from pipeline.command.not_finite import NotFiniteLines
-from pipeline.command.outputs import check_outputs, ended, has_window, open_outputs, open_page, output_specs, watched
+from pipeline.command.outputs import (
+    OutputOpener,
+    about_run,
+    check_outputs,
+    ended,
+    has_window,
+    open_page,
+    output_specs,
+    with_watchers,
+)
 from pipeline.command.progress import Progress
+from pipeline.command.reload import Reload, Reread, check_watched
 from pipeline.command.run_options import RunOptions
 from pipeline.command.service import Health, Service
+from pipeline.command.source_changes import Follower, SourceChanges
 from pipeline.command.summary import Summary, print_written
 from pipeline.command.watchers import open_watchers, with_audits
-from pipeline.engines import open_engine
+from pipeline.engines.replaceable import ReplaceableEngine
 from pipeline.errors import EngineHungError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.events import Events
@@ -32,7 +42,7 @@ from pipeline.flow.run import run
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.machine.memory import grows_at_most
 from pipeline.page.options import Watched
-from pipeline.signals import StoppedError, uninterrupted
+from pipeline.signals import StoppedError, reloads_on_hangup, uninterrupted
 from pipeline.sinks.base import Sink
 from pipeline.sinks.kinds import shown
 from pipeline.sources import open_sources
@@ -41,12 +51,12 @@ from pipeline.terminal import logger_of, write_line
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
+    from pipeline.flow.run import Lineup
+    from pipeline.frames.audited import Audited
     from pipeline.sources.base import Source
 
 log = logger_of(__name__)
 
-# From so many frames on, their rate counts more than how soon the first one is there.
-_LONG_FRAMES = 8
 # After a power cut a camera may need minutes until it knows its users.
 _BEGINS_S = 120.0
 # Files, viewers and connections leave holes in the memory that malloc keeps. In months it would become all holes; this costs a few
@@ -54,55 +64,40 @@ _BEGINS_S = 120.0
 _GIVE_BACK_EVERY_S = 300.0
 
 
-def run_job(options: RunOptions) -> None:
+def run_job(options: RunOptions, reread: Reread | None = None) -> None:
     """Open what the options name, run it, and end it complete.
 
     What it says as it goes on is logged; where the results are is printed.
+
+    Args:
+        options: what is run.
+        reread: gives the options as they are now when SIGHUP asks for another look at them; None: SIGHUP ends the run.
 
     Raises:
         EdgemaskError: something cannot be opened, or was lost on the way.
         StoppedError: a signal ended it; what was recorded is kept.
     """
     check_outputs(options)
-    window = has_window(options.outputs, page=options.page is not None)
-    look = read_look(options.look)
+    check_watched(options)
     lost: list[SinkError | SourceError] = []
     sinks: list[Sink] = []
     with ExitStack() as stack:
-        sources = _open_sources(options, stack)
-        engine = _open_engine(options, [source.info for source in sources], stack)
-        for source in sources:  # what they hold depends on it: pages of a document, or channels of one picture
-            source.pixels = engine.pixels
-        info = _together([source.info for source in sources])
-        appearance = make_appearance(options, look, engine, sources)
-        health, timer = Health([source.telemetry for source in sources], sinks), StageTimer()
-        service = stack.enter_context(Service(health))
-        watchers = open_watchers(options, engine, sources, timer, stack)
-        options = with_audits(options, watchers)
-        summary = Summary(sources, info, timer, appearance.governor)
+        parts = _open_parts(options, reread, sinks, stack)
+        summary, info = parts.summary, _together(parts.sources)
         try:
             with ended(sinks, live=info.live, on_truncated=options.on_truncated):
-                classes = engine.bundle.manifest.classes
-                shared = open_outputs(sinks, options, sources, appearance, classes=classes, window=window)
-                run_now = watched(sources, engine, health, timer, shared, watchers.all)
-                _add_page(sinks, options, run_now, appearance)
-                service.ready(_status(options, info, window=window))
-                most = options.max_frames and options.max_frames * len(sources)
+                _open_sinks(options, parts, sinks)
+                parts.service.ready(parts.status())
+                most = options.max_frames and options.max_frames * len(parts.sources)
                 # A frame that is being written is written to its end.
                 with Progress(info, most, quiet=options.quiet) as progress, uninterrupted() as signals:
+                    parts.follow(progress)
                     run(
-                        sources,
-                        engine,
-                        appearance.views,
+                        list(parts.sources),
+                        parts.engine,
+                        parts.appearance.views,
                         sinks,
-                        events=_Told(
-                            timer,
-                            watchers.all,
-                            (service.pulse, MemoryLimit(sources, limit_bytes(options.memory_bytes))),
-                            progress,
-                            lost,
-                            signals,
-                        ),
+                        events=_Told(parts.timer, parts.watchers, parts.pulses, progress, lost, signals),
                         drop_oldest=options.drop_oldest,
                         max_frames=options.max_frames,
                     )
@@ -124,10 +119,143 @@ def run_job(options: RunOptions) -> None:
         raise lost[0]
 
 
-def _add_page(sinks: list[Sink], options: RunOptions, seen: Watched, appearance: Appearance) -> None:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a run is made of, beside its outputs.
+
+    Attributes:
+        sources: those that there are now.
+        window: views are shown in windows.
+        about: what runs here, as it is now.
+        watchers: are told what happens.
+        audited: the newest audit of a source, which outputs tell.
+        pulses: are called as often as the loop comes round.
+        status: says where frames come from and go to, in one line.
+        swap: brings another model; None: none can come.
+        changes: bring other sources; None: none can come.
+    """
+
+    sources: list[Source]
+    engine: Engine
+    appearance: Appearance
+    window: bool
+    timer: StageTimer
+    health: Health
+    service: Service
+    summary: Summary
+    about: dict[str, str]
+    watchers: list[Events]
+    audited: Callable[[str], Audited | None]
+    pulses: list[Callable[[], None]]
+    status: Callable[[], str]
+    swap: ModelSwap | None = None
+    changes: SourceChanges | None = None
+
+    def follow(self, *followers: Follower) -> None:
+        """Have them told of sources that join and leave, if any can."""
+        if self.changes is not None:
+            self.changes.followers += followers
+
+
+def _open_parts(options: RunOptions, reread: Reread | None, sinks: list[Sink], stack: ExitStack) -> _Parts:
+    """Open sources and engine, and make what draws, watches and tells; all of it ends with the stack."""
+    hangups = None if reread is None else stack.enter_context(reloads_on_hangup())
+    window = has_window(options.outputs, page=options.page is not None)
+    look = read_look(options.look)
+    sources = _open_sources(options, stack)
+    engine = _open_engine(options, [source.info for source in sources], stack, replaceable=reread is not None)
+    for source in sources:  # what they hold depends on it: pages of a document, or channels of one picture
+        source.pixels = engine.pixels
+    appearance = make_appearance(options, look, engine, sources)
+    health, timer = Health([source.telemetry for source in sources], sinks), StageTimer()
+    service = stack.enter_context(Service(health))
+    limit = MemoryLimit(sources, limit_bytes(options.memory_bytes))
+    watching = open_watchers(options, engine, sources, timer, stack)
+    parts = _Parts(
+        sources,
+        engine,
+        appearance,
+        window,
+        timer,
+        health,
+        service,
+        Summary(list(sources), _together(sources), timer, appearance.governor),
+        about_run(engine),
+        list(watching.all),
+        watching.audited,
+        [service.pulse, limit],
+        lambda: _status(options, _together(sources), window=window),
+    )
+    if reread is None or hangups is None or not isinstance(engine, ReplaceableEngine):
+        return parts
+    swap = ModelSwap(engine, sources, partial(_tell_swapped, parts))
+    changes = stack.enter_context(SourceChanges(sources, sinks, options))
+    reload = stack.enter_context(Reload(options, reread, hangups, changes, swap, service, parts.status))
+    parts.watchers.extend((swap, changes))
+    parts.pulses.append(reload.pulse)
+    parts = replace(parts, swap=swap, changes=changes)
+    parts.follow(health, limit, swap, parts.summary, *appearance.followers, _Watching(parts.watchers))
+    return parts
+
+
+def _watched(parts: _Parts, opener: OutputOpener) -> Watched:
+    """The run as the page tells of it."""
+    return Watched(
+        {source.info.name: source.telemetry for source in parts.sources},
+        parts.engine.bundle.manifest.classes,
+        parts.about,
+        parts.health.problem,
+        parts.timer,
+        parts.health.outputs,
+        swaps=dict if parts.swap is None else partial(getattr, parts.swap, "counts"),
+        zones=opener.zones,
+        find=opener.finder,
+        recording=opener.recording,
+    )
+
+
+def _tell_swapped(parts: _Parts) -> None:
+    """Another model runs: on the engine's thread, before its first frame."""
+    engine = parts.engine
+    parts.appearance.annotations.runs(engine.bundle.manifest, engine.description)
+    parts.about.update(about_run(engine))
+    for watcher in parts.watchers:
+        watcher.swapped()
+
+
+class _Watching:
+    """Tells watchers of sources that come and go."""
+
+    def __init__(self, watchers: Sequence[Events]) -> None:
+        self._watchers = watchers
+
+    def join(self, source: Source) -> None:
+        """One is about to be read."""
+        for watcher in self._watchers:
+            watcher.joined(source)
+
+    def leave(self, source: Source) -> None:
+        """One has gone."""
+        for watcher in self._watchers:
+            watcher.left(source)
+
+
+def _open_sinks(options: RunOptions, parts: _Parts, sinks: list[Sink]) -> None:
+    """Open all outputs, and the page."""
+    options = with_audits(options, parts.audited)
+    classes = parts.engine.bundle.manifest.classes
+    opener = OutputOpener(options, parts.sources, parts.appearance, classes=classes, window=parts.window)
+    for source in parts.sources:
+        opener(sinks, source, many=len(parts.sources) > 1)
+    parts.follow(opener.finder)
+    if parts.changes is not None:
+        parts.changes.opener = opener
     if options.page is not None:
+        run_now = with_watchers(_watched(parts, opener), parts.watchers)
         with uninterrupted():  # a page that is open must be in the list
-            sinks.append(open_page(options.page, seen, appearance))
+            page = open_page(options.page, run_now, parts.appearance)
+            sinks.append(page)
+        parts.follow(page)
 
 
 def _leave(sinks: Sequence[Sink], hung: EngineHungError) -> NoReturn:
@@ -156,6 +284,10 @@ class _Told(Events):
         self._watchers = watchers
         self._not_finite = NotFiniteLines()
         self._give_back_due_s = time.monotonic() + _GIVE_BACK_EVERY_S
+
+    def begun(self, lineup: Lineup) -> None:
+        for watcher in self._watchers:
+            watcher.begun(lineup)
 
     def computed(self, frame: Frame) -> None:
         for watcher in self._watchers:
@@ -204,14 +336,9 @@ def _refused_s(options: RunOptions) -> float:
     return 0.0 if sys.stderr.isatty() else _BEGINS_S
 
 
-def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitStack) -> Engine:
-    model = options.model
-    bundle = open_model(model.name, on_gpu=model.may_build_for_gpu, quiet=options.quiet)
-    rebuild = partial(rebuild_plan, quiet=options.quiet) if model.may_build else None
-    servers = model.servers and replace(model.servers, goes_on=any(info.live for info in infos))
-    engine = stack.enter_context(
-        open_engine(bundle, model.backend, overlap=_is_long(options, infos), rebuild=rebuild, servers=servers)
-    )
+def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitStack, *, replaceable: bool) -> Engine:
+    bundle = read_model(options.model, quiet=options.quiet)
+    engine = stack.enter_context(open_for(options, bundle, infos))
     leave_cores_to(engine)
     manifest = bundle.manifest
     height, width = manifest.network_size_hw
@@ -220,19 +347,12 @@ def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitSt
         log.info("program: it does not count scores that are NaN or infinite, as new ones do: compile it again")
     if engine.advice:
         log.info(engine.advice)
-    return engine
+    return stack.enter_context(ReplaceableEngine(engine)) if replaceable else engine
 
 
-def _is_long(options: RunOptions, infos: Sequence[SourceInfo]) -> bool:
-    """Whether more frames a second are worth that each takes longer: not for one picture, nor for a camera or a governor."""
-    if options.masks.fps is not None or any(info.live for info in infos):
-        return False
-    counts = [count for count in (options.max_frames, *(info.frame_count for info in infos)) if count is not None]
-    return not counts or min(counts) >= _LONG_FRAMES
-
-
-def _together(infos: Sequence[SourceInfo]) -> SourceInfo:
-    """One description of all sources, for progress and summary."""
+def _together(sources: Sequence[Source]) -> SourceInfo:
+    """One description of all sources, for progress, summary and status."""
+    infos = [source.info for source in sources]
     if len(infos) == 1:
         return infos[0]
     counts = [info.frame_count for info in infos]

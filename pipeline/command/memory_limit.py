@@ -95,6 +95,14 @@ class MemoryLimit:
         self._due_s = self._trim_due_s = clock()
         self._has_told = False
 
+    def join(self, source: Source) -> None:
+        """Charge one more source, before it is read."""
+        self._accounts.append(_Account(source))
+
+    def leave(self, source: Source) -> None:
+        """Charge it no more."""
+        self._accounts = [account for account in self._accounts if account.source is not source]
+
     def __call__(self) -> None:
         """Look, if it is time; give a source up if it must be."""
         now_s = self._clock()

@@ -131,6 +131,9 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         drift=DriftOptions(values["drift"], values["drift_frames"]),
         on_truncated=values["on_truncated"],
         quiet=values["quiet"],
+        config=values["config"],
+        watch_model=values["watch_model"],
+        named=values,
     )
 
 
@@ -253,6 +256,12 @@ def _add_input(parser: OptionParser) -> None:
         "on the page, in metrics, results and logs, and where an output has {source}",
     )
     add_model(parser)
+    parser.add_argument(
+        "--watch-model",
+        action="store_true",
+        help="when the folder of --model has changed, check the new bundle and let it take over between two frames; SIGHUP asks for "
+        "the same at once",
+    )
     parser.add_argument(
         "--drop",
         default="auto",

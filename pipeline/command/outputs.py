@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.command.appearance import Appearance
 from pipeline.command.run_options import OnTruncated, OutputOptions, RunOptions
-from pipeline.command.service import Health
 from pipeline.errors import EngineHungError, OptionError, SinkError, SourceError, TruncatedError
 from pipeline.flow.events import Events
 from pipeline.frames.frame import SourceInfo
@@ -24,12 +23,11 @@ from pipeline.sinks.naming import file_name_of
 from pipeline.sinks.of_source import OfSource
 from pipeline.sinks.options import RecordingSwitch
 from pipeline.sources.base import Source
-from pipeline.stages.stage_timer import StageTimer
 from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
-    from pipeline.flow.events import Events
+    from pipeline.page.sink import PageSink
     from pipeline.render.overlay import Renderer
     from pipeline.results.finder import Finder
 
@@ -65,21 +63,6 @@ def _zones_of_none(options: RunOptions) -> tuple[Zone, ...]:
     """What is watched where no zone is given."""
     takes_events = any(SINKS[sink_kind(name)].takes_events for name in options.outputs.names)
     return (WHOLE_FRAME,) if takes_events else ()
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What all outputs of a run share, and the page may change.
-
-    Attributes:
-        find: finds regions and events.
-        zones: those that it watches.
-        recording: turns recordings of live sources off and on.
-    """
-
-    find: Finder
-    zones: ZoneBook
-    recording: RecordingSwitch
 
 
 def output_specs(options: RunOptions, info: SourceInfo) -> list[str]:
@@ -124,84 +107,92 @@ def has_window(options: OutputOptions, *, page: bool) -> bool:
     return False
 
 
-def open_outputs(
-    sinks: list[Sink],
-    options: RunOptions,
-    sources: Sequence[Source],
-    appearance: Appearance,
-    *,
-    classes: tuple[str, ...],
-    window: bool,
-) -> Shared:
-    """Open the files and streams that the options ask for, and windows.
+class OutputOpener:
+    """Opens the files and streams that the options ask for, and windows, for the sources of a run.
 
     Args:
-        sinks: gets them, one by one, so that those that are open can be closed when the next cannot be.
         options: which outputs, and how they are written.
-        sources: each has outputs of its own; their names differ.
+        sources: that are there at first.
         appearance: draws the views; it is changed by keys.
         classes: names of the network's classes.
         window: each source gets one too, see `has_window`.
 
-    Returns:
-        What they share.
-
-    Raises:
-        EdgemaskError: an output cannot be opened.
+    Attributes:
+        finder: finds regions and events for all of them.
+        zones: those that it watches; the page may change them.
+        recording: turns recordings of live sources off and on.
     """
-    finder, switch = make_finder(options, sources, appearance.renderer, classes), RecordingSwitch()
-    zones = options.zones
-    book = ZoneBook(zones.zones, zones.path, lambda drawn: finder.watch(drawn or _zones_of_none(options)))
-    sink_options = replace(options.recording, classes=classes, finder=finder, live=options.live, switch=switch)
-    many = len(sources) > 1
 
-    def add(sink: Sink, info: SourceInfo) -> None:
-        sinks.append(OfSource(info.name, sink) if many else sink)
+    def __init__(
+        self,
+        options: RunOptions,
+        sources: Sequence[Source],
+        appearance: Appearance,
+        *,
+        classes: tuple[str, ...],
+        window: bool,
+    ) -> None:
+        self.finder = make_finder(options, sources, appearance.renderer, classes)
+        self._options, self._appearance, self._window = options, appearance, window
+        self.recording = RecordingSwitch()
+        zones = options.zones
+        self.zones = ZoneBook(zones.zones, zones.path, self._watch)
+        self._sink_options = replace(
+            options.recording, classes=classes, finder=self.finder, live=options.live, switch=self.recording
+        )
 
-    with uninterrupted():  # every output that is open must be in the list
-        for source in sources:
-            info = source.info
-            specs = output_specs(options, info)
-            if info.beside and sink_options.sound and not any(sink_kind(spec) == "video" for spec in specs):
-                log.info(f"{info.name}: left out of the outputs, as none is a video: {info.beside}")
+    def __call__(self, sinks: list[Sink], source: Source, *, many: bool) -> None:
+        """Open those of one source.
+
+        Args:
+            sinks: gets them, one by one, so that those that are open can be closed when the next cannot be.
+            source: whose frames alone they take, where the options can bring others or there are many.
+            many: there are other sources, so that outputs are named after them.
+
+        Raises:
+            EdgemaskError: an output cannot be opened.
+        """
+        info, appearance = source.info, self._appearance
+
+        def add(sink: Sink) -> None:
+            sinks.append(OfSource(info.name, sink) if many or self._options.reloads else sink)
+
+        specs = output_specs(self._options, info)
+        if info.beside and self._sink_options.sound and not any(sink_kind(spec) == "video" for spec in specs):
+            log.info(f"{info.name}: left out of the outputs, as none is a video: {info.beside}")
+        with uninterrupted():  # every output that is open must be in the list
             for spec in specs:
-                add(open_sink(path_for_source(spec, info.name, many), info, appearance.renderer, sink_options), info)
-            if window:
+                path = path_for_source(spec, info.name, many)
+                add(open_sink(path, info, appearance.renderer, self._sink_options))
+            if self._window:
                 make = SINKS.load(SINKS["window"], "--show: the window cannot be opened here")
-                own = replace(sink_options, switch=None)  # its key records, whatever the page says
-                looks = appearance.renderer, appearance.annotations
-                add(make(info, *looks, options=own, telemetry=source.telemetry), info)
-    return Shared(finder, book, switch)
+                drawn = appearance.renderer, appearance.annotations
+                own = replace(self._sink_options, switch=None)  # its key records, whatever the page says
+                add(make(info, *drawn, options=own, telemetry=source.telemetry))
+
+    def _watch(self, zones: tuple[Zone, ...]) -> None:
+        self.finder.watch(zones or _zones_of_none(self._options))
 
 
-def watched(
-    sources: Sequence[Source],
-    engine: Engine,
-    health: Health,
-    timer: StageTimer,
-    shared: Shared,
-    watchers: Sequence[Events] = (),
-) -> Watched:
-    """The run as the page tells of it, and those who watch it."""
+def about_run(engine: Engine) -> dict[str, str]:
+    """What runs here, by name."""
     from pipeline.version import version
 
     manifest = engine.bundle.manifest
-    about = {"model": manifest.model, "precision": manifest.precision, "backend": engine.description}
-    run = Watched(
-        {source.info.name: source.telemetry for source in sources},
-        manifest.classes,
-        {"version": version(), **about},
-        health.problem,
-        timer,
-        health.outputs,
-        zones=shared.zones,
-        find=shared.find,
-        recording=shared.recording,
-    )
+    return {
+        "version": version(),
+        "model": manifest.model,
+        "precision": manifest.precision,
+        "backend": engine.description,
+    }
+
+
+def with_watchers(run: Watched, watchers: Sequence[Events]) -> Watched:
+    """The run, with what those who watch it tell on the page and may be asked there."""
     return replace(run, **{name: ask for watcher in watchers for name, ask in watcher.on_page().items()})
 
 
-def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> Sink:
+def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> PageSink:
     """Open the page that ``--serve`` asks for.
 
     Args:
@@ -216,7 +207,7 @@ def open_page(options: PageOptions, run: Watched, appearance: Appearance) -> Sin
     make = SINKS.load(SINKS["page"], "--serve: the page needs packages that are not here")
     options = replace(options, token=options.token or os.environ.get("EDGEMASK_TOKEN") or None)
     run = replace(run, masks=appearance.tuning)
-    page: Sink = make(options, run, appearance.renderer, appearance.annotations)
+    page: PageSink = make(options, run, appearance.renderer, appearance.annotations)
     return page
 
 

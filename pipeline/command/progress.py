@@ -11,6 +11,8 @@ from pipeline.frames.frame import Frame, SourceInfo
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from pipeline.sources.base import Source
+
 LINE_EVERY_S = 5.0
 # A camera runs for months, and a journal keeps every line.
 LIVE_LINE_EVERY_S = 600.0
@@ -59,6 +61,16 @@ class Progress:
             self._line_s = time.monotonic()
             sys.stderr.write(self.line(dropped) + "\n")
             sys.stderr.flush()
+
+    def join(self, source: Source) -> None:
+        """Of how many frames there are in all nothing is known any more."""
+        self._total = None
+        if self._bar is not None:
+            self._bar.total = None
+
+    def leave(self, source: Source) -> None:
+        """Likewise."""
+        self.join(source)
 
     @property
     def rate_hz(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -121,6 +123,9 @@ class RunOptions:
         max_frames: end after so many frames of a source; None: with its last one.
         drift: whether frames are compared with those that the bundle was verified on.
         quiet: say nothing but warnings and errors.
+        config: the YAML file that some of this is from; None: there is none.
+        watch_model: take the model's bundle anew when its folder has changed.
+        named: all of this by the options' names, to tell what has changed.
     """
 
     sources: tuple[str, ...]
@@ -140,3 +145,12 @@ class RunOptions:
     drift: DriftOptions = field(default_factory=DriftOptions)
     on_truncated: OnTruncated = "auto"
     quiet: bool = False
+    config: str | None = None
+    watch_model: bool = False
+    named: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def reloads(self) -> bool:
+        """Whether SIGHUP asks for a new look at these options: where a file holds them, for a service, and for a watched model."""
+        is_service = "NOTIFY_SOCKET" in os.environ or os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+        return self.config is not None or self.watch_model or is_service

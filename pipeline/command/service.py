@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from pipeline.sinks.base import Sink
+from pipeline.sources.base import Source
 from pipeline.stages.telemetry import Snapshot, State, Telemetry
 
 # A frame that was read and is not written for so long hangs in the engine or in an output.
@@ -26,9 +27,18 @@ class Health:
     """
 
     def __init__(self, telemetries: Sequence[Telemetry], sinks: Sequence[Sink] = ()) -> None:
-        self._telemetries, self._sinks = telemetries, sinks
+        self._telemetries, self._sinks = list(telemetries), sinks  # the first is replaced and not changed
         self._start_s = time.monotonic()
         self._seen: dict[str, tuple[int, float]] = {}
+
+    def join(self, source: Source) -> None:
+        """Look after one more source."""
+        self._telemetries = [*self._telemetries, source.telemetry]
+
+    def leave(self, source: Source) -> None:
+        """Look after it no more."""
+        self._telemetries = [one for one in self._telemetries if one is not source.telemetry]
+        self._seen.pop(source.info.name, None)
 
     def problem(self) -> str:
         """What is wrong with the data path; empty if nothing is. Any thread may ask."""
@@ -87,10 +97,14 @@ class Service:
             self._socket.close()
             self._socket = None
 
-    def ready(self, status: str) -> None:
-        """The pipeline runs; ``status`` is one line for ``systemctl status``."""
-        self._status = self._told = " ".join(status.split())
+    def ready(self, status: str, problem: str = "") -> None:
+        """The pipeline runs, or a reload has ended; ``status`` is one line for ``systemctl status``, after what was not taken."""
+        self._status = self._told = " ".join(f"{problem}; {status}".split() if problem else status.split())
         self.tell(f"READY=1\nSTATUS={self._status}")
+
+    def reloading(self) -> None:
+        """The configuration is read anew; ``ready`` says when that is done."""
+        self.tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def pulse(self) -> None:
         """The loop has come round; cheap enough for every frame."""

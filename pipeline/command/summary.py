@@ -38,7 +38,19 @@ class Summary:
     ) -> None:
         self._sources, self._info, self._timer, self._governor = sources, info, timer, governor
         self._start_s = time.monotonic()
+        self._left_frames = self._left_newer = 0  # of sources that have gone
         self._elapsed_s: float | None = None
+
+    def join(self, source: Source) -> None:
+        """One more source."""
+        self._sources = [*self._sources, source]
+
+    def leave(self, source: Source) -> None:
+        """A source has gone; its frames count."""
+        self._sources = [other for other in self._sources if other is not source]
+        snapshot = source.telemetry.snapshot()
+        self._left_frames += snapshot.frames_out
+        self._left_newer += snapshot.dropped.get(NEWER, 0)
 
     def ends(self) -> None:
         """The last frame is written: what ends outputs now is not counted."""
@@ -48,8 +60,8 @@ class Summary:
         """Log all of it."""
         elapsed_s = time.monotonic() - self._start_s if self._elapsed_s is None else self._elapsed_s
         snapshots = [source.telemetry.snapshot() for source in self._sources]
-        frames = sum(snapshot.frames_out for snapshot in snapshots)
-        newer = sum(snapshot.dropped.get(NEWER, 0) for snapshot in snapshots)
+        frames = self._left_frames + sum(snapshot.frames_out for snapshot in snapshots)
+        newer = self._left_newer + sum(snapshot.dropped.get(NEWER, 0) for snapshot in snapshots)
         rate_hz, fps = frames / max(elapsed_s, 1e-9), self._info.fps
         real_time = f", {rate_hz / float(fps):.2f}× real time" if fps and not self._info.live else ""
         dropped = f", {newer} dropped" if newer else ""

@@ -127,9 +127,9 @@ def open_audit(asked: AuditRate, engine: Engine, sources: Sequence[Source], stac
     return gate
 
 
-def with_audits(options: RunOptions, watchers: Watchers) -> RunOptions:
+def with_audits(options: RunOptions, audited: Callable[[str], Audited | None]) -> RunOptions:
     """The options whose outputs tell of audits, where there are some."""
-    return replace(options, recording=replace(options.recording, audited=watchers.audited))
+    return replace(options, recording=replace(options.recording, audited=audited))
 
 
 def _open_flight(

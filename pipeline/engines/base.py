@@ -57,6 +57,7 @@ class Engine(ABC):
         keeps_state: whether the program is recurrent: who submits frames of a source gives the source's ``State`` with them.
         one_at_a_time: whether the program takes one frame at a time.
         counts: whether the program counts scores that are not finite.
+        is_reference: whether it is what others are compared with: ONNX Runtime on a processor, on the program as it lies.
         in_flight: how many submissions may wait before the first must be collected; 1 on a CPU.
         batch: how many frames of one size are worth submitting together; 1 on a CPU, which gains nothing by it.
         description: backend and device for the user, such as "ONNX Runtime 1.32, CPU".
@@ -72,6 +73,7 @@ class Engine(ABC):
     counts = False
     keeps_state = False
     one_at_a_time = False
+    is_reference = False
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -116,6 +118,9 @@ class Engine(ABC):
     def composes(self) -> bool:
         """Whether it gives views beside masks to who asks with a look."""
         return self.takes_looks and self.bundle.manifest.composes
+
+    def renew(self) -> None:  # noqa: B027 - most stay what they are
+        """Called by who submits, before they look at what the next frames are to be: an engine may become another one here alone."""
 
     def new_state(self) -> State:
         """A state to begin a source with."""

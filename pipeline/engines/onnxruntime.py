@@ -41,6 +41,7 @@ class OnnxRuntimeEngine(Engine):
     """
 
     takes_looks = True
+    is_reference = True
 
     def __init__(self, bundle: Bundle, at_once: int = 1, *, program: bytes | None = None, aside: bool = False) -> None:
         super().__init__(bundle)

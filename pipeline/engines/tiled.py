@@ -27,7 +27,7 @@ class TiledEngine(Engine):
         super().__init__(inner.bundle)
         self._inner, self._tiles = inner, tiles
         self._computed: deque[Computed] = deque()
-        self.on_gpu, self.counts = inner.on_gpu, inner.counts
+        self.on_gpu, self.counts, self.is_reference = inner.on_gpu, inner.counts, inner.is_reference
         self.description, self.advice = inner.description, inner.advice
 
     @property

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames.frame import Frame
 from pipeline.stages.stage_timer import StageTimer
+
+if TYPE_CHECKING:
+    from pipeline.flow.run import Lineup
+    from pipeline.sources.base import Source
 
 
 class Events:
@@ -20,6 +24,9 @@ class Events:
     def __init__(self, timer: StageTimer | None = None) -> None:
         self.timer = timer or StageTimer()
 
+    def begun(self, lineup: Lineup) -> None:
+        """The run reads its sources now, and others may join. On the thread of ``run``."""
+
     def written(self, frame: Frame, dropped: int) -> None:
         """A frame is in all outputs; so many were dropped so far. On the thread of ``run``."""
 
@@ -30,12 +37,21 @@ class Events:
         copied, but for ``pixels``, which nobody writes to.
         """
 
+    def swapped(self) -> None:
+        """The engine runs another bundle from the next frame on. On the thread of the engine, which waits until this returns."""
+
     def pulse(self) -> None:
         """The loop has come round: after each frame, and a few times a second while none comes. On the thread of ``run``."""
 
     def on_page(self) -> Mapping[str, Any]:
         """What the page tells of it and may ask of it: fields of ``pipeline.page.options.Watched``."""
         return {}
+
+    def joined(self, source: Source) -> None:
+        """A source is about to be read from now on. On the thread of ``run``."""
+
+    def left(self, source: Source) -> None:
+        """A source is read no more, and its last frame is written. On the thread of ``run``."""
 
     def lost(self, error: SinkError | SourceError) -> None:
         """An output or a source has failed while others go on. On any thread."""

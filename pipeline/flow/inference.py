@@ -65,7 +65,7 @@ def infer(
             yield frame
 
     try:
-        for group in grouped(frames, engine.batch, more):
+        for group in grouped(frames, engine, more):
             start_ns = time.perf_counter_ns()
             pictures = [frame.as_pixels(engine.pixels) for frame in group]
             engine.submit(
@@ -74,7 +74,7 @@ def infer(
                 memories.of(group[0]),  # who keeps state takes one frame at a time
             )
             waiting.append((group, (time.perf_counter_ns() - start_ns) / 1e6))
-            while waiting and (len(waiting) == engine.in_flight or not more()):
+            while waiting and (len(waiting) >= engine.in_flight or not more()):
                 yield from finish()
     except Exception:
         while waiting:  # an error comes after the frames before it
@@ -90,16 +90,21 @@ def unmasked(frame: Frame) -> Frame:
     return frame
 
 
-def grouped(frames: Iterable[Frame], most: int, more: Callable[[], bool]) -> Iterator[list[Frame]]:
-    """Successive frames of one size, up to ``most`` together, as long as the next one is there."""
+def grouped(frames: Iterable[Frame], engine: Engine, more: Callable[[], bool]) -> Iterator[list[Frame]]:
+    """Successive frames of one size, as many together as the engine takes, as long as the next one is there.
+
+    The engine may become another one when the first frame of a group is there, and is the same then until the group is submitted.
+    """
     group: list[Frame] = []
     try:
         for frame in frames:
             if group and frame.size_hw != group[0].size_hw:
                 yield group
                 group = []
+            if not group:
+                engine.renew()
             group.append(frame)
-            if len(group) == most or not more():
+            if len(group) == engine.batch or not more():
                 yield group
                 group = []
     except Exception:

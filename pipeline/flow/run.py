@@ -96,6 +96,7 @@ def run(
         ending.push(_Ending(masked, events))
         ending.callback(reading.stop)  # before the engine's thread, which ends when its frames do
         writing = _Writing(sinks, losses, is_live=any(one.info.live for one in sources))
+        events.begun(Lineup(reading, writing))
         frames = 0
         for frame in writing.until_stopped(masked, events):
             with events.timer("render"):
@@ -106,6 +107,38 @@ def run(
             frames += 1
             events.written(frame, reading.dropped)
     return RunResult(frames, reading.dropped, events.timer.result(), tuple(losses.errors))
+
+
+class Lineup:
+    """The sources and outputs of a run, which may become others while it goes on."""
+
+    def __init__(self, reading: Reading, writing: _Writing) -> None:
+        self._reading, self._writing = reading, writing
+
+    def hold(self, *, on: bool) -> None:
+        """Go on when all sources have ended, for another will join, or no more; from any thread."""
+        self._reading.hold(on=on)
+
+    def join(self, source: Source, sinks: Sequence[Sink]) -> None:
+        """Read one more source, whose name differs, and write its frames to these outputs too; on the run's thread."""
+        self._writing.add(sinks, is_live=source.info.live)
+        self._reading.join(source)
+
+    def leave(self, source: Source) -> None:
+        """Read a source no further: the frames of it that are on their way to the engine or beyond are still written.
+
+        From any thread; may wait for a live source to be closed.
+        """
+        self._reading.leave(source)
+
+    def has_left(self, source: Source) -> bool:
+        """Whether the last of those frames is written; from any thread."""
+        return self._reading.has_left(source)
+
+    def forget(self, source: Source, sinks: Sequence[Sink]) -> None:
+        """Write no more to the outputs of a source that has left; on the run's thread, who ends them."""
+        self._writing.remove(sinks)
+        self._reading.forget(source)
 
 
 class _Ending:
@@ -162,6 +195,16 @@ class _Writing:
         self._lost = lost
         self._is_live = is_live
         self._again_due_s = 0.0
+
+    def add(self, sinks: Sequence[Sink], *, is_live: bool) -> None:
+        """Write to these too; the source whose frames they take may be live."""
+        self._left += sinks
+        self._is_live = self._is_live or is_live
+
+    def remove(self, sinks: Sequence[Sink]) -> None:
+        """Write no more to these."""
+        for there in (self._left, self._aside):
+            there[:] = [sink for sink in there if sink not in sinks]
 
     def until_stopped(self, frames: Prefetch[Frame], events: Events) -> Iterator[Frame]:
         """Frames until there are no more or a sink says that it was stopped; sinks and events are looked after meanwhile."""

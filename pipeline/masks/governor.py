@@ -31,6 +31,7 @@ from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Computed, Engine
+    from pipeline.sources.base import Source
 
 log = logger_of(__name__)
 
@@ -122,7 +123,7 @@ class Governor:
         self.rate_hz = rate_hz
         self.reuse = Reuse()
         self._task = task
-        self._live = live
+        self._live = frozenset(live)  # replaced and not changed
         self._sources: dict[str, _Of] = {}
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._asked: _Asked | None = None
@@ -142,6 +143,16 @@ class Governor:
         if not _LEAST_HZ <= rate_hz <= MOST_HZ:
             raise OptionError(f"--fps: expected a rate from {_LEAST_HZ:g} to {MOST_HZ}, got {rate_hz:g}")
         self._rate_hz = float(rate_hz)
+
+    def join(self, source: Source) -> None:
+        """Take frames of one more source; on any thread."""
+        if source.info.live:
+            self._live |= {source.info.name}
+
+    def leave(self, source: Source) -> None:
+        """Forget a source, none of whose frames is on its way."""
+        self._live -= {source.info.name}
+        self._sources.pop(source.info.name, None)
 
     def masked(
         self,
@@ -166,6 +177,7 @@ class Governor:
         def compute() -> Iterator[Computed | ServerAwayError]:
             while (frame := to_do.get()) is not None:
                 with timer("engine"):
+                    engine.renew()
                     engine.submit(frame.as_pixels(engine.pixels)[None], state=memories.of(frame))
                     try:
                         result: Computed | ServerAwayError = engine.collect_all()
@@ -276,7 +288,7 @@ class Governor:
 
     def _is_next(self, known: _Of, now_s: float) -> bool:
         """Whether no other source that is alive has waited longer for the engine."""
-        alive = [other for other in self._sources.values() if now_s - other.seen_s < _SILENT_S]
+        alive = [other for other in list(self._sources.values()) if now_s - other.seen_s < _SILENT_S]
         return known.asked_s <= min(other.asked_s for other in alive)
 
     def _moved(self, key: _Key, grey: Image) -> Image:

@@ -11,6 +11,7 @@ from pipeline.frames.frame import Frame
 from pipeline.masks.temporal import LONGEST_GAP_S, SceneCuts
 
 if TYPE_CHECKING:
+    from pipeline.bundles.bundle import Bundle
     from pipeline.engines.base import Engine, State
 
 
@@ -18,7 +19,7 @@ class Memories:
     """The states of all sources of an engine: ``engine.submit(…, state=memories.of(frame))``, frame after frame.
 
     A state begins anew at a source's first frame, at a scene cut, at another frame size, and where time goes back or leaps, as it does
-    where a file begins again or a camera was lost.
+    where a file begins again or a camera was lost; and where the engine has become another one.
 
     Args:
         engine: that the states are for; one whose program keeps none costs nothing.
@@ -33,14 +34,15 @@ class Memories:
         if not self._engine.keeps_state:
             return None
         known = self._sources.get(frame.source)
-        if known is None or not known.goes_on(frame):
-            known = self._sources[frame.source] = _Source(frame, self._engine.new_state())
+        bundle = self._engine.bundle
+        if known is None or known.bundle is not bundle or not known.goes_on(frame):
+            known = self._sources[frame.source] = _Source(frame, self._engine.new_state(), bundle)
         return known.state
 
 
 class _Source:
-    def __init__(self, frame: Frame, state: State) -> None:
-        self.state = state
+    def __init__(self, frame: Frame, state: State, bundle: Bundle) -> None:
+        self.state, self.bundle = state, bundle
         self._size_hw, self._pts_s = frame.size_hw, frame.pts_s
         self._is_cut = SceneCuts()
         self._is_cut(_grey(frame))

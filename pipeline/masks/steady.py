@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.bundles.bundle import Task
 from pipeline.errors import OptionError
@@ -33,7 +33,7 @@ class Steady:
     def __init__(self, smooth: str, edges: bool, task: Task, renderer: Renderer, sources: Sequence[Source]) -> None:
         self._renderer = renderer
         self._task = task
-        self._live = {source.info.name: source.info.live for source in sources}
+        self._live = {source.info.name: source.info.live for source in sources}  # replaced and not changed
         self._smoothings: dict[str, Smoothing] = {}
         self.smooth, self.edges = "off", False
         self.change(smooth, edges=edges)
@@ -47,11 +47,11 @@ class Steady:
         if smooth not in SMOOTH:
             raise OptionError(f"smooth: expected {', '.join(SMOOTH)}, got {smooth!r:.60}")
         if smooth != self.smooth:
-            self._smoothings = self._smoothings_of(smooth)
+            self._smoothings = self._smoothings_of(smooth, self._live)
         self.smooth, self.edges = smooth, edges and self.has_edges
 
-    def _smoothings_of(self, smooth: str) -> dict[str, Smoothing]:
-        chosen = {name: smooth if smooth != "auto" else "on" if live else "off" for name, live in self._live.items()}
+    def _smoothings_of(self, smooth: str, live: Mapping[str, bool]) -> dict[str, Smoothing]:
+        chosen = {name: smooth if smooth != "auto" else "on" if is_live else "off" for name, is_live in live.items()}
         return {
             name: Smoothing(self._task, time_constant_s=TIME_CONSTANTS_S[one])
             for name, one in chosen.items()
@@ -62,6 +62,18 @@ class Steady:
     def has_edges(self) -> bool:
         """Whether masks have soft edges, which can be drawn to those of the picture."""
         return self._task == "binary"
+
+    def join(self, source: Source) -> None:
+        """Begin a memory of a source, if it needs one."""
+        info = source.info
+        self._live = {**self._live, info.name: info.live}
+        self._smoothings = {**self._smoothings, **self._smoothings_of(self.smooth, {info.name: info.live})}
+
+    def leave(self, source: Source) -> None:
+        """Forget it."""
+        gone = source.info.name
+        self._live = {name: live for name, live in self._live.items() if name != gone}
+        self._smoothings = {name: smoothing for name, smoothing in self._smoothings.items() if name != gone}
 
     @property
     def changes(self) -> bool:

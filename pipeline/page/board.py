@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.page.history import History
@@ -13,7 +13,7 @@ from pipeline.page.orders import Orders
 from pipeline.render.controls import Controls
 from pipeline.render.hud import LegendEntry
 from pipeline.render.modes import MODES
-from pipeline.stages.telemetry import Snapshot, State
+from pipeline.stages.telemetry import Snapshot, State, Telemetry
 
 _SAMPLE_EVERY_S = 1.0
 
@@ -29,7 +29,8 @@ class Board:
     Attributes:
         text: the newest state as JSON, for all viewers; made by `refresh`.
         viewers: how many there are.
-        run: what it tells of.
+        run: what it tells of, as it began; sources may have joined and left since, and the values of its ``about`` may change.
+        changes: how often what `hello` tells has become another.
         legends: the classes in the newest view of each source; lists are replaced and not changed.
         in_zones: what is in the zones of each source's newest view, by zone and class, likewise.
     """
@@ -45,13 +46,14 @@ class Board:
         self.orders = Orders(run.zones, run.recording)
         self.in_zones: dict[str, dict[str, dict[str, Any]]] = {}
         self.text = ""
-        self.viewers = 0
+        self.viewers = self.changes = 0
         self.legends: dict[str, list[LegendEntry]] = {name: [] for name in run.telemetries}
         self.read_only = read_only
         self.controls = controls
         self.history = History(len(run.telemetries))
         self._telemetries = dict(run.telemetries)
-        self._about = dict(run.about)
+        self._about = run.about
+        self._told_about = dict(run.about)
         self._due_s = 0.0
         self.refresh()
 
@@ -59,8 +61,26 @@ class Board:
         """One of each source, in order."""
         return [telemetry.snapshot() for telemetry in self._telemetries.values()]
 
+    def join(self, name: str, telemetry: Telemetry) -> None:
+        """Tell of one more source; on the event loop, as `leave` is."""
+        self.legends.setdefault(name, [])
+        self._become({**self._telemetries, name: telemetry})
+
+    def leave(self, name: str) -> None:
+        """Tell of a source no more."""
+        self._become({other: telemetry for other, telemetry in self._telemetries.items() if other != name})
+        self.legends.pop(name, None)
+        self.in_zones.pop(name, None)
+
+    def _become(self, telemetries: Mapping[str, Telemetry]) -> None:
+        places = {name: place for place, name in enumerate(self._telemetries)}
+        self.history.become([places.get(name) for name in telemetries])
+        self._telemetries = dict(telemetries)
+        self.changes += 1
+        self.refresh()
+
     def hello(self) -> str:
-        """What a viewer gets first: all that does not change, and the last minutes."""
+        """What a viewer gets first, and again after `changes`: all that seldom changes, and the last minutes."""
         return json.dumps(
             {
                 "type": "hello",
@@ -75,6 +95,9 @@ class Board:
 
     def refresh(self) -> None:
         """Look at everything anew, and take a sample each second."""
+        about = dict(self._about)
+        self.changes += about != self._told_about
+        self._told_about = about
         snapshots = self.snapshots()
         now_s = time.monotonic()
         if now_s >= self._due_s:

@@ -47,6 +47,21 @@ class History:
             )
         self.count += 1
 
+    def become(self, kept: Sequence[int | None]) -> None:
+        """Have other sources from now on; of a new one nothing is known of the past.
+
+        Args:
+            kept: for each the place that it had before; None: it is new.
+        """
+        length = min(self.count, LENGTH)
+        nothing: Sample = (0.0, None, 0.0)
+        self._samples = [
+            deque([nothing] * length, maxlen=LENGTH) if place is None else self._samples[place] for place in kept
+        ]
+        if self._before is not None:
+            taken_s = self._before[0][0] if self._before else 0.0
+            self._before = [(taken_s, 0, 0) if place is None else self._before[place] for place in kept]
+
     def last(self) -> list[Sample | None]:
         """The newest sample of each source; None: there is none yet."""
         return [ring[-1] if ring else None for ring in self._samples]

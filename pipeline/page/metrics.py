@@ -11,7 +11,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from pipeline.page.options import Watched
-from pipeline.stages.stage_timer import StageTimer
 from pipeline.stages.telemetry import CORRUPT, NEWER, STOPPED, Snapshot, State
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,7 +37,7 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Sources(snapshots))
         self._registry.register(_Drift(snapshots, run.drift))
-        self._registry.register(_Program(viewers, run.timer, run.about, run.outputs))
+        self._registry.register(_Program(viewers, run))
         self._registry.register(_Audits(run.audit))
         ProcessCollector(registry=self._registry)
 
@@ -124,17 +123,9 @@ class _Drift(Collector):
 
 
 class _Program(Collector):
-    def __init__(
-        self,
-        viewers: Callable[[], int],
-        timer: StageTimer | None,
-        build: Mapping[str, str],
-        outputs: Callable[[], Sequence[str]],
-    ) -> None:
+    def __init__(self, viewers: Callable[[], int], run: Watched) -> None:
         self._viewers = viewers
-        self._outputs = outputs
-        self._timer = timer
-        self._build = build
+        self._run = run
 
     def describe(self) -> list[Metric]:
         return []
@@ -144,15 +135,22 @@ class _Program(Collector):
         yield GaugeMetricFamily(
             "edgemask_outputs_stopped",
             "Outputs that take no frames now, such as a full disk.",
-            value=len(self._outputs()),
+            value=len(self._run.outputs()),
         )
-        info = GaugeMetricFamily("edgemask_build_info", "What runs here.", labels=list(self._build))
-        info.add_metric(list(self._build.values()), 1)
+        info = GaugeMetricFamily("edgemask_build_info", "What runs here.", labels=list(self._run.about))
+        info.add_metric(list(self._run.about.values()), 1)
         yield info
-        if self._timer is None:
+        swaps = CounterMetricFamily(
+            "edgemask_model_swaps", "Models that were to take over, by what came of it.", labels=["result"]
+        )
+        for result, count in self._run.swaps().items():
+            swaps.add_metric([result], count)
+        yield swaps
+        timer = self._run.timer
+        if timer is None:
             return
         stages = Metric("edgemask_stage_seconds", "Time per frame of each stage.", "summary")
-        for stage in self._timer.result():
+        for stage in timer.result():
             labels = {"stage": stage.name}
             stages.add_sample(stages.name, {**labels, "quantile": "0.5"}, stage.p50_ms / 1e3)
             stages.add_sample(stages.name, {**labels, "quantile": "0.95"}, stage.p95_ms / 1e3)

@@ -82,7 +82,7 @@ class Watched:
     Attributes:
         telemetries: of each source, by the name that its frames carry (``Frame.source``).
         classes: names of the network's classes, as in the manifest; for the legend.
-        about: what runs here, such as {"version": "0.1.0", "model": "u2netp"}; on the page and in the metrics.
+        about: what runs here, such as {"version": "0.1.0", "model": "u2netp"}; on the page and in the metrics. Its values may change.
         healthy: for ``/healthz``: says what is wrong with the data path, or nothing; called on the page's thread.
         outputs: which outputs take no frames now, and why; called on the page's thread.
         drift: of a source, "distance", "limit" and "unlike"; None where it is not watched. Called on any thread.
@@ -95,6 +95,7 @@ class Watched:
         zones: those that viewers can draw; None: none.
         find: says what is in the zones, beside the outputs that want to know it too; None: nobody is told.
         recording: by which viewers turn recordings off and on; None: they cannot.
+        swaps: how often another model was to take over, by what came of it.
     """
 
     telemetries: Mapping[str, Telemetry]
@@ -111,3 +112,4 @@ class Watched:
     zones: ZoneBook | None = None
     find: Finder | None = None
     recording: RecordingSwitch | None = None
+    swaps: Callable[[], Mapping[str, int]] = dict

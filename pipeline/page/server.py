@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from pipeline.page.metrics import CONTENT_TYPE, Metrics
 from pipeline.page.newcomers import Newcomers
 from pipeline.page.options import PageOptions
 from pipeline.page.viewer import Viewer, change, take_flight
+from pipeline.stages.telemetry import Telemetry
 
 _STATIC = Path(__file__).with_name("static")
 _FILES = {
@@ -56,7 +57,7 @@ class PageServer:
 
     Args:
         listening: the socket; closed at the end.
-        channels: of each source, by name.
+        channels: of each source, by name; changed here alone.
         board: what viewers are told; refreshed here.
         access: who is let in.
         metrics: for ``/metrics``.
@@ -67,7 +68,7 @@ class PageServer:
     def __init__(
         self,
         listening: socket.socket,
-        channels: Mapping[str, Channel],
+        channels: dict[str, Channel],
         board: Board,
         access: Access,
         metrics: Metrics,
@@ -142,6 +143,19 @@ class PageServer:
                     transport.abort()
             await asyncio.sleep(0)  # they end in the loop's next round
 
+    def join(self, channel: Channel, telemetry: Telemetry) -> None:
+        """Serve one more source; on the event loop, as `leave` is."""
+        self._channels[channel.name] = channel
+        self._board.join(channel.name, telemetry)
+        self._refresh_now()
+
+    def leave(self, channel: Channel) -> None:
+        """Serve a source no more."""
+        del self._channels[channel.name]
+        self._board.leave(channel.name)
+        channel.attach(None)
+        self._refresh_now()
+
     async def _refresh(self) -> None:
         while True:
             self._refresh_now()
@@ -183,7 +197,7 @@ class PageServer:
         _keep_buffer_small(request)
         viewer = Viewer(
             response,
-            list(self._channels.values()),
+            lambda: list(self._channels.values()),
             self._board,
             send_s=self._limits.send_s,
             changed=self._refresh_now,

@@ -6,6 +6,8 @@ import asyncio
 import concurrent.futures
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pipeline.errors import SinkError
@@ -24,6 +26,7 @@ from pipeline.render.overlay import Renderer
 from pipeline.sinks.base import Sink
 from pipeline.sinks.json_lines import zone_entry
 from pipeline.sinks.kinds import SinkKind
+from pipeline.sources.base import Source
 from pipeline.terminal import logger_of
 
 log = logger_of(__name__)
@@ -80,7 +83,7 @@ class PageSink(Sink):
         self._board = Board(watched, controls, read_only=options.read_only)
         metrics = Metrics(self._board.snapshots, lambda: self._board.viewers, watched)
         self._server = PageServer(
-            listening, self._channels, self._board, access, metrics, options, healthy=watched.healthy
+            listening, dict(self._channels), self._board, access, metrics, options, healthy=watched.healthy
         )
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -116,6 +119,26 @@ class PageSink(Sink):
             return {}
         return {name: zone_entry(classes) for name, classes in self._find(frame).zones.items()}
 
+    def join(self, source: Source) -> None:
+        """Show one more source; its first frame comes after this."""
+        name = source.info.name
+        channel = self._channels[name] = Channel(name, self._encoder)
+        channel.attach(self._loop)
+        self._legend_due_s[name] = 0.0
+        self._on_page(lambda: self._server.join(channel, source.telemetry))
+
+    def leave(self, source: Source) -> None:
+        """Show a source no more; its last frame has come."""
+        name = source.info.name
+        self._legend_due_s.pop(name)
+        channel = self._channels.pop(name)
+        self._on_page(lambda: self._server.leave(channel))
+
+    def _on_page(self, call: Callable[[], None]) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the server has ended, which ``write`` tells
+                self._loop.call_soon_threadsafe(call)
+
     def close(self) -> None:
         """Tell the viewers and end the server, within a second whatever they do."""
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
@@ -131,7 +154,7 @@ class PageSink(Sink):
             try:
                 await self._server.serve(self._stop)
             finally:
-                for channel in self._channels.values():
+                for channel in list(self._channels.values()):
                     channel.attach(None)
 
         try:

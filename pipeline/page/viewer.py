@@ -43,7 +43,7 @@ class Viewer:
 
     Args:
         socket: where to send.
-        channels: of all sources.
+        channels: gives those of all sources, in the order of the board's.
         board: what to tell.
         send_s: a message that is not taken within this time ends the viewer.
         changed: called after a setting was changed.
@@ -52,23 +52,29 @@ class Viewer:
     def __init__(
         self,
         socket: Socket,
-        channels: Sequence[Channel],
+        channels: Callable[[], Sequence[Channel]],
         board: Board,
         *,
         send_s: float,
         changed: Callable[[], None],
     ) -> None:
         self._socket = socket
-        self._channels = channels
+        self._channels_now = channels
         self._board = board
         self._send_s = send_s
         self._changed = changed
-        self._watched: set[int] = set()
-        self._under_way = [0] * len(channels)
-        self._open = [asyncio.Event() for _ in channels]  # it is watched and has room
         self._news = asyncio.Event()
         self._answers: list[str] = []
+        self._told_changes = -1
+        self._begin()
+
+    def _begin(self) -> None:
+        """With the sources that there are now, none of which is watched."""
+        self._channels = self._channels_now()
         self._zones = ""  # as they were told last
+        self._watched: set[int] = set()
+        self._under_way = [0] * len(self._channels)
+        self._open = [asyncio.Event() for _ in self._channels]  # it is watched and has room
         self._line = asyncio.Lock()
 
     async def send_all(self) -> None:
@@ -78,17 +84,21 @@ class Viewer:
             TimeoutError: a message was not taken in time.
             ConnectionError: the viewer has gone.
         """
-        await self._send(self._socket.send_str(self._board.hello()))
-        self.tell()
-        tasks = [asyncio.create_task(self._send_pictures(source)) for source in range(len(self._channels))]
-        tasks.append(asyncio.create_task(self._send_states()))
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._watch(set())
+        while True:
+            self._begin()
+            await self._say_hello()
+            self.tell()
+            tasks = [asyncio.create_task(self._send_pictures(source)) for source in range(len(self._channels))]
+            tasks.append(asyncio.create_task(self._send_states()))
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # raises what ended it; else the sources are others now
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                self._watch(set())
 
     def tell(self) -> None:
         """Have the board's text sent, unless an older one still waits: then that is replaced."""
@@ -154,11 +164,20 @@ class Viewer:
                 await self._send(self._socket.send_bytes(header + picture.jpeg))
                 number = picture.number
 
+    async def _say_hello(self) -> None:
+        self._told_changes = self._board.changes
+        await self._send(self._socket.send_str(self._board.hello()))
+
     async def _send_states(self) -> None:
+        """Send states until the sources are others."""
         while True:
             await self._news.wait()
             self._news.clear()
             async with self._line:
+                if self._channels != self._channels_now():
+                    return
+                if self._told_changes != self._board.changes:
+                    await self._say_hello()
                 answers, self._answers = self._answers, []
                 zones = self._board.orders.zones()
                 if zones != self._zones:

@@ -9,6 +9,7 @@ from pipeline.bundles.bundle import Manifest
 from pipeline.frames.frame import Frame
 from pipeline.render.hud import area_percent, draw_hud, draw_legend, legend_entries
 from pipeline.render.overlay import Renderer
+from pipeline.sources.base import Source
 from pipeline.stages.stage_timer import StageTimer
 
 _RATE_OVER_FRAMES = 30
@@ -31,6 +32,17 @@ class Annotations:
         self._written_s: dict[str, deque[float]] = {}
         self._timer = StageTimer()
         self._age_ms = 0.0
+
+    def runs(self, manifest: Manifest, backend: str) -> None:
+        """Draw another model's name from now on; its classes are the same."""
+        self._manifest, self._backend = manifest, backend
+
+    def join(self, source: Source) -> None:
+        """Its rate is counted with its first frame."""
+
+    def leave(self, source: Source) -> None:
+        """Forget its rate."""
+        self._written_s.pop(source.info.name, None)
 
     def __call__(self, frame: Frame, timer: StageTimer) -> None:
         """Draw onto ``frame.view``, in place, and count the frame."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engines.base import Engine
+from pipeline.engines.replaceable import ReplaceableEngine
 from pipeline.errors import OptionError
 from pipeline.render.look import Look, soft_edge
 from pipeline.render.modes import MODES
@@ -34,7 +35,7 @@ def composed_looks(
 
     Args:
         choice: "host", "device", or "auto": device where the engine's program composes and runs on a GPU.
-        engine: frames to masks, and perhaps views.
+        engine: frames to masks, and perhaps views; one that can become another draws as that one can.
         renderer: its look at the time of asking counts; it draws what the engine does not.
         steady: masks are changed after the engine, so that a view drawn from what it gave would be wrong.
 
@@ -50,14 +51,16 @@ def composed_looks(
             f"--compose device: expected a bundle whose program composes, got {bundle.folder}: "
             "compile one, of a network of one class, with python -m compile --compose device"
         )
-    if choice == "host" or steady or not engine.composes or (choice == "auto" and not engine.on_gpu):
-        return None
+
+    def draws() -> bool:
+        return engine.composes and (choice == "device" or engine.on_gpu)
 
     def values() -> NDArray[np.float32] | None:
         look = renderer.look
-        return look_values(look) if MODES[look.mode].on_device else None
+        return look_values(look) if MODES[look.mode].on_device and draws() else None
 
-    return values
+    can_become_another = isinstance(engine, ReplaceableEngine)
+    return values if choice != "host" and not steady and (draws() or can_become_another) else None
 
 
 def _line(edge: NDArray[np.float64]) -> tuple[float, float]:

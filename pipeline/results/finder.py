@@ -12,6 +12,7 @@ from pipeline.results.tracker import Tracker
 from pipeline.results.zone_options import Zone, ZoneOptions
 from pipeline.results.zones import Zones, event_ids
 from pipeline.shapes.found import Found
+from pipeline.sources.base import Source
 
 
 class Finder:
@@ -37,8 +38,23 @@ class Finder:
         self._classes = classes
         self._options = zones
         self._numbers = event_ids()
-        self._trackers = {info.name: Tracker() for info in infos if info.live or info.fps is not None}
+        self._trackers: dict[str, Tracker] = {}
         self._zones: dict[str, Zones] = {}
+        for info in infos:
+            self._follow(info)
+
+    def _follow(self, info: SourceInfo) -> None:
+        if info.live or info.fps is not None:
+            self._trackers[info.name] = Tracker()
+
+    def join(self, source: Source) -> None:
+        """Follow what is in the frames of one more source."""
+        self._follow(source.info)
+
+    def leave(self, source: Source) -> None:
+        """Forget what was in its frames."""
+        self._trackers.pop(source.info.name, None)
+        self._zones.pop(source.info.name, None)
 
     @property
     def is_binary(self) -> bool:

@@ -12,10 +12,13 @@ class OfSource(Sink):
     Args:
         name: the source's.
         sink: its output, which this one ends.
+
+    Attributes:
+        source: the source's name.
     """
 
     def __init__(self, name: str, sink: Sink) -> None:
-        self._name, self._sink = name, sink
+        self.source, self._sink = name, sink
 
     @property
     def written(self) -> str:  # type: ignore[override]
@@ -29,7 +32,7 @@ class OfSource(Sink):
 
     def write(self, frame: Frame) -> None:
         """Pass a frame of the source on."""
-        if frame.source == self._name:
+        if frame.source == self.source:
             self._sink.write(frame)
 
     def idle(self) -> None:

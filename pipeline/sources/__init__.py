@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -39,25 +39,29 @@ def open_source(spec: str, live: LiveOptions | None = None) -> Source:
     return source
 
 
-def open_sources(specs: Sequence[str], live: LiveOptions | None = None) -> list[Source]:
+def open_sources(specs: Sequence[str], live: LiveOptions | None = None, beside: Collection[str] = ()) -> list[Source]:
     """Open several sources, with names that differ: those that do not get a number.
+
+    Args:
+        specs: as ``open_source`` takes them.
+        live: likewise.
+        beside: names of others that are open.
 
     Raises:
         SourceError: as ``open_source``; those before it are closed.
     """
     sources: list[Source] = []
-    taken: set[str] = set()
+    taken = {_as_file(name) for name in beside}
     try:
         for spec in specs:
             source = open_source(spec, live)
             sources.append(source)
             name = source.info.name
             number = 1
-            # Compared as files are named after them.
-            while re.sub(r"[^\w.-]+", "_", name).casefold() in taken:
+            while _as_file(name) in taken:
                 number += 1
                 name = f"{source.info.name}-{number}"
-            taken.add(re.sub(r"[^\w.-]+", "_", name).casefold())
+            taken.add(_as_file(name))
             if name != source.info.name:
                 source.info = replace(source.info, name=name)
     except BaseException:
@@ -65,6 +69,11 @@ def open_sources(specs: Sequence[str], live: LiveOptions | None = None) -> list[
             source.close()
         raise
     return sources
+
+
+def _as_file(name: str) -> str:
+    """A name as it is compared: files are named after it."""
+    return re.sub(r"[^\w.-]+", "_", name).casefold()
 
 
 def source_kind(spec: str) -> str:

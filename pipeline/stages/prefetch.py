@@ -28,6 +28,10 @@ class Prefetch(Generic[T]):
         name: the thread's name.
         join_s: seconds that ``close`` waits for the thread. None: until it has ended. That is for items that are computed, because
             native code that still runs when the process ends aborts the process.
+
+    Attributes:
+        dropped: items that a newer one replaced.
+        given: items that the consumer has got.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class Prefetch(Generic[T]):
         name: str = "prefetch",
         join_s: float | None = 1.0,
     ) -> None:
-        self.dropped = 0
+        self.dropped = self.given = 0
         self.changed = changed or threading.Condition()
         self._tell_dropped = dropped
         self._items = items
@@ -75,6 +79,7 @@ class Prefetch(Generic[T]):
             if not self.changed.wait_for(lambda: self._ready or self._ended or self._stop, timeout_s):
                 raise queue.Empty
             if self._ready:
+                self.given += 1
                 item = self._ready.popleft()
                 self.changed.notify_all()
                 return item

@@ -13,6 +13,7 @@ from pipeline.command.watchers import open_audit
 from pipeline.engines import open_engine
 from pipeline.errors import OptionError
 from pipeline.flow.events import Events
+from pipeline.page.options import Watched
 from tests.conftest import red_program, write_bundle
 from tests.pipeline.audit.conftest import picture, spoiled, steep_program, two_programs, wait_for
 
@@ -143,12 +144,10 @@ def test_an_old_bundle_without_is_told_of(tmp_path, said):
 
 
 def test_the_state_of_the_page(tmp_path, hurried, idle):
-    from pipeline.command.outputs import watched
-    from pipeline.command.service import Health
-    from pipeline.stages.stage_timer import StageTimer
+    from pipeline.command.outputs import with_watchers
 
     bundle = two_programs(tmp_path / "b", red_program(), red_program())
     with open_engine(bundle) as engine, ExitStack() as stack:
         gate = open_audit(Rate(frames=1), engine, [source(live=False)], stack)
-        assert watched([], engine, Health([]), StageTimer(), [Events(), gate]).audit() == gate.state()
-        assert watched([], engine, Health([]), StageTimer(), [Events()]).audit() is None
+        assert with_watchers(Watched({}), [Events(), gate]).audit() == gate.state()
+        assert with_watchers(Watched({}), [Events()]).audit() is None

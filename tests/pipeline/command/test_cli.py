@@ -260,7 +260,7 @@ def test_without_an_output_nothing_is_opened(refused, monkeypatch, source, argum
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pipeline.command.job.open_sources", lambda *_: pytest.fail("a source was opened"))
-    monkeypatch.setattr("pipeline.command.job.open_model", lambda *_, **__: pytest.fail("a model was opened"))
+    monkeypatch.setattr("pipeline.command.job.read_model", lambda *_, **__: pytest.fail("a model was opened"))
     assert "--output null" in refused("--source", source, *arguments)
 
 

@@ -90,7 +90,7 @@ def test_a_run_gives_back_every_few_minutes(monkeypatch):
     now_s, given_back = [1000.0], []
     monkeypatch.setattr(job, "give_back_freed_memory", lambda: given_back.append(now_s[0]))
     monkeypatch.setattr(job, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
-    told = job._Told(StageTimer(), (), lambda frame, dropped: None, [], [])
+    told = job._Told(StageTimer(), (), (), lambda frame, dropped: None, [], [])
     for _ in range(1000):
         now_s[0] += 1.0
         told.pulse()

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.command.appearance import Appearance
 from pipeline.command.options import parse_options
-from pipeline.command.outputs import has_window, open_outputs, open_page, output_specs
+from pipeline.command.outputs import OutputOpener, has_window, open_page, output_specs
 from pipeline.errors import BackendUnavailableError, OptionError, SinkError
 from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame
@@ -30,7 +30,10 @@ def opened(red_bundle, renderer, tmp_path, monkeypatch, said):
         everything.append(sinks)
         annotations = Annotations(red_bundle.manifest, "none", renderer, hud=False, legend=False)
         appearance = Appearance(renderer, annotations, Views(renderer))
-        open_outputs(sinks, options, opened_sources, appearance, classes=red_bundle.manifest.classes, window=False)
+        classes = red_bundle.manifest.classes
+        opener = OutputOpener(options, opened_sources, appearance, classes=classes, window=False)
+        for source in opened_sources:
+            opener(sinks, source, many=len(opened_sources) > 1)
         if options.page is not None:
             run = Watched({source.info.name: source.telemetry for source in opened_sources})
             sinks.append(open_page(options.page, run, appearance))

@@ -225,7 +225,7 @@ import sys, time
 from pipeline.command import job
 from pipeline import __main__ as command
 from pipeline.flow import run
-opened = job.open_engine
+opened = job.open_for
 def hanging(*arguments, **options):
     engine = opened(*arguments, **options)
     collect = engine.collect_all
@@ -237,7 +237,7 @@ def hanging(*arguments, **options):
         return collect()
     engine.collect_all = slow
     return engine
-job.open_engine = hanging
+job.open_for = hanging
 run.HUNG_S = 0.5
 sys.exit(command.main(sys.argv[1:]))
 """

@@ -45,6 +45,9 @@ class Sleeper:
     def __init__(self):
         self.took_ns = []
 
+    def renew(self):
+        pass
+
     def submit(self, frames_nhwc, look=None, state=None):
         self.begun_ns = time.monotonic_ns()
         self.masks_nhw = frames_nhwc[..., 2].copy()

@@ -62,6 +62,9 @@ class Red:
     def __init__(self, batch=1, before=lambda: None):
         self.batch, self.before, self.shapes, self._masks = batch, before, [], None
 
+    def renew(self):
+        pass
+
     def submit(self, frames_nhwc, look=None, state=None):
         self.before()
         self.shapes.append(frames_nhwc.shape)
@@ -149,9 +152,9 @@ def test_frames_of_one_size_go_into_the_engine_together():
 
 def test_sizes_are_not_mixed_and_nothing_waits_for_a_full_batch():
     frames = [Frame(np.zeros((2, width, 3), np.uint8), 0, 0.0, "", "") for width in (3, 3, 4, 4, 4, 3)]
-    assert [len(group) for group in grouped(frames, 2, lambda: True)] == [2, 2, 1, 1]
-    assert [len(group) for group in grouped(frames, 8, lambda: True)] == [2, 3, 1]
-    assert [len(group) for group in grouped(frames, 8, lambda: False)] == [1] * 6
+    assert [len(group) for group in grouped(frames, Red(batch=2), lambda: True)] == [2, 2, 1, 1]
+    assert [len(group) for group in grouped(frames, Red(batch=8), lambda: True)] == [2, 3, 1]
+    assert [len(group) for group in grouped(frames, Red(batch=8), lambda: False)] == [1] * 6
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -47,6 +47,9 @@ class Engine:
     def __init__(self, hold=False):
         self.hold, self.go, self.calls, self.threads = hold, threading.Semaphore(0), 0, set()
 
+    def renew(self):
+        pass
+
     def __call__(self, frames_nhwc):
         self.calls += 1
         self.threads.add(threading.current_thread().name)
