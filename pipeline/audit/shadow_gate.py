@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.audit.process import AuditProcess
 from pipeline.audit.rate import Rate
@@ -21,6 +21,9 @@ from pipeline.frames.audited import Audited
 from pipeline.frames.frame import Frame, Image
 from pipeline.machine.idle_time import IdleTime
 from pipeline.terminal import logger_of
+
+if TYPE_CHECKING:
+    from pipeline.sources.base import Source
 
 log = logger_of(__name__)
 
@@ -112,7 +115,7 @@ class ShadowGate(Events):
         self._given.put((replace(frame, mask=frame.mask.copy(), view=None, found=None), frame.captured_utc))
         due.taken()
 
-    def renew(self, bundle: Bundle) -> None:
+    def swapped(self, bundle: Bundle) -> None:
         """Another bundle runs from the next frame on: it begins with no audits. On the thread of ``computed``; returns at once."""
         if problem := nothing_to_compare(bundle):
             log.info(f"no audit: expected {problem}")
@@ -138,6 +141,11 @@ class ShadowGate(Events):
         self._had_s += passed_s * min(1.0, 1.0 if idle_cores is None else idle_cores)
         if self._hangs():
             self._process.kill()
+
+    def left(self, source: Source) -> None:
+        """Forget a source that has gone."""
+        self._due.pop(source.info.name, None)
+        self._newest.pop(source.info.name, None)
 
     def newest(self, source: str) -> Audited | None:
         """The last audit of a source; None where there is none yet."""

@@ -220,7 +220,7 @@ def _tell_swapped(parts: _Parts) -> None:
     parts.appearance.annotations.runs(engine.bundle.manifest, engine.description)
     parts.about.update(about_run(engine))
     for watcher in parts.watchers:
-        watcher.swapped()
+        watcher.swapped(engine.bundle)
 
 
 class _Watching:

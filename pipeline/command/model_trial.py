@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from pipeline.bundles.bundle import REFERENCE_NAME, Bundle, Manifest
-from pipeline.engines import open_engine
+from pipeline.bundles.bundle import Bundle, Manifest
 from pipeline.engines.base import Engine
+from pipeline.engines.reference import is_reference, open_reference
 from pipeline.errors import BundleError
 from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.frames.pixels import bands_of
@@ -91,7 +89,7 @@ def judge(engine: Engine, frames: Sequence[Frame], infos: Sequence[SourceInfo]) 
     else:
         least_mean, least_worst = (float(gate.get(*entry)) for entry in (("mean", _MEAN), ("worst", _WORST)))
         what = "its own FP32 program"
-        wanted = _behind(partial(_masks_of, _in_fp32(engine.bundle), frames))
+        wanted = _behind(partial(_in_fp32, engine.bundle, frames))
     agreed = [agreement(mask, other, manifest.task) for mask, other in zip(masks, wanted, strict=True)]
     mean, worst = float(np.mean(agreed)), min(agreed)
     if mean < least_mean or worst < least_worst:
@@ -119,34 +117,16 @@ def _not_comparable(engine: Engine) -> str:
     bundle = engine.bundle
     if bundle.reference_path is None:
         return "the bundle has no FP32 program"
-    if bundle.reference_path == bundle.program_path and engine.is_reference:
+    if is_reference(engine):
         return "the FP32 program is what runs"
     if find_spec("onnxruntime") is None:
         return "there is no ONNX Runtime here for the FP32 program"
     return ""
 
 
-class _InFp32(Bundle):
-    """A bundle whose program is the one in FP32."""
-
-    __slots__ = ()
-
-    @property
-    def program_path(self) -> Path:
-        """Where that one lies."""
-        return self.folder / REFERENCE_NAME
-
-
-def _in_fp32(bundle: Bundle) -> Bundle:
-    """The bundle that computes what another one should."""
-    if bundle.reference_path == bundle.program_path:
-        return bundle
-    return _InFp32(bundle.folder, replace(bundle.manifest, composes=False))  # a program of its own draws no views
-
-
-def _masks_of(bundle: Bundle, frames: Sequence[Frame]) -> list[Image]:
-    """The masks of a bundle's program on ONNX Runtime."""
-    with open_engine(bundle, "onnxruntime") as engine:
+def _in_fp32(bundle: Bundle, frames: Sequence[Frame]) -> list[Image]:
+    """The masks of a bundle's program in FP32."""
+    with open_reference(bundle) as engine:
         return [_mask(engine, frame) for frame in frames]
 
 

@@ -95,13 +95,13 @@ def _open_drift(options: RunOptions, engine: Engine, sources: Sequence[Source], 
     from pipeline.drift.summary import Summary
     from pipeline.drift.watch import InputDrift
 
-    path = bundle.folder / DRIFT_NAME
-    summary = Summary.from_json(path.read_text(encoding="utf-8"), str(path))
+    summary = Summary.in_bundle(bundle)
+    assert summary is not None  # it was looked for
     farthest = None
     if options.drift.folder is not None:
         farthest = FarthestFrames(options.drift.folder)
         stack.callback(farthest.close)
-    return InputDrift(summary, infos, farthest)
+    return InputDrift(summary, infos, farthest, files=options.drift.when == "on")
 
 
 def open_audit(asked: AuditRate, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> ShadowGate | None:

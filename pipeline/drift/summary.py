@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bundles.bundle import DRIFT_NAME, Bundle
 from pipeline.drift.figures import FIGURES, SPREADS, WORDS
 from pipeline.errors import BundleError
 
@@ -88,6 +89,22 @@ class Summary:
         figures = {name: [round(float(value), 5) for value in row] for name, *row in rows}
         entries = {"format": FORMAT, "frames": self.frames, "origin": self.origin, "limit": round(self.limit, 4)}
         return json.dumps(entries | {"figures": figures}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def in_bundle(cls, bundle: Bundle) -> Summary | None:
+        """That of a bundle; None if it has none.
+
+        Raises:
+            BundleError: it is of another form, or cannot be read.
+        """
+        if DRIFT_NAME not in bundle.manifest.files:
+            return None
+        path = bundle.folder / DRIFT_NAME
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error.strerror}): compile the bundle again") from error
+        return cls.from_json(text, str(path))
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Summary:

@@ -60,4 +60,4 @@ def open_reference(bundle: Bundle, *, aside: bool = False) -> Engine:
 def is_reference(engine: Engine) -> bool:
     """Whether an engine runs the bundle's program in FP32 on ONNX Runtime itself: to compare it with that tells little."""
     bundle = engine.bundle
-    return bundle.reference_path == bundle.program_path and engine.description.startswith("ONNX Runtime ")
+    return bundle.reference_path == bundle.program_path and engine.is_reference

@@ -10,6 +10,7 @@ from pipeline.frames.frame import Frame
 from pipeline.stages.stage_timer import StageTimer
 
 if TYPE_CHECKING:
+    from pipeline.bundles.bundle import Bundle
     from pipeline.flow.run import Lineup
     from pipeline.sources.base import Source
 
@@ -37,8 +38,8 @@ class Events:
         copied, but for ``pixels``, which nobody writes to.
         """
 
-    def swapped(self) -> None:
-        """The engine runs another bundle from the next frame on. On the thread of the engine, which waits until this returns."""
+    def swapped(self, bundle: Bundle) -> None:
+        """The engine runs this other bundle from the next frame on. On the thread of the engine, which waits until this returns."""
 
     def pulse(self) -> None:
         """The loop has come round: after each frame, and a few times a second while none comes. On the thread of ``run``."""

@@ -407,7 +407,7 @@ def test_another_bundle_begins_anew(tmp_path, open_gate, audit, said):
         audit(gate, frame)
     assert gate.state()["below"]
     first = gate._process.pid
-    gate.renew(good)
+    gate.swapped(good)
     assert gate.newest("door") is None
     assert (gate.state()["below"], gate.state()["total"]) == (False, 0)
     assert audit(gate, red_frame(1)).iou == 1  # by its own program in FP32
@@ -421,10 +421,10 @@ def test_another_bundle_while_an_audit_is_made(tmp_path, red_twice, open_gate, a
     gate = open_gate(steep)
     stop(gate)
     gate.computed(next(masks_of(steep, 1)))
-    gate.renew(red_twice)
+    gate.swapped(red_twice)
     assert audit(gate, red_frame(1)).iou == 1
-    gate.renew(steep)
-    gate.renew(red_twice)
+    gate.swapped(steep)
+    gate.swapped(red_twice)
     assert audit(gate, red_frame(2)).iou == 1
     assert gate.state()["total"] == 1
     assert of_audits(said) == []
@@ -434,11 +434,11 @@ def test_another_bundle_without_a_program_in_fp32(tmp_path, red_twice, open_gate
     gate = open_gate(red_twice)
     audit(gate, red_frame(0))
     without = write_bundle(tmp_path / "without", precision="int8")
-    gate.renew(without)
+    gate.swapped(without)
     gate.computed(red_frame(1))
     assert gate.skipped[FAILED] == 1
     assert said == [
         f"no audit: expected its program in FP32 in {without.folder}, got none: compile the bundle again without --no-reference"
     ]
-    gate.renew(red_twice)
+    gate.swapped(red_twice)
     assert audit(gate, red_frame(2)).iou == 1

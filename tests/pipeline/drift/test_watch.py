@@ -1,11 +1,13 @@
 """Night frames after a day set are told, another day's frames are not; and what is kept of them."""
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.drift import watch
 from pipeline.drift.farthest import MOST, FarthestFrames
 from pipeline.drift.figures import figures_of
@@ -13,6 +15,7 @@ from pipeline.drift.summary import Summary
 from pipeline.drift.watch import InputDrift
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Frame, SourceInfo
+from tests.conftest import red_program, write_bundle
 
 PICTURES = SourceInfo("yard", "pictures")
 
@@ -60,7 +63,7 @@ def show(drift, images, source="yard", start=0, step_s=1.0):
 
 
 def test_another_day_is_silent(days, summary, caplog):
-    drift = InputDrift(summary, [PICTURES])
+    drift = InputDrift(summary, [PICTURES], files=True)
     with caplog.at_level("INFO", "edgemask"):
         show(drift, days["day"])
     assert caplog.messages == []
@@ -72,7 +75,7 @@ def test_another_day_is_silent(days, summary, caplog):
 
 
 def test_dark_pictures_are_told(days, summary, caplog):
-    drift = InputDrift(summary, [PICTURES])
+    drift = InputDrift(summary, [PICTURES], files=True)
     show(drift, days["day"][:20])
     show(drift, days["dark"] * 4, start=20)
     (line,) = caplog.messages
@@ -82,7 +85,7 @@ def test_dark_pictures_are_told(days, summary, caplog):
 
 @pytest.mark.parametrize(("change", "least"), [(night, 0.95), (fog, 0.9), (covered, 0.95), (defocused, 0.6)])
 def test_what_happens_to_cameras_is_told(days, summary, caplog, change, least):
-    drift = InputDrift(summary, [PICTURES])
+    drift = InputDrift(summary, [PICTURES], files=True)
     show(drift, map(change, days["day"]))
     assert len(caplog.messages) == 1
     shares = [summary.distance(figures_of(change(image))).value > summary.limit for image in days["day"]]
@@ -90,7 +93,7 @@ def test_what_happens_to_cameras_is_told(days, summary, caplog, change, least):
 
 
 def test_it_is_told_once_and_once_that_it_is_over(days, summary, caplog):
-    drift = InputDrift(summary, [PICTURES])
+    drift = InputDrift(summary, [PICTURES], files=True)
     day, dark = days["day"][:20], [night(image) for image in days["day"][:20]]
     with caplog.at_level("INFO", "edgemask"):
         show(drift, [*day, *dark, *dark, *day, *day])
@@ -101,7 +104,7 @@ def test_it_is_told_once_and_once_that_it_is_over(days, summary, caplog):
 
 
 def test_a_few_dark_frames_are_no_night(days, summary, caplog):
-    drift = InputDrift(summary, [PICTURES])
+    drift = InputDrift(summary, [PICTURES], files=True)
     day = days["day"]
     show(drift, [*day[:15], *map(night, day[:4]), *day[15:30], *map(night, day[:4]), *day[:10]])
     assert caplog.messages == []
@@ -114,7 +117,7 @@ def test_a_video_is_looked_at_once_a_second_and_a_camera_by_the_clock(days, summ
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
     video = SourceInfo("video", "x", fps=Fraction(25))
     camera = SourceInfo("camera", "x", fps=Fraction(25), live=True)
-    drift = InputDrift(summary, [video, camera])
+    drift = InputDrift(summary, [video, camera], files=True)
     show(drift, days["day"][:1] * 76, "video", step_s=0.04)
     assert len(looked) == 4
     show(drift, days["day"][:1] * 76, "video", step_s=0.04)  # its time begins again
@@ -130,7 +133,7 @@ def test_a_video_is_looked_at_once_a_second_and_a_camera_by_the_clock(days, summ
 
 def test_the_farthest_frames_are_kept(days, summary, tmp_path):
     farthest = FarthestFrames(str(tmp_path / "far"))
-    drift = InputDrift(summary, [PICTURES], farthest)
+    drift = InputDrift(summary, [PICTURES], farthest, files=True)
     show(drift, days["day"][:3])
     assert list((tmp_path / "far").iterdir()) == []
     frame = night(days["day"][0])
@@ -213,3 +216,23 @@ def test_a_full_disk_ends_nothing(tmp_path, monkeypatch, caplog):
     farthest.close()
     (line,) = caplog.messages
     assert "a frame cannot be kept (No space left on device); the rest goes on" in line
+
+
+def test_another_bundle_brings_its_own_frames_and_sources_join_and_leave(summary, tmp_path, caplog):
+    drift = InputDrift(summary, [])
+    camera = SimpleNamespace(info=SourceInfo("door", "a camera", live=True))
+    drift.joined(SimpleNamespace(info=SourceInfo("clip", "a file", fps=Fraction(25))))
+    drift.joined(camera)
+    shown = np.full((60, 80, 3), 128, np.uint8)
+    drift.written(Frame(shown, 0, 0.0, "door", "0"), 0)
+    drift.written(Frame(shown, 0, 0.0, "clip", "0"), 0)
+    assert drift.facts("door") is not None
+    assert drift.facts("clip") is None  # no file is watched by itself
+    bundle = write_bundle(tmp_path / "other", red_program())
+    drift.swapped(Bundle.read(bundle))
+    assert drift.facts("door") is None
+    drift.written(Frame(shown, 1, 2.0, "door", "1"), 0)
+    assert drift.facts("door") is None
+    assert "got one without drift.json" in caplog.text
+    drift.left(camera)
+    assert drift.facts("door") is None
