@@ -83,9 +83,8 @@ def run_job(options: RunOptions) -> None:
                 open_outputs(sinks, options, sources, appearance, classes=engine.bundle.manifest.classes, window=window)
                 if options.page is not None:
                     with uninterrupted():  # a page that is open must be in the list
-                        sinks.append(
-                            open_page(options.page, watched(sources, engine, health, timer, watchers), appearance)
-                        )
+                        run_now = watched(sources, engine, health, timer, watchers)
+                        sinks.append(open_page(options.page, run_now, appearance))
                 service.ready(_status(options, info, window=window))
                 most = options.max_frames and options.max_frames * len(sources)
                 # A frame that is being written is written to its end.

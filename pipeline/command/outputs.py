@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from pipeline.command.appearance import Appearance
 from pipeline.command.run_options import OnTruncated, OutputOptions, RunOptions
 from pipeline.command.service import Health
-from pipeline.drift.watch import InputDrift
+from pipeline.command.watchers import drift_of
 from pipeline.errors import EngineHungError, OptionError, SinkError, SourceError, TruncatedError
 from pipeline.flow.events import Events
 from pipeline.frames.frame import SourceInfo
-from pipeline.page.options import PageOptions, Watched
+from pipeline.page.options import PageOptions, Watched, not_watched
 from pipeline.results.zone_options import WHOLE_FRAME
 from pipeline.signals import StoppedError, uninterrupted
 from pipeline.sinks import SINKS, open_sink, path_for_source, sink_kind
@@ -155,7 +155,7 @@ def watched(
     """The run as the page tells of it."""
     from pipeline.version import version
 
-    drift = next((watcher for watcher in watchers if isinstance(watcher, InputDrift)), None)
+    drift = drift_of(watchers)
     manifest = engine.bundle.manifest
     about = {"model": manifest.model, "precision": manifest.precision, "backend": engine.description}
     return Watched(
@@ -165,7 +165,7 @@ def watched(
         health.problem,
         timer,
         health.outputs,
-        **({} if drift is None else {"drift": drift.facts}),
+        drift=not_watched if drift is None else drift.facts,
     )
 
 

@@ -30,13 +30,26 @@ def open_watchers(options: RunOptions, engine: Engine, sources: Sequence[Source]
         EdgemaskError: something cannot be watched as it is asked for.
     """
     watchers: list[Events] = []
-    if (drift := _open_drift(options, engine, sources, stack)) is not None:
+    drift = open_drift(options, engine, sources, stack)
+    if drift is not None:
         watchers.append(drift)
     return watchers
 
 
-def _open_drift(options: RunOptions, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> InputDrift | None:
-    """Watch the sources that ``--drift`` asks for; None where there are none, or the bundle does not know its frames."""
+def drift_of(watchers: Sequence[Events]) -> InputDrift | None:
+    """The watch on the input among those who watch; None: there is none."""
+    from pipeline.drift.watch import InputDrift
+
+    return next((watcher for watcher in watchers if isinstance(watcher, InputDrift)), None)
+
+
+def open_drift(options: RunOptions, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> InputDrift | None:
+    """Watch the sources that ``--drift`` asks for; None where there are none, or the bundle does not know its frames.
+
+    Raises:
+        OptionError: it is asked for, and the bundle does not know; or its folder cannot be used.
+        BundleError: what the bundle knows is of another form.
+    """
     infos = [source.info for source in sources if source.info.live or options.drift.when == "on"]
     bundle = engine.bundle
     if options.drift.folder is not None and not infos:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.page.history import History
+from pipeline.page.options import not_watched
 from pipeline.render.controls import Controls
 from pipeline.render.hud import LegendEntry
 from pipeline.render.modes import MODES
@@ -39,7 +40,7 @@ class Board:
         about: Mapping[str, str],
         read_only: bool,
         outputs: Callable[[], list[str]] = list,
-        drift: Callable[[str], Mapping[str, float] | None] = lambda _: None,
+        drift: Callable[[str], Mapping[str, float] | None] = not_watched,
     ) -> None:
         self.outputs = outputs
         self.drift = drift

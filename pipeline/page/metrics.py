@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pipeline.page.options import not_watched
 from pipeline.stages.stage_timer import StageTimer
 from pipeline.stages.telemetry import CORRUPT, NEWER, STOPPED, Snapshot, State
 
@@ -36,7 +37,7 @@ class Metrics:
         timer: StageTimer | None,
         build: Mapping[str, str],
         outputs: Callable[[], Sequence[str]] = list,
-        drift: Callable[[str], Mapping[str, float] | None] = lambda _: None,
+        drift: Callable[[str], Mapping[str, float] | None] = not_watched,
     ) -> None:
         # A registry of its own: other parts of the process may use the global one.
         self._registry = CollectorRegistry(auto_describe=False)

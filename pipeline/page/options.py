@@ -59,8 +59,8 @@ def _well() -> str:
     return ""
 
 
-def _unknown(source: str) -> None:
-    return None
+def not_watched(source: str) -> None:
+    """What is told of a source that nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +83,4 @@ class Watched:
     healthy: Callable[[], str] = _well
     timer: StageTimer | None = None
     outputs: Callable[[], list[str]] = list
-    drift: Callable[[str], Mapping[str, float] | None] = _unknown
+    drift: Callable[[str], Mapping[str, float] | None] = not_watched
