@@ -27,7 +27,7 @@ from compile.networks.ends import (
 from compile.networks.exported_program import check_sizes, layered_module
 from compile.networks.layered import LayeredNetwork
 from compile.networks.onnx_file import read_onnx
-from compile.networks.onnx_graph import graph_of, takes_batch
+from compile.networks.onnx_graph import graph_of, is_same, takes_batch
 from compile.networks.onnx_runtime import LimitedSession
 from compile.program.foreign import fitted_contract, photographs
 from compile.program.layered_program import LayeredProgram, Layers
@@ -169,6 +169,18 @@ class ExportedLayers(LayeredProgram):
         layers = _layers(module, activation, output, giga_macs, takes_batch=many)
         super().__init__("foreign", architecture, fitted, layers)
         self._range = ScoreRange(fitted, output.class_count, output.form)
+        self._check_cut(what, pictures, alone)
+
+    def _check_cut(self, what: str, pictures: Sequence[NDArray[np.float32]], alone: Sequence[torch.Tensor]) -> None:
+        """Refuse layers that, with the activation that was cut off behind them, no longer give what the network gave."""
+        network: Any = self._layers.module
+        for x, whole in zip(pictures, alone, strict=True):
+            with torch.inference_mode():
+                again = self._program.after.activated(network.logits(torch.from_numpy(x)))
+            if not is_same(np.nan_to_num(again.numpy()), np.nan_to_num(whole.numpy())):
+                raise CompileError(
+                    f"{what}: expected scores with its last activation as the network gives them, got others"
+                )
 
     def reference(self, frames_nhwc: NDArray[np.uint8]) -> Expected:
         """Run the frame program around the network in PyTorch."""

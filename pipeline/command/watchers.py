@@ -65,7 +65,7 @@ def open_watchers(
     Raises:
         EdgemaskError: something cannot be watched as it is asked for.
     """
-    drift = _open_drift(options, engine, sources, stack)
+    drift = open_drift(options, engine, sources, stack)
     gate = open_audit(options.audit, engine, sources, stack)
     recorder = _open_flight(options, engine, sources, timer, stack)
     if gate is not None and recorder is not None:
@@ -74,7 +74,7 @@ def open_watchers(
     return Watchers(watchers, no_audit if gate is None else gate.newest)
 
 
-def _open_drift(options: RunOptions, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> InputDrift | None:
+def open_drift(options: RunOptions, engine: Engine, sources: Sequence[Source], stack: ExitStack) -> InputDrift | None:
     """Watch the sources that ``--drift`` asks for; None where there are none, or the bundle does not know its frames."""
     infos = [source.info for source in sources if source.info.live or options.drift.when == "on"]
     bundle = engine.bundle
