@@ -34,7 +34,8 @@ class IdleTime:
             process: its time counts as idle: of one that takes only what nobody else wants.
 
         Returns:
-            0 where a cgroup has held this process up meanwhile, which had used up its share of what may well be idle cores. None at the first question, after a change of process, and where this system does not tell.
+            0 where a cgroup has held this process up meanwhile: it had used up its share of what may well be idle cores. None at the
+            first question, after a change of process, and where this system does not tell.
         """
         idle_s = _idle_s(read_text(self._root / "proc/stat") or "", self._cores)
         if idle_s is None:
