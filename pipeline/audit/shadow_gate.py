@@ -80,7 +80,7 @@ class ShadowGate(Events):
         super().__init__()
         self.on_below: Callable[[str], object] | None = None
         self.skipped: Counter[str] = Counter({BUSY: 0, LOAD: 0, FAILED: 0})
-        self._verdict = Verdict(Gate.of(bundle.manifest.verification))
+        self._verdict = Verdict(Gate.of(bundle.manifest))
         self._rate = rate
         self._due: dict[str, _Due] = {}
         for name in sources:
@@ -119,7 +119,7 @@ class ShadowGate(Events):
         """Another bundle runs from the next frame on: it begins with no audits. On the thread of ``computed``; returns at once."""
         if problem := nothing_to_compare(bundle):
             log.info(f"no audit: expected {problem}")
-        self._verdict = Verdict(Gate.of(bundle.manifest.verification))
+        self._verdict = Verdict(Gate.of(bundle.manifest))
         self._newest = {}
         self._is_renewed = True  # what is still said of the one before does not count
         self.is_busy, self._has_failed = False, bool(problem)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.bundles.bundle import Manifest
 from pipeline.frames.audited import Audited
 from pipeline.redaction import redact
 
@@ -41,7 +42,7 @@ class Gate:
     Attributes:
         mean: the lower end of the mean IoU's 95 % interval must.
         worst: a single frame must.
-        proven: IoU of the frames with a clear subject that the bundle was verified on; empty where it does not say.
+        proven: IoU of the frames with a clear subject that it was verified on; empty where the bundle does not say.
     """
 
     mean: float = _MEAN
@@ -49,21 +50,23 @@ class Gate:
     proven: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, verification: Mapping[str, Any]) -> Gate:
-        """Of a manifest's ``verification``: its "gate", or the default of ``compile``, but no more than the bundle reached itself."""
+    def of(cls, manifest: Manifest) -> Gate:
+        """Of a bundle: the "gate" of its verification, or the default of ``compile``, but no more than the bundle reached itself.
+
+        What was proven is what its plan reached on its GPU, where that was checked; of several plans, the one that reached least.
+        """
+        verification = manifest.verification
         given = verification.get("gate")
         asked = given if isinstance(given, dict) else {}
         mean = asked["mean"] if _is_share(asked.get("mean")) else min([_MEAN, *_shares([verification.get("iou_low")])])
         default = min([_WORST, mean, *_shares([verification.get("iou_worst")])])
         worst = asked["worst"] if _is_share(asked.get("worst")) else default
-        frames = verification.get("per_frame")
-        rows = [row for row in frames if isinstance(row, dict)] if isinstance(frames, list | tuple) else []
-        proven = _shares([row.get("iou") for row in rows if row.get("left_out") is None])
-        return cls(mean, worst, tuple(proven))
+        of_plans = [found for entry in manifest.engines if (found := _proven(entry.verification))]
+        return cls(mean, worst, min(of_plans, key=np.mean) if of_plans else _proven(verification))
 
     def reach(self, count: int) -> float:
         """What the mean of so many audits reaches 999 times of 1000, if they are like the proven frames: below it is no chance."""
-        if len(self.proven) >= _FEWEST_PROVEN:
+        if self.proven:
             return _least_means(self.proven)[min(count, WINDOW) - 1]
         return self.worst if count < _ENOUGH else self.mean
 
@@ -187,6 +190,14 @@ class Verdict:
             "empties": sum(audited.empty for _, audited in last),
             "values": [round(value, 6) for value in values],
         }
+
+
+def _proven(verification: Mapping[str, Any]) -> tuple[float, ...]:
+    """The IoU of each frame with a clear subject; none where too few frames, or all to the last pixel, agree: it was FP32 itself."""
+    frames = verification.get("per_frame")
+    rows = [row for row in frames if isinstance(row, dict)] if isinstance(frames, list | tuple) else []
+    found = _shares([row.get("iou") for row in rows if row.get("left_out") is None])
+    return tuple(found) if len(found) >= _FEWEST_PROVEN and min(found) < 1 else ()
 
 
 def _is_share(value: object) -> bool:

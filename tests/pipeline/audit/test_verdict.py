@@ -1,10 +1,17 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pipeline.audit.verdict import FEWEST, WINDOW, Gate, Verdict, lower_end
+from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.frames.audited import Audited
+
+
+def gate_of(verification, *plans):
+    entries = tuple(PlanEntry(verification=plan) for plan in plans)
+    return Gate.of(SimpleNamespace(verification=verification, engines=entries))
 
 
 def audited(iou, index=0, *, judged=True, mae=0.0, empty=False, source="door"):
@@ -55,12 +62,12 @@ PROVEN = {
     ],
 )
 def test_what_a_bundle_has_to_reach(verification, mean, worst):
-    gate = Gate.of(verification)
+    gate = gate_of(verification)
     assert (gate.mean, gate.worst) == (mean, worst)
 
 
 def test_audits_are_held_against_the_frames_that_were_proven():
-    gate = Gate.of(PROVEN)
+    gate = gate_of(PROVEN)
     assert len(gate.proven) == 30  # without the one that was left out
     limits = [gate.reach(count) for count in (3, 10, WINDOW, 10 * WINDOW)]
     assert limits == sorted(limits)
@@ -71,11 +78,24 @@ def test_audits_are_held_against_the_frames_that_were_proven():
 
 
 def test_where_no_frames_were_proven_few_audits_must_be_far_below():
-    assert [Gate.of({}).reach(count) for count in (3, 19, 20, 100)] == [0.9, 0.9, 0.99, 0.99]
+    assert [gate_of({}).reach(count) for count in (3, 19, 20, 100)] == [0.9, 0.9, 0.99, 0.99]
+
+
+def test_where_a_plan_was_checked_its_own_frames_count():
+    worse = {"per_frame": [{"iou": 0.98 + 0.0001 * index} for index in range(10)]}
+    assert gate_of(PROVEN, {}).proven == gate_of(PROVEN).proven
+    assert gate_of(PROVEN, worse).proven == gate_of(PROVEN, PROVEN, worse).proven == gate_of(worse).proven
+    assert gate_of(PROVEN, worse).mean == 0.99
+
+
+def test_a_program_that_was_compared_with_itself_has_proven_nothing():
+    exact = {"per_frame": [{"iou": 1.0, "left_out": None}] * 32, "gate": {"mean": 0.99, "worst": 0.9}}
+    assert gate_of(exact).proven == ()
+    assert gate_of(exact).reach(3) == 0.9
 
 
 def test_a_spoiled_program_is_told_at_the_third_audit_and_once():
-    verdict = Verdict(Gate.of(PROVEN))
+    verdict = Verdict(gate_of(PROVEN))
     [(number, line)] = told(verdict, [0.97, 0.95, 0.96] + [0.95] * 200)
     assert number == FEWEST
     assert verdict.below
@@ -88,14 +108,14 @@ def test_a_spoiled_program_is_told_at_the_third_audit_and_once():
 
 def test_a_good_one_is_silent_over_a_thousand():
     for seed in range(20):
-        verdict = Verdict(Gate.of(PROVEN))
-        assert told(verdict, np.random.default_rng(seed).choice(Gate.of(PROVEN).proven, 1000)) == []
+        verdict = Verdict(gate_of(PROVEN))
+        assert told(verdict, np.random.default_rng(seed).choice(gate_of(PROVEN).proven, 1000)) == []
     assert not verdict.below
     assert verdict.state()["count"] == WINDOW
 
 
 def test_one_that_goes_bad_later_is_told_too_and_when_it_is_good_again():
-    verdict = Verdict(Gate.of(PROVEN))
+    verdict = Verdict(gate_of(PROVEN))
     lines = told(verdict, [0.997, 0.998] * 50 + [0.6] * 5 + [0.997, 0.998] * 100)
     assert [line.partition(": ")[2][:31] for _, line in lines] == [
         "the masks do not agree with the",
@@ -108,18 +128,18 @@ def test_one_that_goes_bad_later_is_told_too_and_when_it_is_good_again():
 
 def test_around_the_gate_it_is_not_told_again_and_again():
     values = [0.9995, 0.9785] * 600  # their mean is just below 0.99
-    assert len(told(Verdict(Gate.of({})), values)) == 1
+    assert len(told(Verdict(gate_of({})), values)) == 1
 
 
 def test_frames_without_a_clear_subject_do_not_count():
-    verdict = Verdict(Gate.of(PROVEN))
+    verdict = Verdict(gate_of(PROVEN))
     assert [verdict.add(audited(0.0, judged=False)) for _ in range(50)] == [""] * 50
     state = verdict.state()
     assert (state["total"], state["unclear"], state["count"], state["mean"], state["worst"]) == (50, 50, 0, None, None)
 
 
 def test_the_state():
-    verdict = Verdict(Gate.of({}))
+    verdict = Verdict(gate_of({}))
     verdict.add(audited(0.9, mae=0.1, source="yard"))
     verdict.add(audited(0.0, mae=0.3, empty=True))
     verdict.add(audited(0.6))

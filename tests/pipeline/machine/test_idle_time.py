@@ -51,6 +51,25 @@ def test_the_time_of_who_takes_only_what_is_left_is_idle(machine):
     assert of_machine.idle_cores(None) is None  # another process, another beginning
 
 
+def test_a_cgroup_whose_share_is_used_up_has_no_idle_time(machine):
+    root = machine(100, (10, 20))
+    (root / "proc/self").mkdir()
+    (root / "proc/self/cgroup").write_text("0::/system.slice/edgemask.service\n")
+    folder = root / "sys/fs/cgroup/system.slice/edgemask.service"
+    folder.mkdir(parents=True)
+    (folder.parent / "cpu.stat").write_text("usage_usec 9\nnr_throttled 0\nthrottled_usec 0\n")
+    (folder / "cpu.stat").write_text("usage_usec 9\nnr_throttled 3\nthrottled_usec 4000\n")
+    of_machine = IdleTime({0, 1}, root)
+    of_machine.idle_cores()
+    machine(101, (11, 21))
+    assert of_machine.idle_cores() == pytest.approx(2)
+    (folder / "cpu.stat").write_text("usage_usec 9\nnr_throttled 4\nthrottled_usec 4100\n")
+    machine(102, (12, 22))
+    assert of_machine.idle_cores() == 0
+    machine(103, (13, 23))
+    assert of_machine.idle_cores() == pytest.approx(2)
+
+
 def test_a_system_that_does_not_tell(tmp_path):
     assert IdleTime({0}, tmp_path).idle_cores() is None
 
