@@ -33,7 +33,19 @@ _MOST_FACTS_BYTES = 64 << 20
 _MOST_ARRAY_BYTES = 1 << 30
 # Of an entry: its headers at both places, with its name and fields for large files; and of a zip file's end.
 _ENTRY_BYTES, _END_BYTES = 400, 200
-_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, TypeError, EOFError, RecursionError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    EOFError,
+    NotImplementedError,  # a compression that Python lacks
+    RuntimeError,  # an entry with a password
+    RecursionError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
 
 
 Encode = Callable[[NDArray[Any], str], bytes]
@@ -126,8 +138,7 @@ class Recording:
             if self._read("mimetype", 2 * len(MEDIA_TYPE)) != MEDIA_TYPE:
                 raise ValueError("another kind of zip file")
             self.facts: dict[str, Any] = json.loads(self._read(_FACTS_NAME, _MOST_FACTS_BYTES))
-            if self.facts["schema"] != SCHEMA:
-                raise ValueError(f"schema {self.facts['schema']!r:.20}, and this version reads {SCHEMA}")
+            _check(self.facts)
             self._entries = [_Entry.of(entry) for entry in self.facts["frames"]]
         except _DAMAGED as error:
             self.close()
@@ -220,6 +231,17 @@ def _entry(number: int, frame: Frame, beside: Mapping[str, Any]) -> dict[str, An
         "not_finite": frame.not_finite,
         **beside,
     }
+
+
+def _check(facts: Mapping[str, Any]) -> None:
+    """Refuse facts that lack what a reader asks for."""
+    if facts["schema"] != SCHEMA:
+        raise ValueError(f"schema {facts['schema']!r:.20}, and this version reads {SCHEMA}")
+    texts = [facts["note"], facts["engine"]["description"]]
+    texts += [event[name] for event in facts["events"] for name in ("time", "kind", "source", "text")]
+    texts += [program for bundle in facts["bundles"].values() for program in bundle["manifest"]["files"].values()]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(facts["engine"]["in_flight"], int):
+        raise TypeError("a field of a wrong type")
 
 
 def _json(facts: Mapping[str, Any]) -> bytes:

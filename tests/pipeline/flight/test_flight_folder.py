@@ -12,9 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pipeline.errors import SinkError
 from pipeline.flight.folder import FlightFolder, is_recording
 from pipeline.flight.recording import Recording, write_recording
-from tests.fakes.computed_frames import computed, noise
+from tests.fakes.computed_frames import FACTS, computed, noise
 
-FACTS = {"schema": 1, "events": []}
 MOST = 60_000
 
 
