@@ -8,6 +8,7 @@ masks/000000.png             as the engine gave them
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -85,16 +86,16 @@ def write_recording(
         encode: makes the content of an entry out of an array and the entry's name, as ``encoded`` does, which it may call elsewhere.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or not even the JSON has room.
     """
     encode = encode or encoded
     entries = [_entry(number, frame, beside) for number, (frame, beside) in enumerate(frames)]
     reserve = len(_json({**facts, "frames": entries})) + len(MEDIA_TYPE) + 2 * _ENTRY_BYTES + _END_BYTES
     kept: list[dict[str, Any]] = []
+    if not room(reserve):
+        raise OSError(errno.ENOSPC, "no room for it within --flight-size")
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(zipfile.ZipInfo("mimetype"), MEDIA_TYPE)
-        if not room(reserve):
-            frames.clear()
         while frames:
             frame, _ = frames.pop()
             entry = entries.pop()
