@@ -49,6 +49,7 @@ LONGEST = (
     "test_killed",
     "test_oddities",
     "test_nothing_is_lost",
+    "test_replay",
     "test_beside",
 )
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bundles.bundle import MANIFEST_NAME, Bundle, file_sha256
-from pipeline.errors import SinkError
 from pipeline.flight.folder import FlightFolder
 from pipeline.flight.recording import SCHEMA, Written, encoded, write_recording
 from pipeline.flight.redacted import redacted
@@ -287,11 +286,12 @@ class FlightRecorder(Events):
         while (pending := self._jobs.get()) is not None:
             try:
                 self._write(pending)
-            except (OSError, SinkError) as error:
-                reason = getattr(error, "strerror", None) or error
+            except OSError as error:
                 log.warning(
-                    f"flight: {self._folder.folder}: {pending.kind} was not recorded ({reason}): make room there"
+                    f"flight: {self._folder.folder}: {pending.kind} was not recorded ({error.strerror}): make room there"
                 )
+            except Exception:  # nobody waits for this thread, and a run goes on without it
+                log.exception(f"flight: {pending.kind} was not recorded")
             pending.kept.clear()
             self._is_writing = False
             yield

@@ -8,6 +8,7 @@ masks/000000.png             as the engine gave them
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -33,7 +34,19 @@ _MOST_FACTS_BYTES = 64 << 20
 _MOST_ARRAY_BYTES = 1 << 30
 # Of an entry: its headers at both places, with its name and fields for large files; and of a zip file's end.
 _ENTRY_BYTES, _END_BYTES = 400, 200
-_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, TypeError, EOFError, RecursionError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    EOFError,
+    NotImplementedError,  # a compression that Python lacks
+    RuntimeError,  # an entry with a password
+    RecursionError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
 
 
 Encode = Callable[[NDArray[Any], str], bytes]
@@ -73,16 +86,16 @@ def write_recording(
         encode: makes the content of an entry out of an array and the entry's name, as ``encoded`` does, which it may call elsewhere.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or not even the JSON has room.
     """
     encode = encode or encoded
     entries = [_entry(number, frame, beside) for number, (frame, beside) in enumerate(frames)]
     reserve = len(_json({**facts, "frames": entries})) + len(MEDIA_TYPE) + 2 * _ENTRY_BYTES + _END_BYTES
     kept: list[dict[str, Any]] = []
+    if not room(reserve):
+        raise OSError(errno.ENOSPC, "no room for it within --flight-size")
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(zipfile.ZipInfo("mimetype"), MEDIA_TYPE)
-        if not room(reserve):
-            frames.clear()
         while frames:
             frame, _ = frames.pop()
             entry = entries.pop()
@@ -126,8 +139,7 @@ class Recording:
             if self._read("mimetype", 2 * len(MEDIA_TYPE)) != MEDIA_TYPE:
                 raise ValueError("another kind of zip file")
             self.facts: dict[str, Any] = json.loads(self._read(_FACTS_NAME, _MOST_FACTS_BYTES))
-            if self.facts["schema"] != SCHEMA:
-                raise ValueError(f"schema {self.facts['schema']!r:.20}, and this version reads {SCHEMA}")
+            _check(self.facts)
             self._entries = [_Entry.of(entry) for entry in self.facts["frames"]]
         except _DAMAGED as error:
             self.close()
@@ -220,6 +232,17 @@ def _entry(number: int, frame: Frame, beside: Mapping[str, Any]) -> dict[str, An
         "not_finite": frame.not_finite,
         **beside,
     }
+
+
+def _check(facts: Mapping[str, Any]) -> None:
+    """Refuse facts that lack what a reader asks for."""
+    if facts["schema"] != SCHEMA:
+        raise ValueError(f"schema {facts['schema']!r:.20}, and this version reads {SCHEMA}")
+    texts = [facts["note"], facts["engine"]["description"]]
+    texts += [event[name] for event in facts["events"] for name in ("time", "kind", "source", "text")]
+    texts += [program for bundle in facts["bundles"].values() for program in bundle["manifest"]["files"].values()]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(facts["engine"]["in_flight"], int):
+        raise TypeError("a field of a wrong type")
 
 
 def _json(facts: Mapping[str, Any]) -> bytes:

@@ -15,3 +15,14 @@ def computed(index, pixels=None, mask=None, source="door", kind="bgr", **facts):
     frame = Frame(pixels, index, index / 25, source, f"{index:06d}", kind, **facts)
     frame.mask = np.full(frame.size_hw, 200, np.uint8) if mask is None else mask
     return frame
+
+
+FACTS = {
+    "schema": 1,
+    "events": [],
+    "note": "",
+    "engine": {"description": "test", "in_flight": 1},
+    "bundles": {},
+    "options": {},
+}
+"""The least that a recording says beside its frames."""

@@ -12,9 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pipeline.errors import SinkError
 from pipeline.flight.folder import FlightFolder, is_recording
 from pipeline.flight.recording import Recording, write_recording
-from tests.fakes.computed_frames import computed, noise
+from tests.fakes.computed_frames import FACTS, computed, noise
 
-FACTS = {"schema": 1, "events": []}
 MOST = 60_000
 
 
@@ -54,7 +53,12 @@ class FolderMachine(RuleBasedStateMachine):
             return answer
 
         self.folder._make_room = watched
-        place, written = write(self.folder, count, side=side)
+        try:
+            place, written = write(self.folder, count, side=side)
+        except OSError:  # not even what is said of the run has room
+            if self.most >= 20_000:
+                raise
+            return
         assert place.exists()
         assert written.size_bytes <= self.most // 2
         with Recording(place) as recording:
@@ -63,7 +67,7 @@ class FolderMachine(RuleBasedStateMachine):
                 indices == list(range(count))[count - len(indices) :]
             )  # the last ones, where there is no room for all
 
-    @rule(most=st.integers(20_000, 90_000))
+    @rule(most=st.integers(100, 90_000))
     def next_run(self, most):
         self.folder = FlightFolder(self.path, most)
         self.most, self.seen_most = most, 0

@@ -25,6 +25,7 @@ import numpy as np
 from pipeline.flight.folder import FlightFolder
 from pipeline.flight.recording import write_recording
 from pipeline.frames.frame import Frame
+from tests.fakes.computed_frames import FACTS
 folder = FlightFolder(Path(sys.argv[1]), int(sys.argv[2]))
 noise = np.random.default_rng(0)
 frames = [Frame(noise.integers(0, 255, (64, 96, 3), np.uint8), n, n / 30, "cam", "x", mask=noise.integers(0, 255, (64, 96), np.uint8))
@@ -32,7 +33,7 @@ frames = [Frame(noise.integers(0, 255, (64, 96, 3), np.uint8), n, n / 30, "cam",
 print("ready", flush=True)
 while True:
     with folder.new("test") as (place, file, room):
-        write_recording(file, {"schema": 1, "events": []}, [(frame, {}) for frame in frames], room)
+        write_recording(file, FACTS, [(frame, {}) for frame in frames], room)
     print(place.name, flush=True)
 """
 

@@ -11,9 +11,8 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.flight.recording import Recording, write_recording
-from tests.fakes.computed_frames import computed, noise
+from tests.fakes.computed_frames import FACTS, computed, noise
 
-FACTS = {"schema": 1, "events": [], "made": "here"}
 FRAMES = [
     computed(0),
     computed(3, noise(1, (36, 32)), kind="nv12", source="yard"),
@@ -37,7 +36,7 @@ def path(tmp_path):
 
 def test_every_kind_of_frame_comes_back_bit_for_bit(path):
     with Recording(path) as recording:
-        assert recording.facts["made"] == "here"
+        assert recording.facts["engine"] == FACTS["engine"]
         assert len(recording) == len(FRAMES)
         for got, expected in zip(recording, FRAMES, strict=True):
             assert got.pixels.dtype == expected.pixels.dtype
@@ -88,7 +87,6 @@ def test_what_is_asked_for_is_enough():
         position[0] += 1
         return True
 
-    most[0] = 200  # the first entry is smaller than what is asked for next
     write_recording(file, FACTS, [(frame, {}) for frame in FRAMES], room)
     assert position[0] == len(FRAMES) + 1
     assert len(file.getvalue()) <= most[0]
@@ -122,3 +120,43 @@ def test_a_changed_byte_in_a_frame_is_found(path):
     path.write_bytes(content)
     with Recording(path) as recording, pytest.raises(SourceError, match="damaged"):
         list(recording)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"events": None},
+        {"events": [{"kind": "audit"}]},
+        {"events": [{"kind": 3, "text": "", "source": "", "time": ""}]},
+        {"note": None},
+        {"engine": {}},
+        {"engine": []},
+        {"engine": {"description": "x", "in_flight": "2"}},
+        {"bundles": []},
+        {"bundles": {"a": {}}},
+        {"bundles": {"a": {"manifest": {"files": {"program.onnx": 1}}}}},
+    ],
+)
+def test_facts_of_other_types_are_refused(tmp_path, change):
+    place = tmp_path / "it.zip"
+    place.write_bytes(written(FRAMES, facts={**FACTS, **change})[1])
+    with pytest.raises(SourceError, match="expected a flight recording"):
+        Recording(place)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": "yuv"}, {"format": 3}, {"index": "1"}, {"pts_s": None}],
+)
+def test_frames_of_other_types_are_refused(tmp_path, change):
+    place = tmp_path / "it.zip"
+    file = io.BytesIO()
+    write_recording(file, FACTS, [(FRAMES[0], change)], lambda _: True)
+    place.write_bytes(file.getvalue())
+
+    def read():
+        with Recording(place) as recording:
+            list(recording)
+
+    with pytest.raises(SourceError, match="expected a flight recording"):
+        read()

@@ -84,3 +84,11 @@ def test_of_all_kinds_of_frames(kind, pixels):
 
 def test_scores_that_are_not_finite_are_told():
     assert kinds(Signs("binary"), [masked(0.3)], not_finite=3) == [(0, "not-finite")]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 700, 3), (700, 1, 3), (9, 9, 16)])
+def test_of_all_sizes(shape):
+    kind = "bgr" if shape[2] == 3 else "16x8"
+    masks = [np.full(shape[:2], 255 * (index % 2), np.uint8) for index in range(12)]
+    found = kinds(Signs("binary"), masks, pictures=[noise(0, shape)] * 12, kind=kind)
+    assert [kind for _, kind in found] == ["flicker"] * 3

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -19,6 +23,8 @@ from pipeline.__main__ import main as run_command
 from pipeline.bundles.bundle import PROGRAM_NAME, REFERENCE_NAME, Bundle
 from pipeline.flight import recorder as recorder_module
 from pipeline.replay.__main__ import main as replay_command
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -221,3 +227,26 @@ def test_sigusr1_and_the_end_of_a_run(tmp_path, replay, red_bundle):
     done = replay(path)
     assert "signal: asked for by SIGUSR1" in done.out[0]
     assert all_same(done)
+
+
+def test_a_run_that_is_terminated_writes_what_is_pending(tmp_path, red_bundle):
+    """SIGUSR1 and at once SIGTERM, as an operator does who restarts a service that misbehaves."""
+    folder = tmp_path / "flight"
+    command = [sys.executable, "-m", "pipeline", "test://?size=64x48&fps=25", "--model", str(red_bundle.folder)]
+    command += ["--flight", str(folder), "-o", "jsonl:-"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        guard = threading.Timer(120, job.kill)
+        guard.start()
+        for _ in range(20):
+            assert job.stdout.readline()
+        os.kill(job.pid, signal.SIGUSR1)
+        for _ in range(5):  # the loop has come round
+            assert job.stdout.readline()
+        os.kill(job.pid, signal.SIGTERM)
+        job.stdout.read()
+        err = job.stderr.read()
+    guard.cancel()
+    assert job.returncode == 143, err
+    (path,) = folder.glob("*.zip")
+    assert f"flight: {path}: signal: asked for by SIGUSR1" in err
+    assert len(frames_in(path)) >= 20
