@@ -96,6 +96,8 @@ class ModelSwap(Events):
 
     def computed(self, frame: Frame) -> None:
         """Keep the frame, if the last one that was kept of its source is not too near."""
+        if all(frame.source != source.info.name for source in self._sources):  # it has left
+            return
         kept = self._kept.get(frame.source)
         most = max(1, _KEPT // max(1, len(self._sources)))
         if kept is None or kept.maxlen != most:

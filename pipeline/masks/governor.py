@@ -125,6 +125,7 @@ class Governor:
         self._task = task
         self._live = frozenset(live)  # replaced and not changed
         self._sources: dict[str, _Of] = {}
+        self._gone: deque[str] = deque()
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._asked: _Asked | None = None
         self._computed: Callable[[Frame], None] = lambda _: None
@@ -150,9 +151,9 @@ class Governor:
             self._live |= {source.info.name}
 
     def leave(self, source: Source) -> None:
-        """Forget a source, none of whose frames is on its way."""
+        """Forget a source before the next frame; the engine may still work on one of it."""
         self._live -= {source.info.name}
-        self._sources.pop(source.info.name, None)
+        self._gone.append(source.info.name)
 
     def masked(
         self,
@@ -202,6 +203,7 @@ class Governor:
         self, frame: Frame, done: Prefetch[Computed | ServerAwayError], ask: Callable[[Frame], None], timer: StageTimer
     ) -> None:
         now_s = time.monotonic()
+        self._forget(done)
         known = self._sources.setdefault(frame.source, _Of())
         known.seen_s = now_s
         if self._asked is not None and done.ready():
@@ -250,6 +252,14 @@ class Governor:
         else:
             self.reuse.moved += 1
 
+    def _forget(self, done: Prefetch[Computed | ServerAwayError]) -> None:
+        """Keep nothing of the sources that have left."""
+        while self._gone:
+            name = self._gone.popleft()
+            if self._asked is not None and self._asked.frame.source == name:
+                self._take(done)
+            self._sources.pop(name, None)
+
     def _take(self, done: Prefetch[Computed | ServerAwayError]) -> _Key | None:
         """Wait for the mask that the engine works on, and keep it; None, and nothing is changed, where no server computed it."""
         assert self._asked is not None
@@ -288,7 +298,7 @@ class Governor:
 
     def _is_next(self, known: _Of, now_s: float) -> bool:
         """Whether no other source that is alive has waited longer for the engine."""
-        alive = [other for other in list(self._sources.values()) if now_s - other.seen_s < _SILENT_S]
+        alive = [other for other in self._sources.values() if now_s - other.seen_s < _SILENT_S]
         return known.asked_s <= min(other.asked_s for other in alive)
 
     def _moved(self, key: _Key, grey: Image) -> Image:

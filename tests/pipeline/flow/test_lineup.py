@@ -61,6 +61,19 @@ class Endless(Source):
         self.closed.set()
 
 
+class Noisy(Endless):
+    """Pictures that all differ a little, so that each is worth computing."""
+
+    def __init__(self, name, random):
+        super().__init__(name)
+        self._random = random
+
+    def __iter__(self):
+        for frame in super().__iter__():
+            frame.pixels = self._random.integers(100, 140, (16, 16, 3), np.uint8)
+            yield frame
+
+
 class Kept(Sink):
     def __init__(self):
         self.indices, self.last, self.stopped = [], None, False
@@ -89,7 +102,8 @@ class Told(Events):
 class Site:
     """A run on a thread of its own."""
 
-    def __init__(self, *sources, views=None):
+    def __init__(self, *sources, views=None, engine=None):
+        self._engine = engine or Red()
         self.events, self.kept, self.error = Told(), {}, None
         self.all = Kept()
         sinks = [self.all, *(self.sink(source) for source in sources)]
@@ -105,7 +119,7 @@ class Site:
     def _work(self, sources, sinks, views):
         try:
             self.result = run(
-                list(sources), Red(), views or Views(lambda image, mask: image), sinks, events=self.events
+                list(sources), self._engine, views or Views(lambda image, mask: image), sinks, events=self.events
             )
         except BaseException as error:  # noqa: BLE001 - the test looks at it
             self.error = error
@@ -218,17 +232,28 @@ def test_the_last_one_may_fail_while_another_is_about_to_join():
     assert str(site.error) == "second: gone"
 
 
-def test_with_a_governor_all_frames_of_who_leaves_are_written():
-    governor = Governor(1000, "binary")
+class Slow(Red):
+    """Takes longer for a frame than the next few need to come."""
+
+    def _collect(self):
+        time.sleep(0.02)
+        return super()._collect()
+
+
+def test_with_a_governor_all_frames_of_who_leaves_are_written_though_one_is_still_computed():
+    governor, random = Governor(1000, "binary"), np.random.default_rng(7)
     views = Views(lambda image, mask: image, governor=governor)
-    site = Site(Endless("yard"), views=views)
-    for _ in range(3):
-        door = Endless("door", 50)
-        site.join(door)
+    site = Site(Noisy("yard", random), views=views, engine=Slow())
+    for _ in range(10):
+        door = Noisy("door", random)
         governor.join(door)
+        site.join(door)
         site.wait(lambda: len(site.indices("door")) >= 5)
         site.leave(door)
         governor.leave(door)
         assert site.indices("door") == list(range(len(site.indices("door"))))
+    pulled(site)
+    assert site.error is None
+    assert set(governor._sources) == {"yard"}
     site.end()
     assert site.error is None
