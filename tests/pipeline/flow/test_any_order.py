@@ -140,7 +140,7 @@ class Told(job._Told):
     """What the command does with events, and which frames have gone out."""
 
     def __init__(self, world, timer, pulse, signals):
-        super().__init__(timer, (pulse,), lambda frame, dropped: None, [], signals)
+        super().__init__(timer, (), (pulse,), lambda frame, dropped: None, [], signals)
         self._world = world
 
     def written(self, frame, dropped):
