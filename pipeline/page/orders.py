@@ -11,6 +11,9 @@ from pipeline.results.zone_book import MOST_ZONES, ZoneBook
 from pipeline.results.zone_options import MOST_POINTS
 from pipeline.sinks.options import RecordingSwitch
 
+ORDERS = ("record", "zone", "zone-delete")
+"""The types of messages that are orders."""
+
 
 class Orders:
     """On the page's event loop.
@@ -46,24 +49,21 @@ class Orders:
         """Do what a message asks for.
 
         Args:
-            message: ``{"type": "record", "on": true}``, ``{"type": "zone", "was": null, "name": "door", "points": [[0.1, 0.2], …],
-                "above": null}`` or ``{"type": "zone-delete", "name": "door"}``.
+            message: of one of the types in `ORDERS`: ``{"type": "record", "on": true}``, ``{"type": "zone", "was": null, "name":
+                "door", "points": [[0.1, 0.2], …], "above": null}`` or ``{"type": "zone-delete", "name": "door"}``.
 
         Raises:
-            OptionError: it is not understood, or cannot be done.
+            OptionError: it cannot be done, or a value is none.
         """
-        match message["type"]:
-            case "record":
-                self._record(message.get("on"))
-            case "zone" | "zone-delete" as kind:
-                if self._zones is None:
-                    raise OptionError("zone: expected a run with zones that can be changed, got one without")
-                if kind == "zone-delete":
-                    self._zones.delete(message.get("name"))
-                else:
-                    self._zones.put(*(message.get(key) for key in ("was", "name", "points", "above")))
-            case other:
-                raise OptionError(f"message: expected one of record, zone, zone-delete, got {other!r:.60}")
+        kind = message["type"]
+        if kind == "record":
+            self._record(message.get("on"))
+        elif self._zones is None:
+            raise OptionError("zone: expected a run with zones that can be changed, got one without")
+        elif kind == "zone":
+            self._zones.put(*(message.get(key) for key in ("was", "name", "points", "above")))
+        else:
+            self._zones.delete(message.get("name"))
 
     def _record(self, on: object) -> None:
         if self._recording is None or not self._recording.recordings:

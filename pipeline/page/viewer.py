@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from pipeline.errors import OptionError
 from pipeline.page.board import Board
 from pipeline.page.channel import Channel
+from pipeline.page.orders import ORDERS
 from pipeline.render.controls import Command
 
 WINDOW = 3
@@ -22,6 +23,7 @@ HEADER = struct.Struct("<B3xI")
 
 # Keys that change a setting; the others are the viewer's own, or of the window alone.
 _KEYS = frozenset("mMn+=-[]bhl")
+_FLIGHT = "flight"
 
 
 class Socket(Protocol):
@@ -126,9 +128,10 @@ class Viewer:
             if not isinstance(positions, list) or len(positions) > len(self._channels):
                 raise OptionError("watch: expected a list of positions of sources")
             self._watch({self._position(position) for position in positions})
-        if not message.keys().isdisjoint(("key", "set", "type")):
+        is_order = message.get("type") in ORDERS
+        if "key" in message or "set" in message or is_order or message.get("type") == _FLIGHT:
             change(self._board, message)
-            if "type" in message:
+            if is_order:
                 self._zones = ""  # also where they are as before: who waits for them is to hear of it
             self._changed()
 
@@ -208,11 +211,10 @@ def change(board: Board, message: dict[str, Any]) -> None:
         if not isinstance(message["set"], dict):
             raise OptionError("set: expected settings by name")
         board.controls.change(message["set"])
-    if "type" in message:
-        if message["type"] == "flight":
-            take_flight(board, "page")
-        else:
-            board.orders.obey(message)
+    if message.get("type") == _FLIGHT:
+        take_flight(board, "page")
+    if message.get("type") in ORDERS:
+        board.orders.obey(message)
 
 
 def take_flight(board: Board, asked: str) -> None:

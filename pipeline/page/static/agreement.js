@@ -117,9 +117,9 @@ function sentence({ mean, worst, worst_s: seconds, worst_source: source }, many)
   return `agreement ${mean.toFixed(3)}, worst ${worst.toFixed(2)} ${ago(seconds)}${many && source ? ` (${source})` : ""}`;
 }
 
-function details({ total, skipped, low, gate, empties, below, count }) {
-  const parts = [`${total.toLocaleString("en")} compared${skipped ? `, ${skipped.toLocaleString("en")} skipped for lack of idle time` : ""}`];
-  if (count > 0 && gate !== null) parts.push(`lower end of the mean ${low.toFixed(3)}, ${below ? "below the" : ""} gate ${gate.toFixed(3)}`);
+function details({ total, skipped, low, gate, empties, count }) {
+  const parts = [`${total.toLocaleString("en")} compared${skipped ? `, ${skipped.toLocaleString("en")} skipped` : ""}`];
+  if (count > 0 && gate !== null) parts.push(`lower end of the mean ${low.toFixed(3)}, gate ${gate.toFixed(3)}`);
   if (empties) parts.push(`${empties} with a mask of one network alone`);
   return `${parts.join("; ")}.`;
 }

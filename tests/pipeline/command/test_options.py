@@ -333,3 +333,9 @@ def test_a_folder_is_no_file(tmp_path):
 def test_yes_and_no_of_a_file_stay_words_where_words_are_expected(config, value):
     live = config(f"source: '0'\ntls-verify: {value}\nfollow-redirects: no").live
     assert (live.tls_verify, live.follow_redirects) == (value, False)
+
+
+def test_names_of_sources_stay_with_them(config):
+    in_file = config("source: ['front door=rtsp://u:p=w@cam/a?b=c', yard=/dev/video0]\n").sources
+    assert in_file == ("front door=rtsp://u:p=w@cam/a?b=c", "yard=/dev/video0")
+    assert parse_options(["--source", "door=rtsp://cam/a?b=c", "gate=0"]).sources == ("door=rtsp://cam/a?b=c", "gate=0")

@@ -129,6 +129,20 @@ def test_a_read_only_page(make_rig, axe, everything):
     axe(rig, prepare)
 
 
+def test_pictures_that_fill_the_screen(make_rig, axe):
+    rig = make_rig(sources=("yard", "gate"))
+    rig.keep_writing(size_hw=(180, 320))
+
+    async def prepare(tab):
+        await tab.until(DRAWN, 2)
+        rig.telemetries["gate"].enter(State.STALLED, "no frame for 3 s")
+        await tab.until("document.querySelectorAll('.tile.off').length", 1)
+        # As on telephones that know no full screen for a part of a page; what is behind it is not to be seen.
+        await tab.value("document.body.classList.add('filled')")
+
+    axe(rig, prepare)
+
+
 def test_the_keys(make_rig, axe):
     rig = make_rig()
     rig.keep_writing(size_hw=(180, 320))
