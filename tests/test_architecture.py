@@ -49,6 +49,7 @@ HEAVY = (
     "torch",
     "onnx",
     "onnxruntime",
+    "openvino",
     "cv2",
     "av",
     "tensorrt",

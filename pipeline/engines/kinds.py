@@ -22,6 +22,8 @@ class EngineKind(Row):
         builds_anywhere: it builds plans on machines that it does not run on.
         remote: servers compute; ``opens`` takes ``servers``, and "auto" never takes it.
         overlaps: ``opens`` takes ``at_once``, how many frames it computes at a time, each on its share of the cores.
+        precisions: what ``opens`` takes as ``precision``, the fastest first. What is not the program's own is taken only where its
+            masks were compared on this machine; empty: the program's own alone.
     """
 
     gpu: bool = False
@@ -31,6 +33,7 @@ class EngineKind(Row):
     builds_anywhere: bool = False
     remote: bool = False
     overlaps: bool = False
+    precisions: tuple[str, ...] = ()
 
     def cells(self) -> dict[str, str]:
         """With what it needs."""
