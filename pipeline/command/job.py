@@ -46,6 +46,8 @@ log = logger_of(__name__)
 
 # From so many frames on, their rate counts more than how soon the first one is there.
 _LONG_FRAMES = 8
+# In so many frames what is faster has made up for finding it out.
+_TUNED_FRAMES = 500
 # After a power cut a camera may need minutes until it knows its users.
 _BEGINS_S = 120.0
 # Files, viewers and connections leave holes in the memory that malloc keeps. In months it would become all holes; this costs a few
@@ -202,7 +204,14 @@ def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitSt
     rebuild = partial(rebuild_plan, quiet=options.quiet) if model.may_build else None
     servers = model.servers and replace(model.servers, goes_on=any(info.live for info in infos))
     engine = stack.enter_context(
-        open_engine(bundle, model.backend, overlap=_is_long(options, infos), rebuild=rebuild, servers=servers)
+        open_engine(
+            bundle,
+            model.backend,
+            overlap=_is_long(options, infos),
+            rebuild=rebuild,
+            servers=servers,
+            tune=model.may_tune and _is_tuned(options, infos),
+        )
     )
     leave_cores_to(engine)
     manifest = bundle.manifest
@@ -221,6 +230,13 @@ def _is_long(options: RunOptions, infos: Sequence[SourceInfo]) -> bool:
         return False
     counts = [count for count in (options.max_frames, *(info.frame_count for info in infos)) if count is not None]
     return not counts or min(counts) >= _LONG_FRAMES
+
+
+def _is_tuned(options: RunOptions, infos: Sequence[SourceInfo]) -> bool:
+    """Whether finding out what is the fastest comes back within the run, or will in the next: that of a camera, or of a long video."""
+    counts = [info.frame_count for info in infos if not info.live]
+    counts.append(options.max_frames)
+    return all(count is None or count >= _TUNED_FRAMES for count in counts)
 
 
 def _together(infos: Sequence[SourceInfo]) -> SourceInfo:

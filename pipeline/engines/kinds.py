@@ -18,6 +18,7 @@ class EngineKind(Row):
         plans: it runs plans that a bundle has for it, and not the program itself.
         needs: what has to be here, in the order in which it is told: rows of the doctor by their keys, such as "gpu" and "opencv",
             or the names of Python packages.
+        device_files: patterns of device files; where none is there, neither is what it runs on.
         capabilities: the compute capabilities that it runs on; empty: all.
         builds_anywhere: it builds plans on machines that it does not run on.
         remote: servers compute; ``opens`` takes ``servers``, and "auto" never takes it.
@@ -29,6 +30,7 @@ class EngineKind(Row):
     gpu: bool = False
     plans: bool = False
     needs: tuple[str, ...] = ()
+    device_files: tuple[str, ...] = ()
     capabilities: tuple[tuple[int, int], ...] = ()
     builds_anywhere: bool = False
     remote: bool = False

@@ -35,6 +35,7 @@ OPENVINO_GPU = EngineKind(
     order=51,
     extra="openvino",
     needs=("openvino", "intel_gpu", "opencv"),
+    device_files=("/dev/dri/renderD*", "/dev/dxg"),
     overlaps=True,
     precisions=("f16", "f32"),
 )
@@ -45,6 +46,7 @@ OPENVINO_NPU = EngineKind(
     order=52,
     extra="openvino",
     needs=("openvino", "intel_npu", "opencv"),
+    device_files=("/dev/accel/accel*",),
     overlaps=True,
     precisions=("f16",),
 )
