@@ -123,10 +123,17 @@ def _ways(bundle: Bundle, backend: str) -> list[Way]:
             continue
         if kind.device_files and not any(glob.glob(pattern) for pattern in kind.device_files):
             continue
-        if not kind.gpu and kind.needs and importlib.util.find_spec(kind.needs[0]) is None:
+        if not kind.gpu and kind.needs and not _is_installed(kind.needs[0]):
             continue
         ways += [Way(kind.name, precision) for precision in kind.precisions or ("",)]
     return ways
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # of what somebody has put in its place
+        return False
 
 
 def _tuned(engine: Engine, name: str, backend: str, overlap: bool) -> Engine:

@@ -45,6 +45,11 @@ class MeasuredEngine(Engine):
         self.in_flight = max(self.in_flight, engine.in_flight)  # who submits counts on it
 
     @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to find out."""
+        return self._trial is None
+
+    @property
     def frame_size_hw(self) -> tuple[int, int] | None:
         """As the engine says."""
         return self._engine.frame_size_hw

@@ -201,3 +201,19 @@ def test_it_reports_to_nobody(openvino, tmp_path):
     done = subprocess.run([sys.executable, "-c", ask], env=home, capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_finds_out_whether_it_is_the_fastest_and_keeps_that(red_bundle, said):
+    """With the real ones; which of them it is, this machine says."""
+    given = [np.full((1, 40, 60, 3), 0, np.uint8) for _ in range(90)]
+    for number, frame in enumerate(given):
+        frame[:, 5:25, 5 + number % 20 : 35 + number % 20, 2] = 255
+    with open_engine(red_bundle, overlap=True, tune=True) as engine:
+        for frame in given:
+            np.testing.assert_array_equal(engine(frame), frame[..., 2])
+        taken = engine.description
+    (line,) = [line for line in said if line.startswith("--backend auto: a frame takes ")]
+    assert "onnxruntime" in line
+    assert "openvino f32" in line
+    with open_engine(red_bundle, overlap=True) as engine:
+        assert engine.description == taken
