@@ -22,6 +22,7 @@ test: $(VENV)/.dev
 	tests/install-axe $(VENV)/axe
 	PYTHON=$(BIN)/python tests/install-torch-tensorrt $(VENV)/torch-tensorrt
 	PYTHON=$(BIN)/python tests/install-ray $(VENV)/ray
+	PYTHON=$(BIN)/python tests/install-openvino $(VENV)/openvino
 	PYTHON=$(BIN)/python tests/install-triton $(VENV)/triton
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 

@@ -52,6 +52,7 @@ HEAVY = (
     "torch",
     "onnx",
     "onnxruntime",
+    "openvino",
     "cv2",
     "av",
     "tensorrt",

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.peers.runs import Clock, Job, Run, run_of_files
+from benchmarks.peers.runs import Clock, Job, Run, children_cpu_s, run_of_files
 from benchmarks.shared.passes import alone_hz
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
@@ -39,15 +39,15 @@ INSTALL = "pip install 'edgemask[peers]'"
 def our_command(job: Job, folder: Path, render: str) -> Run:
     """``python -m pipeline``, which writes a picture for each frame."""
     command = [*module_command("pipeline"), "--source", str(job.clip), "--model", str(job.bundle.folder)]
-    command += ["--backend", "onnxruntime", "--render", render, "--output", f"{folder}{os.sep}", "--quiet"]
-    start_s = time.perf_counter()
+    command += ["--backend", job.backend, "--render", render, "--output", f"{folder}{os.sep}", "--quiet"]
+    start_s, start_cpu_s = time.perf_counter(), children_cpu_s()
     _call([*command, "--max-frames", str(job.frames)])
-    return run_of_files(start_s, time.perf_counter(), folder, job.frames)
+    return run_of_files(start_s, time.perf_counter(), folder, job.frames, children_cpu_s() - start_cpu_s)
 
 
 def our_run(job: Job, folder: Path, render: str, output: str) -> Run:
     """The pipeline in this process, from opening the video to closing what is written; the engine is there already."""
-    with open_engine(job.bundle, "onnxruntime", overlap=True) as engine:
+    with open_engine(job.bundle, job.backend, overlap=True) as engine:
         return run_with(engine, job, folder, render, output)
 
 
@@ -100,7 +100,7 @@ def rembg_command(job: Job, folder: Path, options: Sequence[str]) -> Run:
         str(width),
         str(height),
     ]
-    start_s = time.perf_counter()
+    start_s, start_cpu_s = time.perf_counter(), children_cpu_s()
     decoder = subprocess.Popen(
         [ffmpeg, "-nostdin", "-v", "error", "-i", str(job.clip), *raw], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
     )
@@ -110,7 +110,7 @@ def rembg_command(job: Job, folder: Path, options: Sequence[str]) -> Run:
         if decoder.stdout is not None:
             decoder.stdout.close()  # ends it where its reader has failed
         decoder.wait()
-    return run_of_files(start_s, time.perf_counter(), folder, job.frames)
+    return run_of_files(start_s, time.perf_counter(), folder, job.frames, children_cpu_s() - start_cpu_s)
 
 
 def rembg_loop(job: Job, folder: Path) -> Run:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.peers.commands import INSTALL
 from benchmarks.peers.runs import Clock, Job, Run
+from pipeline.engines.openvino_library import load_openvino
 from pipeline.errors import BackendUnavailableError
 from pipeline.frames.frame import Image
 
@@ -56,7 +57,7 @@ def opencv_dnn(job: Job, folder: Path) -> Run:
 def openvino(job: Job, folder: Path, precision: str | None = None) -> Run:
     """OpenVINO on the CPU; it computes in BF16 by default where the processor can, or as it is told."""
     try:
-        core = importlib.import_module("openvino").Core()
+        core = load_openvino().Core()
     except ImportError as error:
         raise BackendUnavailableError(f"openvino is not here: {INSTALL}") from error
     config = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Job:
         bundle: ours.
         network: the same network as its publisher gives it, ONNX.
         home: a folder with that file alone, under the publisher's name.
+        backend: what ours runs on a CPU.
     """
 
     clip: Path
@@ -37,6 +39,7 @@ class Job:
     bundle: Bundle
     network: Path
     home: Path
+    backend: str = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,20 @@ class Run:
         running_s: from the first frame that was finished to the last one.
         masks: of each frame, (H, W) uint8, probability × 255.
         written: bytes of the files.
+        cpu_s: processor time of all threads, or of a command's process; on a machine that does other things too it says more than
+            ``whole_s``.
     """
 
     whole_s: float
     running_s: float
     masks: Sequence[Image]
     written: int = 0
+    cpu_s: float = 0.0
+
+    @property
+    def cpu_ms(self) -> float:
+        """Processor time of a frame."""
+        return self.cpu_s * 1e3 / len(self.masks)
 
     @property
     def fps(self) -> float:
@@ -71,6 +82,7 @@ class Clock:
     """Times a loop: begun before the video is opened, told of every frame that is finished."""
 
     start_s: float = field(default_factory=time.perf_counter)
+    start_cpu_s: float = field(default_factory=time.process_time)
     finished_s: list[float] = field(default_factory=list)
 
     def tick(self) -> None:
@@ -80,7 +92,8 @@ class Clock:
     def run(self, masks: Sequence[Image], folder: Path) -> Run:
         """All is written and closed."""
         whole_s = time.perf_counter() - self.start_s
-        return Run(whole_s, self.finished_s[-1] - self.finished_s[0], masks, bytes_in(folder))
+        cpu_s = time.process_time() - self.start_cpu_s
+        return Run(whole_s, self.finished_s[-1] - self.finished_s[0], masks, bytes_in(folder), cpu_s)
 
 
 Runner = Callable[[Job, Path], Run]
@@ -112,7 +125,13 @@ def read_masks(folder: Path, frames: int) -> list[Image]:
     return masks
 
 
-def run_of_files(start_s: float, end_s: float, folder: Path, frames: int) -> Run:
+def children_cpu_s() -> float:
+    """Processor time of all child processes that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run_of_files(start_s: float, end_s: float, folder: Path, frames: int, cpu_s: float = 0.0) -> Run:
     """The run of a command that wrote a picture for each frame; their times tell when frames were finished.
 
     Args:
@@ -120,7 +139,8 @@ def run_of_files(start_s: float, end_s: float, folder: Path, frames: int) -> Run
         end_s: after it, by the same.
         folder: what it wrote.
         frames: how many pictures there must be.
+        cpu_s: its processor time.
     """
     masks = read_masks(folder, frames)
     times_ns = [path.stat().st_mtime_ns for path in folder.glob("*.png")]
-    return Run(end_s - start_s, (max(times_ns) - min(times_ns)) / 1e9, masks, bytes_in(folder))
+    return Run(end_s - start_s, (max(times_ns) - min(times_ns)) / 1e9, masks, bytes_in(folder), cpu_s)

@@ -35,17 +35,30 @@ log = logger_of(__name__)
 _KEPT, _APART_S = 8, 0.5
 # From so many frames on, their rate counts more than how soon the first one is there.
 _LONG_FRAMES = 8
+# In so many frames what is faster has made up for finding it out.
+_TUNED_FRAMES = 500
 
 TAKEN, REFUSED = "taken", "refused"
 """What may come of a model that was to take over."""
 
 
 def open_for(options: RunOptions, bundle: Bundle, infos: Sequence[SourceInfo]) -> Engine:
-    """The engine that runs a bundle as the options ask, for the frames of some sources."""
+    """The engine that runs a bundle as the options ask, for the frames of some sources.
+
+    Raises:
+        EdgemaskError: see ``pipeline.engines.open_engine``.
+    """
     model = options.model
     rebuild = partial(rebuild_plan, quiet=options.quiet) if model.may_build else None
     servers = model.servers and replace(model.servers, goes_on=any(info.live for info in infos))
-    return open_engine(bundle, model.backend, overlap=_is_long(options, infos), rebuild=rebuild, servers=servers)
+    return open_engine(
+        bundle,
+        model.backend,
+        overlap=_is_long(options, infos),
+        rebuild=rebuild,
+        servers=servers,
+        tune=model.may_tune and _is_tuned(options, infos),
+    )
 
 
 def _is_long(options: RunOptions, infos: Sequence[SourceInfo]) -> bool:
@@ -54,6 +67,13 @@ def _is_long(options: RunOptions, infos: Sequence[SourceInfo]) -> bool:
         return False
     counts = [count for count in (options.max_frames, *(info.frame_count for info in infos)) if count is not None]
     return not counts or min(counts) >= _LONG_FRAMES
+
+
+def _is_tuned(options: RunOptions, infos: Sequence[SourceInfo]) -> bool:
+    """Whether finding out what is the fastest comes back within the run, or will in the next: that of a camera, or of a long video."""
+    counts = [info.frame_count for info in infos if not info.live]
+    counts.append(options.max_frames)
+    return all(count is None or count >= _TUNED_FRAMES for count in counts)
 
 
 def read_model(model: ModelOptions, *, quiet: bool) -> Bundle:

@@ -88,7 +88,11 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
     return RunOptions(
         sources,
         ModelOptions(
-            values["model"], values["backend"], may_build=values["rebuild"] == "auto", servers=_servers(values)
+            values["model"],
+            values["backend"],
+            may_build=values["rebuild"] == "auto",
+            may_tune=not values["no_tune"],
+            servers=_servers(values),
         ),
         MaskOptions(values["smooth"], values["fps"], values["refine_edges"], values["compose"]),
         LookOptions(
@@ -235,7 +239,8 @@ def add_model(parser: OptionParser, *, servers: bool = True) -> None:
         "--backend",
         default=_DEFAULT.model.backend,
         choices=Choices(ENGINES, "auto", without=lambda kind: kind.remote and not servers),
-        help="what runs the network; auto takes a GPU where there is one, else the CPU (default: %(default)s)",
+        help="what runs the network; auto takes what was found to be the fastest here, else a GPU where there is one, else the CPU "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--rebuild",
@@ -261,6 +266,12 @@ def _add_input(parser: OptionParser) -> None:
         action="store_true",
         help="when the folder of --model has changed, check the new bundle and let it take over between two frames; SIGHUP asks for "
         "the same at once",
+    )
+    parser.add_argument(
+        "--no-tune",
+        action="store_true",
+        help="do not find out which backend and precision is the fastest here, which --backend auto does once for each bundle on the "
+        "frames of a camera or a long video, in at most 10 s",
     )
     parser.add_argument(
         "--drop",

@@ -28,12 +28,14 @@ class ModelOptions:
         name: a bundle's folder, or the name of a published network.
         backend: a key of ``ENGINES``, or "auto".
         may_build: where the bundle has no plan for this GPU and its TensorRT, build it here, once.
+        may_tune: where it is not known which backend and precision is the fastest here, find out, if the run is long enough.
         servers: that compute, for the backend that asks servers; None: there are none.
     """
 
     name: str = "u2netp"
     backend: str = "auto"
     may_build: bool = True
+    may_tune: bool = True
     servers: ServerOptions | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""The packages that run and build networks: ONNX Runtime, TensorRT in its flavours, PyCUDA, PyTorch, the build half."""
+"""The packages that run and build networks: ONNX Runtime, OpenVINO, TensorRT in its flavours, PyCUDA, PyTorch, the build half."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ _TORCH_TIMEOUT_S = 90.0
 
 _QUESTIONS = {
     "onnxruntime": "import onnxruntime; found['version'] = onnxruntime.__version__",
+    "openvino": """
+from pipeline.engines.openvino_library import load_openvino
+library = load_openvino()
+found["version"] = library.__version__.split("-")[0]
+core = library.Core()
+found["devices"] = {name.split(".")[0]: core.get_property(name, "FULL_DEVICE_NAME") for name in core.available_devices[::-1]}
+""",
     "tensorrt": "import tensorrt; found['version'] = tensorrt.__version__",
     "tensorrt_rtx": """
 from pipeline.engines.kinds import ENGINES, EngineKind
@@ -72,6 +79,27 @@ def onnxruntime_findings(facts: Facts) -> list[Finding]:
     if answer.problem:
         return [_broken(title, answer, "pip install --force-reinstall onnxruntime")]
     return [Finding(*title, "ok", f"{answer.found['version']}, on the CPU")]
+
+
+def openvino_findings(facts: Facts) -> list[Finding]:
+    """OpenVINO, which machines with Intel's processors gain most by."""
+    title = ("openvino", "OpenVINO")
+    answer = facts.answers.get("openvino")
+    if answer is None:
+        words = "not installed; it runs networks on CPUs, and on Intel's GPUs and NPUs"
+        return [Finding(*title, "note", words, "pip install 'edgemask[openvino]'")]
+    if answer.problem:
+        return [_broken(title, answer, "pip install --force-reinstall 'edgemask[openvino]'", "note")]
+    return [Finding(*title, "ok", f"{answer.found['version']}, on the CPU")]
+
+
+def intel_findings(device: str, facts: Facts) -> list[Finding]:
+    """An Intel device, "GPU" or "NPU", as OpenVINO sees it; no row where OpenVINO is not here."""
+    answer = facts.answers.get("openvino")
+    if answer is None or answer.problem:
+        return []
+    title, name = (f"intel_{device.lower()}", f"Intel {device}"), answer.found["devices"].get(device)
+    return [Finding(*title, "note", "OpenVINO sees none") if name is None else Finding(*title, "ok", str(name))]
 
 
 def tensorrt_findings(facts: Facts) -> list[Finding]:

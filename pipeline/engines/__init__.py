@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import glob
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.bundles.bundle import Bundle
+from pipeline.bundles.bundle import REFERENCE_NAME, Bundle
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.engines.kinds import ENGINES, EngineKind
-from pipeline.errors import BackendUnavailableError, BuildError, EdgemaskError, OptionError, PlanError
+from pipeline.errors import BackendUnavailableError, BuildError, BundleError, EdgemaskError, OptionError, PlanError
 from pipeline.machine.gpu_sign import is_seen
 from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.engines.base import Engine
+    from pipeline.engines.choices import Way
     from pipeline.engines.server_options import ServerOptions
 
 __all__ = ["ENGINES", "EngineKind", "Rebuild", "open_engine", "usable_runtime"]
@@ -35,6 +39,7 @@ def open_engine(
     overlap: bool = False,
     rebuild: Rebuild | None = None,
     servers: ServerOptions | None = None,
+    tune: bool = False,
 ) -> Engine:
     """Make the engine that runs a bundle's frame program.
 
@@ -48,6 +53,8 @@ def open_engine(
         rebuild: makes a plan where none is there or it does not fit this machine, such as ``pipeline.builds.build_half.rebuild_plan``;
             None to refuse.
         servers: that compute, for a backend whose servers do; None: there are none.
+        tune: where it has not been found out, do so while frames go through the engine, and go on with the fastest way that agrees:
+            for cameras and long videos.
 
     Where "auto" cannot use a GPU that is here or that the bundle was built for, the log says why.
 
@@ -67,23 +74,131 @@ def open_engine(
         return _for_frames(_load(ENGINES[backend])(bundle, servers))
     if is_remote:
         raise OptionError(f"--backend {backend}: expected --server grpc://HOST:PORT beside it, got none")
-    if backend != "auto":
+    if backend != "auto" and not ENGINES[backend].precisions:
         return _open(bundle, ENGINES[backend], overlap, rebuild)
-    engine, problems = _open_on_gpu(bundle, overlap, rebuild)
-    if engine is not None:
+    sees_gpu = backend == "auto" and is_seen(Path("/"), os.environ)
+    if (kept := _open_kept(bundle, backend, overlap, on_gpu=sees_gpu)) is not None:
+        return kept
+    if backend == "auto":
+        engine, name = _guess(bundle, overlap, rebuild)
+    else:
+        engine, name = _open(bundle, ENGINES[backend], overlap, rebuild), backend
+    return _tuned(engine, name, backend, overlap) if tune and not engine.keeps_state else engine
+
+
+def _open_kept(bundle: Bundle, backend: str, overlap: bool, *, on_gpu: bool) -> Engine | None:
+    """The engine of the way that was found to be the fastest here; None where none was, or it cannot be taken any more.
+
+    Args:
+        bundle: as ``open_engine`` has it, as the two that follow.
+        backend: asked for.
+        overlap: on a CPU.
+        on_gpu: only one on a GPU: what is not used of a GPU that is here is found out each time.
+    """
+    ways = _ways(bundle, backend)
+    if len(ways) < 2:
+        return None
+    from pipeline.engines.choices import Choices  # not at the top: --help reads this module
+
+    choice = Choices(bundle, ways, overlap=overlap).read()
+    if choice is None or (on_gpu and not ENGINES[choice.taken.backend].gpu):
+        return None
+    try:
+        return _open(bundle, ENGINES[choice.taken.backend], overlap, None, choice.taken.precision)
+    except (BackendUnavailableError, PlanError, BundleError) as error:
+        log.info(f"{choice.taken}, which was the fastest here, cannot be taken: {error}")
+        return None
+
+
+def _ways(bundle: Bundle, backend: str) -> list[Way]:
+    """The ways in which a bundle may be run on this machine, as far as that is known without loading anything."""
+    from pipeline.engines.choices import Way
+
+    planned = {entry.runtime for entry in bundle.manifest.engines}
+    kinds = [kind for kind in ENGINES.own.values() if not kind.remote] if backend == "auto" else [ENGINES[backend]]
+    sees_gpu = any(kind.gpu for kind in kinds) and is_seen(Path("/"), os.environ)
+    ways = []
+    for kind in kinds:
+        if kind.gpu and not (sees_gpu and (kind.name in planned or not kind.plans)):
+            continue
+        if kind.device_files and not any(glob.glob(pattern) for pattern in kind.device_files):
+            continue
+        if not kind.gpu and kind.needs and not _is_installed(kind.needs[0]):
+            continue
+        ways += [Way(kind.name, precision) for precision in kind.precisions or ("",)]
+    return ways
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # of what somebody has put in its place
+        return False
+
+
+def _tuned(engine: Engine, name: str, backend: str, overlap: bool) -> Engine:
+    """An engine around that of the guess, which finds out what is faster; the same where there is no other way."""
+    bundle = engine.bundle
+    ways = _ways(bundle, backend)
+    if len(ways) < 2:
         return engine
+    from pipeline.engines.choices import Choices, Way
+    from pipeline.engines.measured import MeasuredEngine
+    from pipeline.engines.trial import Trial
+
+    choices = Choices(bundle, ways, overlap=overlap)
+    if choices.read() is not None:
+        return engine
+    precisions = ENGINES[name].precisions
+    guess = Way(name, precisions[-1] if precisions else "")
+    # What the program is compared with: in FP32 on ONNX Runtime; where there is none, what went through the gate, there too.
+    is_reference = name == "onnxruntime" and bundle.reference_path in (bundle.program_path, None)
+    trial = Trial(
+        asked=backend,
+        guess=guess,
+        ways=ways,
+        open_way=lambda way: _open(bundle, ENGINES[way.backend], overlap, None, way.precision),
+        open_reference=None if is_reference else partial(_open_reference, bundle),
+        choices=choices,
+    )
+    return MeasuredEngine(engine, trial)
+
+
+def _open_reference(bundle: Bundle) -> Engine:
+    """ONNX Runtime on the bundle's program in FP32, or where it has none, on its program."""
+    path = bundle.reference_path or bundle.program_path
+    alike = bundle if path == bundle.program_path else _InFp32(bundle.folder, replace(bundle.manifest, composes=False))
+    return _open(alike, ENGINES["onnxruntime"], False, None)
+
+
+class _InFp32(Bundle):
+    """A bundle with its program in FP32 in place of its program."""
+
+    @property
+    def program_path(self) -> Path:
+        """Where that lies."""
+        return self.folder / REFERENCE_NAME
+
+
+def _guess(bundle: Bundle, overlap: bool, rebuild: Rebuild | None) -> tuple[Engine, str]:
+    """What is taken where nothing is known: a GPU's, else the first that runs on a CPU; and its name."""
+    engine, name, problems = _open_on_gpu(bundle, overlap, rebuild)
+    if engine is not None:
+        return engine, name
     if problems:
         # What could not be built says more than what is not installed.
         told = next((error for error in problems if not isinstance(error, BackendUnavailableError)), problems[-1])
         log.info(f"on the CPU: {told}")
+        if (kept := _open_kept(bundle, "auto", overlap, on_gpu=False)) is not None:
+            return kept, ""
     on_cpu = next(kind for kind in ENGINES.own.values() if not kind.gpu and not kind.remote)
-    return _open(bundle, on_cpu, overlap, rebuild)
+    return _open(bundle, on_cpu, overlap, rebuild), on_cpu.name
 
 
 def _open_on_gpu(
     bundle: Bundle, overlap: bool, rebuild: Rebuild | None
-) -> tuple[Engine | None, Sequence[EdgemaskError]]:
-    """The engine of a plan that the bundle has or that is built here; else None, and why not: no reason without plan and GPU."""
+) -> tuple[Engine | None, str, Sequence[EdgemaskError]]:
+    """The engine of a plan that the bundle has or that is built here, and its name; else None, and why if there is a GPU or plan."""
     built = [entry.runtime for entry in bundle.manifest.engines]
     if strangers := sorted({str(name) for name in built if name and name not in ENGINES}):
         log.info(
@@ -107,7 +222,7 @@ def _open_on_gpu(
 
     for name in names:
         if (engine := attempt(name)) is not None:
-            return engine, ()
+            return engine, name, ()
     if rebuild is not None:
         try:
             runtime = usable_runtime()
@@ -115,12 +230,12 @@ def _open_on_gpu(
             problems.append(error)
         else:
             if runtime is not None and runtime not in names and (engine := attempt(runtime)) is not None:
-                return engine, ()
+                return engine, runtime, ()
     programs = [name for name, kind in ENGINES.own.items() if kind.gpu and not kind.plans]
     for name in programs if programs and is_seen(Path("/"), os.environ) else ():
         if (engine := attempt(name)) is not None:
-            return engine, ()
-    return None, problems
+            return engine, name, ()
+    return None, "", problems
 
 
 def usable_runtime() -> str | None:
@@ -141,8 +256,10 @@ def _load(kind: EngineKind) -> Callable[..., Engine]:
     return make
 
 
-def _open(bundle: Bundle, kind: EngineKind, overlap: bool, rebuild: Rebuild | None) -> Engine:
+def _open(bundle: Bundle, kind: EngineKind, overlap: bool, rebuild: Rebuild | None, precision: str = "") -> Engine:
     make = _load(kind)
+    if precision:
+        make = partial(make, precision=precision)
     if overlap and kind.overlaps and len(os.sched_getaffinity(0)) > 1:
         make = partial(make, at_once=2)
     try:

@@ -11,13 +11,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from pipeline.bundles.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NEXT_STATE, NOT_FINITE, STATE, VIEWS, Bundle
+from pipeline.bundles.bundle import LOOK, LOOK_VALUES, NOT_FINITE, VIEWS, Bundle
 from pipeline.engines.base import Computed, Engine
 from pipeline.engines.kinds import EngineKind
 from pipeline.engines.on_cpu import slower_on_cpu
+from pipeline.engines.program_values import Value, values_of
 from pipeline.errors import BundleError
 from pipeline.frames.frame import describe
-from pipeline.frames.pixels import input_type
 
 ONNXRUNTIME = EngineKind(
     name="onnxruntime",
@@ -70,51 +70,25 @@ class OnnxRuntimeEngine(Engine):
                 f"{bundle.program_path}: ONNX Runtime {onnxruntime.__version__} cannot load it "
                 f"({str(error).strip().splitlines()[0]}): compile the bundle again"
             ) from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        self._zeros = {value.name: tuple(value.shape) for value in inputs if value.name.startswith(STATE)}
-        self._next = [value.name for value in outputs if value.name.startswith(NEXT_STATE)]
-        inputs = [value for value in inputs if value.name not in self._zeros]
-        outputs = [value for value in outputs if value.name not in self._next]
-        self._check_state(bundle)
-        masks = [value.name for value in outputs if value.name != NOT_FINITE]
-        self.counts = NOT_FINITE in [value.name for value in outputs]
-        if bundle.manifest.composes:
-            got = [value.name for value in (*inputs, *outputs)]
-            if [name for name in got if name != NOT_FINITE] != [FRAMES, LOOK, MASKS, VIEWS]:
-                raise BundleError(
-                    f"{bundle.program_path}: expected {FRAMES}, {LOOK}, {MASKS} and {VIEWS} of a program that composes, "
-                    f"got {', '.join(got)}: compile the bundle again"
-                )
-        elif len(inputs) != 1 or len(masks) != 1 or inputs[0].type != f"tensor({input_type(self.pixels)})":
-            raise BundleError(
-                f"{bundle.program_path}: expected one {input_type(self.pixels)} input and one output, "
-                f"got {len(inputs)} ({inputs[0].type if inputs else 'none'}) and {len(masks)}: this is no frame program"
-            )
-        self._input_name = inputs[0].name
-        self.one_at_a_time = inputs[0].shape[0] == 1
-        self._outputs = [masks[0], NOT_FINITE] if self.counts else masks[:1]
+        inputs = [
+            Value(value.name, tuple(value.shape), value.type.removeprefix("tensor(").removesuffix(")"))
+            for value in self._session.get_inputs()
+        ]
+        outputs = [Value(value.name, tuple(value.shape)) for value in self._session.get_outputs()]
+        self._values = values_of(bundle, inputs, outputs)
+        self.counts, self.one_at_a_time = self._values.counts, self._values.one_at_a_time
         self._waiting: deque[dict[str, NDArray[Any]] | Future[dict[str, NDArray[Any]]]] = deque()
         self._masks_only = onnxruntime.RunOptions()
         self._masks_only.only_execute_path_to_fetches = True  # the overlay is not computed for nobody
         self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU"
         self.advice = slower_on_cpu(bundle.manifest)
 
-    def _check_state(self, bundle: Bundle) -> None:
-        """Refuse a program whose state is not what its manifest says."""
-        whole = all(type(side) is int and side > 0 for shape in self._zeros.values() for side in shape)
-        pairs = [name.replace(STATE, NEXT_STATE, 1) for name in self._zeros]
-        if sorted(pairs) != sorted(self._next) or not whole or self.keeps_state != bool(self._zeros):
-            raise BundleError(
-                f"{bundle.program_path}: expected an input and an output of one size for each state, got {', '.join(self._zeros)} and "
-                f"{', '.join(self._next)}: compile the bundle again"
-            )
-
     def _submit(self, frames: NDArray[np.uint8]) -> None:
         look = {LOOK: np.zeros(len(LOOK_VALUES), np.float32)} if self.composes else {}
-        self._begin(self._outputs, frames, look, self._masks_only if self.composes else None)
+        self._begin(self._values.outputs, frames, look, self._masks_only if self.composes else None)
 
     def _submit_with_look(self, frames: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
-        self._begin([*self._outputs, VIEWS], frames, {LOOK: look}, None)
+        self._begin([*self._values.outputs, VIEWS], frames, {LOOK: look}, None)
 
     def _begin(
         self,
@@ -123,7 +97,7 @@ class OnnxRuntimeEngine(Engine):
         look: dict[str, NDArray[np.float32]],
         options: onnxruntime.RunOptions | None,
     ) -> None:
-        inputs: dict[str, NDArray[Any]] = {self._input_name: np.ascontiguousarray(frames), **look}
+        inputs: dict[str, NDArray[Any]] = {self._values.frames: np.ascontiguousarray(frames), **look}
         if self._pool is None:
             self._waiting.append(self._run(outputs, inputs, options))
         else:
@@ -139,7 +113,7 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:  # ONNX Runtime's errors have no other class in common
             raise BundleError(
                 f"{self.bundle.program_path}: ONNX Runtime {onnxruntime.__version__} cannot run it on frames "
-                f"{describe(inputs[self._input_name])} ({str(error).strip().splitlines()[0]}): "
+                f"{describe(inputs[self._values.frames])} ({str(error).strip().splitlines()[0]}): "
                 "compile the bundle again for such frames"
             ) from error
         return dict(zip(outputs, results, strict=True))
@@ -151,11 +125,12 @@ class OnnxRuntimeEngine(Engine):
         state = self._state
         if state.values is None:
             state.values = [
-                onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for shape in self._zeros.values()
+                onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+                for shape in self._values.zeros.values()
             ]
         given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
-        given |= dict(zip(self._zeros, state.values, strict=True))
-        names = [*outputs, *(name.replace(STATE, NEXT_STATE, 1) for name in self._zeros)]
+        given |= dict(zip(self._values.zeros, state.values, strict=True))
+        names = [*outputs, *self._values.next]
         results = self._session.run_with_ort_values(names, given, options)
         state.values = results[len(outputs) :]
         return {name: value.numpy() for name, value in zip(outputs, results, strict=False)}
@@ -163,7 +138,7 @@ class OnnxRuntimeEngine(Engine):
     def _collect(self) -> Computed:
         waiting = self._waiting.popleft()
         results = waiting.result() if isinstance(waiting, Future) else waiting
-        return Computed(results[self._outputs[0]], results.get(VIEWS), results.get(NOT_FINITE))
+        return Computed(results[self._values.masks], results.get(VIEWS), results.get(NOT_FINITE))
 
     def _close(self) -> None:
         if self._pool is not None:

@@ -217,12 +217,20 @@ def test_a_bundle_of_classes_is_refused(place, class_bundle, capsys):
 def test_ratios_are_those_of_the_tools_that_ran():
     rows = [
         {"tool": "edgemask_command_masks", "fps": 4.0},
-        {"tool": "rembg", "ours_over": 1.3, "ours_over_running": 1.2, "iou_mean": 0.995, "iou_worst": 0.99},
+        {
+            "tool": "rembg",
+            "ours_over": 1.3,
+            "ours_over_running": 1.2,
+            "ours_over_cpu": 1.1,
+            "iou_mean": 0.995,
+            "iou_worst": 0.99,
+        },
         {"tool": "openvino", "missing": "openvino is not here"},
     ]
     assert ratios(rows) == {
         "fps_over_rembg": 1.3,
         "running_fps_over_rembg": 1.2,
+        "cpu_over_rembg": 1.1,
         "iou_with_rembg": 0.995,
         "iou_with_rembg_worst": 0.99,
     }

@@ -63,7 +63,8 @@ def test_which_frames_are_dropped(drop, drop_oldest):
 
 
 def test_every_option_arrives():
-    words = "0 --model m --backend onnxruntime --rebuild never --smooth strong --fps 5 --refine-edges --compose host --render mask "
+    words = "0 --model m --backend onnxruntime --rebuild never --no-tune --smooth strong --fps 5 --refine-edges --compose host "
+    words += "--render mask "
     words += "--alpha 0.1 --threshold 0.2 --palette voc --background #000000 --legend --hud --output a --save b --show --headless "
     words += "--encoder x264 --segment-time 1m --segment-size 2 --keep-files 3 --keep-size 4 --min-free 5 --stall 1 --reconnect 2 "
     words += "--max-reconnects 3 --on-corrupt pass --tls-verify no --follow-redirects "
@@ -74,7 +75,7 @@ def test_every_option_arrives():
     )
     assert options == RunOptions(
         ("0",),
-        ModelOptions("m", "onnxruntime", may_build=False),
+        ModelOptions("m", "onnxruntime", may_build=False, may_tune=False),
         MaskOptions("strong", 5.0, True, "host"),
         LookOptions("mask", 0.1, 0.2, "voc", "#000000", legend=True, hud=True),
         OutputOptions(("a",), "b", show=True, headless=True),

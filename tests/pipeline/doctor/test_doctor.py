@@ -58,6 +58,9 @@ ON_JETSON = {
 ON_DESKTOP = {
     "cuda": cuda(RTX_4090),
     "onnxruntime": Answer({"version": "1.32.0"}),
+    "openvino": Answer(
+        {"version": "2026.4.1", "devices": {"CPU": "Intel Core", "GPU": "Intel Arc", "NPU": "AI Boost"}}
+    ),
     "tensorrt": Answer({"version": "11.4.0.106"}),
     "tensorrt_rtx": Answer({"version": "1.7.1.116"}),
     "torch_tensorrt": Answer({"version": "2.13.0", "cuda": "13.0", "gpu": True}),
@@ -493,6 +496,7 @@ def test_without_a_gpu_tensorrt_rtx_builds(bare):
     assert auto == "onnxruntime"
     assert {name: entry.can for name, entry in backend.items()} == {
         "onnxruntime": "run",
+        **dict.fromkeys(("openvino", "openvino-gpu", "openvino-npu"), "none"),
         "tensorrt": "none",
         "tensorrt-rtx": "build",
         "torch-tensorrt": "none",
@@ -595,6 +599,22 @@ def test_a_broken_package_is_told_with_its_error(desktop):
         rows(desktop, {"cuda": NO_LIBRARY, "pycuda": Answer(problem="ImportError: libcuda.so.1")})["pycuda"].state
         == "note"
     )
+
+
+def test_openvino_and_the_devices_that_it_sees(bare):
+    asked = report.examine(facts(bare, {"cuda": NO_LIBRARY, "cv2": opencv(), "av": AV}))
+    backend = {one.name: one for one in asked.backends}
+    assert "Intel GPU" not in [row.title for row in asked.findings]
+    for name in ("openvino", "openvino-gpu", "openvino-npu"):
+        assert (backend[name].can, backend[name].mend) == ("none", "pip install 'edgemask[openvino]'")
+    seen = Answer({"version": "2026.4.1", "devices": {"CPU": "Intel Core", "NPU": "Intel AI Boost"}})
+    asked = report.examine(facts(bare, {"cuda": NO_LIBRARY, "cv2": opencv(), "av": AV, "openvino": seen}))
+    backend = {one.name: one for one in asked.backends}
+    assert (backend["openvino"].can, backend["openvino"].reason) == ("run", "OpenVINO 2026.4.1, on the CPU")
+    assert (backend["openvino-gpu"].can, backend["openvino-gpu"].reason) == ("none", "Intel GPU: OpenVINO sees none")
+    assert backend["openvino-npu"].can == "run"
+    broken = rows(bare, {"openvino": Answer(problem="crashed (SIGILL)")})["openvino"]
+    assert (broken.state, broken.text) == ("note", "installed, but cannot be loaded: crashed (SIGILL)")
 
 
 def test_cuda_bindings_are_optional(desktop):
@@ -830,7 +850,7 @@ def test_a_question_that_cannot_be_put_becomes_a_row(bare, monkeypatch):
 def test_every_backend_is_judged_and_needs_what_the_report_knows(bare):
     backend, _ = judged(bare, {})
     assert set(backend) == set(ENGINES)
-    known = set(rows(bare))
+    known = set(rows(bare, {"openvino": ON_DESKTOP["openvino"]}))
     assert all(set(kind.needs) <= known for kind in ENGINES.own.values())
 
 
@@ -869,8 +889,8 @@ def test_nothing_can_run(bare, monkeypatch, capsys, arguments):
     assert command.main(arguments) == 2
     out, err = capsys.readouterr()
     assert err == (
-        "error: no backend can run here: expected one of onnxruntime, tensorrt, tensorrt-rtx, torch-tensorrt, "
-        "triton, got none: begin with: pip install 'edgemask[cpu]'\n"
+        "error: no backend can run here: expected one of onnxruntime, openvino, openvino-gpu, openvino-npu, "
+        "tensorrt, tensorrt-rtx, torch-tensorrt, triton, got none: begin with: pip install 'edgemask[cpu]'\n"
     )
     if arguments:
         assert json.loads(out)["auto"] is None

@@ -174,6 +174,22 @@ def installed_servers():
     return folder
 
 
+@pytest.fixture
+def openvino(monkeypatch, tmp_path):
+    """The module, from where ``tests/install-openvino`` has put it; with a cache of its own. Skips where it is not."""
+    folder = Path(os.environ.get("EDGEMASK_TEST_OPENVINO") or Path(sys.prefix) / "openvino")
+    if importlib.util.find_spec("openvino") is None:
+        if not (folder / "openvino").is_dir():
+            if os.environ.get("FAIL_WITHOUT_OPENVINO"):
+                pytest.fail(f"no OpenVINO in {folder}: tests/install-openvino makes it")
+            pytest.skip(f"no OpenVINO in {folder}: tests/install-openvino makes it")
+        monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path / "cache"))
+    from pipeline.engines.openvino_library import load_openvino
+
+    return load_openvino()
+
+
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory):
     """A real server, see ``Triton``."""

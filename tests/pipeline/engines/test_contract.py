@@ -28,13 +28,20 @@ UNSUPPORTED = re.compile(
     r"|Target GPU SM ?\d+ is not supported"
 )
 ON_SERVERS = {"triton": "raw", "triton with shared memory": "shared"}
+ON_OPENVINO = {"openvino": False, "openvino, compiled for each size": True}  # as for its GPUs and NPUs
 FAKES = {"tensorrt on a fake GPU": "tensorrt", "tensorrt-rtx on a fake GPU": "tensorrt-rtx"}
 
 
 def opener(request):
     """``open_here(bundle)`` for the backend of a fixture's parameter; skips what this machine has not."""
     fake, name = request.param in FAKES, FAKES.get(request.param, request.param)
-    if request.param in ON_SERVERS:
+    if request.param in ON_OPENVINO:
+        request.getfixturevalue("openvino")
+        from pipeline.engines.openvino import OpenVinoEngine
+
+        request.getfixturevalue("monkeypatch").setattr(OpenVinoEngine, "one_size", ON_OPENVINO[request.param])
+        name = "openvino"
+    elif request.param in ON_SERVERS:
         triton = request.getfixturevalue("triton")
     elif fake:
         request.getfixturevalue("fake_machine").install(name)
@@ -89,13 +96,13 @@ def with_real_plan(bundle, runtime, folder):
 ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name, kind in ENGINES.items() if kind.gpu]
 
 
-@pytest.fixture(params=[*ON_A_GPU, "onnxruntime", *FAKES, *ON_SERVERS])
+@pytest.fixture(params=[*ON_A_GPU, "onnxruntime", *ON_OPENVINO, *FAKES, *ON_SERVERS])
 def open_here(request):
     """``open_here(bundle)``: an engine of each backend that this machine has, and of fake ones; closed at the end."""
     yield from opener(request)
 
 
-@pytest.fixture(params=["onnxruntime"])
+@pytest.fixture(params=["onnxruntime", *ON_OPENVINO])
 def open_program(request):
     """The same for backends that load the bundle's program itself, and so say what is wrong with it."""
     yield from opener(request)

@@ -1,4 +1,4 @@
-"""Programs of NV12 on ONNX Runtime and on a GPU that is none; ``test_contract`` has them on every backend."""
+"""Programs of NV12 on ONNX Runtime, on OpenVINO and on a GPU that is none; ``test_contract`` has them on every backend."""
 
 from dataclasses import replace
 
@@ -15,14 +15,16 @@ from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 
 
-@pytest.fixture(params=["onnxruntime", "tensorrt", "tensorrt-rtx", "tensorrt on a fake Jetson"])
+@pytest.fixture(params=["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "tensorrt on a fake Jetson"])
 def open_here(request, fake_machine, add_plan):
-    """``open_here(bundle)``: an engine of ONNX Runtime, or on the fake GPU; closed at the end."""
+    """``open_here(bundle)``: an engine of ONNX Runtime or OpenVINO, or on the fake GPU; closed at the end."""
     engines = []
 
     def open_it(bundle):
         name = request.param.split()[0]
-        if name != "onnxruntime":
+        if name == "openvino":
+            request.getfixturevalue("openvino")
+        if name.startswith("tensorrt"):
             fake_machine.gpu.integrated = "Jetson" in request.param
             fake_machine.install(name)
             bundle = add_plan(bundle, name)

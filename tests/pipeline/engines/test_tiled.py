@@ -109,10 +109,12 @@ def fourth_program():
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt", "tensorrt-rtx"])
-def test_wide_channels(tmp_path, fake_machine, add_plan, runtime):
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"])
+def test_wide_channels(request, tmp_path, fake_machine, add_plan, runtime):
+    if runtime == "openvino":
+        request.getfixturevalue("openvino")
     bundle = write_bundle(tmp_path / "fourth", fourth_program(), pixels="4x16")
-    if runtime != "onnxruntime":
+    if runtime.startswith("tensorrt"):
         fake_machine.install(runtime)
         fake_machine.settings.profile = ((1, 1, 1, 4), (1, 16, 16, 4), (8, 64, 64, 4))
         bundle = add_plan(bundle, runtime)

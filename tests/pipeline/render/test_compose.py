@@ -25,7 +25,7 @@ _spec = importlib.util.spec_from_file_location(
 )
 _engines = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_engines)
-fake_machine, add_plan = _engines.fake_machine, _engines.add_plan
+fake_machine, add_plan, openvino = _engines.fake_machine, _engines.add_plan, _engines.openvino
 
 ORANGE, BLACK, WHITE = (load_palette(colour) for colour in ("#ff8000", "#000000", "#ffffff"))
 
@@ -174,11 +174,13 @@ def test_a_program_that_composes_though_its_manifest_does_not(make_bundle):
         open_engine(make_bundle(program=composing_program()), "onnxruntime")
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt", "tensorrt-rtx"])
-def test_counts_come_with_and_without_views(fake_machine, add_plan, make_bundle, backend):
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"])
+def test_counts_come_with_and_without_views(request, fake_machine, add_plan, make_bundle, backend):
+    if backend == "openvino":
+        request.getfixturevalue("openvino")
     program = composing_program(("frames", "look", "masks", "not_finite", "views"))
     bundle = make_bundle("counting", program, composes=True)
-    if backend != "onnxruntime":
+    if backend.startswith("tensorrt"):
         fake_machine.install(backend)
         bundle = add_plan(bundle, backend)
     with open_engine(bundle, backend) as engine:

@@ -1,0 +1,240 @@
+"""Finding out which way to run a program is the fastest that agrees: on a few frames, a step at a time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engines.agreement import FEWEST_CLEAR, Agreement, compare
+from pipeline.engines.base import Engine
+from pipeline.engines.choices import Choice, Choices, Way
+from pipeline.errors import BackendUnavailableError, EdgemaskError, PlanError
+from pipeline.terminal import logger_of
+
+log = logger_of(__name__)
+
+BUDGET_S = 10.0
+"""What all of it may take, beside the frames of the run."""
+
+SAMPLES = 8
+"""So many frames are compared."""
+
+# So many frames are one step, so that a signal is not kept waiting.
+_STEP = 4
+# How often each way is timed again; its best counts, for whatever else runs here only takes time.
+_ROUNDS = 2
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is to be found out.
+
+    Attributes:
+        asked: the backend as the user asked for it, such as "auto".
+        guess: the way in which the run is computed meanwhile.
+        ways: all of them, the one first that is expected to be the fastest.
+        open_way: makes the engine of one, and raises what ``pipeline.engines.open_engine`` does.
+        open_reference: makes the engine whose masks others are compared with; None: the guess's are.
+        choices: where the result is kept.
+        clock: seconds, as ``time.monotonic`` has them.
+        budget_s: what it may take.
+    """
+
+    asked: str
+    guess: Way
+    ways: Sequence[Way]
+    open_way: Callable[[Way], Engine]
+    open_reference: Callable[[], Engine] | None
+    choices: Choices
+    clock: Callable[[], float] = time.monotonic
+    budget_s: float = BUDGET_S
+
+
+class _FailedError(Exception):
+    """A way that cannot be taken; the message says why."""
+
+
+class Steps:
+    """The steps of a trial; each is taken where nothing else is computed.
+
+    Args:
+        trial: what is to be found out.
+        guess: the engine of the run; not closed here.
+        samples: (1, H, W, …) each, as the engine takes frames.
+        references: (H, W) uint8 each, the guess's masks of them.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        guess: Engine,
+        samples: Sequence[NDArray[np.uint8]],
+        references: Sequence[NDArray[np.uint8]],
+    ) -> None:
+        self._trial, self._guess = trial, guess
+        self._samples, self._references = samples, list(references)
+        self._engines: dict[Way, Engine] = {}
+        self._found: dict[Way, Agreement] = {}
+        self._ms: dict[Way, float] = {}
+        self._left_out: dict[str, str] = {}
+        self._unproven = self._is_over = False
+        self._spent_s = 0.0
+        self._begun_s: float | None = None
+        self._steps = self._all()
+
+    def take(self) -> bool:
+        """Take one step; False if there was none left."""
+        self._begun_s = self._trial.clock()
+        try:
+            return next(self._steps, "ended") is None
+        finally:
+            self._spent_s, self._begun_s = self._trial.budget_s - self._left_s(), None
+
+    def close(self) -> Engine | None:
+        """End it, whether or not all steps were taken.
+
+        Returns:
+            The engine that is to take the guess's place; the caller's own. None: the guess stays.
+        """
+        self._steps.close()
+        taken = self._engines.pop(self._fastest(), None) if self._is_over else None
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+        return taken
+
+    def _fastest(self) -> Way:
+        return min(self._ms, key=lambda way: (self._ms[way], way != self._trial.guess), default=self._trial.guess)
+
+    def _all(self) -> Generator[None, None, None]:
+        trial = self._trial
+        with trial.choices.alone() as alone:
+            if not alone:
+                return
+            try:
+                yield from self._refer()
+                self._ms[trial.guess] = self._time(self._guess, self._samples[:_STEP])[1]
+            except _FailedError as error:
+                log.info(f"--backend {trial.asked}: {trial.guess} stays, and is not timed beside others: {error}")
+                return
+            yield
+            for way in trial.ways:
+                if way != trial.guess:
+                    yield from self._try(way)
+            for _ in range(_ROUNDS if self._engines else 0):
+                for way, engine in [(trial.guess, self._guess), *self._engines.items()]:
+                    with suppress(_FailedError):  # it was timed before
+                        self._ms[way] = min(self._ms[way], self._time(engine, self._samples[:_STEP])[1])
+                    yield
+            self._is_over = True
+            self._tell()
+
+    def _refer(self) -> Generator[None, None, None]:
+        """Have the masks that are expected."""
+        if self._trial.open_reference is None:
+            return
+        self._references.clear()
+        engine = self._within(self._trial.open_reference)
+        for first in range(0, len(self._samples), _STEP):
+            yield
+            self._references += self._time(engine, self._samples[first : first + _STEP])[0]
+        engine.close()
+
+    def _try(self, way: Way) -> Generator[None, None, None]:
+        """Open another way and compare its masks; it is left out if it fails, hangs or does not agree."""
+        masks: list[NDArray[np.uint8]] = []
+        try:
+            engine = self._within(lambda: self._trial.open_way(way))
+            yield
+            for first in range(0, len(self._samples), _STEP):  # the first ones, which may take longer, are not timed
+                more, ms = self._time(engine, self._samples[first : first + _STEP])
+                masks += more
+                yield
+        except _FailedError as error:
+            if not isinstance(error.__cause__, (BackendUnavailableError, PlanError)):  # those are for other machines
+                self._left_out[str(way)] = str(error)
+            return
+        task, gate = self._guess.bundle.manifest.task, self._guess.bundle.manifest.verification.get("gate")
+        agreement = compare(masks, self._references, task)
+        problem = agreement.problem(gate if isinstance(gate, dict) else {}, exact=way.is_exact)
+        if not _alike(engine, self._guess):
+            problem = "its program gives other outputs"
+        if problem:
+            self._left_out[str(way)] = problem
+            self._unproven |= not way.is_exact and agreement.clear < FEWEST_CLEAR
+            engine.close()
+        else:
+            self._engines[way], self._found[way], self._ms[way] = engine, agreement, ms
+
+    def _time(self, engine: Engine, frames: Sequence[NDArray[np.uint8]]) -> tuple[list[NDArray[np.uint8]], float]:
+        """The masks of some frames, as many of them in flight as the engine takes, and ms per frame."""
+
+        def work() -> tuple[list[NDArray[np.uint8]], float]:
+            begun_s, submitted = self._trial.clock(), 0
+            masks: list[NDArray[np.uint8]] = []
+            while len(masks) < len(frames):
+                while submitted < len(frames) and submitted - len(masks) < engine.in_flight:
+                    engine.submit(frames[submitted])
+                    submitted += 1
+                masks.append(engine.collect()[0])
+            return masks, (self._trial.clock() - begun_s) * 1e3 / len(frames)
+
+        return self._within(work)
+
+    def _left_s(self) -> float:
+        now_s = 0.0 if self._begun_s is None else self._trial.clock() - self._begun_s
+        return self._trial.budget_s - self._spent_s - now_s
+
+    def _within(self, work: Callable[[], _T]) -> _T:
+        """What some work gives; on a thread of its own, for native code that does not come back can only be left alone.
+
+        Raises:
+            _FailedError: it failed, or was not done in the time that is left.
+        """
+        done: queue.SimpleQueue[tuple[_T | None, BaseException | None]] = queue.SimpleQueue()
+
+        def put() -> None:
+            try:
+                done.put((work(), None))
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                done.put((None, error))
+
+        limit_s = self._left_s()
+        if limit_s <= 0:
+            raise _FailedError(f"the {self._trial.budget_s:g} s for all were over")
+        threading.Thread(target=put, name="backend on trial", daemon=True).start()
+        try:
+            result, error = done.get(timeout=limit_s)
+        except queue.Empty:
+            raise _FailedError(f"it did not come back within {limit_s:.1f} s") from None
+        if error is not None:
+            told = str(error) if isinstance(error, EdgemaskError) else f"{type(error).__name__}: {error}"
+            raise _FailedError(told) from error
+        return result  # type: ignore[return-value]  # of work that gave no error
+
+    def _tell(self) -> None:
+        trial, taken = self._trial, self._fastest()
+        times = ", ".join(f"{way} {ms:.0f} ms" for way, ms in sorted(self._ms.items(), key=lambda entry: entry[1]))
+        line = f"--backend {trial.asked}: a frame takes {times}; takes {taken}"
+        if taken in self._found:
+            line += f", {self._found[taken]} on {len(self._samples)} frames"
+        line += "".join(f"; not {name}: {reason}" for name, reason in self._left_out.items())
+        if not self._unproven:  # else the next run may have frames to prove it on
+            trial.choices.write(Choice(taken, {str(way): round(ms, 2) for way, ms in self._ms.items()}, self._left_out))
+            line += "; kept for the next runs"
+        log.info(line)
+
+
+def _alike(one: Engine, other: Engine) -> bool:
+    """Whether one may take the other's place while frames go through it."""
+    names = ("on_gpu", "composes", "counts", "keeps_state", "one_at_a_time", "frame_size_hw", "pixels")
+    return all(getattr(one, name) == getattr(other, name) for name in names) and one.batch >= other.batch

@@ -1,0 +1,219 @@
+"""OpenVINO's own ways; ``test_contract`` has what every backend must do."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
+from pipeline.engines import open_engine
+from pipeline.engines.onnxruntime import OnnxRuntimeEngine
+from pipeline.errors import BackendUnavailableError, BundleError
+from pipeline.flow.run import run
+from pipeline.flow.views import Views
+from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.sinks.base import Sink
+from pipeline.sources.base import Source
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.usefixtures("openvino")
+
+
+@pytest.fixture
+def kinds(openvino):
+    """The module of the backend."""
+    import pipeline.engines.openvino
+
+    return pipeline.engines.openvino
+
+
+def frames(count, height=8, width=12):
+    return [np.full((1, height, width, 3), (10, 20, 5 * index), np.uint8) for index in range(count)]
+
+
+def test_as_many_are_in_flight_as_it_asks_for_and_one_that_waits(red_bundle, kinds):
+    with kinds.OpenVinoEngine(red_bundle, at_once=2) as engine:
+        (requests,) = engine._compiled.values()
+        assert requests.compiled.get_property("PERFORMANCE_HINT") == "THROUGHPUT"
+        assert engine.in_flight == requests.count + 1 > 1
+        given = frames(4 * engine.in_flight)
+        for one in given[: engine.in_flight - 1]:
+            engine.submit(one)
+        for index, one in enumerate(given[engine.in_flight - 1 :]):
+            engine.submit(one)
+            np.testing.assert_array_equal(engine.collect(), given[index][..., 2])
+    with kinds.OpenVinoEngine(red_bundle) as engine:
+        (requests,) = engine._compiled.values()
+        assert requests.compiled.get_property("PERFORMANCE_HINT") == "LATENCY"
+        assert engine.in_flight == 1
+
+
+def test_what_is_not_collected_does_not_keep_it_from_ending(red_bundle, kinds):
+    engine = kinds.OpenVinoEngine(red_bundle, at_once=2)
+    for one in frames(engine.in_flight):
+        engine.submit(one)
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        engine.collect()
+
+
+def test_in_the_data_path_every_frame_comes_once(red_bundle):
+    class Clip(Source):
+        info = SourceInfo("clip", "")
+
+        def __iter__(self):
+            for index, frame in enumerate(frames(30)):
+                yield Frame(frame[0], index, index / 25, "clip", str(index))
+
+    class Kept(Sink):
+        def __init__(self):
+            self.seen = []
+
+        def write(self, frame):
+            assert (frame.mask == 5 * frame.index).all()
+            self.seen.append(frame.index)
+
+    sink = Kept()
+    with open_engine(red_bundle, "openvino", overlap=True) as engine:
+        assert run(Clip(), engine, Views(lambda image, mask: image), [sink]).frames == 30
+    assert sink.seen == list(range(30))
+
+
+def test_sizes_are_compiled_once_and_the_oldest_is_forgotten(red_bundle, kinds, monkeypatch):
+    monkeypatch.setattr(kinds.OpenVinoEngine, "one_size", True)
+    with kinds.OpenVinoEngine(red_bundle) as engine:
+        for height in (4, 5, 6, 7, 8, 8, 7):
+            (given,) = frames(1, height)
+            np.testing.assert_array_equal(engine(given), given[..., 2])
+        assert [shape for shape, _ in engine._compiled] == [(1, height, 12, 3) for height in (5, 6, 7, 8)]
+
+
+def test_masks_of_a_real_network_are_those_of_onnx_runtime(u2netp_bundle, kinds):
+    given = np.random.default_rng(0).integers(0, 256, (1, 24, 32, 3), np.uint8).repeat(9, 1).repeat(9, 2)
+    with OnnxRuntimeEngine(u2netp_bundle) as reference, kinds.OpenVinoEngine(u2netp_bundle) as engine:
+        expected = reference(given)
+        assert np.abs(engine(given).astype(int) - expected).max() <= 2
+        assert engine.description.endswith(", CPU, FP32")
+        assert engine._compiled[None, False].compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+
+def test_what_it_compiled_is_found_again(red_bundle, kinds):
+    def loaded():
+        with kinds.OpenVinoEngine(red_bundle) as engine:
+            return engine._compiled[None, False].compiled.get_property("LOADED_FROM_CACHE")
+
+    assert not loaded()
+    assert loaded()
+    blobs = list((Path(os.environ["EDGEMASK_CACHE"]) / "openvino").glob("*.blob"))
+    for blob in blobs:  # damage is no error
+        blob.chmod(0o600)
+        blob.write_bytes(blob.read_bytes()[:100])
+    assert blobs
+    assert not loaded()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(red_bundle, kinds, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path / "file"))
+    with kinds.OpenVinoEngine(red_bundle) as engine:
+        (given,) = frames(1)
+        np.testing.assert_array_equal(engine(given), given[..., 2])
+
+
+@pytest.mark.parametrize("backend", ["openvino-gpu", "openvino-npu"])
+def test_a_device_that_is_not_here_is_told(red_bundle, kinds, backend):
+    device = backend[-3:].upper()
+    if any(name.startswith(device) for name in kinds._CORE.available_devices):
+        pytest.skip(f"an Intel {device} is here")
+    with pytest.raises(BackendUnavailableError, match=rf"expected an Intel {device} and its driver, got CPU"):
+        open_engine(red_bundle, backend)
+
+
+def test_a_precision_that_the_processor_has_not_is_told(red_bundle, kinds):
+    core = kinds._CORE
+    if "FP16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor computes in FP16")
+    with pytest.raises(BackendUnavailableError, match="expected a CPU that computes in FP16, got one for"):
+        kinds.OpenVinoEngine(red_bundle, precision="f16")
+
+
+@pytest.fixture
+def summing_bundle(red_bundle, tmp_path):
+    """A recurrent bundle: masks are the sum of red of all frames so far."""
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["numbers", "third"], ["red"], axis=3),
+        helper.make_node("Add", ["red", "state/sum"], ["next/sum"]),
+        helper.make_node("Cast", ["next/sum"], ["masks"], to=TensorProto.UINT8),
+    ]
+    state, following = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 12]) for name in ("state/sum", "next/sum")
+    )
+    graph = helper.make_graph(
+        nodes,
+        "summing",
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, [1, 8, 12, 3]), state],
+        [helper.make_tensor_value_info("masks", TensorProto.UINT8, [1, 8, 12]), following],
+        initializer=[helper.make_tensor("third", TensorProto.INT64, [], [2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    manifest = dataclasses.replace(red_bundle.manifest, contract={"state": {"sum": "sum2"}})
+    return Bundle.write(tmp_path / "summing", manifest, {PROGRAM_NAME: model.SerializeToString()})
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_each_source_has_its_own_state(summing_bundle, backend):
+    with open_engine(summing_bundle, backend, overlap=True) as engine:
+        assert (engine.keeps_state, engine.one_at_a_time, engine.in_flight) == (True, True, 1)
+        states = engine.new_state(), engine.new_state()
+        for number in range(1, 5):
+            for factor, state in enumerate(states, 1):
+                engine.submit(np.full((1, 8, 12, 3), factor, np.uint8), None, state)
+                assert (engine.collect() == factor * number).all()
+
+
+def test_a_state_without_its_pair_is_refused(summing_bundle, red_bundle, tmp_path):
+    wrong = dataclasses.replace(summing_bundle.manifest, contract={})
+    bundle = Bundle.write(tmp_path / "wrong", wrong, {PROGRAM_NAME: summing_bundle.program_path.read_bytes()})
+    with pytest.raises(BundleError, match="expected an input and an output of one size for each state"):
+        open_engine(bundle, "openvino")
+
+
+def test_it_reports_to_nobody(openvino, tmp_path):
+    """Imported as it is, it writes down a number for this machine and sends a report."""
+    home = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(openvino.__file__).parents[1]}",
+    }
+    # In the automatic runs of many services it holds still by itself.
+    for name in ("CI", "GITHUB_ACTIONS", "GITLAB_CI", "TF_BUILD", "JENKINS_URL"):
+        home.pop(name, None)
+    ask = "import sys, pipeline.engines.openvino; print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
+    done = subprocess.run([sys.executable, "-c", ask], env=home, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_finds_out_whether_it_is_the_fastest_and_keeps_that(red_bundle, said):
+    """With the real ones; which of them it is, this machine says."""
+    given = [np.full((1, 40, 60, 3), 0, np.uint8) for _ in range(90)]
+    for number, frame in enumerate(given):
+        frame[:, 5:25, 5 + number % 20 : 35 + number % 20, 2] = 255
+    with open_engine(red_bundle, overlap=True, tune=True) as engine:
+        for frame in given:
+            np.testing.assert_array_equal(engine(frame), frame[..., 2])
+        taken = engine.description
+    (line,) = [line for line in said if line.startswith("--backend auto: a frame takes ")]
+    assert "onnxruntime" in line
+    assert "openvino f32" in line
+    with open_engine(red_bundle, overlap=True) as engine:
+        assert engine.description == taken
