@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import Task
-from pipeline.masks.iou import Mask, check_masks, iou, mean_absolute_error
+from pipeline.frames.iou import Mask, check_masks, iou, mean_absolute_error
 
 __all__ = ["boundary_iou", "iou", "mean_absolute_error"]
 

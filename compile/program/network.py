@@ -23,7 +23,7 @@ from compile.proof.verify import Expected, Sample
 from pipeline.bundles.bundle import Precision, Task
 from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame
-from pipeline.masks.iou import UNDECIDED_MARGIN
+from pipeline.frames.iou import UNDECIDED_MARGIN
 
 
 class Network(ABC):

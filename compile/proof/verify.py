@@ -18,9 +18,9 @@ from compile.proof.raw_values import FRAMES, Raw, RawAgreement, RawComparison, t
 from pipeline.bundles.bundle import LOOK_VALUES, NEXT_STATE, NOT_FINITE, STATE, Task
 from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame, Image, describe
+from pipeline.frames.iou import LEAST_COVERED, MOST_UNDECIDED, covered_share, undecided_share
 from pipeline.frames.nv12 import to_bgr, to_nv12
 from pipeline.frames.pixels import Pixels, bands_of
-from pipeline.masks.iou import LEAST_COVERED, MOST_UNDECIDED, covered_share, undecided_share
 
 Masks = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """(N, H, W, 3) uint8 BGR to (N, H, W) uint8."""

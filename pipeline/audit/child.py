@@ -86,7 +86,7 @@ def _audit(engine: Engine, header: dict[str, Any], pixels: bytes, mask: bytes) -
 
 def compare(mask_hw: Image, reference_hw: Image, task: Task) -> dict[str, Any]:
     """How far a mask agrees with the reference's: iou, mae, empty and judged, as ``pipeline.frames.audited.Audited`` has them."""
-    from pipeline.masks.iou import (
+    from pipeline.frames.iou import (
         LEAST_COVERED,
         MOST_UNDECIDED,
         covered_share,

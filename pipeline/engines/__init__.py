@@ -7,12 +7,11 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.bundles.bundle import REFERENCE_NAME, Bundle
+from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.engines.kinds import ENGINES, EngineKind
 from pipeline.errors import BackendUnavailableError, BuildError, BundleError, EdgemaskError, OptionError, PlanError
@@ -166,18 +165,11 @@ def _tuned(engine: Engine, name: str, backend: str, overlap: bool) -> Engine:
 
 def _open_reference(bundle: Bundle) -> Engine:
     """ONNX Runtime on the bundle's program in FP32, or where it has none, on its program."""
-    path = bundle.reference_path or bundle.program_path
-    alike = bundle if path == bundle.program_path else _InFp32(bundle.folder, replace(bundle.manifest, composes=False))
-    return _open(alike, ENGINES["onnxruntime"], False, None)
+    if bundle.reference_path is None:
+        return _open(bundle, ENGINES["onnxruntime"], False, None)
+    from pipeline.engines.reference import open_reference
 
-
-class _InFp32(Bundle):
-    """A bundle with its program in FP32 in place of its program."""
-
-    @property
-    def program_path(self) -> Path:
-        """Where that lies."""
-        return self.folder / REFERENCE_NAME
+    return open_reference(bundle)
 
 
 def _guess(bundle: Bundle, overlap: bool, rebuild: Rebuild | None) -> tuple[Engine, str]:

@@ -10,14 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import Task
+from pipeline.frames.iou import (
+    LEAST_COVERED,
+    MOST_UNDECIDED,
+    covered_share,
+    iou,
+    mean_absolute_error,
+    undecided_share,
+)
 
 Masks = NDArray[np.uint8]
 
 # What compile's gate asks for.
 MIN_MEAN_IOU, MIN_WORST_IOU, MAX_MAE = 0.99, 0.90, 0.01
-# A frame is judged by itself whose subject covers so much of it, and whose undecided pixels are at most so much of the subject.
-_LEAST_COVERED, _MOST_UNDECIDED = 0.01, 0.25
-_UNDECIDED = (0.3 * 255, 0.7 * 255)
 _RESAMPLES = 2000
 FEWEST_CLEAR = 4
 """So many frames must show a clear subject: where both masks are empty, any network agrees with any other."""
@@ -72,13 +77,8 @@ def compare(masks: Sequence[Masks], references: Sequence[Masks], task: Task) -> 
         task: what values mean.
     """
     pairs = list(zip(masks, references, strict=True))
-    ious = [_iou(mask, reference, task) for mask, reference in pairs if _is_clear(reference, task)]
-    errors = [
-        float(np.mean(mask != reference))
-        if task == "classes"
-        else float(np.mean(np.abs(mask.astype(np.int16) - reference))) / 255
-        for mask, reference in pairs
-    ]
+    ious = [iou(mask, reference, task) for mask, reference in pairs if _is_clear(reference, task)]
+    errors = [mean_absolute_error(mask, reference, task) for mask, reference in pairs]
     if not ious:
         return Agreement(1.0, 1.0, 1.0, float(np.mean(errors)), 0)
     drawn = np.random.default_rng(0).integers(0, len(ious), (_RESAMPLES, len(ious)))
@@ -86,22 +86,9 @@ def compare(masks: Sequence[Masks], references: Sequence[Masks], task: Task) -> 
     return Agreement(float(np.mean(ious)), low, min(ious), float(np.mean(errors)), len(ious))
 
 
-def _is_clear(mask_hw: Masks, task: Task) -> bool:
-    if task == "classes":
-        return float(np.bincount(mask_hw.ravel()).max()) <= (1 - _LEAST_COVERED) * mask_hw.size
-    subject = np.count_nonzero(mask_hw >= 127.5)
-    low, high = _UNDECIDED
-    undecided = np.count_nonzero((mask_hw >= low) & (mask_hw <= high))
-    return bool(subject >= _LEAST_COVERED * mask_hw.size and undecided <= _MOST_UNDECIDED * subject)
-
-
-def _iou(mask_hw: Masks, reference_hw: Masks, task: Task) -> float:
-    if task == "classes":
-        present = np.union1d(np.unique(mask_hw), np.unique(reference_hw))
-        return float(np.mean([_overlap(mask_hw == index, reference_hw == index) for index in present]))
-    return _overlap(mask_hw >= 127.5, reference_hw >= 127.5)
-
-
-def _overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    union = np.count_nonzero(first | second)
-    return float(np.count_nonzero(first & second) / union) if union else 1.0
+def _is_clear(reference: Masks, task: Task) -> bool:
+    """Whether a frame is judged by itself, as the gate of ``compile`` does."""
+    covered = covered_share(reference, task)
+    if covered < LEAST_COVERED or task == "classes":
+        return covered >= LEAST_COVERED
+    return undecided_share(reference) <= MOST_UNDECIDED * covered

@@ -17,7 +17,7 @@ class Audited:
         iou: intersection over union of the two masks at 0.5, 0 to 1; of classes the mean over them. 0 where scores are not finite.
         mae: mean absolute error, 0 to 1; of classes the share of pixels that differ.
         empty: one of the masks is empty and the other is not.
-        judged: there is a clear subject, so that the IoU says something: see ``pipeline.masks.iou``.
+        judged: there is a clear subject, so that the IoU says something: see ``pipeline.frames.iou``.
     """
 
     source: str

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundles.bundle import Task
 from pipeline.errors import ShapeError
 from pipeline.frames.frame import describe
 
 Mask = NDArray[np.uint8]
+Task = Literal["binary", "classes"]
 
 LEAST_COVERED = 0.01
 MOST_UNDECIDED = 0.25
