@@ -307,9 +307,13 @@ def raw_agreement(
             expected = getattr(raw, what)
             if expected is not None:
                 comparison.add(thinned(values), expected)
-    errors = {what: comparison.error() for what, comparison in compared.items()}
+    errors = {what: _rounded(comparison.error()) for what, comparison in compared.items()}
     exchanged = next((pair for one in compared.values() if (pair := one.exchanged(limit)) is not None), None)
     return RawAgreement(len(raws), errors.get("scores"), errors.get("values"), limit, exchanged)
+
+
+def _rounded(error: float | None) -> float | None:
+    return None if error is None else float(f"{error:.3g}")
 
 
 def require_finite(not_finite: NDArray[np.int32] | None, what: str = "what was compiled") -> None:
