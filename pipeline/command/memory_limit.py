@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.command.freed_memory import give_back_freed_memory
-from pipeline.machine.memory import available_bytes, pages_touched, resident_bytes
+from pipeline.machine.memory import available_bytes, pages_touched, resident_bytes, threads_charged_to_nobody
 from pipeline.sources.base import Source
 from pipeline.stages.telemetry import State
 from pipeline.terminal import logger_of
@@ -92,6 +92,7 @@ class MemoryLimit:
         self._resident, self._clock = resident, clock
         self._first_bytes = self._last_bytes = resident()
         self._touched = pages_touched()
+        self._nobodys: dict[int, int] = {}  # pages that such threads had touched
         self._due_s = self._trim_due_s = clock()
         self._has_told = False
 
@@ -124,7 +125,8 @@ class MemoryLimit:
         taken = [account.taken() for account in self._accounts]
         total = self._resident() + sum(account.processes_bytes for account in self._accounts)
         touched = pages_touched()
-        others = max(0, (touched - self._touched) * _PAGE_BYTES - sum(pages for pages, _ in taken))
+        nobodys = self._taken_by_nobody()
+        others = max(0, (touched - self._touched) * _PAGE_BYTES - sum(pages for pages, _ in taken) - nobodys)
         moving = sum(account.moving_bytes for account in self._accounts) or 1
         weights = [
             pages + processes + others * account.moving_bytes / moving
@@ -134,11 +136,17 @@ class MemoryLimit:
         held = sum(account.charged_bytes for account in self._accounts)
         for account, weight in zip(self._accounts, weights, strict=True):
             if grown > 0 and sum(weights) > 0:
-                account.charged_bytes += grown * weight / sum(weights)
+                account.charged_bytes += grown * weight / (sum(weights) + nobodys)
             elif grown < 0 and held:
                 account.charged_bytes *= min(1.0, max(0, total - self._first_bytes) / held)
         self._last_bytes, self._touched = total, touched
         return total
+
+    def _taken_by_nobody(self) -> int:
+        """Bytes that threads touched since the last call that work for no source, such as one that opens another model."""
+        before = self._nobodys
+        self._nobodys = {thread: pages_touched(thread) for thread in threads_charged_to_nobody()}
+        return _PAGE_BYTES * sum(max(0, count - before.get(thread, 0)) for thread, count in self._nobodys.items())
 
     def _give_up(self) -> None:
         assert self.limit_bytes is not None

@@ -17,6 +17,7 @@ from pipeline.engines.reference import is_reference, open_reference
 from pipeline.errors import BundleError
 from pipeline.frames.frame import Frame, Image, SourceInfo
 from pipeline.frames.pixels import bands_of
+from pipeline.machine.memory import charged_to_nobody
 from pipeline.masks.agreement import agreement
 
 T = TypeVar("T")
@@ -139,7 +140,8 @@ def _behind(work: Callable[[], T]) -> T:
         try:
             if hasattr(os, "setpriority"):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
-            done.append(work())
+            with charged_to_nobody():
+                done.append(work())
         except BaseException as error:  # noqa: BLE001 - raised by who waits
             failed.append(error)
 

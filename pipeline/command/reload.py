@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.command.model_swap import signature
 from pipeline.command.run_options import RunOptions
 from pipeline.errors import EdgemaskError, OptionError
+from pipeline.machine.memory import charged_to_nobody
 from pipeline.signals import Hangups, StoppedError
 from pipeline.terminal import logger_of
 
@@ -102,6 +103,10 @@ class Reload:
             self._service.ready(self._status(), "; ".join(filter(None, (self._problem, self._swap.told))))
 
     def _work(self) -> None:
+        with charged_to_nobody():
+            self._work_until_over()
+
+    def _work_until_over(self) -> None:
         while True:
             wait_s = WATCH_EVERY_S if self._options.watch_model else None
             with self._changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,25 @@ def pages_touched(thread: int | None = None) -> int:
     """
     words = _words(f"/proc/self/task/{thread}/stat" if thread else "/proc/self/stat")
     return int(words[_MINOR_FAULTS]) if len(words) > _MINOR_FAULTS else 0
+
+
+_charged_to_nobody: set[int] = set()
+
+
+@contextmanager
+def charged_to_nobody() -> Iterator[None]:
+    """What this thread takes while the body runs is no source's, such as a network's."""
+    thread = threading.get_native_id()
+    _charged_to_nobody.add(thread)
+    try:
+        yield
+    finally:
+        _charged_to_nobody.discard(thread)
+
+
+def threads_charged_to_nobody() -> tuple[int, ...]:
+    """The native numbers of the threads that are in such a body now."""
+    return tuple(_charged_to_nobody)
 
 
 def _words(path: str) -> list[bytes]:

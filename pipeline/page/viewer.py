@@ -87,7 +87,6 @@ class Viewer:
             ConnectionError: the viewer has gone.
         """
         while True:
-            self._begin()
             await self._say_hello()
             self.tell()
             tasks = [asyncio.create_task(self._send_pictures(source)) for source in range(len(self._channels))]
@@ -101,6 +100,7 @@ class Viewer:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 self._watch(set())
+            self._begin()
 
     def tell(self) -> None:
         """Have the board's text sent, unless an older one still waits: then that is replaced."""

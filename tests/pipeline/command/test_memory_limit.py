@@ -103,6 +103,20 @@ def test_what_the_engine_took_counts_by_the_size_of_frames(monkeypatch):
     assert box.given_up == ["large"]
 
 
+def test_what_another_model_takes_is_no_sources(monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "edgemask")
+    monkeypatch.setattr(memory_limit, "threads_charged_to_nobody", lambda: (9,))
+    box = Box(monkeypatch, "small", "large")
+    box.sources[1].telemetry.came_in(10_000_000)
+    box.take(1000, thread=9)
+    assert box.given_up == []
+    assert "no source that is left takes it" in caplog.text
+    box.now_s += 10
+    box.sources[1].telemetry.came_in(400_000_000)
+    box.take(1000)
+    assert box.given_up == ["large"]
+
+
 def test_frames_on_their_way_are_charged_to_their_source_after_it_was_given_up(monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "edgemask")
     box = Box(monkeypatch, "small", "large")

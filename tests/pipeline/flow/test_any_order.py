@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 import types
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from pipeline.bundles.bundle import Manifest
 from pipeline.command import job, service
 from pipeline.command.outputs import ended
 from pipeline.engines.base import Computed, Engine
+from pipeline.engines.replaceable import ReplaceableEngine
 from pipeline.errors import SinkError, SourceError
 from pipeline.flow import run as flow
 from pipeline.flow.views import Views
@@ -239,15 +241,18 @@ class Site(RuleBasedStateMachine):
         if self.has_page:
             sinks.append(self._open_page(telemetry, timer))
         views = Views(lambda image, mask: image.copy())
+        self.models, self.replacing = [Quick()], None
+        self.engine = ReplaceableEngine(self.models[0])
         told = Told(self, timer, service.Service(self.health, {}).pulse, self.signals)
 
         def work():
             try:
                 with ended(sinks, live=True):
-                    flow.run(self.source, Quick(), views, sinks, events=told)
+                    flow.run(self.source, self.engine, views, sinks, events=told)
             except BaseException as error:  # noqa: BLE001 - the test looks at it
                 self.outcome = error
             finally:
+                self.engine.close()
                 self.clock.leave(threading.current_thread())
 
         self.thread = threading.Thread(target=work, name="run", daemon=True)
@@ -331,6 +336,15 @@ class Site(RuleBasedStateMachine):
             self.connections[-1].put(end)
             self.connections[-1].is_over = True
             self.clock.settle()
+
+    @precondition(lambda self: self.runs_now and not (self.replacing and self.replacing.is_alive()))
+    @rule()
+    def another_model_is_to_take_over(self):
+        self.models.append(Quick())
+        self.replacing = threading.Thread(target=self.engine.replace, args=(self.models[-1],), daemon=True)
+        self.replacing.start()
+        while self.engine._next is not self.models[-1]:  # it takes over with the next frame
+            time.sleep(0.001)
 
     @rule(seconds=st.sampled_from((0.5, 2.0, 7.0, 40.0)))
     def nothing_happens(self, seconds):
@@ -451,6 +465,9 @@ class Site(RuleBasedStateMachine):
     def _see_that_it_ended(self, number):
         self.thread.join(20)
         assert not self.thread.is_alive()
+        if self.replacing is not None:
+            self.replacing.join(20)
+        assert all(model._closed for model in self.models)
         outcome = self.outcome
         if isinstance(outcome, SinkError) and any(tape.fate == "cut" and not tape.is_finished for tape in self.tapes):
             while outcome is not None and not isinstance(outcome, StoppedError):  # it is told as the recording is ended
@@ -468,6 +485,13 @@ class Site(RuleBasedStateMachine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
 
     # What holds at any time.
+
+    @invariant()
+    def one_model_runs_and_at_most_one_waits(self):
+        if self.runs_now:
+            assert not self.models[-1]._closed
+            waits = self.replacing is not None and self.replacing.is_alive()
+            assert sum(not model._closed for model in self.models) <= 1 + waits
 
     @invariant()
     def it_goes_on(self):

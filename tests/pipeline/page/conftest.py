@@ -50,7 +50,8 @@ class Rig:
         self.annotations = Annotations(manifest, "none", self.renderer, hud=False, legend=False)
         names = {entry.name for entry in fields(Watched)}
         of_run = {name: options.pop(name) for name in names & options.keys()}
-        watched = Watched(self.telemetries, classes, {"version": "0.1.0", "model": "u2netp"}, **of_run)
+        self.about = {"version": "0.1.0", "model": "u2netp"}
+        watched = Watched(self.telemetries, classes, self.about, **of_run)
         page = PageOptions(**{"address": "127.0.0.1:0", **options})
         self.sink = PageSink(page, watched, self.renderer, self.annotations)
         self.url = self.sink.url.partition("?")[0].replace("0.0.0.0", "127.0.0.1")

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import tracemalloc
+from types import SimpleNamespace
 
 import aiohttp
 import cv2
@@ -14,6 +15,7 @@ import pytest
 from pipeline.page import channel, server
 from pipeline.page.options import Limits
 from pipeline.page.viewer import WINDOW
+from pipeline.stages.telemetry import Telemetry
 
 LIMIT_S = 30
 
@@ -54,6 +56,51 @@ def test_a_viewer_is_told_what_there_is(make_rig):
         assert [len(samples) for samples in hello["history"]] == [hello["count"]] * 2
         state = await told(socket, "state")
         assert state["settings"] == {"mode": "overlay", "alpha": 0.5, "threshold": 0.5, "hud": False, "legend": False}
+
+    live(rig, scenario)
+
+
+def test_sources_that_join_and_leave_are_told_and_shown(make_rig, read_pictures, wait_until):
+    rig = make_rig(sources=("yard",))
+    gate = SimpleNamespace(info=SimpleNamespace(name="gate"), telemetry=Telemetry("gate"))
+
+    async def shown_from(socket, sources):
+        await socket.send_json({"watch": list(range(len(sources)))})
+        rig.keep_writing(every_s=0.01, sources=sources)
+        seen = set()
+        async for source, _, _ in read_pictures(socket):
+            seen.add(source)
+            if len(seen) == len(sources):
+                break
+        rig.stop_writing()
+        rig._stop.clear()
+
+    async def scenario(socket):
+        assert (await told(socket, "hello"))["sources"] == ["yard"]
+        for _ in range(3):
+            rig.telemetries["gate"] = gate.telemetry
+            rig.sink.join(gate)
+            hello = await told(socket, "hello")
+            assert hello["sources"] == ["yard", "gate"]
+            assert [len(samples) for samples in hello["history"]] == [hello["count"]] * 2
+            assert len((await told(socket, "state"))["sources"]) == 2
+            await shown_from(socket, ("yard", "gate"))
+            del rig.telemetries["gate"]
+            rig.sink.leave(gate)
+            assert (await told(socket, "hello"))["sources"] == ["yard"]
+            assert len((await told(socket, "state"))["sources"]) == 1
+            await shown_from(socket, ("yard",))
+
+    live(rig, scenario)
+    wait_until(lambda: [channel.watchers for channel in rig.sink._channels.values()] == [0], "its leaving")
+
+
+def test_a_viewer_is_told_of_another_model(rig):
+    async def scenario(socket):
+        assert (await told(socket, "hello"))["about"]["model"] == "u2netp"
+        rig.about["model"] = "other"
+        assert (await told(socket, "hello"))["about"]["model"] == "other"
+        await told(socket, "state")
 
     live(rig, scenario)
 
