@@ -6,7 +6,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -46,7 +45,8 @@ class Trial:
         open_reference: makes the engine whose masks others are compared with; None: the guess's are.
         choices: where the result is kept.
         clock: seconds, as ``time.monotonic`` has them.
-        budget_s: what it may take.
+        budget_s: what it may take; nothing is begun after that.
+        hung_s: how long what was begun may take beyond that, until it is given up.
     """
 
     asked: str
@@ -57,10 +57,19 @@ class Trial:
     choices: Choices
     clock: Callable[[], float] = time.monotonic
     budget_s: float = BUDGET_S
+    hung_s: float = 10.0
 
 
 class _FailedError(Exception):
     """A way that cannot be taken; the message says why."""
+
+
+class _OverError(_FailedError):
+    """There is no time left for it."""
+
+
+class _HungError(_FailedError):
+    """The same, and its engine is still at work: it must not be closed."""
 
 
 class Steps:
@@ -83,10 +92,11 @@ class Steps:
         self._trial, self._guess = trial, guess
         self._samples, self._references = samples, list(references)
         self._engines: dict[Way, Engine] = {}
+        self._opened: Engine | None = None  # of a reference, or of a way that is not judged yet
         self._found: dict[Way, Agreement] = {}
         self._ms: dict[Way, float] = {}
         self._left_out: dict[str, str] = {}
-        self._unproven = self._is_over = False
+        self._unsure = self._is_over = False
         self._spent_s = 0.0
         self._begun_s: float | None = None
         self._steps = self._all()
@@ -107,10 +117,17 @@ class Steps:
         """
         self._steps.close()
         taken = self._engines.pop(self._fastest(), None) if self._is_over else None
+        self._leave()
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
         return taken
+
+    def _leave(self) -> None:
+        """Close what is opened."""
+        if self._opened is not None:
+            self._opened.close()
+        self._opened = None
 
     def _fastest(self) -> Way:
         return min(self._ms, key=lambda way: (self._ms[way], way != self._trial.guess), default=self._trial.guess)
@@ -124,6 +141,8 @@ class Steps:
                 yield from self._refer()
                 self._ms[trial.guess] = self._time(self._guess, self._samples[:_STEP])[1]
             except _FailedError as error:
+                if isinstance(error, _HungError):
+                    self._opened = None
                 log.info(f"--backend {trial.asked}: {trial.guess} stays, and is not timed beside others: {error}")
                 return
             yield
@@ -132,8 +151,13 @@ class Steps:
                     yield from self._try(way)
             for _ in range(_ROUNDS if self._engines else 0):
                 for way, engine in [(trial.guess, self._guess), *self._engines.items()]:
-                    with suppress(_FailedError):  # it was timed before
+                    try:
                         self._ms[way] = min(self._ms[way], self._time(engine, self._samples[:_STEP])[1])
+                    except _HungError as error:
+                        del self._engines[way], self._ms[way]
+                        self._left_out[str(way)] = str(error)
+                    except _FailedError:
+                        pass  # it was timed before, and that stays
                     yield
             self._is_over = True
             self._tell()
@@ -143,17 +167,17 @@ class Steps:
         if self._trial.open_reference is None:
             return
         self._references.clear()
-        engine = self._within(self._trial.open_reference)
+        self._opened = engine = self._within(self._trial.open_reference)
         for first in range(0, len(self._samples), _STEP):
             yield
             self._references += self._time(engine, self._samples[first : first + _STEP])[0]
-        engine.close()
+        self._leave()
 
     def _try(self, way: Way) -> Generator[None, None, None]:
         """Open another way and compare its masks; it is left out if it fails, hangs or does not agree."""
         masks: list[NDArray[np.uint8]] = []
         try:
-            engine = self._within(lambda: self._trial.open_way(way))
+            self._opened = engine = self._within(lambda: self._trial.open_way(way))
             yield
             for first in range(0, len(self._samples), _STEP):  # the first ones, which may take longer, are not timed
                 more, ms = self._time(engine, self._samples[first : first + _STEP])
@@ -162,6 +186,10 @@ class Steps:
         except _FailedError as error:
             if not isinstance(error.__cause__, (BackendUnavailableError, PlanError)):  # those are for other machines
                 self._left_out[str(way)] = str(error)
+            self._unsure |= isinstance(error, _OverError)
+            if isinstance(error, _HungError):
+                self._opened = None
+            self._leave()
             return
         task, gate = self._guess.bundle.manifest.task, self._guess.bundle.manifest.verification.get("gate")
         agreement = compare(masks, self._references, task)
@@ -170,9 +198,10 @@ class Steps:
             problem = "its program gives other outputs"
         if problem:
             self._left_out[str(way)] = problem
-            self._unproven |= not way.is_exact and agreement.clear < FEWEST_CLEAR
-            engine.close()
+            self._unsure |= not way.is_exact and agreement.clear < FEWEST_CLEAR
+            self._leave()
         else:
+            self._opened = None
             self._engines[way], self._found[way], self._ms[way] = engine, agreement, ms
 
     def _time(self, engine: Engine, frames: Sequence[NDArray[np.uint8]]) -> tuple[list[NDArray[np.uint8]], float]:
@@ -188,6 +217,11 @@ class Steps:
                 masks.append(engine.collect()[0])
             return masks, (self._trial.clock() - begun_s) * 1e3 / len(frames)
 
+        if engine is self._guess:  # that would hold up the run in any case, and must be used by one thread at a time
+            try:
+                return work()
+            except EdgemaskError as error:
+                raise _FailedError(str(error)) from error
         return self._within(work)
 
     def _left_s(self) -> float:
@@ -208,14 +242,15 @@ class Steps:
             except BaseException as error:  # noqa: BLE001 - raised where it is waited for
                 done.put((None, error))
 
-        limit_s = self._left_s()
-        if limit_s <= 0:
-            raise _FailedError(f"the {self._trial.budget_s:g} s for all were over")
+        left_s = self._left_s()
+        if left_s <= 0:
+            raise _OverError(f"the {self._trial.budget_s:g} s for all were over")
+        limit_s = left_s + self._trial.hung_s
         threading.Thread(target=put, name="backend on trial", daemon=True).start()
         try:
             result, error = done.get(timeout=limit_s)
         except queue.Empty:
-            raise _FailedError(f"it did not come back within {limit_s:.1f} s") from None
+            raise _HungError(f"it did not come back within {limit_s:.1f} s") from None
         if error is not None:
             told = str(error) if isinstance(error, EdgemaskError) else f"{type(error).__name__}: {error}"
             raise _FailedError(told) from error
@@ -228,7 +263,7 @@ class Steps:
         if taken in self._found:
             line += f", {self._found[taken]} on {len(self._samples)} frames"
         line += "".join(f"; not {name}: {reason}" for name, reason in self._left_out.items())
-        if not self._unproven:  # else the next run may have frames to prove it on
+        if not self._unsure:  # else the next run may have the time, or frames to compare masks on
             trial.choices.write(Choice(taken, {str(way): round(ms, 2) for way, ms in self._ms.items()}, self._left_out))
             line += "; kept for the next runs"
         log.info(line)

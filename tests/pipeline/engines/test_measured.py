@@ -263,37 +263,40 @@ def crashes(masks, precision):
     ],
 )
 def test_one_that_fails_is_left_out_and_told(add, red_bundle, said, faults, told):
-    add("slow", {"": 40}), add("broken", {"": 1}, **faults), add("fast", {"": 10})
+    add("slow", {"": 40}), add("fast", {"": 10})
+    broken = add("broken", {"": 1}, **faults)
     with open_engine(red_bundle, tune=True) as engine:
         check(masks_of(engine))
         assert engine.description == "fast"
+    assert [one.closed for one in broken] == [0 if "opens" in faults else 1]
     assert (told in said[-1]) if told else ("broken" not in said[-1])
 
 
 def test_one_that_hangs_is_left_out_and_told(add, red_bundle, said, monkeypatch):
-    monkeypatch.setattr(trial, "Trial", functools.partial(trial.Trial, budget_s=0.5))
+    monkeypatch.setattr(trial, "Trial", functools.partial(trial.Trial, budget_s=0.2, hung_s=0.2))
     released = threading.Event()
 
     def hangs(masks, precision):
         released.wait(60)
         return masks
 
-    add("slow", {"": 40}), add("fast", {"": 10}), add("hung", {"": 1}, change=hangs)
+    add("slow", {"": 4}), add("fast", {"": 1}), add("hung", {"": 0.1}, change=hangs)
     try:
         with open_engine(red_bundle, tune=True) as engine:
             check(masks_of(engine))
-            assert engine.description in ("fast", "slow")
+            assert engine.description == "fast"
     finally:
         released.set()
     assert re_found(said, r"not hung: it did not come back within 0\.\d s")
 
 
-def test_it_ends_with_its_budget(add, red_bundle, said, clock):
+def test_it_ends_with_its_budget_and_the_next_run_goes_on(add, red_bundle, said, cache):
     add("slow", {"": 1000}), add("fast", {"": 800}), add("late", {"": 100})
     with open_engine(red_bundle, tune=True) as engine:
         check(masks_of(engine))
         assert engine.description == "fast"
-    assert "not late: " in said[-1]
+    assert "not late: the 10 s for all were over" in said[-1]
+    assert not list(cache.glob("*.json"))
 
 
 def test_an_error_comes_with_its_own_frame_and_those_before_it(add, red_bundle):
@@ -417,6 +420,14 @@ def test_a_gpu_is_tried_before_a_choice_without_it(add, red_bundle, monkeypatch,
         assert type(engine).__name__ == "fast"
     assert asked == [1]
     assert "on the CPU: no TensorRT" in said
+
+
+@pytest.mark.parametrize("count", [8 * trial.SAMPLES + more for more in (0, 1, 2, 3, 5, 7)])
+def test_a_run_that_ends_meanwhile_closes_all(add, red_bundle, count):
+    made = [add(name, {"": 10}) for name in ("slow", "fast", "third")]
+    with open_engine(red_bundle, tune=True) as engine:
+        check(masks_of(engine, count))
+    assert [one.closed for engines in made for one in engines] == [1] * sum(map(len, made))
 
 
 def test_samples_are_apart(add, red_bundle):
