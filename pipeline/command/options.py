@@ -76,15 +76,6 @@ def parse_options(arguments: Sequence[str] | None = None) -> RunOptions:
 
 
 def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions:
-    page = None
-    if values["serve"] is not None:
-        page = PageOptions(
-            values["serve"],
-            token=values["serve_token"],
-            names=tuple(values["serve_name"] or ()),
-            read_only=values["serve_read_only"],
-            limits=Limits(viewers=values["serve_viewers"]),
-        )
     return RunOptions(
         sources,
         ModelOptions(
@@ -126,7 +117,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
             tls_verify=values["tls_verify"],
             follow_redirects=values["follow_redirects"],
         ),
-        page,
+        _page(values),
         audit=values["audit"],
         flight=_flight(values),
         drop_oldest=_DROP[values["drop"]],
@@ -138,6 +129,18 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         config=values["config"],
         watch_model=values["watch_model"],
         named=values,
+    )
+
+
+def _page(values: dict[str, Any]) -> PageOptions | None:
+    if values["serve"] is None:
+        return None
+    return PageOptions(
+        values["serve"],
+        token=values["serve_token"],
+        names=tuple(values["serve_name"] or ()),
+        read_only=values["serve_read_only"],
+        limits=Limits(viewers=values["serve_viewers"]),
     )
 
 

@@ -147,7 +147,7 @@ def _open_flight(
     outputs = replace(options.outputs, names=tuple(map(shown, options.outputs.names)))
     memory_bytes = limit_bytes(options.memory_bytes)
     about = About(
-        redacted(asdict(replace(options, outputs=outputs)), secrets),
+        redacted(asdict(replace(options, outputs=outputs, named={})), secrets),
         secrets,
         options.live.stall_s,
         _FLIGHT_BYTES if memory_bytes is None else memory_bytes // _FLIGHT_SHARE,
