@@ -155,12 +155,25 @@ class Recording:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Frame]:
-        """Its frames with their masks, in the order in which they were computed.
+        """Its frames with their masks, in the order in which they were computed."""
+        return self.frames()
+
+    def count(self, bundle: str) -> int:
+        """How many frames a bundle computed, by the sha256 of its manifest."""
+        return sum(entry.bundle == bundle for entry in self._entries)
+
+    def frames(self, bundle: str | None = None) -> Iterator[Frame]:
+        """The same, of those alone that a bundle computed.
+
+        Args:
+            bundle: the sha256 of its manifest; None: of any.
 
         Raises:
             SourceError: it is damaged.
         """
         for entry in self._entries:
+            if bundle is not None and entry.bundle != bundle:
+                continue
             try:
                 mask = _decoded(self._read(entry.mask), entry.mask) if entry.mask else None
                 yield Frame(
@@ -206,11 +219,12 @@ class _Entry:
     format: str
     captured_ns: int
     not_finite: int
+    bundle: str
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> _Entry:
         entry = cls(**{name: fields[name] for name in cls.__slots__})
-        texts = (entry.picture, entry.mask, entry.source, entry.format)
+        texts = (entry.picture, entry.mask, entry.source, entry.format, entry.bundle)
         numbers = (entry.index, entry.pts_s, entry.captured_ns, entry.not_finite)
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, (int, float)) for n in numbers):
             raise TypeError("a frame with a field of a wrong type")

@@ -56,30 +56,40 @@ def replay(recording: Recording, options: ReplayOptions, say: Callable[[str], No
     log.info(_which(bundle, recording))
     if facts["note"]:
         log.info(facts["note"])
-    differ = _masks_differ(recording, bundle, options, say)
+    only = _recorded_as(bundle, recording)
+    differ = _masks_differ(recording, bundle, options, say, only)
     reference = _reference(bundle, options)
     if reference is None:
         return differ
-    return _layers_differ(recording, bundle, reference, say) or differ
+    return _layers_differ(_some(recording, only), bundle, reference, say) or differ
 
 
-def _masks_differ(recording: Recording, bundle: Bundle, options: ReplayOptions, say: Callable[[str], None]) -> bool:
+def _recorded_as(bundle: Bundle, recording: Recording) -> str | None:
+    """Which frames are this bundle's, where several computed some, one after another; None: all are to be compared."""
+    sha256 = file_sha256(bundle.folder / MANIFEST_NAME)
+    return sha256 if 0 < recording.count(sha256) < len(recording) else None
+
+
+def _masks_differ(
+    recording: Recording, bundle: Bundle, options: ReplayOptions, say: Callable[[str], None], only: str | None
+) -> bool:
     engine_then = recording.facts["engine"]
     may_build = options.backend in ("auto", *BUILT_FROM_PROGRAM)
     rebuild = partial(rebuild_plan, quiet=options.quiet) if may_build else None
     with open_engine(bundle, options.backend, overlap=engine_then["in_flight"] > 1, rebuild=rebuild) as engine:
         log.info(f"backend: {engine.description}; recorded on {engine_then['description']}")
-        first, count, worst = None, 0, 1.0
-        for compared in run_again(recording, engine):
+        first, total, count, worst = None, 0, 0, 1.0
+        for compared in run_again(recording.frames(only), engine):
+            total += 1
             if not compared.same:
                 first = first or compared
                 count += 1
                 worst = min(worst, compared.iou)
-    total = len(recording)
+    others = f"; {len(recording) - total} of another bundle are left out" if total < len(recording) else ""
     if first is None:
-        say(f"masks: all {total} are the same, bit for bit")
+        say(f"masks: all {total} are the same, bit for bit{others}")
         return False
-    say(f"masks: {count} of {total} differ, worst IoU {worst:.4f}; the first is {_told(first)}")
+    say(f"masks: {count} of {total} differ, worst IoU {worst:.4f}; the first is {_told(first)}{others}")
     return True
 
 
@@ -133,8 +143,7 @@ def _reference(bundle: Bundle, options: ReplayOptions) -> Path | None:
     return path
 
 
-def _layers_differ(recording: Recording, bundle: Bundle, reference: Path, say: Callable[[str], None]) -> bool:
-    frames = _some(recording)
+def _layers_differ(frames: Sequence[Frame], bundle: Bundle, reference: Path, say: Callable[[str], None]) -> bool:
     try:
         found = layers_apart(bundle, reference, frames)
     except BackendUnavailableError as error:
@@ -159,7 +168,8 @@ def _layers_differ(recording: Recording, bundle: Bundle, reference: Path, say: C
     return True
 
 
-def _some(recording: Recording) -> Sequence[Frame]:
+def _some(recording: Recording, only: str | None) -> Sequence[Frame]:
     """A few frames from all over the recording, the last one among them."""
-    step = math.ceil(len(recording) / _LAYER_FRAMES)
-    return list(islice(recording, (len(recording) - 1) % step, None, step))
+    total = len(recording) if only is None else recording.count(only)
+    step = math.ceil(total / _LAYER_FRAMES)
+    return list(islice(recording.frames(only), (total - 1) % step, None, step))

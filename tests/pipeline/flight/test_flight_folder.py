@@ -19,7 +19,7 @@ MOST = 60_000
 
 def write(folder, count=1, kind="test", side=16):
     """A recording of so many frames of noise; each has about 3·side² bytes."""
-    frames = [(computed(index, noise(index, (side, side, 3))), {}) for index in range(count)]
+    frames = [(computed(index, noise(index, (side, side, 3))), {"bundle": "b"}) for index in range(count)]
     with folder.new(kind) as (place, file, room):
         written = write_recording(file, FACTS, frames, room)
     return place, written

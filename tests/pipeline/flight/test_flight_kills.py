@@ -33,7 +33,7 @@ frames = [Frame(noise.integers(0, 255, (64, 96, 3), np.uint8), n, n / 30, "cam",
 print("ready", flush=True)
 while True:
     with folder.new("test") as (place, file, room):
-        write_recording(file, FACTS, [(frame, {}) for frame in frames], room)
+        write_recording(file, FACTS, [(frame, {"bundle": ""}) for frame in frames], room)
     print(place.name, flush=True)
 """
 

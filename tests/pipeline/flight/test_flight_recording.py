@@ -87,7 +87,7 @@ def test_what_is_asked_for_is_enough():
         position[0] += 1
         return True
 
-    write_recording(file, FACTS, [(frame, {}) for frame in FRAMES], room)
+    write_recording(file, FACTS, [(frame, {"bundle": "b"}) for frame in FRAMES], room)
     assert position[0] == len(FRAMES) + 1
     assert len(file.getvalue()) <= most[0]
 
@@ -151,7 +151,7 @@ def test_facts_of_other_types_are_refused(tmp_path, change):
 def test_frames_of_other_types_are_refused(tmp_path, change):
     place = tmp_path / "it.zip"
     file = io.BytesIO()
-    write_recording(file, FACTS, [(FRAMES[0], change)], lambda _: True)
+    write_recording(file, FACTS, [(FRAMES[0], {"bundle": "b", **change})], lambda _: True)
     place.write_bytes(file.getvalue())
 
     def read():

@@ -138,6 +138,28 @@ def test_the_first_frame_that_differs_is_named(record, replay, video, red_bundle
     assert f"1 of {mask.size} pixels, by up to 4 of 255" in line
 
 
+def test_frames_of_another_bundle_are_left_out(record, replay, video, red_bundle):
+    """As where a bundle was swapped under the run."""
+    path = record(red_bundle, video("a.mp4"))
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    facts = json.loads(contents["flight.json"])
+    (sha256,) = facts["bundles"]
+    facts["bundles"]["f" * 64] = facts["bundles"][sha256]
+    for frame in facts["frames"][:3]:
+        frame["bundle"] = "f" * 64
+        contents[frame["mask"]] = contents[facts["frames"][-1]["mask"]]
+    contents["flight.json"] = json.dumps(facts).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    done = replay(path)
+    assert done.status == 0
+    assert (
+        f"masks: all {len(facts['frames']) - 3} are the same, bit for bit; 3 of another bundle are left out" in done.out
+    )
+
+
 def test_another_program_is_told(record, replay, video, red_bundle, tmp_path):
     path = record(red_bundle, video("a.mp4"))
     model = onnx.load(red_bundle.program_path)
