@@ -445,7 +445,8 @@ def test_all_metrics_are_told_and_no_other():
     telemetry.came_in()
     telemetry.went_out(5.0)
     timer.add("engine", 5.0)
-    run = Watched({}, about={"version": "1"}, timer=timer, swaps=lambda: {"taken": 1})
+    drift = {"distance": 1.0, "limit": 2.0, "unlike": False}
+    run = Watched({}, about={"version": "1"}, timer=timer, swaps=lambda: {"taken": 1}, drift=lambda _: drift)
     text = Metrics(lambda: [telemetry.snapshot()], lambda: 0, run).text().decode()
     written = set(re.findall(r"^# TYPE (edgemask_\w+)", text, re.MULTILINE))
     told = dict(re.findall(r"^\| `(edgemask_\w+)` \| ([\w, ]*)", read(LIVE), re.MULTILINE))
