@@ -127,6 +127,7 @@ class Verdict:
         self._last: deque[tuple[float, Audited]] = deque(maxlen=WINDOW)
         self._total = self._unclear = 0
         self._well = 0  # audits in a row, while it is below
+        self._told_less = False
 
     def add(self, audited: Audited) -> str:
         """Take one audit.
@@ -145,7 +146,8 @@ class Verdict:
     def _judge(self) -> str:
         values = [audited.iou for _, audited in self._last]
         count, mean, low, gate = len(values), float(np.mean(values)), lower_end(values), self._gate
-        is_low = count >= FEWEST and low < gate.mean and mean < gate.reach(count)
+        is_less = count >= FEWEST and mean < gate.reach(count)
+        is_low = is_less and low < gate.mean
         if self.below:
             self._well = 0 if is_low else self._well + 1
             if self._well < WELL:
@@ -154,6 +156,12 @@ class Verdict:
             return (
                 f"audit: the masks agree with the program in FP32 again: mean IoU {mean:.4f} (95 % interval from {low:.4f}) of the "
                 f"last {count} audits"
+            )
+        if is_less and not is_low and gate.proven and not self._told_less:
+            self._told_less = True
+            return (
+                f"audit: the masks agree less with the program in FP32 than when the bundle was verified: mean IoU {mean:.4f} of "
+                f"{count} audits, of the frames then {np.mean(gate.proven):.4f}; its gate, {gate.mean:.4f}, still holds"
             )
         if not is_low:
             return ""

@@ -126,6 +126,20 @@ def test_one_that_goes_bad_later_is_told_too_and_when_it_is_good_again():
     assert not verdict.below
 
 
+def test_one_that_is_worse_than_it_was_and_still_good_enough_is_told_once():
+    better = {"gate": {"mean": 0.99}, "per_frame": [{"iou": 0.9985 + 0.00005 * index} for index in range(30)]}
+    verdict = Verdict(gate_of(better))
+    [(number, line)] = told(verdict, [0.9960, 0.9962, 0.9964] * 100)
+    assert number == FEWEST
+    assert line == (
+        "audit: the masks agree less with the program in FP32 than when the bundle was verified: mean IoU 0.9962 of 3 audits, of the "
+        "frames then 0.9992; its gate, 0.9900, still holds"
+    )
+    assert not verdict.below
+    [(_, line)] = told(verdict, [0.5] * 3)  # and what is worse is told as ever
+    assert line.startswith("audit: the masks do not agree ")
+
+
 def test_around_the_gate_it_is_not_told_again_and_again():
     values = [0.9995, 0.9785] * 600  # their mean is just below 0.99
     assert len(told(Verdict(gate_of({})), values)) == 1
