@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -36,8 +38,26 @@ class _Kept:
     kept_s: float
 
 
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+# Where the first chunk of a PNG ends, and what is put there: a picture of somebody else is never deleted, whatever its name.
+_HEADER_BYTES = 33
+_MARK = _chunk(b"tEXt", b"Software\0edgemask --drift-frames")
+
+
+def _marked(png: bytes) -> bytes:
+    return png[:_HEADER_BYTES] + _MARK + png[_HEADER_BYTES:]
+
+
+def _is_marked(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(_HEADER_BYTES + len(_MARK))[_HEADER_BYTES:] == _MARK
+
+
 class FarthestFrames:
-    """Keeps them as NAME-DISTANCE-TIME.png, those of earlier runs too; close it.
+    """Keeps them as NAME-DISTANCE-TIME.png, those of earlier runs too, which carry a mark; close it.
 
     A thread of its own writes them one at a time, for a picture takes longer than a frame may. What comes meanwhile is left out.
 
@@ -84,7 +104,7 @@ class FarthestFrames:
 
     def _write(self, image: Image, path: Path, leaves: _Kept | None) -> None:
         try:
-            write_whole(path, cv2.imencode(".png", image)[1].tobytes())
+            write_whole(path, _marked(cv2.imencode(".png", image)[1].tobytes()))
             if leaves is not None and leaves.path != path:
                 with suppress(FileNotFoundError):
                     leaves.path.unlink()
@@ -100,7 +120,7 @@ class FarthestFrames:
         found = [
             _Kept(match["source"], float(match["distance"]), path, float("-inf"))
             for path in self._folder.iterdir()
-            if (match := _NAME.fullmatch(path.name)) is not None
+            if (match := _NAME.fullmatch(path.name)) is not None and _is_marked(path)
         ]
         found.sort(key=lambda one: -one.distance)
         for one in found[MOST:]:

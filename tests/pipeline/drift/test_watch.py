@@ -1,11 +1,13 @@
 """Night frames after a day set are told, another day's frames are not; and what is kept of them."""
 
+import shutil
 from fractions import Fraction
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.drift import watch
@@ -176,9 +178,19 @@ def test_they_are_bounded_and_farther_ones_take_their_place(tmp_path, monkeypatc
 
 
 def test_those_of_earlier_runs_count(tmp_path):
+    earlier = FarthestFrames(str(tmp_path / "earlier"))
+    offered(earlier, "yard", 1.0)
+    earlier.close()
+    (picture,) = (tmp_path / "earlier").iterdir()
+    content = picture.read_bytes()
+    assert cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is not None
+    with Image.open(picture) as opened:  # another reader of PNG
+        assert opened.text == {"Software": "edgemask --drift-frames"}
+        opened.verify()
+    shutil.rmtree(tmp_path / "earlier")
     for number in range(MOST + 4):
-        (tmp_path / f"yard-{number}.0-20260101T0000{number:02}Z.png").write_bytes(b"x")
-    (tmp_path / "mine.png").write_bytes(b"x")
+        (tmp_path / f"yard-{number}.0-20260101T0000{number:02}Z.png").write_bytes(content)
+    (tmp_path / "yard-0.5-20260101T000000Z.png").write_bytes(b"x" * 200)  # named so by somebody else
     farthest = FarthestFrames(str(tmp_path))
     assert len(list(tmp_path.iterdir())) == MOST + 1
     offered(farthest, "yard", 3.0)
@@ -186,7 +198,7 @@ def test_those_of_earlier_runs_count(tmp_path):
     farthest.close()
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert len(kept) == MOST + 1
-    assert "mine.png" in kept
+    assert "yard-0.5-20260101T000000Z.png" in kept
     assert [name for name in kept if name.startswith("yard-99.0-")]
 
 
