@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.bundles.bundle import Bundle
 from pipeline.drift import watch
 from pipeline.drift.farthest import MOST, FarthestFrames
 from pipeline.drift.figures import figures_of
@@ -186,7 +185,7 @@ def test_those_of_earlier_runs_count(tmp_path):
     assert cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is not None
     with Image.open(picture) as opened:  # another reader of PNG
         assert opened.text == {"Software": "edgemask --drift-frames"}
-        opened.verify()
+        opened.load()
     shutil.rmtree(tmp_path / "earlier")
     for number in range(MOST + 4):
         (tmp_path / f"yard-{number}.0-20260101T0000{number:02}Z.png").write_bytes(content)
@@ -241,7 +240,7 @@ def test_another_bundle_brings_its_own_frames_and_sources_join_and_leave(summary
     assert drift.facts("door") is not None
     assert drift.facts("clip") is None  # no file is watched by itself
     bundle = write_bundle(tmp_path / "other", red_program())
-    drift.swapped(Bundle.read(bundle))
+    drift.swapped(bundle)
     assert drift.facts("door") is None
     drift.written(Frame(shown, 1, 2.0, "door", "1"), 0)
     assert drift.facts("door") is None
