@@ -100,6 +100,9 @@ def reloads_on_hangup() -> Iterator[Hangups]:
     Under ``nohup`` SIGHUP does nothing, here as elsewhere.
     """
     global _hangups, _had_terminal
+    if not hasattr(signal, "SIGHUP"):  # nobody can ask
+        yield Hangups()
+        return
     _hangups, _had_terminal = Hangups(), _has_terminal()
     try:
         yield _hangups

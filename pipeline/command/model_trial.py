@@ -26,7 +26,8 @@ T = TypeVar("T")
 _MEAN, _WORST = 0.99, 0.9
 # Where nothing tells what a network's masks should be: another training may well differ so much, and a broken network more.
 _NOT_ABSURD = 0.5
-_LOWEST_PRIORITY = 19
+# How much nicer than the run the FP32 program is: it gets a tenth of a core that others want too, and all of an idle one.
+_NICER, _NICEST = 10, 19
 
 
 def check_fit(manifest: Manifest, before: Manifest, infos: Sequence[SourceInfo]) -> None:
@@ -132,14 +133,16 @@ def _in_fp32(bundle: Bundle, frames: Sequence[Frame]) -> list[Image]:
 
 
 def _behind(work: Callable[[], T]) -> T:
-    """Do some work on a thread that gets a core when nobody else wants it; the threads that it starts likewise."""
+    """Do some work on a thread that others go before; the threads that it starts likewise."""
     done: list[T] = []
     failed: list[BaseException] = []
 
     def do() -> None:
         try:
             if hasattr(os, "setpriority"):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+                thread = threading.get_native_id()
+                nice = os.getpriority(os.PRIO_PROCESS, thread) + _NICER
+                os.setpriority(os.PRIO_PROCESS, thread, min(nice, _NICEST))
             with charged_to_nobody():
                 done.append(work())
         except BaseException as error:  # noqa: BLE001 - raised by who waits

@@ -104,12 +104,15 @@ class SourceChanges(Events):
         if lineup is None or not (leaving or joining):
             return None
         stay = [source.info.name for _, source in self._now if source not in [gone for _, gone in leaving]]
+        joined: list[tuple[str, Source]] = []
         lineup.hold(on=True)  # so that the last one may be replaced
         try:
             joined = list(zip(joining, open_sources(joining, options.live, beside=stay), strict=True))
             problems = [self._leave(lineup, *one) for one in leaving] + [self._join(lineup, *one) for one in joined]
             return "; ".join(filter(None, problems))
         except _OverError:
+            for one in joined:
+                one[1].close()
             return ""
         except EdgemaskError as error:
             problem = f"sources: nothing is changed: {error}"

@@ -12,13 +12,15 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from pipeline import signals
+from pipeline.command.reload import Reload
 from pipeline.command.run_options import RunOptions
-from pipeline.signals import reloads_on_hangup
+from pipeline.signals import Hangups, reloads_on_hangup
 from tests.conftest import write_bundle
 
 ROOT = Path(__file__).parents[3]
@@ -184,6 +186,45 @@ def test_a_thousand_hangups_do_no_harm_and_a_signal_among_them_ends_it(start, tm
     found = indices(tmp_path / "results.jsonl")
     assert found == list(range(len(found)))
     assert not any("Traceback" in line for line in job.err)
+
+
+class Blocked:
+    """A swap that takes as long as the test wants; it and changes of sources are asked the same way."""
+
+    told = ""
+
+    def __init__(self):
+        self.calls, self.entered, self.go, self.ended = 0, threading.Event(), threading.Event(), False
+
+    def __call__(self, options, ready=None):
+        self.calls += 1
+        self.entered.set()
+        assert self.go.wait(WAIT_S)
+
+    def end(self):
+        self.ended = True
+
+
+def test_what_is_asked_for_while_a_reload_goes_on_is_done_once_more():
+    hangups, swap, changes, ready = Hangups(), Blocked(), Blocked(), []
+    changes.go.set()
+    service = SimpleNamespace(reloading=lambda: None, ready=lambda *status: ready.append(status))
+    options = RunOptions(("a",))
+    with Reload(options, lambda: options, hangups, changes, swap, service, lambda: "a → b") as reload:
+        for _ in range(50):
+            hangups.came = True
+            reload.pulse()
+            assert swap.entered.wait(WAIT_S)
+        assert (swap.calls, changes.calls, ready) == (1, 1, [])
+        swap.go.set()
+        deadline_s = time.monotonic() + WAIT_S
+        while not ready:
+            assert time.monotonic() < deadline_s
+            reload.pulse()
+            time.sleep(0.001)
+    assert (swap.calls, changes.calls, set(ready)) == (2, 2, {("a → b", "")})
+    assert swap.ended
+    assert changes.ended
 
 
 SLOW = """

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -116,6 +117,24 @@ def test_the_last_mask_stays_while_no_server_computes():
     assert governor.reuse.computed == 1
     for frame in done:
         assert iou(frame.mask, frame.image[..., 2]) > 0.9
+
+
+def test_a_source_that_leaves_while_its_frame_is_computed_is_forgotten_and_comes_again_as_new():
+    engine, governor = Engine(hold=True), Governor(1000, "binary", live=("a",))
+    door = SimpleNamespace(info=SourceInfo("a", "a", live=True))
+
+    def coming():
+        yield from frames([scene(60), scene(63), scene(66)])  # the second is asked for, and not there
+        governor.leave(door)
+        engine.go.release(20)
+        yield from frames([scene(90)], "b")
+        governor.join(door)
+        yield from frames([scene(160)])
+
+    done = list(governor.masked(coming(), engine, StageTimer()))
+    assert [frame.source for frame in done] == ["a", "a", "a", "b", "a"]
+    np.testing.assert_array_equal(done[-1].mask, done[-1].image[..., 2])  # its own, and not the old one moved
+    assert set(governor._sources) == {"a", "b"}
 
 
 def test_who_listens_hears_of_the_masks_that_were_computed_with_their_own_pictures():
