@@ -20,6 +20,9 @@ from pipeline.machine.gpu_sign import is_seen
 from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pipeline.engines.base import Engine
     from pipeline.engines.choices import Way
     from pipeline.engines.server_options import ServerOptions
@@ -160,6 +163,7 @@ def _tuned(engine: Engine, name: str, backend: str, overlap: bool) -> Engine:
         open_way=lambda way: _open(bundle, ENGINES[way.backend], overlap, None, way.precision),
         open_reference=None if is_reference else partial(_open_reference, bundle),
         choices=choices,
+        photographs=_photographs,
     )
     return MeasuredEngine(engine, trial)
 
@@ -169,6 +173,12 @@ def _open_reference(bundle: Bundle) -> Engine:
     path = bundle.reference_path or bundle.program_path
     alike = bundle if path == bundle.program_path else _InFp32(bundle.folder, replace(bundle.manifest, composes=False))
     return _open(alike, ENGINES["onnxruntime"], False, None)
+
+
+def _photographs(engine: Engine) -> Sequence[NDArray[np.uint8]]:
+    from pipeline.engines.photographs import photographs  # OpenCV
+
+    return photographs(engine, 8)
 
 
 class _InFp32(Bundle):
