@@ -151,9 +151,7 @@ class Steps:
                 log.info(f"--backend {trial.asked}: {trial.guess} stays, and is not timed beside others: {error}")
                 return
             yield
-            for way in sorted(trial.ways, key=lambda way: not way.is_exact):
-                if way != trial.guess:
-                    yield from self._try(way)
+            yield from self._try_all()
             for _ in range(_ROUNDS if self._engines else 0):
                 for way, engine in [(trial.guess, self._guess), *self._engines.items()]:
                     try:
@@ -167,14 +165,33 @@ class Steps:
             self._is_over = True
             self._tell()
 
+    def _try_all(self) -> Generator[None, None, None]:
+        """Try the other ways, those first that need no photographs."""
+        for way in sorted(self._trial.ways, key=lambda way: not way.is_exact):
+            if way == self._trial.guess:
+                continue
+            if not way.is_exact and not self._others_expected:
+                try:
+                    yield from self._refer_others()
+                except _FailedError as error:
+                    self._unsure = True
+                    self._left_out[str(way)] = str(error)
+                    return
+            yield from self._try(way)
+
     def _refer(self) -> Generator[None, None, None]:
-        """Have the masks that are expected."""
-        if self._trial.open_reference is None:
-            engine = self._guess
-        else:
+        """Have masks in FP32 of the samples; the guess's own are there already."""
+        if self._trial.open_reference is not None:
             self._references.clear()
             self._opened = engine = self._within(self._trial.open_reference)
             yield from self._fill(engine, self._samples, self._references)
+            self._leave()
+
+    def _refer_others(self) -> Generator[None, None, None]:
+        """Likewise of the photographs."""
+        engine = self._guess
+        if self._trial.open_reference is not None:
+            self._opened = engine = self._within(self._trial.open_reference)
         yield from self._fill(engine, self._others, self._others_expected)
         self._leave()
 
