@@ -19,6 +19,9 @@ from pipeline.machine.gpu_sign import is_seen
 from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pipeline.engines.base import Engine
     from pipeline.engines.choices import Way
     from pipeline.engines.server_options import ServerOptions
@@ -159,6 +162,7 @@ def _tuned(engine: Engine, name: str, backend: str, overlap: bool) -> Engine:
         open_way=lambda way: _open(bundle, ENGINES[way.backend], overlap, None, way.precision),
         open_reference=None if is_reference else partial(_open_reference, bundle),
         choices=choices,
+        photographs=_photographs,
     )
     return MeasuredEngine(engine, trial)
 
@@ -170,6 +174,12 @@ def _open_reference(bundle: Bundle) -> Engine:
     from pipeline.engines.reference import open_reference
 
     return open_reference(bundle)
+
+
+def _photographs(engine: Engine) -> Sequence[NDArray[np.uint8]]:
+    from pipeline.engines.photographs import photographs  # OpenCV
+
+    return photographs(engine, 8)
 
 
 def _guess(bundle: Bundle, overlap: bool, rebuild: Rebuild | None) -> tuple[Engine, str]:

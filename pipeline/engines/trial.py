@@ -29,7 +29,7 @@ SAMPLES = 8
 # So many frames are one step, so that a signal is not kept waiting.
 _STEP = 4
 # How often each way is timed again; its best counts, for whatever else runs here only takes time.
-_ROUNDS = 2
+_ROUNDS = 1
 _T = TypeVar("_T")
 
 
@@ -44,6 +44,7 @@ class Trial:
         open_way: makes the engine of one, and raises what ``pipeline.engines.open_engine`` does.
         open_reference: makes the engine whose masks others are compared with; None: the guess's are.
         choices: where the result is kept.
+        photographs: of an engine, frames of other kinds, on which a way must agree too that does not compute the program as it is.
         clock: seconds, as ``time.monotonic`` has them.
         budget_s: what it may take; nothing is begun after that.
         hung_s: how long what was begun may take beyond that, until it is given up.
@@ -55,6 +56,7 @@ class Trial:
     open_way: Callable[[Way], Engine]
     open_reference: Callable[[], Engine] | None
     choices: Choices
+    photographs: Callable[[Engine], Sequence[NDArray[np.uint8]]]
     clock: Callable[[], float] = time.monotonic
     budget_s: float = BUDGET_S
     hung_s: float = 10.0
@@ -91,6 +93,9 @@ class Steps:
     ) -> None:
         self._trial, self._guess = trial, guess
         self._samples, self._references = samples, list(references)
+        # For ways that are not exact: frames of a run look alike, and prove little.
+        self._others = () if all(way.is_exact for way in trial.ways) else trial.photographs(guess)
+        self._others_expected: list[NDArray[np.uint8]] = []
         self._engines: dict[Way, Engine] = {}
         self._opened: Engine | None = None  # of a reference, or of a way that is not judged yet
         self._found: dict[Way, Agreement] = {}
@@ -146,9 +151,7 @@ class Steps:
                 log.info(f"--backend {trial.asked}: {trial.guess} stays, and is not timed beside others: {error}")
                 return
             yield
-            for way in trial.ways:
-                if way != trial.guess:
-                    yield from self._try(way)
+            yield from self._try_all()
             for _ in range(_ROUNDS if self._engines else 0):
                 for way, engine in [(trial.guess, self._guess), *self._engines.items()]:
                     try:
@@ -162,27 +165,57 @@ class Steps:
             self._is_over = True
             self._tell()
 
+    def _try_all(self) -> Generator[None, None, None]:
+        """Try the other ways, those first that need no photographs."""
+        for way in sorted(self._trial.ways, key=lambda way: not way.is_exact):
+            if way == self._trial.guess:
+                continue
+            if not way.is_exact and not self._others_expected:
+                try:
+                    yield from self._refer_others()
+                except _FailedError as error:
+                    self._unsure = True
+                    self._left_out[str(way)] = str(error)
+                    return
+            yield from self._try(way)
+
     def _refer(self) -> Generator[None, None, None]:
-        """Have the masks that are expected."""
-        if self._trial.open_reference is None:
-            return
-        self._references.clear()
-        self._opened = engine = self._within(self._trial.open_reference)
-        for first in range(0, len(self._samples), _STEP):
-            yield
-            self._references += self._time(engine, self._samples[first : first + _STEP])[0]
+        """Have masks in FP32 of the samples; the guess's own are there already."""
+        if self._trial.open_reference is not None:
+            self._references.clear()
+            self._opened = engine = self._within(self._trial.open_reference)
+            yield from self._fill(engine, self._samples, self._references)
+            self._leave()
+
+    def _refer_others(self) -> Generator[None, None, None]:
+        """Likewise of the photographs."""
+        engine = self._guess
+        if self._trial.open_reference is not None:
+            self._opened = engine = self._within(self._trial.open_reference)
+        yield from self._fill(engine, self._others, self._others_expected)
         self._leave()
+
+    def _fill(
+        self, engine: Engine, frames: Sequence[NDArray[np.uint8]], masks: list[NDArray[np.uint8]]
+    ) -> Generator[None, None, float]:
+        """Add the masks of frames, some in each step; gives ms per frame of the last ones, for the first ones may take longer."""
+        ms = 0.0
+        for first in range(0, len(frames), _STEP):
+            more, ms = self._time(engine, frames[first : first + _STEP])
+            masks += more
+            yield
+        return ms
 
     def _try(self, way: Way) -> Generator[None, None, None]:
         """Open another way and compare its masks; it is left out if it fails, hangs or does not agree."""
         masks: list[NDArray[np.uint8]] = []
+        others: list[NDArray[np.uint8]] = []
         try:
             self._opened = engine = self._within(lambda: self._trial.open_way(way))
             yield
-            for first in range(0, len(self._samples), _STEP):  # the first ones, which may take longer, are not timed
-                more, ms = self._time(engine, self._samples[first : first + _STEP])
-                masks += more
-                yield
+            ms = yield from self._fill(engine, self._samples, masks)
+            if not way.is_exact:
+                yield from self._fill(engine, self._others, others)
         except _FailedError as error:
             if not isinstance(error.__cause__, (BackendUnavailableError, PlanError)):  # those are for other machines
                 self._left_out[str(way)] = str(error)
@@ -192,8 +225,14 @@ class Steps:
             self._leave()
             return
         task, gate = self._guess.bundle.manifest.task, self._guess.bundle.manifest.verification.get("gate")
+        asked = gate if isinstance(gate, dict) else {}
         agreement = compare(masks, self._references, task)
-        problem = agreement.problem(gate if isinstance(gate, dict) else {}, exact=way.is_exact)
+        problem = agreement.problem(asked, exact=way.is_exact)
+        if others and not problem:
+            elsewhere = compare(others, self._others_expected, task)
+            # A network for other pictures sees nothing in these.
+            if elsewhere.clear >= FEWEST_CLEAR and (problem := elsewhere.problem(asked, exact=False)):
+                problem = f"on photographs of the package: {problem}"
         if not _alike(engine, self._guess):
             problem = "its program gives other outputs"
         if problem:

@@ -97,7 +97,7 @@ def test_loops_are_compared_and_tools_that_are_not_here_are_told(place, tmp_path
     assert "not here: the bundle has no plan for a GPU: build one with: python -m compile --bundle" in printed
     assert {row["tool"] for row in entries["engines"] if "missing" in row} == set(TOOLS)
     assert set(entries["ratios"]) == {
-        f"{rate}_over_{key}" for rate in ("fps", "running_fps") for key in ("opencv", "opencv_dnn")
+        f"{rate}_over_{key}" for rate in ("fps", "running_fps", "cpu") for key in ("opencv", "opencv_dnn")
     }
     for key in ("opencv", "opencv_dnn"):
         assert rows[key]["iou_mean"] > 0.9

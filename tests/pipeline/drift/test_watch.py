@@ -240,6 +240,7 @@ def test_another_bundle_brings_its_own_frames_and_sources_join_and_leave(summary
     assert drift.facts("door") is not None
     assert drift.facts("clip") is None  # no file is watched by itself
     bundle = write_bundle(tmp_path / "other", red_program())
+    caplog.set_level("INFO")
     drift.swapped(bundle)
     assert drift.facts("door") is None
     drift.written(Frame(shown, 1, 2.0, "door", "1"), 0)

@@ -120,6 +120,12 @@ def with_reference(monkeypatch):
 def _references(with_reference): ...
 
 
+@pytest.fixture(autouse=True)
+def _photographs(monkeypatch):
+    """Of a height that no frame of a run has."""
+    monkeypatch.setattr(pipeline.engines, "_photographs", lambda _: [picture(number, 64, 96) for number in range(8)])
+
+
 def picture(number, height=40, width=60):
     """(1, H, W, 3) with a subject, each another."""
     frame = np.zeros((1, height, width, 3), np.uint8)
@@ -200,12 +206,49 @@ def test_what_does_not_agree_is_never_taken(add, red_bundle, said, backend):
     with open_engine(red_bundle, backend, tune=True) as engine:
         check(masks_of(engine))
         assert engine.description == "fast f32"
-    assert sum(one.frames for one in fast if one.precision == "bf16") == trial.SAMPLES
+    assert sum(one.frames for one in fast if one.precision == "bf16") == 8 + trial.SAMPLES
     assert re_found(
         said, r"not fast bf16: expected a mean IoU with FP32 whose interval begins at 0.99, got 0.8\d+ \(from 0.8"
     )
     with open_engine(red_bundle, backend) as engine:
         assert engine.description == "fast f32"
+
+
+def test_a_precision_must_agree_on_photographs_too(add, red_bundle, said, cache):
+    add("slow", {"": 40})
+    add(
+        "fast",
+        {"bf16": 1, "f32": 20},
+        change=lambda masks, precision: shrunk(masks, precision) if masks.shape[1] == 64 else masks,
+    )
+    with open_engine(red_bundle, tune=True) as engine:
+        check(masks_of(engine))
+        assert engine.description == "fast f32"
+    assert re_found(
+        said, "not fast bf16: on photographs of the package: expected a mean IoU with FP32 whose interval begins"
+    )
+    assert len(list(cache.glob("*.json"))) == 1
+
+
+def test_photographs_in_which_a_network_sees_nothing_prove_nothing(add, red_bundle, monkeypatch):
+    monkeypatch.setattr(pipeline.engines, "_photographs", lambda _: [np.zeros((1, 64, 96, 3), np.uint8)] * 8)
+    add("slow", {"": 40}), add("fast", {"bf16": 1, "f32": 20})
+    with open_engine(red_bundle, tune=True) as engine:
+        check(masks_of(engine))
+        assert engine.description == "fast bf16"
+
+
+def test_photographs_are_as_the_engine_takes_frames(red_bundle, nv12_masks_bundle, make_bundle):
+    from pipeline.engines.photographs import photographs
+
+    with open_engine(red_bundle, "onnxruntime") as engine:
+        given = photographs(engine, 8)
+        assert len(given) == 8
+        assert all(np.array_equal(engine(frame), frame[..., 2]) for frame in given)
+    with open_engine(nv12_masks_bundle, "onnxruntime") as engine:
+        assert [engine(frame).ndim for frame in photographs(engine, 2)] == [3, 3]
+    with open_engine(make_bundle(frame_size_hw=(40, 60)), "onnxruntime") as engine:
+        assert [frame.shape for frame in photographs(engine, 2)] == [(1, 40, 60, 3)] * 2
 
 
 def re_found(lines, pattern):
