@@ -117,13 +117,13 @@ def test_when_there_are_audits(tmp_path, red_bundle, hurried, asked, live, refer
 
 def test_auto_on_another_runtime(red_bundle, hurried):
     with open_engine(red_bundle) as engine, ExitStack() as stack:
-        engine.description = "TensorRT 10.3, Orin (8.7)"
+        engine.is_reference = False
         assert open_audit("auto", engine, [source(live=True)], stack)._rate == AUTO
 
 
 def test_recurrent_programs_are_not_audited(red_bundle, said):
     recurrent = replace(red_bundle, manifest=replace(red_bundle.manifest, contract={"state": [[1, 8, 2, 2]]}))
-    engine = SimpleNamespace(bundle=recurrent, description="TensorRT 10.3, Orin (8.7)")
+    engine = SimpleNamespace(bundle=recurrent, is_reference=False)
     with ExitStack() as stack:
         assert open_audit("auto", engine, [source(live=True)], stack) is None
         assert said == [
@@ -138,7 +138,9 @@ def test_recurrent_programs_are_not_audited(red_bundle, said):
 def test_an_old_bundle_without_is_told_of(tmp_path, said):
     bundle = write_bundle(tmp_path / "b", precision="fp16")
     with ExitStack() as stack:
-        assert open_audit("auto", SimpleNamespace(bundle=bundle, description="x"), [source(live=True)], stack) is None
+        assert (
+            open_audit("auto", SimpleNamespace(bundle=bundle, is_reference=False), [source(live=True)], stack) is None
+        )
     [line] = said
     assert line.startswith("no audit: expected its program in FP32 in ")
 
