@@ -32,7 +32,7 @@ from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.plan import BUILT_FROM_PROGRAM
 from pipeline.command.command_line import OptionParser
 from pipeline.command.freed_memory import keep_freed_memory
-from pipeline.engines import ENGINES, open_engine
+from pipeline.engines import ENGINES, is_here, open_engine
 from pipeline.engines.base import Engine
 from pipeline.errors import EdgemaskError
 from pipeline.frames.frame import Frame, Image
@@ -208,6 +208,7 @@ def find_cases(model: str, say: Callable[[str], None] = print) -> tuple[list[Cas
         for name, kind in ENGINES.items()
         if (seen or not kind.gpu)
         and not kind.remote
+        and is_here(kind)
         and (
             not kind.plans
             or name in BUILT_FROM_PROGRAM

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.engines.choices import Way
     from pipeline.engines.server_options import ServerOptions
 
-__all__ = ["ENGINES", "EngineKind", "Rebuild", "open_engine", "usable_runtime"]
+__all__ = ["ENGINES", "EngineKind", "Rebuild", "is_here", "open_engine", "usable_runtime"]
 
 log = logger_of(__name__)
 
@@ -123,12 +123,21 @@ def _ways(bundle: Bundle, backend: str) -> list[Way]:
     for kind in kinds:
         if kind.gpu and not (sees_gpu and (kind.name in planned or not kind.plans)):
             continue
-        if kind.device_files and not any(glob.glob(pattern) for pattern in kind.device_files):
-            continue
-        if not kind.gpu and kind.needs and not _is_installed(kind.needs[0]):
+        if not is_here(kind):
             continue
         ways += [Way(kind.name, precision) for precision in kind.precisions or ("",)]
     return ways
+
+
+def is_here(kind: EngineKind) -> bool:
+    """Whether a backend's device and package are on this machine, as far as that is known without loading anything.
+
+    Of NVIDIA's GPUs nothing is said: whether one is seen is ``pipeline.machine.gpu_sign``'s, and what its backends need is found out
+    when one is opened.
+    """
+    if kind.device_files and not any(glob.glob(pattern) for pattern in kind.device_files):
+        return False
+    return kind.gpu or not kind.needs or _is_installed(kind.needs[0])
 
 
 def _is_installed(package: str) -> bool:

@@ -150,7 +150,13 @@ def test_the_command_writes_a_bundle_with_the_plan(tmp_path, tiny_unet, capsys):
     assert entry.size_bytes == (output / entry.file).stat().st_size
     assert entry.version == load_tensorrt_rtx().__version__
     assert (output / entry.file).stat().st_size > 10_000
-    assert set(bundle.manifest.files) == {"program.onnx", "verification.png", entry.file}
+    assert set(bundle.manifest.files) == {
+        "program.onnx",
+        "reference.onnx",
+        "drift.json",
+        "verification.png",
+        entry.file,
+    }
     assert json.loads((output / "manifest.json").read_text())["engines"][0]["profile"][0] == [1, *FRAME_RANGE[0], 3]
     onnx.checker.check_model(onnx.load(output / "program.onnx"))
     before = (output / "manifest.json").read_bytes()
