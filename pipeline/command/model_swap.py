@@ -42,8 +42,14 @@ TAKEN, REFUSED = "taken", "refused"
 """What may come of a model that was to take over."""
 
 
-def open_for(options: RunOptions, bundle: Bundle, infos: Sequence[SourceInfo]) -> Engine:
+def open_for(options: RunOptions, bundle: Bundle, infos: Sequence[SourceInfo], *, tune: bool = True) -> Engine:
     """The engine that runs a bundle as the options ask, for the frames of some sources.
+
+    Args:
+        options: of the run.
+        bundle: of the model.
+        infos: of the sources.
+        tune: find out on the way what is the fastest, where that pays.
 
     Raises:
         EdgemaskError: see ``pipeline.engines.open_engine``.
@@ -57,7 +63,7 @@ def open_for(options: RunOptions, bundle: Bundle, infos: Sequence[SourceInfo]) -
         overlap=_is_long(options, infos),
         rebuild=rebuild,
         servers=servers,
-        tune=model.may_tune and _is_tuned(options, infos),
+        tune=tune and model.may_tune and _is_tuned(options, infos),
     )
 
 
@@ -178,7 +184,8 @@ class ModelSwap(Events):
         check_fit(bundle.manifest, before.bundle.manifest, infos)
         if options.masks.compose == "device" and not bundle.manifest.composes:
             raise OptionError("--compose device: expected a bundle whose program composes, got one that does not")
-        engine = stack.enter_context(open_for(options, bundle, infos))
+        # What is judged is what runs then, not something that may become another.
+        engine = stack.enter_context(open_for(options, bundle, infos, tune=False))
         engine.try_out()
         return engine, judge(engine, list(self._frames()), infos)
 

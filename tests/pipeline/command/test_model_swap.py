@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import pipeline.engines
 from pipeline.bundles.bundle import MANIFEST_NAME, PROGRAM_NAME, REFERENCE_NAME, Bundle, file_sha256
 from pipeline.command import model_swap
 from pipeline.command.model_swap import ModelSwap, open_for, signature
@@ -227,6 +228,17 @@ def test_the_bundles_own_gate_is_what_it_is_held_to(running, make):
     loose = {"gate": {"mean": 0.5, "worst": 0.5}}
     assert running.take(make("loose", program(1.3), program(), verification=loose).folder)
     assert running.swap.counts == {"taken": 1, "refused": 0}
+
+
+def test_what_is_judged_does_not_become_another_on_the_way(running, make, monkeypatch):
+    """An engine that still finds out what is the fastest would be compared with itself."""
+    tuned = []
+    monkeypatch.setattr(pipeline.engines, "_tuned", lambda engine, *_: tuned.append(engine) or engine)
+    assert running.take(make("second", program(), program()).folder)
+    assert running.swap.counts == {"taken": 1, "refused": 0}
+    assert not tuned
+    with open_for(running.options, running.engine.bundle, [running.source.info]):
+        assert len(tuned) == 1  # a run that begins does
 
 
 def test_what_runs_already_is_not_taken_again(running, make):
