@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from compile.networks.zoo import ZOO
-from pipeline.bundles.bundle import Precision
+from pipeline.bundles.bundle import GATE_MEAN_IOU, GATE_WORST_IOU, Precision
 from pipeline.command.command_line import OptionParser, share, whole_number
 from pipeline.errors import OptionError
 from pipeline.frames.pixels import OfCameras
@@ -139,7 +139,7 @@ class BuildOptions:
     pixels: OfCameras = "bgr"
     verify: str | None = None
     verify_count: int | None = None
-    min_iou: float = 0.99
+    min_iou: float = GATE_MEAN_IOU
     min_worst_iou: float | None = None
     sm: tuple[int, ...] | None = None
     batch: int | None = None
@@ -527,7 +527,7 @@ def _add_proof(parser: OptionParser) -> None:
     parser.add_argument(
         "--min-iou",
         type=share,
-        default=0.99,
+        default=GATE_MEAN_IOU,
         metavar="0..1",
         help="gate: the mean IoU with the trained network must reach this at the lower end of its 95 %% interval; "
         "else no bundle is written (default: %(default)s)",
@@ -536,8 +536,8 @@ def _add_proof(parser: OptionParser) -> None:
         "--min-worst-iou",
         type=share,
         metavar="0..1",
-        help="gate: IoU that the worst frame with a clear subject must reach (default: 0.9, or --min-iou if that is "
-        "less)",
+        help="gate: IoU that the worst frame with a clear subject must reach (default: "
+        f"{GATE_WORST_IOU:g}, or --min-iou if that is less)",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 

@@ -15,7 +15,7 @@ from calibration.metrics.agreement import iou, mean_absolute_error
 from calibration.metrics.saliency import SaliencyMetrics
 from calibration.metrics.truth import VOID, Truth, Truths, resize_truth, with_void_agreed
 from compile.proof.raw_values import FRAMES, Raw, RawAgreement, RawComparison, thinned, with_raw_outputs
-from pipeline.bundles.bundle import LOOK_VALUES, NEXT_STATE, NOT_FINITE, STATE, Task
+from pipeline.bundles.bundle import GATE_WORST_IOU, LOOK_VALUES, NEXT_STATE, NOT_FINITE, STATE, Task
 from pipeline.errors import CompileError
 from pipeline.frames.frame import Frame, Image, describe
 from pipeline.frames.iou import LEAST_COVERED, MOST_UNDECIDED, covered_share, undecided_share
@@ -51,9 +51,6 @@ MOST_BYTES = 256 << 20
 
 SEQUENCE = 4
 """Frames in a row that a recurrent network is judged on."""
-
-MIN_WORST_IOU = 0.90
-"""What the worst frame must reach, of those that are judged one by one."""
 
 MOST_BEHIND = 0.003
 """What may be lost against ground truth."""
@@ -583,7 +580,7 @@ class _Reached:
 
 def limits_of(min_iou: float, min_worst_iou: float | None) -> dict[str, float]:
     """What the gate asks for, as the manifest keeps it: "mean" of the mean IoU's lower end, "worst" of the worst frame."""
-    worst = min(MIN_WORST_IOU, min_iou) if min_worst_iou is None else min_worst_iou
+    worst = min(GATE_WORST_IOU, min_iou) if min_worst_iou is None else min_worst_iou
     return {"mean": min_iou, "worst": worst}
 
 
@@ -601,7 +598,7 @@ def problem_with(
     Args:
         verification: the result.
         min_iou: what the lower end of the mean IoU's interval must reach; 0 to let everything through.
-        min_worst_iou: what the worst frame must reach; None for ``MIN_WORST_IOU``, or ``min_iou`` where that is less.
+        min_worst_iou: what the worst frame must reach; None for ``GATE_WORST_IOU``, or ``min_iou`` where that is less.
         remedy: what to try.
 
     Returns:

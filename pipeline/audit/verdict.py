@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bundles.bundle import Manifest
+from pipeline.bundles.bundle import GATE_MEAN_IOU, GATE_WORST_IOU, Manifest
 from pipeline.frames.audited import Audited
 from pipeline.redaction import redact
 
@@ -26,7 +26,6 @@ FEWEST = 3
 WELL = 20
 """So many audits in a row have to say that all is well again."""
 
-_MEAN, _WORST = 0.99, 0.90  # what compile's gate asks for by default
 # Of fewer frames nobody knows how far they spread; and where no frames were proven, of fewer audits.
 _FEWEST_PROVEN = 8
 _ENOUGH = 20
@@ -45,8 +44,8 @@ class Gate:
         proven: IoU of the frames with a clear subject that it was verified on; empty where the bundle does not say.
     """
 
-    mean: float = _MEAN
-    worst: float = _WORST
+    mean: float = GATE_MEAN_IOU
+    worst: float = GATE_WORST_IOU
     proven: tuple[float, ...] = ()
 
     @classmethod
@@ -56,11 +55,8 @@ class Gate:
         What was proven is what its plan reached on its GPU, where that was checked; of several plans, the one that reached least.
         """
         verification = manifest.verification
-        given = verification.get("gate")
-        asked = given if isinstance(given, dict) else {}
-        mean = asked["mean"] if _is_share(asked.get("mean")) else min([_MEAN, *_shares([verification.get("iou_low")])])
-        default = min([_WORST, mean, *_shares([verification.get("iou_worst")])])
-        worst = asked["worst"] if _is_share(asked.get("worst")) else default
+        mean = manifest.gate.get("mean", min([GATE_MEAN_IOU, *_shares([verification.get("iou_low")])]))
+        worst = manifest.gate.get("worst", min([GATE_WORST_IOU, mean, *_shares([verification.get("iou_worst")])]))
         of_plans = [found for entry in manifest.engines if (found := _proven(entry.verification))]
         return cls(mean, worst, min(of_plans, key=np.mean) if of_plans else _proven(verification))
 

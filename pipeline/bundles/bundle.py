@@ -51,6 +51,9 @@ STATE, NEXT_STATE = "state/", "next/"
 LOOK_VALUES = ("slope", "intercept", "alpha", "blue", "green", "red")
 """What it is told of a look, float32. A mask's value counts as clip(value × slope + intercept, 0, 1) × alpha."""
 
+GATE_MEAN_IOU, GATE_WORST_IOU = 0.99, 0.90
+"""What the gate of ``compile`` asks for where nothing else is said: of the mean IoU's lower end, and of the worst frame."""
+
 Task = Literal["binary", "classes"]
 Precision = Literal["fp32", "fp16", "int8"]
 CPU_GRAPH = "cpu"
@@ -108,6 +111,16 @@ class Manifest:
     def for_cpu(self) -> bool:
         """Whether the program is INT8 as CPUs take it."""
         return self.calibration.get("graph") == CPU_GRAPH
+
+    @property
+    def gate(self) -> dict[str, float]:
+        """What was asked for when it was compiled, from 0 to 1: "mean" of the mean IoU's lower end, "worst" of the worst frame.
+
+        An entry is missing where the bundle does not say, as bundles of old do not.
+        """
+        given = self.verification.get("gate")
+        entries = given.items() if isinstance(given, dict) else ()
+        return {name: float(value) for name, value in entries if type(value) in (int, float) and 0 <= value <= 1}
 
     @property
     def tiles(self) -> Tiles | None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.bundles.bundle import Bundle, Manifest
+from pipeline.bundles.bundle import GATE_MEAN_IOU, GATE_WORST_IOU, Bundle, Manifest
 from pipeline.engines.base import Engine
 from pipeline.engines.reference import is_reference, open_reference
 from pipeline.errors import BundleError
@@ -22,8 +22,6 @@ from pipeline.masks.agreement import agreement
 
 T = TypeVar("T")
 
-# What compile asks for where nothing else is said; a bundle that says what it was made with is held to that.
-_MEAN, _WORST = 0.99, 0.9
 # Where nothing tells what a network's masks should be: another training may well differ so much, and a broken network more.
 _NOT_ABSURD = 0.5
 # How much nicer than the run the FP32 program is: it gets a tenth of a core that others want too, and all of an idle one.
@@ -82,14 +80,13 @@ def judge(engine: Engine, frames: Sequence[Frame], infos: Sequence[SourceInfo]) 
         return "not compared, for no frame has come yet"
     masks = [_mask(engine, frame) for frame in frames]
     manifest = engine.bundle.manifest
-    gate = manifest.verification.get("gate")
-    gate = gate if isinstance(gate, dict) else {}
     why = _not_comparable(engine)
     if why:
         least_mean, least_worst, what = _NOT_ABSURD, 0.0, f"the masks before it ({why})"
         wanted = [frame.mask for frame in frames if frame.mask is not None]
     else:
-        least_mean, least_worst = (float(gate.get(*entry)) for entry in (("mean", _MEAN), ("worst", _WORST)))
+        least_mean = manifest.gate.get("mean", GATE_MEAN_IOU)
+        least_worst = manifest.gate.get("worst", GATE_WORST_IOU)
         what = "its own FP32 program"
         wanted = _behind(partial(_in_fp32, engine.bundle, frames))
     agreed = [agreement(mask, other, manifest.task) for mask, other in zip(masks, wanted, strict=True)]

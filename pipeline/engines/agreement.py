@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundles.bundle import Task
+from pipeline.bundles.bundle import GATE_MEAN_IOU, GATE_WORST_IOU, Task
 from pipeline.frames.iou import (
     LEAST_COVERED,
     MOST_UNDECIDED,
@@ -21,8 +20,7 @@ from pipeline.frames.iou import (
 
 Masks = NDArray[np.uint8]
 
-# What compile's gate asks for.
-MIN_MEAN_IOU, MIN_WORST_IOU, MAX_MAE = 0.99, 0.90, 0.01
+MAX_MAE = 0.01
 _RESAMPLES = 2000
 FEWEST_CLEAR = 4
 """So many frames must show a clear subject: where both masks are empty, any network agrees with any other."""
@@ -46,14 +44,14 @@ class Agreement:
     mae: float
     clear: int
 
-    def problem(self, gate: Mapping[str, Any], *, exact: bool) -> str:
+    def problem(self, gate: Mapping[str, float], *, exact: bool) -> str:
         """Why they do not agree well enough, in a phrase; empty if they do.
 
         Args:
-            gate: what the bundle's own gate asked for under "mean" and "worst"; the defaults of ``compile`` where it does not say.
+            gate: what the bundle's own gate asked for, see ``Manifest.gate``; the defaults of ``compile`` where it does not say.
             exact: the program is computed as it is, so that no frame has to show a clear subject.
         """
-        mean, worst = float(gate.get("mean", MIN_MEAN_IOU)), float(gate.get("worst", MIN_WORST_IOU))
+        mean, worst = gate.get("mean", GATE_MEAN_IOU), gate.get("worst", GATE_WORST_IOU)
         if not exact and self.clear < FEWEST_CLEAR:
             return f"expected {FEWEST_CLEAR} frames with a clear subject to compare masks on, got {self.clear}"
         if self.clear and self.low < mean:

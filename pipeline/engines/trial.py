@@ -224,14 +224,13 @@ class Steps:
                 self._opened = None
             self._leave()
             return
-        task, gate = self._guess.bundle.manifest.task, self._guess.bundle.manifest.verification.get("gate")
-        asked = gate if isinstance(gate, dict) else {}
-        agreement = compare(masks, self._references, task)
-        problem = agreement.problem(asked, exact=way.is_exact)
+        manifest = self._guess.bundle.manifest
+        agreement = compare(masks, self._references, manifest.task)
+        problem = agreement.problem(manifest.gate, exact=way.is_exact)
         if others and not problem:
-            elsewhere = compare(others, self._others_expected, task)
+            elsewhere = compare(others, self._others_expected, manifest.task)
             # A network for other pictures sees nothing in these.
-            if elsewhere.clear >= FEWEST_CLEAR and (problem := elsewhere.problem(asked, exact=False)):
+            if elsewhere.clear >= FEWEST_CLEAR and (problem := elsewhere.problem(manifest.gate, exact=False)):
                 problem = f"on photographs of the package: {problem}"
         if not _alike(engine, self._guess):
             problem = "its program gives other outputs"

@@ -1,17 +1,18 @@
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pipeline.audit.verdict import FEWEST, WINDOW, Gate, Verdict, lower_end
+from pipeline.bundles.bundle import Manifest
 from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.frames.audited import Audited
 
 
 def gate_of(verification, *plans):
     entries = tuple(PlanEntry(verification=plan) for plan in plans)
-    return Gate.of(SimpleNamespace(verification=verification, engines=entries))
+    about = ("net", "binary", ("subject",), (8, 8), "fp16", {}, {}, {}, "")
+    return Gate.of(Manifest(*about, verification=verification, engines=entries))
 
 
 def audited(iou, index=0, *, judged=True, mae=0.0, empty=False, source="door"):

@@ -7,11 +7,6 @@ import pytest
 
 from pipeline.engines import open_engine
 from pipeline.errors import BundleError
-from pipeline.flow.run import run
-from pipeline.flow.views import Views
-from pipeline.frames.frame import Frame, SourceInfo
-from pipeline.sinks.base import Sink
-from pipeline.sources.base import Source
 
 
 def frames(count):
@@ -74,25 +69,3 @@ def test_it_ends_while_frames_are_computed(red_bundle):
     engine.close()
     with pytest.raises(RuntimeError, match="the engine is closed"):
         engine.collect()
-
-
-def test_in_the_data_path_every_frame_comes_once(red_bundle):
-    class Clip(Source):
-        info = SourceInfo("clip", "")
-
-        def __iter__(self):
-            for index, frame in enumerate(frames(30)):
-                yield Frame(frame[0], index, index / 25, "clip", str(index))
-
-    class Kept(Sink):
-        def __init__(self):
-            self.seen = []
-
-        def write(self, frame):
-            assert (frame.mask == 5 * frame.index).all()
-            self.seen.append(frame.index)
-
-    sink = Kept()
-    with open_engine(red_bundle, "onnxruntime", overlap=True) as engine:
-        assert run(Clip(), engine, Views(lambda image, mask: image), [sink]).frames == 30
-    assert sink.seen == list(range(30))

@@ -15,11 +15,6 @@ from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.engines import open_engine
 from pipeline.engines.onnxruntime import OnnxRuntimeEngine
 from pipeline.errors import BackendUnavailableError, BundleError
-from pipeline.flow.run import run
-from pipeline.flow.views import Views
-from pipeline.frames.frame import Frame, SourceInfo
-from pipeline.sinks.base import Sink
-from pipeline.sources.base import Source
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.usefixtures("openvino")
@@ -62,28 +57,6 @@ def test_what_is_not_collected_does_not_keep_it_from_ending(red_bundle, kinds):
     engine.close()
     with pytest.raises(RuntimeError, match="the engine is closed"):
         engine.collect()
-
-
-def test_in_the_data_path_every_frame_comes_once(red_bundle):
-    class Clip(Source):
-        info = SourceInfo("clip", "")
-
-        def __iter__(self):
-            for index, frame in enumerate(frames(30)):
-                yield Frame(frame[0], index, index / 25, "clip", str(index))
-
-    class Kept(Sink):
-        def __init__(self):
-            self.seen = []
-
-        def write(self, frame):
-            assert (frame.mask == 5 * frame.index).all()
-            self.seen.append(frame.index)
-
-    sink = Kept()
-    with open_engine(red_bundle, "openvino", overlap=True) as engine:
-        assert run(Clip(), engine, Views(lambda image, mask: image), [sink]).frames == 30
-    assert sink.seen == list(range(30))
 
 
 def test_sizes_are_compiled_once_and_the_oldest_is_forgotten(red_bundle, kinds, monkeypatch):
