@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 # What tells what is installed: in an environment of its own, so that it is not part of what it tells.
 TOOLS := .venv-tools
 
-.PHONY: demo published test readme docs install check lint types format lock sbom audit clean
+.PHONY: demo published test test-again readme docs install check lint types format lock sbom audit clean
 
 # Two cores compute four masks a second: in between the last one is moved with the picture.
 demo: $(VENV)/.cpu
@@ -24,7 +24,15 @@ test: $(VENV)/.dev
 	PYTHON=$(BIN)/python tests/install-ray $(VENV)/ray
 	PYTHON=$(BIN)/python tests/install-openvino $(VENV)/openvino
 	PYTHON=$(BIN)/python tests/install-triton $(VENV)/triton
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder || \
+	  { test $$? -eq 1 && $(MAKE) --no-print-directory test-again; }
+
+# What failed beside everything else, once more and alone: on a busy machine a thread may get no core for seconds. What fails twice
+# is wrong. What passes now is named, and is to be looked at: it waits for too little.
+test-again:
+	@test -s .pytest_cache/v/cache/lastfailed
+	@echo "failed beside others, tried alone:"; cat .pytest_cache/v/cache/lastfailed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 # The README's figures, from benchmarks/results/.
 readme: $(VENV)/.run
