@@ -32,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: RunOptions, reread: Callable[[], RunOptions]) -> None:
-    from pipeline.command.freed_memory import keep_freed_memory  # only now: --help and a wrong option need none of it
+    from pipeline.command.engine_of_run import HeadStart  # only now: --help and a wrong option need none of it
+    from pipeline.command.freed_memory import keep_freed_memory
 
     keep_freed_memory()
-    from pipeline.command.job import run_job
+    with shown_log(quiet=options.quiet), HeadStart(options) as begun:
+        from pipeline.command.job import run_job  # which takes as long as the engine needs to open
 
-    with shown_log(quiet=options.quiet):
-        run_job(options, reread if options.reloads else None)
+        run_job(options, reread if options.reloads else None, begun)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from pipeline.bundles.checked_files import CheckedFiles, sha256_of
 from pipeline.bundles.file_lock import locked
 from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.bundles.whole_folder import whole_folder
@@ -232,6 +233,8 @@ class Bundle:
     def read(cls, folder: str | os.PathLike[str]) -> Bundle:
         """Open a bundle and check every file against its sha256, but plans: ``pipeline.bundles.plan`` does when one is loaded.
 
+        A file that was checked here before and has not changed since is not read again (``pipeline.bundles.checked_files``).
+
         Raises:
             BundleError: no bundle, damaged, or with a changed byte.
         """
@@ -265,10 +268,12 @@ class Bundle:
         manifest = Manifest.from_json(text.decode("utf-8", errors="replace"), str(path))
         if PROGRAM_NAME not in manifest.files:
             raise BundleError(f"{path}: expected a sha256 for {PROGRAM_NAME}, got none: compile the bundle again")
+        checked = CheckedFiles(cache_folder() / "checked.json")
         for name, expected in manifest.files.items():
             _check_name(folder, name)
             if not name.startswith(PLANS):
-                _check_file(folder, name, expected)
+                _check_file(folder, name, expected, checked)
+        checked.keep()
         return cls(folder, manifest)
 
     @classmethod
@@ -338,11 +343,8 @@ def cache_folder() -> Path:
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's content, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of(file)
 
 
 def _holds_other_files(folder: Path) -> bool:
@@ -372,12 +374,12 @@ def _check_name(folder: Path, name: str) -> None:
         raise BundleError(f"{folder}: expected file names inside the bundle, got {name!r}: do not use this bundle")
 
 
-def _check_file(folder: Path, name: str, expected: str) -> None:
+def _check_file(folder: Path, name: str, expected: str, checked: CheckedFiles) -> None:
     path = folder / name
     if os.path.exists(path) and not os.path.isfile(path):  # reading a device or a pipe may never end
         raise BundleError(f"{path}: expected a file, got something else: do not use this bundle")
     try:
-        got = file_sha256(path)
+        got = checked.sha256(path)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}): compile the bundle again") from error
     if got != expected:

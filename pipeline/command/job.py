@@ -7,15 +7,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.command.appearance import Appearance, make_appearance, read_look
+from pipeline.command.engine_of_run import HeadStart, open_for, read_model
 from pipeline.command.freed_memory import give_back_freed_memory
 from pipeline.command.memory_limit import MemoryLimit, limit_bytes
-from pipeline.command.model_swap import ModelSwap, open_for, read_model
+from pipeline.command.model_swap import ModelSwap
 from pipeline.command.not_finite import NotFiniteLines
 from pipeline.command.outputs import (
     OutputOpener,
@@ -35,7 +36,7 @@ from pipeline.command.source_changes import Follower, SourceChanges
 from pipeline.command.summary import Summary, print_written
 from pipeline.command.watchers import open_watchers, with_audits
 from pipeline.engines.replaceable import ReplaceableEngine
-from pipeline.errors import EngineHungError, SinkError, SourceError
+from pipeline.errors import EdgemaskError, EngineHungError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.events import Events
 from pipeline.flow.run import run
@@ -45,7 +46,7 @@ from pipeline.page.options import Watched
 from pipeline.signals import StoppedError, reloads_on_hangup, uninterrupted
 from pipeline.sinks.base import Sink
 from pipeline.sinks.kinds import shown
-from pipeline.sources import open_sources
+from pipeline.sources import SOURCES, open_sources, source_kind
 from pipeline.stages.stage_timer import StageTimer
 from pipeline.terminal import logger_of, write_line
 
@@ -64,7 +65,7 @@ _BEGINS_S = 120.0
 _GIVE_BACK_EVERY_S = 300.0
 
 
-def run_job(options: RunOptions, reread: Reread | None = None) -> None:
+def run_job(options: RunOptions, reread: Reread | None = None, begun: HeadStart | None = None) -> None:
     """Open what the options name, run it, and end it complete.
 
     What it says as it goes on is logged; where the results are is printed.
@@ -72,6 +73,7 @@ def run_job(options: RunOptions, reread: Reread | None = None) -> None:
     Args:
         options: what is run.
         reread: gives the options as they are now when SIGHUP asks for another look at them; None: SIGHUP ends the run.
+        begun: opens the engine already; None: it is opened when the sources are.
 
     Raises:
         EdgemaskError: something cannot be opened, or was lost on the way.
@@ -82,7 +84,7 @@ def run_job(options: RunOptions, reread: Reread | None = None) -> None:
     lost: list[SinkError | SourceError] = []
     sinks: list[Sink] = []
     with ExitStack() as stack:
-        parts = _open_parts(options, reread, sinks, stack)
+        parts = _open_parts(options, reread, begun, sinks, stack)
         summary, info = parts.summary, _together(parts.sources)
         try:
             with ended(sinks, live=info.live, on_truncated=options.on_truncated):
@@ -126,7 +128,7 @@ class _Parts:
     Attributes:
         sources: those that there are now.
         window: views are shown in windows.
-        about: what runs here, as it is now.
+        about: what runs here, as it is now; for the page, empty without one.
         watchers: are told what happens.
         audited: the newest audit of a source, which outputs tell.
         pulses: are called as often as the loop comes round.
@@ -157,13 +159,17 @@ class _Parts:
             self.changes.followers += followers
 
 
-def _open_parts(options: RunOptions, reread: Reread | None, sinks: list[Sink], stack: ExitStack) -> _Parts:
+def _open_parts(
+    options: RunOptions, reread: Reread | None, begun: HeadStart | None, sinks: list[Sink], stack: ExitStack
+) -> _Parts:
     """Open sources and engine, and make what draws, watches and tells; all of it ends with the stack."""
     hangups = None if reread is None else stack.enter_context(reloads_on_hangup())
     window = has_window(options.outputs, page=options.page is not None)
     look = read_look(options.look)
-    sources = _open_sources(options, stack)
-    engine = _open_engine(options, [source.info for source in sources], stack, replaceable=reread is not None)
+    sources = _open_sources(options, begun, stack)
+    engine = stack.enter_context(_open_engine(options, [source.info for source in sources], begun))
+    if reread is not None:
+        engine = stack.enter_context(ReplaceableEngine(engine))
     for source in sources:  # what they hold depends on it: pages of a document, or channels of one picture
         source.pixels = engine.pixels
     appearance = make_appearance(options, look, engine, sources)
@@ -180,7 +186,7 @@ def _open_parts(options: RunOptions, reread: Reread | None, sinks: list[Sink], s
         health,
         service,
         Summary(list(sources), _together(sources), timer, appearance.governor),
-        about_run(engine),
+        {},
         list(watching.all),
         watching.audited,
         [service.pulse, limit],
@@ -200,6 +206,7 @@ def _open_parts(options: RunOptions, reread: Reread | None, sinks: list[Sink], s
 
 def _watched(parts: _Parts, opener: OutputOpener) -> Watched:
     """The run as the page tells of it."""
+    parts.about.update(about_run(parts.engine))
     return Watched(
         {source.info.name: source.telemetry for source in parts.sources},
         parts.engine.bundle.manifest.classes,
@@ -318,7 +325,12 @@ class _Told(Events):
         log.warning(f"error: {error}; the rest goes on")
 
 
-def _open_sources(options: RunOptions, stack: ExitStack) -> list[Source]:
+def _open_sources(options: RunOptions, begun: HeadStart | None, stack: ExitStack) -> list[Source]:
+    if begun is not None:
+        with suppress(EdgemaskError):  # is told when they are opened
+            for name in options.sources:  # imported while the engine is being opened
+                SOURCES.load(SOURCES[source_kind(name)], "")
+        begun.wait()  # what an engine maps is no source's
     with grows_at_most(limit_bytes(options.memory_bytes)):  # a file's header may claim anything, and nobody watches yet
         sources = open_sources(options.sources, replace(options.live, refused_s=_refused_s(options)))
     for source in sources:
@@ -336,9 +348,9 @@ def _refused_s(options: RunOptions) -> float:
     return 0.0 if sys.stderr.isatty() else _BEGINS_S
 
 
-def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitStack, *, replaceable: bool) -> Engine:
+def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], begun: HeadStart | None) -> Engine:
     bundle = read_model(options.model, quiet=options.quiet)
-    engine = stack.enter_context(open_for(options, bundle, infos))
+    engine = open_for(options, bundle, infos, begun=begun)
     leave_cores_to(engine)
     manifest = bundle.manifest
     height, width = manifest.network_size_hw
@@ -347,7 +359,7 @@ def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitSt
         log.info("program: it does not count scores that are NaN or infinite, as new ones do: compile it again")
     if engine.advice:
         log.info(engine.advice)
-    return stack.enter_context(ReplaceableEngine(engine)) if replaceable else engine
+    return engine
 
 
 def _together(sources: Sequence[Source]) -> SourceInfo:

@@ -8,21 +8,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.builds.build_half import rebuild_plan
-from pipeline.builds.model_name import open_model
 from pipeline.bundles.bundle import MANIFEST_NAME, Bundle
+from pipeline.command.engine_of_run import open_for, read_model
 from pipeline.command.freed_memory import give_back_freed_memory
 from pipeline.command.model_trial import check_fit, judge
-from pipeline.command.run_options import ModelOptions, RunOptions
-from pipeline.engines import open_engine
+from pipeline.command.run_options import RunOptions
 from pipeline.engines.replaceable import ReplaceableEngine
 from pipeline.errors import BundleError, EdgemaskError, OptionError
 from pipeline.flow.events import Events
-from pipeline.frames.frame import Frame, SourceInfo
+from pipeline.frames.frame import Frame
 from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
@@ -33,58 +30,8 @@ log = logger_of(__name__)
 
 # Frames of the run that a new engine is judged by: of all sources, and how far apart those of one source are.
 _KEPT, _APART_S = 8, 0.5
-# From so many frames on, their rate counts more than how soon the first one is there.
-_LONG_FRAMES = 8
-# In so many frames what is faster has made up for finding it out.
-_TUNED_FRAMES = 500
-
 TAKEN, REFUSED = "taken", "refused"
 """What may come of a model that was to take over."""
-
-
-def open_for(options: RunOptions, bundle: Bundle, infos: Sequence[SourceInfo], *, tune: bool = True) -> Engine:
-    """The engine that runs a bundle as the options ask, for the frames of some sources.
-
-    Args:
-        options: of the run.
-        bundle: of the model.
-        infos: of the sources.
-        tune: find out on the way what is the fastest, where that pays.
-
-    Raises:
-        EdgemaskError: see ``pipeline.engines.open_engine``.
-    """
-    model = options.model
-    rebuild = partial(rebuild_plan, quiet=options.quiet) if model.may_build else None
-    servers = model.servers and replace(model.servers, goes_on=any(info.live for info in infos))
-    return open_engine(
-        bundle,
-        model.backend,
-        overlap=_is_long(options, infos),
-        rebuild=rebuild,
-        servers=servers,
-        tune=tune and model.may_tune and _is_tuned(options, infos),
-    )
-
-
-def _is_long(options: RunOptions, infos: Sequence[SourceInfo]) -> bool:
-    """Whether more frames a second are worth that each takes longer: not for one picture, nor for a camera or a governor."""
-    if options.masks.fps is not None or any(info.live for info in infos):
-        return False
-    counts = [count for count in (options.max_frames, *(info.frame_count for info in infos)) if count is not None]
-    return not counts or min(counts) >= _LONG_FRAMES
-
-
-def _is_tuned(options: RunOptions, infos: Sequence[SourceInfo]) -> bool:
-    """Whether finding out what is the fastest comes back within the run, or will in the next: that of a camera, or of a long video."""
-    counts = [info.frame_count for info in infos if not info.live]
-    counts.append(options.max_frames)
-    return all(count is None or count >= _TUNED_FRAMES for count in counts)
-
-
-def read_model(model: ModelOptions, *, quiet: bool) -> Bundle:
-    """The bundle that the options name; compiled where it is a name that is not there yet."""
-    return open_model(model.name, on_gpu=model.may_build_for_gpu, quiet=quiet)
 
 
 def signature(folder: Path) -> tuple[object, ...]:

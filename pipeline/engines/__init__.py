@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.engines.choices import Way
     from pipeline.engines.server_options import ServerOptions
 
-__all__ = ["ENGINES", "EngineKind", "Rebuild", "is_here", "open_engine", "usable_runtime"]
+__all__ = ["ENGINES", "EngineKind", "Rebuild", "is_here", "is_undecided", "open_engine", "usable_runtime"]
 
 log = logger_of(__name__)
 
@@ -145,6 +145,16 @@ def _is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ValueError:  # of what somebody has put in its place
         return False
+
+
+def is_undecided(bundle: Bundle, backend: str, *, overlap: bool) -> bool:
+    """Whether ``open_engine`` with ``tune`` would find out what is faster: there are several ways, and none was chosen yet."""
+    ways = _ways(bundle, backend)
+    if len(ways) < 2:
+        return False
+    from pipeline.engines.choices import Choices
+
+    return Choices(bundle, ways, overlap=overlap).read() is None
 
 
 def _tuned(engine: Engine, name: str, backend: str, overlap: bool) -> Engine:

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-import av
 import numpy as np
 
 from pipeline.frames.frame import Image
-from pipeline.sources.decoded import ToPixels
 
 # FFmpeg takes seconds to prepare a conversion and holds it for one size: so pixels, which it converts one by one, go through in blocks.
 _BLOCK_HW = 128, 1024
@@ -65,6 +63,8 @@ class _Narrowing:
     """From colors of one kind, in blocks of one size, for which FFmpeg prepares once."""
 
     def __init__(self, primaries: int, transfer: int) -> None:
+        from pipeline.sources.decoded import ToPixels  # FFmpeg, which few pictures need: a tenth of a start
+
         self.notes: list[str] = []
         self._primaries, self._transfer = primaries, transfer
         self._to_pixels = ToPixels(note=self.notes.append)
@@ -75,6 +75,8 @@ class _Narrowing:
         return _Narrowing(primaries, transfer)
 
     def __call__(self, image: Image) -> Image:
+        import av
+
         self.notes.clear()
         pixels = image.reshape(-1, 3)
         made = np.empty_like(pixels)
