@@ -284,7 +284,8 @@ def _open(bundle: Bundle, kind: EngineKind, overlap: bool, rebuild: Rebuild | No
     if overlap and kind.overlaps and len(os.sched_getaffinity(0)) > 1:
         make = partial(make, at_once=2)
     try:
-        return _for_frames(make(bundle))
+        engine = make(bundle)
+        return _for_frames(engine) if kind.gpu else _for_large_frames(_for_frames(engine))
     except PlanError as error:
         if rebuild is None or kind.name not in BUILT_FROM_PROGRAM:
             raise
@@ -300,3 +301,16 @@ def _for_frames(engine: Engine) -> Engine:
     from pipeline.engines.tiled import TiledEngine
 
     return TiledEngine(engine, tiles)
+
+
+def _for_large_frames(engine: Engine) -> Engine:
+    """One that takes little memory for large pictures, if the program takes BGR frames of any size and averages the whole of each."""
+    manifest = engine.bundle.manifest
+    contract = manifest.contract
+    is_for_any = manifest.frame_size_hw is None and manifest.pixels == "bgr"
+    averages = contract.get("filter") == "area" and contract.get("fit") == "stretch"
+    if not (is_for_any and averages) or engine.keeps_state:  # who keeps a state must get each frame once
+        return engine
+    from pipeline.engines.large_frames import LargeFrameEngine
+
+    return LargeFrameEngine(engine)
