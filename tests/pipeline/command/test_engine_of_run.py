@@ -1,5 +1,6 @@
 """The engine that is opened while the command still imports the rest: which runs have it so, and that it is the one they ask for."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.command import engine_of_run
 from pipeline.command.engine_of_run import HeadStart, open_for
@@ -165,3 +167,13 @@ def test_pictures_are_read_and_written_without_ffmpeg(red_bundle, tmp_path, suff
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 cv2 onnxruntime"
     assert (cv2.imread(str(tmp_path / "mask.png"), cv2.IMREAD_UNCHANGED) == 90).all()
+
+
+def test_a_run_collects_its_garbage(monkeypatch, picture):
+    """Not while modules are imported, before it."""
+    seen = []
+    monkeypatch.setattr("pipeline.command.job.run_job", lambda *_: seen.append(gc.isenabled()))
+    assert main([picture, "--output", "null", "--quiet"]) == 0
+    assert seen == [True]
+    assert main(["--nonsense"]) == 2
+    assert gc.isenabled()
