@@ -295,17 +295,30 @@ def _shown(image: Image, alpha: Image | None, profile: bytes | None, colors: Sti
     if not profile:
         image, done = narrowed(image, colors.primaries, colors.transfer)
         notes.extend(done)
-    if profile and (transform := _transform(profile)) is not None:
-        rgb = PillowImage.fromarray(np.ascontiguousarray(image[..., ::-1]))
-        image = np.ascontiguousarray(np.asarray(ImageCms.applyTransform(rgb, transform))[..., ::-1])
+    transform = _transform(profile) if profile else None
+    if transform is not None:
         notes.append("another color profile than sRGB: converted")
     if alpha is not None and int(alpha.min()) == 255:
         alpha = None
     if alpha is not None:
-        weight = alpha[..., None].astype(np.uint16)
-        image = ((image * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
         notes.append("transparent in part: seen on white, and no cut-out shows more of it")
+    # In place, some rows at a time: what is made on the way takes several times as much memory.
+    for rows in _strips(image) if transform is not None or alpha is not None else ():
+        strip = image[rows]
+        if transform is not None:
+            rgb = PillowImage.fromarray(np.ascontiguousarray(strip[..., ::-1]))
+            strip[...] = np.asarray(ImageCms.applyTransform(rgb, transform))[..., ::-1]
+        if alpha is not None:
+            weight = alpha[rows, :, None].astype(np.uint16)
+            strip[...] = (strip * weight + 255 * (255 - weight) + 127) // 255
     return Picture(image, alpha, notes=tuple(notes))
+
+
+def _strips(image: Image) -> Iterator[slice]:
+    """Its rows, as many at a time as have a million pixels."""
+    height, width = image.shape[:2]
+    step = max(1, (1 << 20) // width)
+    yield from (slice(top, top + step) for top in range(0, height, step))
 
 
 @lru_cache(maxsize=8)

@@ -115,6 +115,20 @@ def test_a_profile_that_is_damaged_changes_nothing(tmp_path):
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), picture()[..., ::-1])
 
 
+def test_a_large_picture_is_converted_as_a_small_one(tmp_path):
+    """Some rows at a time, which nobody must see."""
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 256, (1203, 2001, 4), dtype=np.uint8)
+    PillowImage.fromarray(rgba).save(tmp_path / "a.png", icc_profile=profile("swapped"), compress_level=1)
+    read = read_one(tmp_path / "a.png")
+    transform = ImageCms.buildTransform(io.BytesIO(profile("swapped")), ImageCms.createProfile("sRGB"), "RGB", "RGB")
+    rgb = np.asarray(ImageCms.applyTransform(PillowImage.fromarray(rgba[..., :3]), transform), np.uint32)
+    weight = rgba[..., 3:].astype(np.uint32)
+    np.testing.assert_array_equal(read.image[..., ::-1], (rgb * weight + 255 * (255 - weight) + 127) // 255)
+    np.testing.assert_array_equal(read.alpha, rgba[..., 3])
+    assert read.image.flags.c_contiguous
+
+
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".avif"])
 def test_a_cut_out_is_never_more_opaque_than_its_source(tmp_path, suffix):
     alpha = np.full((H, W), 255, np.uint8)
