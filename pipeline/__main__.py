@@ -43,7 +43,10 @@ def _run(options: RunOptions, reread: Callable[[], RunOptions]) -> None:
     keep_freed_memory()
     with shown_log(quiet=options.quiet), HeadStart(options) as begun:
         from pipeline.command.job import run_job  # which takes as long as the engine needs to open
+        from pipeline.sources import load_sources
 
+        load_sources(options.sources)
+        gc.freeze()  # what was imported stays to the end, where to look for garbage in it takes as long again
         gc.enable()
         run_job(options, reread if options.reloads else None, begun)
 

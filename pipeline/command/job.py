@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
@@ -36,7 +36,7 @@ from pipeline.command.source_changes import Follower, SourceChanges
 from pipeline.command.summary import Summary, print_written
 from pipeline.command.watchers import open_watchers, with_audits
 from pipeline.engines.replaceable import ReplaceableEngine
-from pipeline.errors import EdgemaskError, EngineHungError, SinkError, SourceError
+from pipeline.errors import EngineHungError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.events import Events
 from pipeline.flow.run import run
@@ -46,7 +46,7 @@ from pipeline.page.options import Watched
 from pipeline.signals import StoppedError, reloads_on_hangup, uninterrupted
 from pipeline.sinks.base import Sink
 from pipeline.sinks.kinds import shown
-from pipeline.sources import SOURCES, open_sources, source_kind
+from pipeline.sources import open_sources
 from pipeline.stages.stage_timer import StageTimer
 from pipeline.terminal import logger_of, write_line
 
@@ -327,9 +327,6 @@ class _Told(Events):
 
 def _open_sources(options: RunOptions, begun: HeadStart | None, stack: ExitStack) -> list[Source]:
     if begun is not None:
-        with suppress(EdgemaskError):  # is told when they are opened
-            for name in options.sources:  # imported while the engine is being opened
-                SOURCES.load(SOURCES[source_kind(name)], "")
         begun.wait()  # what an engine maps is no source's
     with grows_at_most(limit_bytes(options.memory_bytes)):  # a file's header may claim anything, and nobody watches yet
         sources = open_sources(options.sources, replace(options.live, refused_s=_refused_s(options)))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.errors import EdgemaskError
 from pipeline.redaction import redact
 from pipeline.sources.kinds import SOURCES, SourceKind, forms, kind_of, name_and_spec
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.sources.base import Source
     from pipeline.sources.options import LiveOptions
 
-__all__ = ["SOURCES", "SourceKind", "forms", "open_source", "open_sources", "source_kind"]
+__all__ = ["SOURCES", "SourceKind", "forms", "load_sources", "open_source", "open_sources", "source_kind"]
 
 
 def open_source(spec: str, live: LiveOptions | None = None) -> Source:
@@ -69,6 +71,13 @@ def open_sources(specs: Sequence[str], live: LiveOptions | None = None, beside: 
             source.close()
         raise
     return sources
+
+
+def load_sources(specs: Sequence[str]) -> None:
+    """Import what reads some sources, ahead of `open_source`; what cannot be is told there."""
+    with suppress(EdgemaskError):
+        for spec in specs:
+            SOURCES.load(SOURCES[source_kind(spec)], "")
 
 
 def _as_file(name: str) -> str:
