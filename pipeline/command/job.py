@@ -35,7 +35,7 @@ from pipeline.command.source_changes import Follower, SourceChanges
 from pipeline.command.summary import Summary, print_written
 from pipeline.command.watchers import open_watchers, with_audits
 from pipeline.engines.replaceable import ReplaceableEngine
-from pipeline.errors import EngineHungError, SinkError, SourceError
+from pipeline.errors import EngineHungError, OptionError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.events import Events
 from pipeline.flow.run import run
@@ -320,7 +320,8 @@ class _Told(Events):
 
 def _open_sources(options: RunOptions, stack: ExitStack) -> list[Source]:
     with grows_at_most(limit_bytes(options.memory_bytes)):  # a file's header may claim anything, and nobody watches yet
-        sources = open_sources(options.sources, replace(options.live, refused_s=_refused_s(options)))
+        live = replace(options.live, refused_s=_refused_s(options))
+        sources = open_sources(options.sources, live, decode=options.decode)
     for source in sources:
         stack.callback(source.close)
         log.info(f"source: {source.info.name}, {source.info.description}")
@@ -338,7 +339,17 @@ def _refused_s(options: RunOptions) -> float:
 
 def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], stack: ExitStack, *, replaceable: bool) -> Engine:
     bundle = read_model(options.model, quiet=options.quiet)
+    if options.decode == "cuda" and bundle.manifest.pixels != "nv12":
+        raise OptionError(
+            f"--decode cuda: expected a bundle that takes NV12, as the GPU's decoder gives it, got {bundle.folder} for "
+            f"{bundle.manifest.pixels}: compile it with --pixels nv12, or leave --decode cuda out"
+        )
     engine = stack.enter_context(open_for(options, bundle, infos))
+    if options.decode == "cuda" and not engine.takes_device:
+        raise OptionError(
+            f"--decode cuda: expected a backend that takes frames on the GPU, tensorrt or tensorrt-rtx, got {engine.description}: "
+            "choose it with --backend, or leave --decode cuda out"
+        )
     leave_cores_to(engine)
     manifest = bundle.manifest
     height, width = manifest.network_size_hw

@@ -10,6 +10,7 @@ import pycuda.driver as cuda
 from numpy.typing import NDArray
 
 from pipeline.errors import BackendUnavailableError
+from pipeline.frames.on_device import Plane
 
 
 class CudaDevice:
@@ -98,6 +99,23 @@ class Buffer:
         """Put the copy of the first bytes to the device onto the stream."""
         if self._device is not None:
             cuda.memcpy_htod_async(self.address, self.host[:size_bytes], stream)
+
+    def take_rows(self, start: int, plane: Plane, rows_and_bytes: tuple[int, int], stream: cuda.Stream) -> None:
+        """Put a copy from the device's own memory to the device's side onto the stream.
+
+        Args:
+            start: where it goes, in bytes from the begin of the buffer; rows without gaps.
+            plane: where it comes from.
+            rows_and_bytes: how many rows of how many bytes each.
+            stream: waits for whoever writes there.
+        """
+        copy = cuda.Memcpy2D()
+        copy.set_src_device(plane.address)
+        copy.src_pitch = plane.pitch_bytes
+        copy.set_dst_device(self.address + start)
+        copy.height, copy.width_in_bytes = rows_and_bytes
+        copy.dst_pitch = copy.width_in_bytes
+        copy(stream)
 
     def to_host(self, size_bytes: int, stream: cuda.Stream) -> None:
         """Put the copy of the first bytes to the host onto the stream."""
