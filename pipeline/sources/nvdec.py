@@ -127,9 +127,12 @@ def _on_device(decoded: av.VideoFrame) -> OnDevice:
 
 
 def _downloaded(decoded: av.VideoFrame) -> av.VideoFrame:
-    """The picture in the host's memory, with its times and colors."""
-    return decoded if decoded.sw_format is None else decoded.reformat(format=decoded.sw_format.name)
+    """The picture in the host's memory as FFmpeg's own decoder gives it, with its times and colors."""
+    if decoded.sw_format is None:
+        return decoded
+    # FFmpeg makes BGR of planes in another way than of NV12, and the first is what a run without a GPU has.
+    return decoded.reformat(format="yuv420p" if decoded.sw_format.name == "nv12" else decoded.sw_format.name)
 
 
 def _to_host(decoded: av.VideoFrame) -> Image:
-    return np.ascontiguousarray(_downloaded(decoded).to_ndarray(), np.uint8)
+    return np.ascontiguousarray(decoded.reformat(format="nv12").to_ndarray(), np.uint8)
