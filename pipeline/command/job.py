@@ -319,6 +319,10 @@ class _Told(Events):
 
 
 def _open_sources(options: RunOptions, stack: ExitStack) -> list[Source]:
+    if options.decode == "cuda":
+        from pipeline.sources.nvdec import require_gpu
+
+        require_gpu()  # before the limit: CUDA maps more addresses than a machine has memory
     with grows_at_most(limit_bytes(options.memory_bytes)):  # a file's header may claim anything, and nobody watches yet
         live = replace(options.live, refused_s=_refused_s(options))
         sources = open_sources(options.sources, live, decode=options.decode)

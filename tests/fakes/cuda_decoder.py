@@ -3,6 +3,8 @@
 Only what PyAV's classes have is public. The memory of a picture is the test's (``Placed``); its content is there when the test says.
 """
 
+import resource
+
 import av
 import numpy as np
 from av.codec.hwaccel import HWAccel
@@ -126,6 +128,7 @@ class CudaDecoder:
                 assert isinstance(codec, av.Codec)
                 if decoder.problem is not None:
                     raise decoder.problem
+                self.limit_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
                 decoder.made.append(self)
                 return self
 

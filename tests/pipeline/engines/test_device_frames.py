@@ -1,6 +1,7 @@
 """Frames that a decoder has left on the GPU, through engines that take them from there; neither of the two is real."""
 
 import gc
+import resource
 import weakref
 
 import numpy as np
@@ -195,6 +196,8 @@ def test_the_command(decoder, add_plan, nv12_bundle, nv12_masks_bundle, clip, ma
         done = main(*words, "--decode", decode, "--output", tmp_path / f"{decode}.mp4", model=planned.folder)
         assert (done.status, done.err) == (0, [])
     assert decoder.frames == 13
+    # CUDA reserves more addresses than the memory that opening a file may take.
+    assert decoder.made[0].limit_bytes == resource.getrlimit(resource.RLIMIT_AS)[0] != decoder.made[1].limit_bytes
     auto, cuda = (read_video(tmp_path / f"{decode}.mp4") for decode in ("auto", "cuda"))
     assert (cuda.pts_s, len(cuda.images)) == (auto.pts_s, 12)
     np.testing.assert_array_equal(cuda.images, auto.images)
