@@ -456,3 +456,14 @@ def test_the_engine_of_cuda_graphs_keeps_three_in_flight(data):
             got += [engine.collect() for _ in range(engine.in_flight)]
             for mask, sample in zip(got, samples, strict=True):
                 np.testing.assert_allclose(mask[0].astype(int), sample.expected_hw, atol=2)
+
+
+@pytest.mark.gpu
+def test_nvdec_gives_the_pictures_of_the_cpu_and_pycuda_reads_them(tmp_path, cli):
+    # In a process of its own: FFmpeg must be the first there to use the GPU.
+    (tmp_path / "bundle-fp32").mkdir()
+    shutil.copyfile(ROOT / "samples" / "clip.mp4", tmp_path / "clip.mp4")
+    done = cli("benchmarks", "gpu", "--data", tmp_path, "--part", "decoding", "--rows", tmp_path / "rows")
+    rows = {row["what"]: row for row in read_rows(tmp_path / "rows")}
+    assert [row for row in rows.values() if "error" in row] == [], done.stderr
+    assert rows["pictures of both"]["max_difference"] == rows["planes copied inside the GPU"]["max_difference"] == 0
