@@ -86,10 +86,9 @@ def infer(
 
 def together(group: Sequence[Frame], engine: Engine) -> NDArray[np.uint8] | FramesOnDevice:
     """Frames of one size as an engine takes them: on the GPU where all of them lie there and it takes them from there."""
-    if engine.takes_device:
-        there = [frame.device for frame in group if frame.device is not None]
-        if len(there) == len(group):
-            return FramesOnDevice(tuple(there))
+    there = [frame.device for frame in group if frame.device is not None]
+    if len(there) == len(group) and engine.takes_device:
+        return FramesOnDevice(tuple(there))
     pictures = [frame.as_pixels(engine.pixels) for frame in group]
     return pictures[0][None] if len(group) == 1 else np.stack(pictures)
 
