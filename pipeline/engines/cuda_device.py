@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from pipeline.errors import BackendUnavailableError
 from pipeline.frames.on_device import Plane
 
+# CU_STREAM_NON_BLOCKING, of which PyCUDA has no name. While a graph is recorded from another kind of stream nobody may use the default
+# one, and a decoder does.
+_NON_BLOCKING = 1
+
 
 class CudaDevice:
     """A GPU; current on the thread that is inside its ``with`` block, on any thread, one at a time.
@@ -64,8 +68,8 @@ class CudaDevice:
         return int(free_bytes)
 
     def stream(self) -> cuda.Stream:
-        """A new stream; ``handle`` is its address."""
-        return cuda.Stream()
+        """A new stream that waits for no other one, and none for it; ``handle`` is its address."""
+        return cuda.Stream(_NON_BLOCKING)
 
     def event(self) -> cuda.Event:
         """A new event that a waiting thread sleeps on: spinning would take a core from the decoder."""

@@ -36,7 +36,7 @@ class _Owned(Strict):
 class Stream(_Owned):
     def __init__(self, flags=0):
         super().__init__("cuStreamCreate")
-        self._handle, self._queue = next(_handles), []
+        self._handle, self._queue, self._is_blocking = next(_handles), [], not flags & 1
         gpu.streams[self._handle] = self
 
     @property

@@ -88,7 +88,10 @@ class Gpu:
                     self.faults.append(f"{what} is freed before {work.name} is done")
 
     def put(self, stream, work):
-        stream = self.default_stream if stream is None else stream
+        if stream is None:
+            if self.capture is not None and self.capture.stream._is_blocking:
+                raise LogicError("operation would make the legacy stream depend on a capturing blocking stream")
+            stream = self.default_stream
         if self.capture is not None and self.capture.stream is stream:
             self.capture.works.append(work)
             return

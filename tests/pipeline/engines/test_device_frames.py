@@ -137,6 +137,27 @@ def test_pictures_in_flight_are_held_until_they_are_computed(decoder, open_plann
             assert held[index]() is None
 
 
+def test_the_decoder_goes_on_while_a_graph_is_recorded(
+    decoder, fake_machine, add_plan, nv12_masks_bundle, clip, monkeypatch
+):
+    expected, lie = read(clip, "auto"), on_gpu(clip)
+    recorded = []
+    with open_engine(add_plan(nv12_masks_bundle, "tensorrt"), "tensorrt") as engine:
+        execute = engine._execute
+
+        def and_the_decoder():
+            execute()
+            if fake_machine.gpu.capture is not None:
+                recorded.append(on_gpu(clip))
+
+        monkeypatch.setattr(engine, "_execute", and_the_decoder)
+        for frame, device in zip(expected[:4], lie, strict=False):
+            engine.submit(FramesOnDevice((device,)))
+            got = engine.collect()
+            np.testing.assert_array_equal(got, engine(frame.pixels[None]))
+    assert recorded
+
+
 def test_other_engines_are_given_arrays(decoder, clip, nv12_masks_bundle, fake_machine):
     (first, *_) = on_gpu(clip)
     with open_engine(nv12_masks_bundle, "onnxruntime") as engine:
