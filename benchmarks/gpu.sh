@@ -5,9 +5,9 @@
 #   benchmarks/gpu.sh            on the GPU machine, from a copy of the tree with .gpu/: tests, measurements, doctor; a table last
 #   benchmarks/gpu.sh PART...    these measurements alone (python -m benchmarks gpu --help names them), for what the first had no time
 #
-# Half an hour of a GPU is enough for both: the first takes LIMIT_S and says at the end which parts were not begun; the second takes them,
-# such as: LIMIT_S=560 benchmarks/gpu.sh device-frames auto swap audit rtx-sm80 torch-compile. The first parts say whether --decode cuda
-# works at all; all of it needs TensorRT or TensorRT-RTX that runs on this GPU, and says so where there is none.
+# Half an hour of a GPU is enough for both: the first says at the end which parts were not begun, and the second takes those, such as
+#   LIMIT_S=560 benchmarks/gpu.sh device-frames auto swap audit rtx-sm80 torch-compile
+# Part "decoding" says without TensorRT whether --decode cuda works; device-frames, auto and swap need one that runs on this GPU.
 #
 # Needs no package index and no make there. Everything is also written into $OUT, or benchmarks/results without it. Each part has its
 # own time limit, and all of it $LIMIT_S seconds (500); a part that fails does not stop the others. Status: 0 if every part ended

@@ -76,10 +76,17 @@ def measure_swap(setup: Setup, rows: Rows) -> None:
 
 
 def measure_audit(setup: Setup, rows: Rows) -> None:
-    """Every tenth frame is computed by the FP32 program too, on the CPU: frames per second with and without, in turn."""
+    """Every tenth frame is computed by the FP32 program too, on the CPU: frames per second with and without, in turn.
+
+    Where no TensorRT runs, the engine is PyTorch's.
+    """
     images = _images(setup)
     count, most_pairs = (10, 1) if setup.quick else (600, _PAIRS)
-    with _bundle(setup) as bundle, rows.item("run", "audit of 1/10") as row, _engine(setup, bundle) as engine:
+    with (
+        _bundle(setup, or_torch=True) as bundle,
+        rows.item("run", "audit of 1/10") as row,
+        _engine(setup, bundle) as engine,
+    ):
         row["engine"] = engine.description
         gate = ShadowGate(bundle, Rate(frames=10))
         try:
@@ -99,8 +106,8 @@ def measure_audit(setup: Setup, rows: Rows) -> None:
 
 
 @contextmanager
-def _bundle(setup: Setup) -> Iterator[Bundle]:
-    """That of FP16 with plans for this GPU; on a CPU that of FP32, to try the code."""
+def _bundle(setup: Setup, *, or_torch: bool = False) -> Iterator[Bundle]:
+    """That of FP16 with plans for this GPU, or none for PyTorch; on a CPU that of FP32, to try the code."""
     if setup.device == "cpu":
         yield Bundle.read(setup.data / "bundle-fp32")
         return
@@ -109,11 +116,18 @@ def _bundle(setup: Setup) -> Iterator[Bundle]:
         try:
             bundle = with_plans(bundle, Path(scratch) / "bundle")
         except BackendUnavailableError as error:
-            raise BackendUnavailableError(f"expected TensorRT or TensorRT-RTX, got none: {error}") from error
+            if not or_torch:
+                raise BackendUnavailableError(f"expected TensorRT or TensorRT-RTX, got none: {error}") from error
         yield bundle
 
 
 def _engine(setup: Setup, bundle: Bundle) -> Engine:
+    if setup.device == "cuda" and not bundle.manifest.engines:
+        from benchmarks.gpu.torch_engine import TorchGraphEngine  # not beside TensorRT
+        from benchmarks.gpu.torch_program import TrainedNetwork, settle
+
+        settle("cuda")
+        return TorchGraphEngine(bundle, TrainedNetwork(setup.data).program("fp16", "cuda", channels_last=True))
     engine = open_engine(bundle, "onnxruntime" if setup.device == "cpu" else bundle.manifest.engines[0].runtime)
     with ExitStack() as stack:
         stack.callback(engine.close)
