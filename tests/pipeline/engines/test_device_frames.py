@@ -214,8 +214,11 @@ def test_the_command(decoder, add_plan, nv12_bundle, nv12_masks_bundle, clip, ma
     planned = add_plan(nv12_bundle if composes else nv12_masks_bundle, "tensorrt")
     words = ["--source", clip, "--backend", "tensorrt", "--compose", "device" if composes else "auto", "--headless"]
     for decode in ("auto", "cuda"):
-        done = main(*words, "--decode", decode, "--output", tmp_path / f"{decode}.mp4", model=planned.folder)
-        assert (done.status, done.err) == (0, [])
+        words_now = [*words, "--decode", decode, "--output", tmp_path / f"{decode}.mp4"]
+        done = main(*words_now, model=planned.folder, quiet=False)
+        assert done.status == 0
+        told = [line for line in done.err if line.startswith("--decode cuda: each frame is copied to the CPU too")]
+        assert len(told) == (decode == "cuda" and not composes)
     assert decoder.frames == 13
     # CUDA reserves more addresses than the memory that opening a file may take.
     assert decoder.made[0].limit_bytes == resource.getrlimit(resource.RLIMIT_AS)[0] != decoder.made[1].limit_bytes
