@@ -204,7 +204,12 @@ def _rate(gate: ShadowGate, engine: Engine, images: list[Image], count: int, *, 
         iter(MemorySource(images, count)), engine, StageTimer(), computed=gate.computed if audits else lambda _: None
     ):
         gate.pulse()
-    return count / (time.perf_counter() - start_s)
+    hz = count / (time.perf_counter() - start_s)
+    end_s = time.monotonic() + _AUDIT_BEGINS_S
+    while gate.is_busy and time.monotonic() < end_s:  # the next pass is not to share the machine with it
+        gate.pulse()
+        time.sleep(0.01)
+    return hz
 
 
 def _until_it_audits(gate: ShadowGate, engine: Engine, images: list[Image]) -> None:
