@@ -3,6 +3,11 @@
 #
 #   benchmarks/gpu.sh prepare    where the project is installed: bundles, weights and a clip into .gpu/ (ignored by git), to be carried
 #   benchmarks/gpu.sh            on the GPU machine, from a copy of the tree with .gpu/: tests, measurements, doctor; a table last
+#   benchmarks/gpu.sh PART...    these measurements alone (python -m benchmarks gpu --help names them), for what the first had no time
+#
+# Half an hour of a GPU is enough for both: the first says at the end which parts were not begun, and the second takes those, such as
+#   LIMIT_S=560 benchmarks/gpu.sh device-frames auto swap audit rtx-sm80 torch-compile
+# Part "decoding" says without TensorRT whether --decode cuda works; device-frames, auto and swap need one that runs on this GPU.
 #
 # Needs no package index and no make there. Everything is also written into $OUT, or benchmarks/results without it. Each part has its
 # own time limit, and all of it $LIMIT_S seconds (500); a part that fails does not stop the others. Status: 0 if every part ended
@@ -16,6 +21,7 @@ if [ "${1:-}" = prepare ]; then
     exec "$PYTHON" -m benchmarks.gpu.prepare .gpu
 fi
 
+parts=$*
 start_s=$(date +%s)
 OUT=${OUT:-benchmarks/results}
 mkdir -p "$OUT" || exit 2
@@ -54,9 +60,11 @@ if [ -f .gpu/unpack ]; then
 fi
 
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2> /dev/null | head -n 1 | tr -c 'A-Za-z0-9\n' '_' | tr '[:upper:]' '[:lower:]')
-json="$OUT/gpu_${name:-none}.json"
+json="$OUT/gpu_${name:-none}${parts:+_more}.json"
 
-if [ -z "$name" ]; then
+if [ -n "$parts" ]; then
+    ended tests 0 "not run again"
+elif [ -z "$name" ]; then
     ended tests 2 "not run: no GPU (nvidia-smi names none)"
 else
     # Each file that has such a test, by name: what other files import need not be here. Plug-ins and new warnings of another machine's
@@ -70,9 +78,10 @@ else
 fi
 
 rm -f "$json"
-spare=$(limit 360)
+spare=$(limit "$([ -n "$parts" ] && echo 540 || echo 360)")
+# shellcheck disable=SC2086
 timeout -k 5 "$spare" "$PYTHON" -m benchmarks gpu --limit "$((spare > 40 ? spare - 20 : spare))" --json "$json" \
-    > "$OUT/gpu_benchmark.log" 2>&1
+    ${parts:+--parts $parts} > "$OUT/gpu_benchmark.log" 2>&1
 ended benchmark $? "$(grep -E '^(FAILED|error)' "$OUT/gpu_benchmark.log" | head -n 1 | cut -c 1-110)"
 
 timeout -k 5 "$(limit 30)" "$PYTHON" -m pipeline.doctor > "$OUT/gpu_doctor.txt" 2>&1

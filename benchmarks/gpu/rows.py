@@ -85,8 +85,12 @@ def ratios(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The rows for a terminal: some 30 lines, none longer than 118 characters; of an error its first words."""
-    lines = [line for show in (_machine, _copies, _program, _tensorrt, _pipeline, _errors) for line in show(rows)]
+    """The rows for a terminal: some 40 lines, none longer than 118 characters; of an error its first words."""
+    lines = [
+        line
+        for show in (_machine, _decoding, _copies, _program, _tensorrt, _pipeline, _run, _errors)
+        for line in show(rows)
+    ]
     return [part for line in lines for part in _wrapped(line)]
 
 
@@ -100,6 +104,29 @@ def _machine(rows: Sequence[Row]) -> Iterator[str]:
     for row in _good(rows, "machine"):
         values = ", ".join(f"{name} {value}" for name, value in row.items() if name not in ("part", "what", "process"))
         yield f"{row['what']}: {values}"
+
+
+def _decoding(rows: Sequence[Row]) -> Iterator[str]:
+    for row in _good(rows, "decoding"):
+        parts = [f"{row['fps']:.1f} FPS"] if "fps" in row else []
+        parts += [f"NVDEC {row['cuda_fps']:.1f} FPS, CPU {row['cpu_fps']:.1f}"] if "cuda_fps" in row else []
+        parts += [f"stayed {row['stayed']} of {row['frames']}"] if "stayed" in row else []
+        parts += [f"{row['p50_us']:.1f} µs"] if "p50_us" in row else []
+        parts += [f"IoU {row['iou_mean']:.5f}, worst {row['iou_worst']:.5f}"] if "iou_mean" in row else []
+        parts += [f"max {row['max_difference']}"] if "max_difference" in row else []
+        yield f"decoding, {row['what']}: {', '.join(parts)}"
+
+
+def _run(rows: Sequence[Row]) -> Iterator[str]:
+    for row in _good(rows, "run"):
+        parts = [f"{row['fps']:.1f} FPS"] if "fps" in row else []
+        parts += [f"without {row['fps_without']:.1f}, ratio {row['ratio']:.3f}"] if "ratio" in row else []
+        parts += [f"{row['audits']} audits, {row['skipped']} skipped"] if "audits" in row else []
+        parts += [f"took {row['took']}; {row['told']}"] if "took" in row else []
+        if "longest_gap_ms" in row:
+            parts += [f"{'taken' if row['taken'] else 'NOT TAKEN'}, opened in {row['opened_s']:.2f} s"]
+            parts += [f"longest gap {row['longest_gap_ms']:.1f} ms, usual {row['usual_gap_ms']:.1f}"]
+        yield f"run, {row['what']}: {', '.join(parts)}"
 
 
 def _copies(rows: Sequence[Row]) -> Iterator[str]:
@@ -164,7 +191,7 @@ def _errors(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _good(rows: Sequence[Row], part: str) -> list[Row]:
-    return [row for row in rows if row["part"] == part and "error" not in row]
+    return [row for row in rows if row["part"] == part and row["what"] != "all of it" and "error" not in row]
 
 
 def main(path: str) -> None:

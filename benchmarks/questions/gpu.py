@@ -1,4 +1,4 @@
-"""What does an NVIDIA GPU make of the frame program? Copies, PyTorch, TensorRT-RTX, and the pipeline against its engine alone."""
+"""What does an NVIDIA GPU make of the frame program? Decoding, copies, PyTorch, TensorRT, and the pipeline against its engine alone."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ PARTS = {
     # part: (module, function, seconds that it may take, runs without a GPU too). Each in a process of its own: an error of CUDA or a
     # crash stays in it, and PyTorch's CUDA libraries are not beside TensorRT's. The most telling first, for time may run out.
     "machine": ("benchmarks.questions.gpu", "measure_machine", 40, True),
+    "decoding": ("benchmarks.gpu.decoding", "measure_decoders", 60, False),
     "copies": ("benchmarks.gpu.tensorrt_rtx", "measure_copies", 40, False),
     "rtx-current": ("benchmarks.gpu.tensorrt_rtx", "measure_current", 60, False),
-    "rtx-sm80": ("benchmarks.gpu.tensorrt_rtx", "measure_sm80", 60, False),
+    "device-frames": ("benchmarks.gpu.decoding", "measure_device_frames", 150, False),
     "torch": ("benchmarks.gpu.torch_program", "measure_eager_and_graphs", 90, True),
     "pipeline-torch": ("benchmarks.gpu.torch_engine", "measure_torch", 90, True),
     "pipeline-rtx": ("benchmarks.gpu.in_pipeline", "measure_tensorrt_rtx", 60, False),
+    "auto": ("benchmarks.gpu.in_run", "measure_auto", 120, True),
+    "swap": ("benchmarks.gpu.in_run", "measure_swap", 120, True),
+    "audit": ("benchmarks.gpu.in_run", "measure_audit", 120, True),
+    "rtx-sm80": ("benchmarks.gpu.tensorrt_rtx", "measure_sm80", 60, False),
     "torch-compile": ("benchmarks.gpu.torch_program", "measure_compiled", 150, True),
 }
 _PACKAGES = ("torch", "triton", "pycuda", "cuda-bindings", "tensorrt-rtx-cu13-bindings", "onnxruntime", "numpy", "av")
@@ -40,6 +45,8 @@ _SMI_FIELDS = (
 
 
 EXPLAINED = """
+decoding: frames per second of a video decoded by NVDEC (--decode cuda) and by FFmpeg on the CPU; stayed: frames that never came down.
+run: the largest gap between two frames while another engine takes over; throughput with audits relative to that without.
 frame program: ms on the GPU for a frame, frames and masks lying there; max: the largest difference from the CPU's mask, of 255.
 pipeline: decoding, drawing and writing around an engine; ratio: its throughput relative to the engine alone, 1 is all of it."""
 
@@ -53,7 +60,8 @@ class Options:
         limit: begin nothing after so many seconds.
         device: "cuda", or "cpu" to try the code.
         quick: small frames and few runs, to try the code.
-        part: this part alone, in this process; None: all, each in a process of its own.
+        part: this part alone, in this process; None: those of ``parts``, each in a process of its own.
+        parts: these alone, in this order; None: all.
         rows: where a process of its own leaves its rows.
         json: a file for the result; None: no file.
     """
@@ -63,6 +71,7 @@ class Options:
     device: str
     quick: bool
     part: str | None
+    parts: list[str] | None
     rows: Path | None
     json: str | None
 
@@ -87,6 +96,9 @@ def add_options(parser: OptionParser) -> None:
         "--quick", action="store_true", help=argparse.SUPPRESS
     )  # small frames, few runs: to try the code
     parser.add_argument("--part", choices=PARTS, help="run only this part, in this process")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, metavar="PART", help=f"run these parts alone: {', '.join(PARTS)}"
+    )
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)  # where a process of its own leaves its rows
 
 
@@ -117,7 +129,8 @@ def measure(options: Options) -> None:
         return
     rows_of_all: list[dict[str, object]] = []
     end_s = time.monotonic() + options.limit
-    for part, (_, _, limit_s, anywhere) in PARTS.items():
+    for part in options.parts or PARTS:
+        _, _, limit_s, anywhere = PARTS[part]
         if options.device == "cuda" or anywhere:
             rows_of_all += _in_process(part, min(limit_s, end_s - time.monotonic()), options)
             if options.json:  # after each part, so that a result is there whatever ends this one
@@ -158,7 +171,11 @@ def measure_machine(_: Setup, rows: Rows) -> None:
 def _in_process(part: str, limit_s: float, options: Options) -> list[dict[str, object]]:
     if limit_s < 5:
         return [
-            {"part": part, "what": "all of it", "error": f"not begun: the limit of {options.limit:.0f} s is reached"}
+            {
+                "part": part,
+                "what": "all of it",
+                "error": f"not begun: the limit of {options.limit:.0f} s is reached: --parts {part}",
+            }
         ]
     with tempfile.TemporaryDirectory(prefix="edgemask.") as scratch:
         path = Path(scratch) / "rows"

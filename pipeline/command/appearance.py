@@ -18,12 +18,15 @@ from pipeline.render.compose import composed_looks
 from pipeline.render.look import Color, Look
 from pipeline.render.overlay import Renderer
 from pipeline.render.palette import load_palette
+from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:
     from pipeline.bundles.bundle import Task
     from pipeline.engines.base import Engine
     from pipeline.masks.governor import Governor
     from pipeline.sources.base import Source
+
+log = logger_of(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,11 @@ def make_appearance(options: RunOptions, look: Look, engine: Engine, sources: Se
         refine=steady if steady.changes or options.page is not None or options.reloads else None,
         annotate=annotations,
     )
+    if options.decode == "cuda" and (views.looks is None or views.looks() is None):
+        log.info(
+            "--decode cuda: each frame is copied to the CPU too, which draws it: --render overlay and --smooth off, with a bundle "
+            "compiled with --compose device, leave it on the GPU"
+        )
     return Appearance(renderer, annotations, views, governor, Tuning(steady, governor), steady)
 
 

@@ -76,6 +76,8 @@ def _is_long(options: RunOptions, counts: Sequence[int | None], *, live: bool) -
 
 def _is_tuned(options: RunOptions, infos: Sequence[SourceInfo]) -> bool:
     """Whether finding out what is the fastest comes back within the run, or will in the next: that of a camera, or of a long video."""
+    if options.decode == "cuda":  # frames are to stay where they are, and other backends would have them copied down
+        return False
     counts = [info.frame_count for info in infos if not info.live]
     counts.append(options.max_frames)
     return all(count is None or count >= _TUNED_FRAMES for count in counts)

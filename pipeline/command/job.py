@@ -36,7 +36,7 @@ from pipeline.command.source_changes import Follower, SourceChanges
 from pipeline.command.summary import Summary, print_written
 from pipeline.command.watchers import open_watchers, with_audits
 from pipeline.engines.replaceable import ReplaceableEngine
-from pipeline.errors import EngineHungError, SinkError, SourceError
+from pipeline.errors import EngineHungError, OptionError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.events import Events
 from pipeline.flow.run import run
@@ -328,8 +328,13 @@ class _Told(Events):
 def _open_sources(options: RunOptions, begun: HeadStart | None, stack: ExitStack) -> list[Source]:
     if begun is not None:
         begun.wait()  # what an engine maps is no source's
+    if options.decode == "cuda":
+        from pipeline.sources.nvdec import require_gpu
+
+        require_gpu()  # before the limit: CUDA maps more addresses than a machine has memory
     with grows_at_most(limit_bytes(options.memory_bytes)):  # a file's header may claim anything, and nobody watches yet
-        sources = open_sources(options.sources, replace(options.live, refused_s=_refused_s(options)))
+        live = replace(options.live, refused_s=_refused_s(options))
+        sources = open_sources(options.sources, live, decode=options.decode)
     for source in sources:
         stack.callback(source.close)
         log.info(f"source: {source.info.name}, {source.info.description}")
@@ -347,7 +352,18 @@ def _refused_s(options: RunOptions) -> float:
 
 def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], begun: HeadStart | None) -> Engine:
     bundle = read_model(options.model, quiet=options.quiet)
+    if options.decode == "cuda" and bundle.manifest.pixels != "nv12":
+        raise OptionError(
+            f"--decode cuda: expected a bundle that takes NV12, as the GPU's decoder gives it, got {bundle.folder} for "
+            f"{bundle.manifest.pixels}: compile it with --pixels nv12, or leave --decode cuda out"
+        )
     engine = open_for(options, bundle, infos, begun=begun)
+    if options.decode == "cuda" and not engine.takes_device:
+        engine.close()
+        raise OptionError(
+            f"--decode cuda: expected a backend that takes frames on the GPU, tensorrt or tensorrt-rtx, got {engine.description}: "
+            "choose it with --backend, or leave --decode cuda out"
+        )
     leave_cores_to(engine)
     manifest = bundle.manifest
     height, width = manifest.network_size_hw

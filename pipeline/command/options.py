@@ -34,7 +34,7 @@ from pipeline.sinks.options import (
 )
 from pipeline.sources import SOURCES
 from pipeline.sources import forms as source_forms
-from pipeline.sources.options import LiveOptions
+from pipeline.sources.options import Decode, LiveOptions
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -120,6 +120,7 @@ def _run_options(sources: tuple[str, ...], values: dict[str, Any]) -> RunOptions
         _page(values),
         audit=values["audit"],
         flight=_flight(values),
+        decode=values["decode"],
         drop_oldest=_DROP[values["drop"]],
         max_frames=values["max_frames"],
         memory_bytes=values["memory_limit"],
@@ -282,6 +283,14 @@ def _add_input(parser: OptionParser) -> None:
         choices=tuple(_DROP),
         help="which frames are dropped while the backend is busy: latest = all but the newest; never = none, the source waits; "
         "auto = latest for cameras and streams, never for files (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--decode",
+        default=_DEFAULT.decode,
+        choices=get_args(Decode),
+        help="what decodes videos and streams; cuda = the GPU's decoder (NVDEC), and frames stay on the GPU, for TensorRT and bundles "
+        "compiled with --pixels nv12 alone; it has not run on a GPU yet. auto = a Jetson's decoder where there is one, else FFmpeg on "
+        "the CPU (default: %(default)s)",
     )
     parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="end each source after N frames")
     parser.add_argument(

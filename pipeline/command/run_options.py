@@ -15,7 +15,7 @@ from pipeline.flight.options import FlightOptions
 from pipeline.page.options import PageOptions
 from pipeline.results.zone_options import ZoneOptions
 from pipeline.sinks.options import SinkOptions
-from pipeline.sources.options import LiveOptions
+from pipeline.sources.options import Decode, LiveOptions
 
 OnTruncated = Literal["auto", "keep", "refuse"]
 
@@ -118,6 +118,7 @@ class RunOptions:
         audit: how often a frame is computed by the bundle's FP32 program too; "auto": once a minute of live sources, where that says
             something.
         flight: what is recorded of events; None: nothing is.
+        decode: "cuda": by the GPU's decoder, from where the engine takes frames; "auto": as each source does it.
         drop_oldest: give the engine the newest frame and drop older ones; None: for live sources.
         on_truncated: of a file that is cut off, "keep" what came before under a name that says so, "refuse" it, or "auto": keep it
             from a minute on.
@@ -141,6 +142,7 @@ class RunOptions:
     page: PageOptions | None = None
     audit: AuditRate = "auto"
     flight: FlightOptions | None = None
+    decode: Decode = "auto"
     drop_oldest: bool | None = None
     max_frames: int | None = None
     memory_bytes: int | None = None

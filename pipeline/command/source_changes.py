@@ -107,7 +107,7 @@ class SourceChanges(Events):
         joined: list[tuple[str, Source]] = []
         lineup.hold(on=True)  # so that the last one may be replaced
         try:
-            joined = list(zip(joining, open_sources(joining, options.live, beside=stay), strict=True))
+            joined = list(zip(joining, open_sources(joining, options.live, stay, options.decode), strict=True))
             problems = [self._leave(lineup, *one) for one in leaving] + [self._join(lineup, *one) for one in joined]
             return "; ".join(filter(None, problems))
         except _OverError:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.bundles.bundle import LOOK_VALUES, Bundle
 from pipeline.errors import EdgemaskError, ShapeError
 from pipeline.frames.frame import describe
+from pipeline.frames.on_device import FramesOnDevice
 from pipeline.frames.pixels import Pixels, expected, frames_nhw, input_type
 
 
@@ -48,7 +49,8 @@ class Engine(ABC):
     """Runs a bundle's frame program. Used by one thread at a time; close it, or use it in a ``with`` block.
 
     A backend writes ``_submit``, ``_collect`` and ``_close``; shapes and dtypes are checked here, once. One that runs programs that
-    compose says so in ``takes_looks``, and writes ``_submit_with_look`` too.
+    compose says so in ``takes_looks``, and writes ``_submit_with_look`` too; one that takes frames on the GPU says so in
+    ``takes_device``, and gets them in both.
 
     Attributes:
         bundle: what it runs.
@@ -56,6 +58,7 @@ class Engine(ABC):
         takes_looks: whether the backend runs programs that compose.
         keeps_state: whether the program is recurrent: who submits frames of a source gives the source's ``State`` with them.
         one_at_a_time: whether the program takes one frame at a time.
+        takes_device: whether it takes frames that lie on the GPU from there; others get them as an array.
         counts: whether the program counts scores that are not finite.
         is_reference: whether it is what others are compared with: ONNX Runtime on a processor, on the program as it lies.
         in_flight: how many submissions may wait before the first must be collected; 1 on a CPU.
@@ -70,6 +73,7 @@ class Engine(ABC):
     advice = ""
     on_gpu = False
     takes_looks = False
+    takes_device = False
     counts = False
     keeps_state = False
     one_at_a_time = False
@@ -127,12 +131,15 @@ class Engine(ABC):
         return State()
 
     def submit(
-        self, frames: NDArray[np.uint8], look: NDArray[np.float32] | None = None, state: State | None = None
+        self,
+        frames: NDArray[np.uint8] | FramesOnDevice,
+        look: NDArray[np.float32] | None = None,
+        state: State | None = None,
     ) -> None:
         """Start on some frames.
 
         Args:
-            frames: as for a call, unchanged until they are collected.
+            frames: as for a call, unchanged until they are collected; or on the GPU, if the engine takes them there.
             look: (6,) float32, see ``pipeline.bundles.bundle.LOOK_VALUES``, for views in this look, if the engine composes;
                 None: masks alone.
             state: of the source that the frames are of, which is moved on; None: as a first frame. For an engine that keeps none it
@@ -148,6 +155,8 @@ class Engine(ABC):
         nhw = frames_nhw(self.pixels, frames.shape)
         if nhw is None or frames.dtype != input_type(self.pixels) or frames.size == 0:
             raise ShapeError(f"frames: expected {expected(self.pixels)}, got {describe(frames)}")
+        if isinstance(frames, FramesOnDevice) and not self.takes_device:
+            raise RuntimeError("the engine takes no frames on the GPU: submit an array")
         count, height, width = nhw
         if count > 1 and self.one_at_a_time:
             raise ShapeError(f"frames: expected one at a time, as the network takes them, got {count}")
@@ -159,13 +168,13 @@ class Engine(ABC):
             )
         self._state = State() if state is None else state
         if look is None:
-            self._submit(frames)
+            self._submit(frames)  # type: ignore[arg-type]  # who takes no others was asked
         else:
             if not self.composes:
                 raise RuntimeError("the engine does not compose: submit without a look")
             if look.shape != (len(LOOK_VALUES),) or look.dtype != np.float32:
                 raise ShapeError(f"look: expected ({len(LOOK_VALUES)},) float32, got {describe(look)}")
-            self._submit_with_look(frames, look)
+            self._submit_with_look(frames, look)  # type: ignore[arg-type]
         self._submitted.append(((count, height, width), look is not None))
 
     def collect(self) -> NDArray[np.uint8]:

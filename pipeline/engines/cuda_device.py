@@ -10,6 +10,11 @@ import pycuda.driver as cuda
 from numpy.typing import NDArray
 
 from pipeline.errors import BackendUnavailableError
+from pipeline.frames.on_device import Plane
+
+# CU_STREAM_NON_BLOCKING, of which PyCUDA has no name. While a graph is recorded from another kind of stream nobody may use the default
+# one, and a decoder does.
+_NON_BLOCKING = 1
 
 
 class CudaDevice:
@@ -63,8 +68,8 @@ class CudaDevice:
         return int(free_bytes)
 
     def stream(self) -> cuda.Stream:
-        """A new stream; ``handle`` is its address."""
-        return cuda.Stream()
+        """A new stream that waits for no other one, and none for it; ``handle`` is its address."""
+        return cuda.Stream(_NON_BLOCKING)
 
     def event(self) -> cuda.Event:
         """A new event that a waiting thread sleeps on: spinning would take a core from the decoder."""
@@ -98,6 +103,23 @@ class Buffer:
         """Put the copy of the first bytes to the device onto the stream."""
         if self._device is not None:
             cuda.memcpy_htod_async(self.address, self.host[:size_bytes], stream)
+
+    def take_rows(self, start: int, plane: Plane, rows_and_bytes: tuple[int, int], stream: cuda.Stream) -> None:
+        """Put a copy from the device's own memory to the device's side onto the stream.
+
+        Args:
+            start: where it goes, in bytes from the begin of the buffer; rows without gaps.
+            plane: where it comes from.
+            rows_and_bytes: how many rows of how many bytes each.
+            stream: waits for whoever writes there.
+        """
+        copy = cuda.Memcpy2D()
+        copy.set_src_device(plane.address)
+        copy.src_pitch = plane.pitch_bytes
+        copy.set_dst_device(self.address + start)
+        copy.height, copy.width_in_bytes = rows_and_bytes
+        copy.dst_pitch = copy.width_in_bytes
+        copy(stream)
 
     def to_host(self, size_bytes: int, stream: cuda.Stream) -> None:
         """Put the copy of the first bytes to the host onto the stream."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engines.base import Computed, Engine, State
+from pipeline.frames.on_device import FramesOnDevice
 from pipeline.frames.pixels import Pixels
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class ReplaceableEngine(Engine):
     def takes_looks(self) -> bool:  # type: ignore[override]
         """As the engine says."""
         return self._now.takes_looks
+
+    @property
+    def takes_device(self) -> bool:  # type: ignore[override]
+        """As the engine says."""
+        return self._now.takes_device
 
     @property
     def counts(self) -> bool:  # type: ignore[override]
@@ -148,7 +154,10 @@ class ReplaceableEngine(Engine):
             self._changed.notify_all()
 
     def submit(
-        self, frames: NDArray[np.uint8], look: NDArray[np.float32] | None = None, state: State | None = None
+        self,
+        frames: NDArray[np.uint8] | FramesOnDevice,
+        look: NDArray[np.float32] | None = None,
+        state: State | None = None,
     ) -> None:
         """Start on some frames, with the engine that computes now."""
         if self._closed:
@@ -156,7 +165,7 @@ class ReplaceableEngine(Engine):
         self._now.submit(frames, look, state)
         with self._changed:
             self._computing.append(self._now)
-        self._submitted.append(((len(frames), 0, 0), look is not None))  # who gets it has checked it
+        self._submitted.append(((frames.shape[0], 0, 0), look is not None))  # who gets it has checked it
 
     def collect_all(self) -> Computed:
         """Wait for the oldest submission, of the engine that it was given to."""

@@ -7,6 +7,8 @@ scores of a frame are not finite comes down with its mask, where the plan counts
 
 Each arrow is a stream of its own with an event at its end, so that the next frame goes up and the last mask comes down while the GPU
 computes. On a Jetson both sides share one memory, and only the middle arrow is left.
+
+Frames of NV12 that a decoder left on the device are copied there: the upload stream waits for the decoder's, and nothing goes up.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from pipeline.engines.runtime_cache import RuntimeCacheFile
 from pipeline.engines.tensorrt_layers import PlanFacts, facts_of, layer_times
 from pipeline.engines.tensorrt_library import load_tensorrt, log_of
 from pipeline.errors import BackendUnavailableError, PlanError, ShapeError
+from pipeline.frames.on_device import FramesOnDevice
 from pipeline.frames.pixels import frames_nhw, input_type
 
 TENSORRT = EngineKind(
@@ -72,10 +75,11 @@ class _Slot:
                 self.buffers[name] = device.buffer(size_bytes)
                 stack.callback(self.buffers[name].free)
             # After what may fail: an exception keeps them until it is forgotten, and no context is current then.
-            self.uploaded, self.computed, self.downloaded = device.event(), device.event(), device.event()
+            self.decoded, self.uploaded, self.computed, self.downloaded = (device.event() for _ in range(4))
             stack.pop_all()
         self.masks_shape: Shape = ()
         self.with_look = False
+        self.given: FramesOnDevice | None = None  # whose memory is read until all that was enqueued is done
         self.graph: Any = None
 
     def drop_graph(self) -> None:
@@ -145,6 +149,7 @@ class TensorRTEngine(Engine):
         version = str(trt.__version__)
         self._entry, plan = read_plan(bundle, self.runtime, version, self._device.sm, self._device.name)
         self.batch = self._entry.profile[2][0]
+        self.takes_device = self.pixels == "nv12"
         self._frame_type = input_type(self.pixels)
         self._busy: deque[_Slot] = deque()
         self._free: deque[_Slot] = deque()
@@ -312,13 +317,13 @@ class TensorRTEngine(Engine):
         config.set_runtime_cache(self._cache)
         return config
 
-    def _submit(self, frames: NDArray[np.uint8]) -> None:
+    def _submit(self, frames: NDArray[np.uint8] | FramesOnDevice) -> None:
         self._put_in_flight(frames, None)
 
-    def _submit_with_look(self, frames: NDArray[np.uint8], look: NDArray[np.float32]) -> None:
+    def _submit_with_look(self, frames: NDArray[np.uint8] | FramesOnDevice, look: NDArray[np.float32]) -> None:
         self._put_in_flight(frames, look)
 
-    def _put_in_flight(self, frames: NDArray[np.uint8], look: NDArray[np.float32] | None) -> None:
+    def _put_in_flight(self, frames: NDArray[np.uint8] | FramesOnDevice, look: NDArray[np.float32] | None) -> None:
         shape: Shape = frames.shape
         with self._device:
             if shape != self._shape:
@@ -326,8 +331,11 @@ class TensorRTEngine(Engine):
             slot = self._slot_for(shape)
             try:
                 there = slot.buffers[self._input]
-                np.copyto(there.host[: frames.nbytes].view(self._frame_type).reshape(shape), frames)
-                there.to_device(frames.nbytes, self._upload)
+                if isinstance(frames, FramesOnDevice):
+                    self._take(frames, slot)
+                else:
+                    np.copyto(there.host[: frames.nbytes].view(self._frame_type).reshape(shape), frames)
+                    there.to_device(frames.nbytes, self._upload)
                 if self.composes:
                     values = np.zeros(len(LOOK_VALUES), np.float32) if look is None else look
                     slot.buffers[LOOK].host[:] = np.frombuffer(values.tobytes(), np.uint8)
@@ -349,6 +357,18 @@ class TensorRTEngine(Engine):
                 raise
             self._busy.append(slot)
 
+    def _take(self, frames: FramesOnDevice, slot: _Slot) -> None:
+        """Put the copies of pictures that lie on the device onto the upload stream."""
+        slot.given = frames
+        slot.decoded.record()  # on the default stream, where the decoder works
+        self._upload.wait_for_event(slot.decoded)
+        end = 0
+        for picture in frames.pictures:
+            height, width = picture.size_hw
+            for plane, rows in ((picture.luma, height), (picture.chroma, height // 2)):
+                slot.buffers[self._input].take_rows(end, plane, (rows, width), self._upload)
+                end += rows * width
+
     def _collect(self) -> Computed:
         slot = self._landed()
         shape, buffers = slot.masks_shape, slot.buffers
@@ -364,6 +384,7 @@ class TensorRTEngine(Engine):
         self._free.append(slot)
         with self._device:
             slot.downloaded.synchronize()
+            slot.given = None
             if self._cache_file is not None and not self._cache_saved:
                 self._cache_file.save(self._cache)  # now too, for a process that is killed has no end
                 self._cache_saved = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ServerAwayError
 from pipeline.frames.frame import Frame, Image
+from pipeline.frames.on_device import FramesOnDevice
 from pipeline.masks.memory import Memories
 from pipeline.stages.stage_timer import StageTimer
 
@@ -67,9 +68,8 @@ def infer(
     try:
         for group in grouped(frames, engine, more):
             start_ns = time.perf_counter_ns()
-            pictures = [frame.as_pixels(engine.pixels) for frame in group]
             engine.submit(
-                pictures[0][None] if len(group) == 1 else np.stack(pictures),
+                together(group, engine),
                 None if looks is None else looks(),
                 memories.of(group[0]),  # who keeps state takes one frame at a time
             )
@@ -82,6 +82,15 @@ def infer(
         raise
     while waiting:
         yield from finish()
+
+
+def together(group: Sequence[Frame], engine: Engine) -> NDArray[np.uint8] | FramesOnDevice:
+    """Frames of one size as an engine takes them: on the GPU where all of them lie there and it takes them from there."""
+    there = [frame.device for frame in group if frame.device is not None]
+    if len(there) == len(group) and engine.takes_device:
+        return FramesOnDevice(tuple(there))
+    pictures = [frame.as_pixels(engine.pixels) for frame in group]
+    return pictures[0][None] if len(group) == 1 else np.stack(pictures)
 
 
 def unmasked(frame: Frame) -> Frame:

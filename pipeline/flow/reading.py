@@ -176,7 +176,7 @@ def counted(source: Source, max_frames: int | None) -> Iterator[Frame]:
     """
     telemetry = source.telemetry
     for frame in read_by(islice(source, max_frames), telemetry):
-        telemetry.came_in(frame.pixels.nbytes)
+        telemetry.came_in(frame.size_bytes)
         yield frame
         if source.given_up:
             raise SourceError(source.given_up)

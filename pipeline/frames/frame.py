@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ShapeError
+from pipeline.frames.on_device import FramesOnDevice, OnDevice
 from pipeline.frames.pixels import Pixels, bands_of, expected, frames_nhw, input_type
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Frame:
         shift_s: how much later ``pts_s`` is than the stamp in a video file, by which its sound is moved as well.
         alpha: (H, W) uint8, how opaque the source says the picture is, 255 where it is wholly; None: everywhere.
         found: what the mask says; None until an output asks for it (``pipeline.results.finder``).
+        device: where the picture lies in a GPU's memory; then ``pixels`` are copied from there when they are first asked for, and this
+            is None from then on. Made with ``device.placeholder`` as ``pixels``.
     """
 
     pixels: Image
@@ -59,6 +62,7 @@ class Frame:
     shift_s: float = 0.0
     alpha: Image | None = None
     found: Found | None = None
+    device: OnDevice | None = None
     _bgr: Image | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -70,16 +74,38 @@ class Frame:
             raise ShapeError(
                 f"frame {self.index} of {self.source}: expected {wanted}, got {describe(pixels)}{_remedy(pixels, self.format)}"
             )
+        if self.device is not None:
+            del self.pixels
+
+    if not TYPE_CHECKING:  # else every name would be one of its attributes
+
+        def __getattr__(self, name: str) -> Any:
+            """``pixels`` of a picture that lies on a GPU, which is no attribute until it is copied down."""
+            device = self.device if name == "pixels" else None
+            if device is not None:
+                self.pixels = device.to_host()
+                self.device = None
+            return object.__getattribute__(self, name)
 
     def __repr__(self) -> str:
-        parts = [f"{self.source}#{self.index}", f"pts_s={self.pts_s:.3f}", f"pixels={describe(self.pixels)}"]
+        where = " on the GPU" if self.device is not None else ""
+        parts = [f"{self.source}#{self.index}", f"pts_s={self.pts_s:.3f}", f"pixels={describe(self._lying)}{where}"]
         parts += [f"{key}={describe(value)}" for key in ("mask", "view") if (value := getattr(self, key)) is not None]
         return f"Frame({', '.join(parts)})"
 
     @property
+    def _lying(self) -> Image | OnDevice:
+        return self.device or self.pixels
+
+    @property
+    def size_bytes(self) -> int:
+        """What the picture takes, wherever it lies."""
+        return self._lying.nbytes
+
+    @property
     def size_hw(self) -> tuple[int, int]:
         """Height and width of the image in pixels."""
-        nhw = frames_nhw(self.format, (1, *self.pixels.shape))
+        nhw = frames_nhw(self.format, (1, *self._lying.shape))
         assert nhw is not None  # it was checked
         return nhw[1:]
 
@@ -207,6 +233,6 @@ def _remedy(pixels: Image, kind: Pixels) -> str:
     return ": BGR is said with format='bgr'" if kind == "nv12" and pixels.ndim == 3 else ""
 
 
-def describe(array: NDArray[np.generic]) -> str:
+def describe(array: NDArray[np.generic] | OnDevice | FramesOnDevice) -> str:
     """Shape and dtype of an array in the form used by all messages, such as ``(720, 1280, 3) uint8``."""
     return f"{tuple(array.shape)} {array.dtype}"

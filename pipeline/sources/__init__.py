@@ -14,12 +14,12 @@ from pipeline.sources.kinds import SOURCES, SourceKind, forms, kind_of, name_and
 
 if TYPE_CHECKING:
     from pipeline.sources.base import Source
-    from pipeline.sources.options import LiveOptions
+    from pipeline.sources.options import Decode, LiveOptions
 
 __all__ = ["SOURCES", "SourceKind", "forms", "load_sources", "open_source", "open_sources", "source_kind"]
 
 
-def open_source(spec: str, live: LiveOptions | None = None) -> Source:
+def open_source(spec: str, live: LiveOptions | None = None, decode: Decode = "auto") -> Source:
     """Open a source by its string.
 
     Args:
@@ -27,9 +27,12 @@ def open_source(spec: str, live: LiveOptions | None = None) -> Source:
             "http://host/stream", "csi://0", "gst:PIPELINE", "test://?size=1280x720&frames=300", or what a row of another package
             takes. With "NAME=" in front, as in "door=rtsp://host/path", that is what it is called.
         live: deadlines and policies of cameras and streams; None: the defaults.
+        decode: "cuda": by the GPU, whose engine takes the frames from there; open the engine after that. "auto": by a Jetson's decoder
+            where there is one, else by FFmpeg on the CPU.
 
     Raises:
-        SourceError: there is no such thing, or it holds no frames. A stream that does not answer is no error: it may come.
+        SourceError: there is no such thing, or it holds no frames, or the GPU cannot decode it. A stream that does not answer is no
+            error: it may come.
         BackendUnavailableError: what reads it is not on this machine.
     """
     name, spec = name_and_spec(spec)
@@ -38,16 +41,25 @@ def open_source(spec: str, live: LiveOptions | None = None) -> Source:
     source: Source = make(spec, live) if kind.live else make(spec)
     if name is not None:
         source.info = replace(source.info, name=name)
+    if decode == "cuda":
+        try:
+            source.decode_on_gpu()
+        except BaseException:
+            source.close()
+            raise
     return source
 
 
-def open_sources(specs: Sequence[str], live: LiveOptions | None = None, beside: Collection[str] = ()) -> list[Source]:
+def open_sources(
+    specs: Sequence[str], live: LiveOptions | None = None, beside: Collection[str] = (), decode: Decode = "auto"
+) -> list[Source]:
     """Open several sources, with names that differ: those that do not get a number.
 
     Args:
         specs: as ``open_source`` takes them.
         live: likewise.
         beside: names of others that are open.
+        decode: as ``open_source`` takes it.
 
     Raises:
         SourceError: as ``open_source``; those before it are closed.
@@ -56,7 +68,7 @@ def open_sources(specs: Sequence[str], live: LiveOptions | None = None, beside: 
     taken = {_as_file(name) for name in beside}
     try:
         for spec in specs:
-            source = open_source(spec, live)
+            source = open_source(spec, live, decode)
             sources.append(source)
             name = source.info.name
             number = 1

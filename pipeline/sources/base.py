@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
+from pipeline.errors import SourceError
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.frames.pixels import Pixels
 from pipeline.stages.telemetry import State, Telemetry
@@ -49,6 +50,18 @@ class Source(ABC):
     def close(self) -> None:
         """Give back file or device; safe to call twice."""
         return
+
+    def decode_on_gpu(self) -> None:
+        """Have its pictures decoded by the GPU and stay there, in NV12; before the first frame, and before an engine is opened.
+
+        Raises:
+            SourceError: this is no source that can, or its pictures are not such.
+            BackendUnavailableError: there is no GPU.
+        """
+        raise SourceError(
+            f"{self.info.name}: --decode cuda: expected a video or a stream that FFmpeg decodes, got {self.info.description}: leave "
+            "--decode cuda out"
+        )
 
     def give_up(self, problem: str) -> None:
         """End it with an error as soon as it can, while others go on; from any thread.

@@ -14,6 +14,7 @@ from av.filter import Graph
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from pipeline.frames.frame import Image
+from pipeline.frames.on_device import OnDevice
 from pipeline.frames.pixels import Pixels
 from pipeline.sources.display import SQUARE, UPRIGHT, Orientation, orientation_of
 
@@ -42,11 +43,13 @@ class Decoded(NamedTuple):
         pixels: (H, W, 3) uint8, BGR, or (H·3/2, W) uint8, NV12; contiguous; of BT.709's colors.
         format: which of the two.
         sample_aspect: the shape of a pixel, width to height.
+        device: where the picture lies on a GPU; then ``pixels`` stand for it alone. See ``Frame.device``.
     """
 
     pixels: Image
     format: Pixels
     sample_aspect: Fraction
+    device: OnDevice | None = None
 
 
 class ToPixels:
@@ -73,16 +76,15 @@ class ToPixels:
 
     def __call__(self, decoded: av.VideoFrame) -> Decoded:
         """One picture, upright."""
-        self._tell(decoded)
+        self.tell(decoded)
         decoded = self._narrowed(decoded)
-        # FFmpeg converts by BT.601 when a stream names no matrix; players take BT.709 for HD, and its writers mean it.
-        guess = Colorspace.ITU709 if decoded.colorspace == _UNSPECIFIED and decoded.height >= 720 else None
+        guess = _guess(decoded)
         orientation = self._oriented(decoded)
         aspect = orientation.aspect(self._sample_aspect)
         if orientation.lost_degrees:
             self._note(f"turned by {orientation.lost_degrees:.0f}° beside quarter turns, which is left out")
         if self._pixels == "nv12" and orientation.is_upright and not (decoded.height % 2 or decoded.width % 2):
-            if _is_plain(decoded, guess):
+            if decoded.format.name in ("yuv420p", "nv12") and _is_plain(decoded):
                 return Decoded(_as_nv12(decoded), "nv12", aspect)
             converted = self._reformatter.reformat(
                 decoded,
@@ -94,6 +96,21 @@ class ToPixels:
             return Decoded(np.asarray(converted.to_ndarray(), np.uint8), "nv12", aspect)
         image = self._reformatter.reformat(decoded, format="bgr24", src_colorspace=guess).to_ndarray()
         return Decoded(np.ascontiguousarray(orientation.upright(np.asarray(image, np.uint8))), "bgr", aspect)
+
+    def at_rest(self, decoded: av.VideoFrame, picture: OnDevice) -> Decoded:
+        """A picture of which `unlike_nv12` says nothing, where it lies on a GPU."""
+        self.tell(decoded)
+        return Decoded(picture.placeholder, "nv12", self._sample_aspect, picture)
+
+    def unlike_nv12(self, decoded: av.VideoFrame) -> str:
+        """Why a picture must be converted though it is stored as NV12, as a message says what it got; empty: it need not be."""
+        if not self._oriented(decoded).is_upright:
+            return "turned or mirrored pictures"
+        if int(decoded.color_trc) in _HDR or int(decoded.color_primaries) in _WIDE:
+            return "high dynamic range or wide colors"
+        if decoded.color_range == _FULL_RANGE:
+            return "pictures in full range"
+        return "" if _is_plain(decoded) else "pictures of other colors than BT.709's"
 
     def _oriented(self, decoded: av.VideoFrame) -> Orientation:
         """How the picture becomes upright, read anew where its angle or size changes, and now and then.
@@ -107,7 +124,8 @@ class ToPixels:
         self._pictures += 1
         return self._orientation
 
-    def _tell(self, decoded: av.VideoFrame) -> None:
+    def tell(self, decoded: av.VideoFrame) -> None:
+        """Note what of a picture is not kept."""
         if decoded.interlaced_frame:  # of files they are separated before
             self._note("interlaced: the two fields of a frame are left woven")
         if decoded.format.name == self._told_format:  # asked of each picture, which a fast video notices
@@ -159,10 +177,16 @@ def _tone_mapping(decoded: av.VideoFrame) -> Graph:
     return graph
 
 
-def _is_plain(decoded: av.VideoFrame, guess: Colorspace | None) -> bool:
-    """Whether its values are those of programs: BT.709 in limited range, in planes or as NV12."""
-    is_bt709 = guess is Colorspace.ITU709 or decoded.colorspace == Colorspace.ITU709
-    return decoded.format.name in ("yuv420p", "nv12") and is_bt709 and decoded.color_range != _FULL_RANGE
+def _guess(decoded: av.VideoFrame) -> Colorspace | None:
+    """The matrix of a picture that names none; None: as FFmpeg takes it."""
+    # FFmpeg converts by BT.601 when a stream names no matrix; players take BT.709 for HD, and its writers mean it.
+    return Colorspace.ITU709 if decoded.colorspace == _UNSPECIFIED and decoded.height >= 720 else None
+
+
+def _is_plain(decoded: av.VideoFrame) -> bool:
+    """Whether its values are those of programs: BT.709 in limited range."""
+    is_bt709 = _guess(decoded) is Colorspace.ITU709 or decoded.colorspace == Colorspace.ITU709
+    return is_bt709 and decoded.color_range != _FULL_RANGE
 
 
 def _as_nv12(decoded: av.VideoFrame) -> Image:

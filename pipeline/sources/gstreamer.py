@@ -158,7 +158,7 @@ class GstreamerConnection(Connection):
                     pictures_now = reader.received(count)
                 except ValueError as error:
                     raise LostError(f"expected pictures of {LAUNCH}, got {error}") from error
-                for pixels, kind, aspect in pictures_now:
+                for pixels, kind, aspect, _ in pictures_now:
                     yield Picture(pixels, format=kind, sample_aspect=aspect)
 
     def _listen(self, errors: int) -> bool:

@@ -19,6 +19,7 @@ from functools import cached_property
 
 from pipeline.errors import SourceError
 from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.frames.on_device import OnDevice
 from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact
 from pipeline.sources.base import Source
@@ -50,6 +51,7 @@ class Picture:
         format: of ``pixels``: "bgr" or "nv12".
         captured_ns: ``time.monotonic_ns()`` when it was complete.
         sample_aspect: the shape of a pixel, width to height.
+        device: where it lies on a GPU; then ``pixels`` stand for it alone. See ``Frame.device``.
     """
 
     pixels: Image | None
@@ -58,6 +60,7 @@ class Picture:
     format: Pixels = "bgr"
     captured_ns: int = field(default_factory=time.monotonic_ns)
     sample_aspect: Fraction = Fraction(1)
+    device: OnDevice | None = None
 
 
 class Connection(ABC):
@@ -221,6 +224,7 @@ class LiveSource(Source):
             picture.format,
             picture.captured_ns,
             sample_aspect=picture.sample_aspect,
+            device=picture.device,
         )
 
     def _back_off(self, problem: str) -> None:

@@ -17,7 +17,7 @@ from pipeline.frames.frame import SourceInfo
 from pipeline.frames.pixels import Pixels
 from pipeline.redaction import redact
 from pipeline.sources.address import Address
-from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
+from pipeline.sources.decoded import MAX_PIXELS, Decoded, ToPixels, reason
 from pipeline.sources.dial import require_certificates
 from pipeline.sources.display import Notes, pixel_shape
 from pipeline.sources.ffmpeg_memory import limited_blocks
@@ -31,6 +31,8 @@ from pipeline.sources.tracks import film_of
 from pipeline.stages.prefetch import Prefetch
 
 if TYPE_CHECKING:
+    from av.codec.hwaccel import HWAccel
+
     from pipeline.sources.rtsp_relay import RtspRelay
 
 STREAM = SourceKind(
@@ -64,11 +66,23 @@ class StreamSource(LiveSource):
         kind = "RTSP over TCP" if address.scheme.startswith("rtsp") else "stream over HTTP"
 
         note = Notes(address.name)  # each thing once, however often the connection is begun again
+        self._is_on_gpu = False
 
         def connect() -> Connection:
-            return StreamConnection(address, options, self.pixels, note)
+            return StreamConnection(address, options, self.pixels, note, on_gpu=self._is_on_gpu)
 
         super().__init__(SourceInfo(address.name, f"{kind}, {address.name}", live=True), connect, options)
+
+    def decode_on_gpu(self) -> None:
+        """By NVDEC; the first picture of a connection says whether that can decode it.
+
+        Raises:
+            BackendUnavailableError: there is no GPU.
+        """
+        from pipeline.sources.nvdec import require_gpu  # few runs need it
+
+        require_gpu()
+        self._is_on_gpu = True
 
 
 class StreamConnection(Connection):
@@ -80,8 +94,10 @@ class StreamConnection(Connection):
         options: LiveOptions,
         pixels: Pixels = "bgr",
         note: Callable[[str], None] = lambda _: None,
+        *,
+        on_gpu: bool = False,
     ) -> None:
-        self._address = address
+        self._address, self._is_on_gpu = address, on_gpu
         self._note = note
         self._pixels = pixels
         self._options = options
@@ -135,7 +151,7 @@ class StreamConnection(Connection):
         try:
             with Prefetch(relay, 1, name="rtsp", join_s=_LEAVE_S) as carried:
                 try:
-                    if has_jetson_decoder():
+                    if has_jetson_decoder() and not self._is_on_gpu:
                         yield from self._through(
                             GstreamerConnection(jetson_rtsp(url), self._address.name, (url,), pixels=self._pixels)
                         )
@@ -170,7 +186,13 @@ class StreamConnection(Connection):
         started_s = time.monotonic()
         try:
             with limited_blocks():
-                container = av.open(where, "r", options=choices, timeout=(options.connect_s, options.read_s))
+                container = av.open(
+                    where,
+                    "r",
+                    options=choices,
+                    timeout=(options.connect_s, options.read_s),
+                    hwaccel=self._decoder(),
+                )
         except (av.error.ArgumentError, av.error.ProtocolNotFoundError, av.error.DemuxerNotFoundError):
             raise SourceError(
                 f"{address.name}: expected a stream (MJPEG, MPEG-TS, FLV, MP4 or Matroska over HTTP, or RTSP), got something "
@@ -190,6 +212,11 @@ class StreamConnection(Connection):
         return container
 
     def _motion_jpeg(self, parts: Parts) -> Iterator[Picture]:
+        if self._is_on_gpu:
+            raise SourceError(
+                f"{self._address.name}: --decode cuda: expected H.264, H.265 or another video, got single pictures (Motion JPEG): "
+                "leave --decode cuda out"
+            )
         context, is_first, to_pixels = _mjpeg(MAX_PIXELS), True, ToPixels(self._pixels, note=self._note)
         for part in parts:
             try:
@@ -200,7 +227,7 @@ class StreamConnection(Connection):
             for decoded in pictures:
                 if is_first:
                     context, is_first = _mjpeg(_later_pixels(decoded.height * decoded.width)), False
-                pixels, kind, aspect = to_pixels(decoded)
+                pixels, kind, aspect, _ = to_pixels(decoded)
                 yield Picture(pixels, None, decoded.is_corrupt, kind, sample_aspect=aspect)
 
     def _pictures(self, container: av.container.InputContainer) -> Iterator[Picture]:
@@ -210,12 +237,14 @@ class StreamConnection(Connection):
         context.options = {"max_pixels": str(_later_pixels(stream.height * stream.width))}
         context.flags |= Flags.unaligned  # or FFmpeg leaves some of the columns that are to be cropped on the left
         context.thread_type = "SLICE"  # threads that take a frame each would give every frame that much later
+        if self._is_on_gpu:
+            context.thread_count = 1
         if container.format.name == "rtsp" and context.name == "h264":
             # Some servers repeat the headers between a picture's slices, which then come as packets of their own: without this
             # each would become a picture, half of it green, that is not even marked as damaged.
             context.flags2 |= Flags2.chunks
         timed = container.format.name not in _WITHOUT_TIMES
-        to_pixels, life = ToPixels(self._pixels, pixel_shape(stream.sample_aspect_ratio), self._note), LifeSigns()
+        to_pixels, life = self._to_pixels(stream), LifeSigns()
         for packet in container.demux(stream):
             if not packet.size and packet.pts is not None:
                 continue  # "the same picture again", which the decoder would take for the end
@@ -225,14 +254,28 @@ class StreamConnection(Connection):
                 yield Picture(None, corrupt=True)
                 continue
             for decoded in pictures:
-                assert isinstance(decoded, av.VideoFrame)
                 pts_s = None
                 if timed and decoded.pts is not None and decoded.time_base is not None:
                     pts_s = float(decoded.pts * decoded.time_base)
-                pixels, kind, aspect = to_pixels(decoded)
-                yield Picture(pixels, pts_s, decoded.is_corrupt, kind, sample_aspect=aspect)
+                pixels, kind, aspect, device = to_pixels(decoded)
+                yield Picture(pixels, pts_s, decoded.is_corrupt, kind, sample_aspect=aspect, device=device)
             if life.due() and not pictures:
                 yield Picture(None)
+
+    def _decoder(self) -> HWAccel | None:
+        if not self._is_on_gpu:
+            return None
+        from pipeline.sources.nvdec import on_gpu
+
+        return on_gpu()
+
+    def _to_pixels(self, stream: av.VideoStream) -> Callable[[av.VideoFrame], Decoded]:
+        aspect = pixel_shape(stream.sample_aspect_ratio)
+        if not self._is_on_gpu:
+            return ToPixels(self._pixels, aspect, self._note)
+        from pipeline.sources.nvdec import ToDevice
+
+        return ToDevice(self._address.name, stream.codec_context.name, self._pixels, aspect, self._note)
 
     def _lost(self, error: Exception, waited_s: float = 0.0) -> LostError:
         text = reason(error)

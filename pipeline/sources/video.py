@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import av
 import av.error
@@ -16,13 +17,16 @@ from pipeline.errors import SourceError, TruncatedError
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
 from pipeline.sources.completeness import is_cut_off
-from pipeline.sources.decoded import MAX_PIXELS, ToPixels, reason
+from pipeline.sources.decoded import MAX_PIXELS, Decoded, ToPixels, reason
 from pipeline.sources.deinterlace import Deinterlacer
 from pipeline.sources.display import Notes, pixel_shape
 from pipeline.sources.ffmpeg_memory import limited_blocks
 from pipeline.sources.kinds import SourceKind
 from pipeline.sources.tracks import film_of, left_out, sound_of
 from pipeline.terminal import logger_of
+
+if TYPE_CHECKING:
+    from av.codec.hwaccel import HWAccel
 
 log = logger_of(__name__)
 
@@ -51,15 +55,19 @@ BACK_S, AHEAD_S = 0.5, 5.0
 _MISSING_S = 1.0
 
 
-def open_file(path: str) -> av.container.InputContainer:
+def open_file(path: str, decoder: HWAccel | None = None) -> av.container.InputContainer:
     """Open a video file, and nothing that it names; the caller closes it.
+
+    Args:
+        path: of the file.
+        decoder: what decodes it; None: FFmpeg, on the CPU.
 
     Raises:
         FFmpegError: it is none, or cannot be read.
     """
     # The prefix makes FFmpeg take the whole name as a path, whatever characters it holds.
     with limited_blocks():
-        return av.open(f"file:{path}", options=_OPENING)
+        return av.open(f"file:{path}", options=_OPENING, hwaccel=decoder)
 
 
 class VideoSource(Source):
@@ -68,6 +76,7 @@ class VideoSource(Source):
     def __init__(self, spec: str) -> None:
         self._path = Path(spec)
         self._end_s, self._ends_inside = 0.0, False
+        self._is_on_gpu = False
         if not os.path.exists(spec):
             raise SourceError(f"{spec}: no such file")
         if not os.path.isfile(spec):
@@ -90,11 +99,7 @@ class VideoSource(Source):
             beside = " but a cover" if self._container.streams.video else ""
             self._container.close()
             raise SourceError(f"{spec}: expected a video, got a file without a picture track{beside}")
-        stream = self._stream = film
-        stream.thread_type = "AUTO"
-        stream.codec_context.flags |= (
-            Flags.unaligned
-        )  # or FFmpeg leaves some of the columns that are to be cropped on the left
+        stream = self._film(film)
         height, width = stream.height, stream.width
         if height * width > MAX_PIXELS:
             self._container.close()
@@ -113,6 +118,45 @@ class VideoSource(Source):
             beside=sound_of(self._container),
         )
 
+    def _film(self, film: av.VideoStream) -> av.VideoStream:
+        """Set its decoder up, and take it for the one that is read."""
+        if self._is_on_gpu:
+            film.codec_context.thread_count = 1  # each more would only hold pictures back
+        else:
+            film.thread_type = "AUTO"
+        # Or FFmpeg leaves some of the columns that are to be cropped on the left.
+        film.codec_context.flags |= Flags.unaligned
+        self._stream = film
+        return film
+
+    def decode_on_gpu(self) -> None:
+        """Open it anew with NVDEC; its first picture says whether that can decode it.
+
+        Raises:
+            SourceError: it cannot, or pictures are not in NV12 as programs take it.
+            BackendUnavailableError: there is no GPU.
+        """
+        from pipeline.sources.nvdec import OPTION, ToDevice, on_gpu  # few runs need it
+
+        decoder = on_gpu()
+        self._container.close()
+        self._is_on_gpu = True
+        try:
+            with open_file(str(self._path), decoder) as tried:
+                film = film_of(tried)
+                assert film is not None  # it was there before
+                first = next(tried.decode(film), None)
+                if first is not None:  # else the file is damaged, which is told when it is read
+                    ToDevice(str(self._path), film.codec_context.name)(cast("av.VideoFrame", first))
+            self._container = open_file(str(self._path), decoder)
+        except av.error.FFmpegError as error:
+            raise SourceError(
+                f"{self._path}: {OPTION}: the GPU cannot decode it ({reason(error)}): leave {OPTION} out"
+            ) from error
+        film = film_of(self._container)
+        assert film is not None
+        self._film(film)
+
     def _count_from_duration(self, fps: Fraction | None) -> int | None:
         if not fps or not self._container.duration:
             return None
@@ -122,15 +166,16 @@ class VideoSource(Source):
         stem, index = self._path.stem, 0
         note = Notes(self.info.name)
         clock = FileClock(self.info.fps, is_transport=self._container.format.name in TRANSPORTS, note=note)
-        to_pixels = ToPixels(self.pixels, pixel_shape(self._stream.sample_aspect_ratio), note)
+        to_pixels = self._to_pixels(pixel_shape(self._stream.sample_aspect_ratio), note)
         try:
             for decoded in self._decoded(Deinterlacer(note)):
                 stamp_s = (
                     None if decoded.pts is None else float(decoded.pts * (decoded.time_base or self.info.time_base))
                 )
                 pts_s = clock(stamp_s)
-                pixels, kind, aspect = to_pixels(decoded)
-                frame = Frame(pixels, index, pts_s, self.info.name, f"{stem}_{index:06d}", kind, sample_aspect=aspect)
+                pixels, kind, aspect, device = to_pixels(decoded)
+                name = f"{stem}_{index:06d}"
+                frame = Frame(pixels, index, pts_s, self.info.name, name, kind, sample_aspect=aspect, device=device)
                 frame.shift_s = clock.offset_s
                 yield frame
                 index += 1
@@ -141,6 +186,13 @@ class VideoSource(Source):
         if index == 0:
             raise SourceError(f"{self._path}: expected frames, got none that can be decoded: the file is damaged")
         self._check_end(index, clock)
+
+    def _to_pixels(self, aspect: Fraction, note: Notes) -> Callable[[av.VideoFrame], Decoded]:
+        if not self._is_on_gpu:
+            return ToPixels(self.pixels, aspect, note)
+        from pipeline.sources.nvdec import ToDevice
+
+        return ToDevice(str(self._path), self._stream.codec_context.name, self.pixels, aspect, note)
 
     def _decoded(self, deinterlaced: Deinterlacer) -> Iterator[av.VideoFrame]:
         """The film's pictures; what its packets say of the end is kept for ``_check_end``."""
@@ -156,8 +208,7 @@ class VideoSource(Source):
                 if not packet.size and packet.pts is not None:
                     continue  # "the same picture again", which the decoder would take for the end
                 for decoded in packet.decode():
-                    assert isinstance(decoded, av.VideoFrame)
-                    yield from deinterlaced(decoded)
+                    yield from deinterlaced(cast("av.VideoFrame", decoded))
         except av.error.FFmpegError:
             yield from deinterlaced.rest()
             raise

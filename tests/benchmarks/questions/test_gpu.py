@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from benchmarks.shared.power_sensors import Sensor
 from compile.networks.contract import Contract
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle, Manifest
 from pipeline.command.command_line import OptionParser
+from pipeline.engines import open_engine
 from pipeline.errors import BackendUnavailableError, OptionError
 
 
@@ -105,6 +108,93 @@ def test_what_the_gpu_drew_is_in_the_rows(rows_of, monkeypatch):
     assert all(row["frames_per_joule"] > 0 for row in ways)
 
 
+@pytest.fixture
+def whole_data(data, tmp_path, red_bundle):
+    """The same with programs that ONNX Runtime runs."""
+    folder = tmp_path / "whole"
+    for precision in ("fp32", "fp16"):
+        shutil.copytree(red_bundle.folder, folder / f"bundle-{precision}")
+    shutil.copyfile(data / "clip.mp4", folder / "clip.mp4")
+    return folder
+
+
+def measured(part, folder):
+    given = options("--data", folder, "--device", "cpu", "--quick", "--part", part, "--rows", folder / "rows")
+    gpu.measure(given)
+    rows = read_rows(folder / "rows")
+    assert [row["error"] for row in rows if "error" in row] == []
+    return next(row for row in rows if row["part"] == "run")
+
+
+def test_the_measured_choice_is_a_row(whole_data, monkeypatch):
+    monkeypatch.setenv("EDGEMASK_CACHE", str(whole_data / "cache"))
+    row = measured("auto", whole_data)
+    assert (row["frames"], row["plans"]) == (120, [])
+    assert row["guess"].startswith("ONNX Runtime")
+    assert row["took"]
+    assert row["told"].startswith(("--backend auto: ", "nothing: "))
+
+
+def test_an_engine_that_takes_over_is_timed(whole_data):
+    row = measured("swap", whole_data)
+    assert row["taken"]
+    assert row["frames"] >= 40
+    assert 0 < row["usual_gap_ms"] <= row["longest_gap_ms"]
+    assert "taken, opened in" in " ".join(table([row]))
+
+
+def test_an_engine_that_cannot_take_over_is_a_failure(whole_data, monkeypatch):
+    made = []
+
+    def once(*given):
+        if made:
+            raise BackendUnavailableError("the GPU's memory is taken")
+        made.append(open_engine(*given))
+        return made[0]
+
+    monkeypatch.setattr("benchmarks.gpu.in_run.open_engine", once)
+    gpu.measure(
+        options("--data", whole_data, "--device", "cpu", "--quick", "--part", "swap", "--rows", whole_data / "rows")
+    )
+    failed = [row["error"] for row in read_rows(whole_data / "rows") if "error" in row]
+    assert failed == ["BackendUnavailableError: the GPU's memory is taken"]
+
+
+def test_what_audits_cost_is_a_row(whole_data, monkeypatch):
+    # However busy the machine of the tests is.
+    monkeypatch.setattr("pipeline.audit.shadow_gate._LEAST_IDLE_CORES", 0.0)
+    monkeypatch.setattr("benchmarks.gpu.in_run._AUDIT_BEGINS_S", 300.0)
+    row = measured("audit", whole_data)
+    assert row["audits"] + row["skipped"] >= 1
+    assert row["ratio"] == pytest.approx(row["fps"] / row["fps_without"], rel=0.01)
+
+
+def test_parts_by_name_alone(data, monkeypatch, tmp_path):
+    begun = []
+    monkeypatch.setattr(gpu, "_in_process", lambda part, *_: begun.append(part) or [])
+    gpu.measure(options("--data", data, "--device", "cpu", "--parts", "swap", "decoding", "machine"))
+    assert begun == ["swap", "machine"]  # there is no GPU that decodes
+    with pytest.raises(OptionError, match="invalid choice: 'swop'"):
+        options("--parts", "swop")
+
+
+def test_plans_are_for_what_runs_here(monkeypatch):
+    from benchmarks.gpu import planned
+
+    def load(runtime):
+        if runtime == "tensorrt":
+            raise BackendUnavailableError("TensorRT is not here")
+
+    monkeypatch.setattr(planned, "load_tensorrt", load)
+    monkeypatch.setattr(planned, "find_gpu", lambda: SimpleNamespace(sm=90))
+    with pytest.raises(
+        BackendUnavailableError, match=r"^TensorRT is not here; tensorrt-rtx: it does not run on .* 9\.0$"
+    ):
+        planned.usable_runtimes()
+    monkeypatch.setattr(planned, "find_gpu", lambda: SimpleNamespace(sm=89))
+    assert planned.usable_runtimes() == ["tensorrt-rtx"]
+
+
 def test_each_part_has_a_process_of_its_own_and_a_failure_is_a_row(data, tmp_path, monkeypatch, capfd):
     kept = {name: gpu.PARTS[name] for name in ("machine", "copies")}
     broken = {"torch": ("benchmarks.nowhere", "measure", 60, True)}
@@ -149,7 +239,7 @@ CHILD = (
 def test_a_part_that_takes_too_long_and_one_without_time_are_rows(data, monkeypatch):
     given = options("--data", data, "--device", "cpu", "--quick", "--limit", "0")
     (row, *_) = gpu._in_process("machine", 0.0, given)
-    assert row["error"] == "not begun: the limit of 0 s is reached"
+    assert row["error"] == "not begun: the limit of 0 s is reached: --parts machine"
 
     def slow(command, timeout, **_):
         raise gpu.subprocess.TimeoutExpired(command, timeout)
@@ -236,6 +326,15 @@ ROWS = [
     | {"stages_p50_ms": {"decode": 0.1, "engine": 2.0, "render": 2.5}},
     {"part": "pipeline", "what": "drawn", "engine_fps": 400.0, "pipeline_fps": 380.0, "ratio": 0.95}
     | {"stages_p50_ms": {"render": 2.5}, "frames_per_joule": 1.254, "mean_w": 303.4, "throttled_by": ["power limit"]},
+    {"part": "decoding", "what": "NVDEC, frames stay there", "frames": 300, "fps": 1234.56},
+    {"part": "decoding", "what": "planes copied inside the GPU", "p50_us": 21.5, "max_difference": 0},
+    {"part": "decoding", "what": "tensorrt, the GPU draws", "cuda_fps": 500.0, "cpu_fps": 250.0, "frames": 300}
+    | {"stayed": 300, "iou_mean": 1.0, "iou_worst": 0.999, "max_difference": 1},
+    {"part": "run", "what": "another engine takes over", "taken": False, "opened_s": 1.5, "longest_gap_ms": 20.0}
+    | {"usual_gap_ms": 2.0},
+    {"part": "run", "what": "audit of 1/10", "fps": 99.0, "fps_without": 100.0, "ratio": 0.99, "audits": 3}
+    | {"skipped": 1},
+    {"part": "decoding", "what": "all of it"},
     {"part": "time", "what": "torch", "took_s": 8.0},
 ]
 
@@ -245,7 +344,13 @@ def test_the_table():
     text = "\n".join(lines)
     assert "gpu: name NVIDIA H200" in lines
     assert "copies, page-locked: up 51.2 GB/s, down 50.1 GB/s" in lines
-    header, fp32, new = lines[2:5]
+    start = lines.index("copies, page-locked: up 51.2 GB/s, down 50.1 GB/s") + 1
+    header, fp32, new = lines[start : start + 3]
+    assert "decoding, NVDEC, frames stay there: 1234.6 FPS" in lines
+    assert "decoding, planes copied inside the GPU: 21.5 µs, max 0" in lines
+    assert "NVDEC 500.0 FPS, CPU 250.0, stayed 300 of 300, IoU 1.00000, worst 0.99900, max 1" in " ".join(text.split())
+    assert "NOT TAKEN, opened in 1.50 s, longest gap 20.0 ms, usual 2.0" in " ".join(text.split())
+    assert "run, audit of 1/10: 99.0 FPS, without 100.0, ratio 0.990, 3 audits, 1 skipped" in lines
     assert header.index("1080x1920") < header.index("720x1280")
     assert fp32.split() == [*("eager", "fp32", "9.000", "18.000", "0.9987", "3"), *("4.500", "9.000", "0.9987", "3")]
     assert new.split() == ["new", "-", "1.000", "2.000", "0.9987", "3"]
@@ -253,6 +358,7 @@ def test_the_table():
     assert "1.500 ms, p95 1.750, IoU 0.9990, max 1, start 3.25 s, again 0.50 s" in text
     assert "memory to null: 380.0 FPS, engine alone 400.0, ratio 0.950, slowest render 2.5 ms" in text
     assert "slowest render 2.5 ms, 1.25 frames per joule at 303 W, throttled by power limit" in " ".join(text.split())
+    assert "all of it" not in text
     failed, rest = lines[-3], lines[-1]
     assert failed.startswith("FAILED tensorrt-rtx, SM 80, fp16: PlanError: TensorRT refuses the plan.")
     assert rest.endswith("…")
@@ -356,3 +462,16 @@ def test_the_engine_of_cuda_graphs_keeps_three_in_flight(data):
             got += [engine.collect() for _ in range(engine.in_flight)]
             for mask, sample in zip(got, samples, strict=True):
                 np.testing.assert_allclose(mask[0].astype(int), sample.expected_hw, atol=2)
+
+
+@pytest.mark.gpu
+def test_nvdec_gives_the_pictures_of_the_cpu_and_pycuda_reads_them(tmp_path, cli):
+    # In a process of its own: FFmpeg must be the first there to use the GPU.
+    (tmp_path / "bundle-fp32").mkdir()
+    shutil.copyfile(ROOT / "samples" / "clip.mp4", tmp_path / "clip.mp4")
+    packages = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    words = ["--data", tmp_path, "--part", "decoding", "--rows", tmp_path / "rows"]
+    done = cli("benchmarks", "gpu", *words, env={"PYTHONPATH": packages})
+    rows = {row["what"]: row for row in read_rows(tmp_path / "rows")}
+    assert [row for row in rows.values() if "error" in row] == [], done.stderr
+    assert rows["pictures of both"]["max_difference"] == rows["planes copied inside the GPU"]["max_difference"] == 0

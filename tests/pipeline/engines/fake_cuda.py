@@ -36,7 +36,7 @@ class _Owned(Strict):
 class Stream(_Owned):
     def __init__(self, flags=0):
         super().__init__("cuStreamCreate")
-        self._handle, self._queue = next(_handles), []
+        self._handle, self._queue, self._is_blocking = next(_handles), [], not flags & 1
         gpu.streams[self._handle] = self
 
     @property
@@ -117,6 +117,32 @@ class PagelockedHostAllocation(_Memory):
             raise LogicError("cuMemHostGetDevicePointer failed: invalid argument")
         self._address = self._address or gpu.map(self._array)
         return self._address
+
+
+class Memcpy2D(Strict):
+    src_pitch = dst_pitch = width_in_bytes = height = 0
+
+    def __init__(self):
+        self._source = self._target = None
+
+    def set_src_device(self, devptr):
+        self._source = devptr
+
+    def set_dst_device(self, devptr):
+        self._target = devptr
+
+    def __call__(self, stream):
+        gpu.call("cuMemcpy2DAsync")
+        if min(self.src_pitch, self.dst_pitch) < self.width_in_bytes:
+            raise LogicError("cuMemcpy2DAsync failed: invalid argument")
+        size = self.height, self.width_in_bytes
+        source, target = _rows(self._source, self.src_pitch, *size), _rows(self._target, self.dst_pitch, *size)
+        gpu.put(stream, Work("copy", lambda: np.copyto(target, source), uses=(source, target)))
+
+
+def _rows(address, pitch, rows, width):
+    whole = gpu.at(int(address), pitch * (rows - 1) + width)
+    return np.lib.stride_tricks.as_strided(whole, (rows, width), (pitch, 1))
 
 
 class Device(Strict):
@@ -211,7 +237,7 @@ def _memcpy_dtoh_async(dest, src, stream=None):
 def pycuda_driver():
     """The module ``pycuda.driver``."""
     made = ModuleType("pycuda.driver")
-    classes = (Device, Context, Stream, Event, Error, LogicError, OutOfMemory, LaunchError, DriverError)
+    classes = (Device, Context, Stream, Event, Memcpy2D, Error, LogicError, OutOfMemory, LaunchError, DriverError)
     flags = (DeviceAttribute, EventFlags, HostAllocFlags)
     functions = (_init, _mem_get_info, _mem_alloc, _pagelocked_empty, _memcpy_htod_async, _memcpy_dtoh_async)
     for member in (*classes, *flags, *functions, DeviceAllocation, PagelockedHostAllocation):

@@ -17,6 +17,13 @@ LogicError, OutOfMemory, LaunchError, DriverError = (
 )
 
 
+class DefaultStream:
+    """Stream 0 of a context. As any other here: who wants to be behind it says so."""
+
+    def __init__(self):
+        self._queue = []
+
+
 class Gpu:
     """What a test sets before it starts, and looks at afterwards."""
 
@@ -35,6 +42,8 @@ class Gpu:
         self.alive = Counter()
         self.memory = {}  # address: bytes
         self.streams = weakref.WeakValueDictionary()  # by handle
+        self.default_stream = DefaultStream()
+        self.streams[0] = self.default_stream
         self.stacks = defaultdict(list)  # contexts by thread
         self.capture = None
         self._next_address = 0x7F0000000000
@@ -66,7 +75,7 @@ class Gpu:
 
     def at(self, address, size):
         """The bytes at an address, which must all be allocated."""
-        for base, array in self.memory.items():
+        for base, array in list(self.memory.items()):  # a decoder may map more meanwhile
             if base <= address and address + size <= base + array.size:
                 return array[address - base : address - base + size]
         return self.fault(f"{size} bytes at {address:#x} are not allocated")
@@ -79,6 +88,10 @@ class Gpu:
                     self.faults.append(f"{what} is freed before {work.name} is done")
 
     def put(self, stream, work):
+        if stream is None:
+            if self.capture is not None and self.capture.stream._is_blocking:
+                raise LogicError("operation would make the legacy stream depend on a capturing blocking stream")
+            stream = self.default_stream
         if self.capture is not None and self.capture.stream is stream:
             self.capture.works.append(work)
             return

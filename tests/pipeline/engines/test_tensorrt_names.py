@@ -64,6 +64,7 @@ HERE = {
     "_device": "DeviceAllocation",
     "context": "Context",
     "allocation": "PagelockedHostAllocation",
+    "copy": "Memcpy2D",
 }
 
 

@@ -138,7 +138,7 @@ def test_values_of_limited_range_are_taken_as_they_are(width, made_as, color_ran
     if made_as == "yuv420p":
         chroma = planes[48:].reshape(2, 24, width // 2)
         expected[48:, 0::2], expected[48:, 1::2] = chroma
-    got, kind, _ = ToPixels("nv12")(decoded)
+    got, kind, _, _ = ToPixels("nv12")(decoded)
     assert kind == "nv12"
     assert got.flags.c_contiguous
     assert np.array_equal(got, expected) == (color_range == 1)
@@ -164,7 +164,7 @@ def test_pictures_of_a_pipe():
     )
     content = b"YUV4MPEG2 W128 H96 F25:1 C420\n" + b"FRAME\n" + i420.tobytes()
     reader = Yuv4mpegReader("nv12")
-    ((picture, kind, _),) = feed(reader, content)
+    ((picture, kind, *_),) = feed(reader, content)
     assert kind == "nv12"
     np.testing.assert_array_equal(picture[:96], i420[:96])
     chroma = i420[96:].reshape(2, 48, 64)
