@@ -1,0 +1,287 @@
+"""A computed mask, moved with the picture: points on each of its subjects are followed from frame to frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bundles.bundle import Task
+from pipeline.frames.frame import Image
+
+# Subjects beyond these, the smallest, stay where they were.
+_MOST_SUBJECTS, _FEWEST_PIXELS = 24, 8
+# Points over all subjects, and on each.
+_POINTS, _FEWEST_POINTS, _MOST_POINTS = 600, 12, 200
+# A window of so many pixels is looked for around a point, at the picture's size and at 1/2, 1/4 and 1/8 of it.
+_WINDOW_WH, _HALVINGS = (9, 9), 3
+# A point that is not found again where it came from, within so many pixels, is lost ...
+_BACK_PX = 1.0
+# ... and so is one that parts from its subject's motion by more, from one frame to the next.
+_PARTS_PX, _PARTS_SHARE = 1.5, 0.06
+# Found directly from the computed frame it is more exact than step by step, where both are so near to each other.
+_NEAR_PX = 3.0
+# The part of a point's motion that its subject as a whole does not make holds for what lies so near, of the root of its area.
+_REACH_SHARE, _BENT_SHARE = 0.1, 0.35
+# Soft edges of a mask end so many pixels from it.
+_EDGE_PX = 4
+
+Points = NDArray[np.float32]
+
+
+class _Subject(NamedTuple):
+    """A connected region of a mask.
+
+    Attributes:
+        x: left edge of its window in the mask.
+        y: upper edge.
+        alpha: (h, w) uint8, the window's pixels that belong to it.
+        value: its class; of a binary mask 255.
+        area: its pixels.
+        points: which ones are on it.
+    """
+
+    x: int
+    y: int
+    alpha: Image
+    value: int
+    area: int
+    points: slice
+
+
+class Track:
+    """Follows the subjects of one mask.
+
+    Args:
+        grey: (h, w) uint8, the picture that the mask was computed for, small.
+        mask: (H, W) uint8, probability × 255 or class index; kept, not changed.
+        task: of the mask.
+
+    Attributes:
+        mask: as it was computed.
+        age: pictures that it was followed through.
+    """
+
+    def __init__(self, grey: Image, mask: Image, task: Task) -> None:
+        self.mask, self.age = mask, 0
+        self._key = self._last = grey
+        self._task = task
+        way = cv2.INTER_NEAREST if task == "classes" else cv2.INTER_AREA
+        small = np.asarray(cv2.resize(mask, grey.shape[::-1], interpolation=way), np.uint8)
+        regions = sorted(_regions(small, task), key=lambda region: -region[0])[:_MOST_SUBJECTS]
+        each = int(np.clip(_POINTS / max(1, len(regions)), _FEWEST_POINTS, _MOST_POINTS))
+        self._ground = small.copy()
+        self._subjects: list[_Subject] = []
+        found: list[Points] = []
+        start = 0
+        for area, value, (x, y, width, height), inside in regions:
+            points = _points_on(grey[y : y + height, x : x + width], inside, each) + np.float32([x, y])
+            self._subjects.append(
+                _Subject(*_cut_out(small, inside, x, y, task), value, area, slice(start, start + len(points)))
+            )
+            found.append(points)
+            start += len(points)
+        for subject in self._subjects:
+            height, width = subject.alpha.shape
+            window = self._ground[subject.y : subject.y + height, subject.x : subject.x + width]
+            window[subject.alpha > 0] = _ground_of(small, task)
+        self._from = np.concatenate(found) if found else np.zeros((0, 2), np.float32)
+        self._to = self._from.copy()
+        self._is_followed = np.ones(len(self._from), bool)
+
+    @property
+    def sure(self) -> float:
+        """Share of the points that were followed all the way, 0 to 1, of the subject of which least were, by area; 1 without any."""
+        areas = [subject.area for subject in self._subjects]
+        return float(np.average([self._is_followed[s.points].mean() for s in self._subjects], weights=areas)) if areas else 1.0
+
+    def follow(self, grey: Image) -> None:
+        """Go on to the next picture, of the same size as the first."""
+        self.age += 1
+        before, self._last = self._last, grey
+        if not len(self._to):
+            return
+        to, is_found = _found(before, grey, self._to, self._to)
+        for subject in self._subjects:
+            came, went, good = self._to[subject.points], to[subject.points], is_found[subject.points]
+            if good.sum() < 3:
+                went[:] = came + (np.median(went[good] - came[good], axis=0) if good.any() else 0)
+                good[:] = False
+                continue
+            motion = _motion(came[good], went[good], subject.area)
+            expected = came @ motion[:, :2].T + motion[:, 2]
+            away = np.linalg.norm(went - expected, axis=1)
+            good &= away <= max(_PARTS_PX, _PARTS_SHARE * subject.area**0.5)
+            went[~good] = expected[~good]
+        self._is_followed &= is_found
+        self._to = to
+
+    def moved(self) -> Image:
+        """(H, W) uint8, new: the mask where its subjects are in the last picture."""
+        out = self._ground.copy()
+        if len(self._to):
+            direct, is_found = _found(self._key, self._last, self._from, self._to)
+            is_found &= np.linalg.norm(direct - self._to, axis=1) <= _NEAR_PX
+            to = np.where(is_found[:, None], direct, self._to)
+            for subject in self._subjects:
+                self._paint(out, subject, to[subject.points], (is_found | self._is_followed)[subject.points])
+        height, width = self.mask.shape
+        way = cv2.INTER_NEAREST if self._task == "classes" else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(out, (width, height), interpolation=way), np.uint8)
+
+    def _paint(self, out: Image, subject: _Subject, to: Points, is_good: NDArray[np.bool_]) -> None:
+        """Add a subject where its points are now."""
+        came = self._from[subject.points]
+        if is_good.sum() >= 6:
+            came, to = came[is_good], to[is_good]
+        motion = _motion(came, to, subject.area)
+        left, top, right, bottom = _window(subject, motion, out.shape)
+        if left >= right or top >= bottom:
+            return
+        # For each pixel of the window, where it was.
+        back = cv2.invertAffineTransform(motion).astype(np.float32)
+        xs, ys = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)[:, None]
+        there_x, there_y = (row[0] * xs + row[1] * ys + row[2] for row in back)
+        bent = to - (came @ motion[:, :2].T + motion[:, 2])
+        near = np.linalg.norm(bent, axis=1) < max(2, _BENT_SHARE * subject.area**0.5)
+        if near.any():
+            bent = bent[near] @ back[:, :2].T
+            spread = _spread(to[near] - (left, top), bent, (right - left, bottom - top), _REACH_SHARE * subject.area**0.5)
+            there_x -= spread[..., 0]
+            there_y -= spread[..., 1]
+        alpha = cv2.remap(
+            subject.alpha, there_x - subject.x, there_y - subject.y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        window = out[top:bottom, left:right]
+        if self._task == "classes":
+            window[alpha >= 128] = subject.value
+        else:
+            np.maximum(window, alpha, out=window)
+
+
+def _regions(small: Image, task: Task) -> Iterator[tuple[int, int, tuple[int, int, int, int], Image]]:
+    """Area, value, window (x, y, width, height) and pixels of each connected region; of classes all but the most frequent's."""
+    if task == "classes":
+        counts = np.bincount(small.ravel(), minlength=256)
+        counts[_ground_of(small, task)] = 0
+        layers = [(int(value), np.asarray(small == value, np.uint8)) for value in np.flatnonzero(counts)]
+    else:
+        layers = [(255, np.asarray(small >= 128, np.uint8))]
+    for value, layer in layers:
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(layer)
+        for label in range(1, count):
+            x, y, width, height, area = (int(each) for each in stats[label])
+            if area >= _FEWEST_PIXELS:
+                inside = np.asarray(labels[y : y + height, x : x + width] == label, np.uint8)
+                yield area, value, (x, y, width, height), inside
+
+
+def _ground_of(small: Image, task: Task) -> int:
+    """What lies behind the subjects."""
+    return int(np.bincount(small.ravel()).argmax()) if task == "classes" else 0
+
+
+def _points_on(grey: Image, inside: Image, most: int) -> Points:
+    """(N, 2) x and y of corners inside, or, where there are none, of any pixels."""
+    area = int(inside.sum())
+    apart = max(2.0, 0.8 * (area / most) ** 0.5)
+    corners = cv2.goodFeaturesToTrack(np.ascontiguousarray(grey), most, 0.002, apart, mask=inside, blockSize=3)
+    if corners is not None and len(corners) >= 4:
+        return np.asarray(corners.reshape(-1, 2), np.float32)
+    ys, xs = np.nonzero(inside)
+    some = np.linspace(0, len(xs) - 1, min(9, len(xs))).astype(int)
+    return np.stack([xs[some], ys[some]], axis=1).astype(np.float32)
+
+
+def _cut_out(small: Image, inside: Image, x: int, y: int, task: Task) -> tuple[int, int, Image]:
+    """A subject's window with room for its edge: left, top, and its pixels."""
+    height, width = inside.shape
+    left, top = max(0, x - _EDGE_PX), max(0, y - _EDGE_PX)
+    right, bottom = min(small.shape[1], x + width + _EDGE_PX), min(small.shape[0], y + height + _EDGE_PX)
+    own = np.zeros((bottom - top, right - left), np.uint8)
+    own[y - top : y - top + height, x - left : x - left + width] = inside
+    if task == "classes":
+        own *= 255
+    else:
+        values = small[top:bottom, left:right]
+        edge = cv2.dilate(own, np.ones((2 * _EDGE_PX + 1,) * 2, np.uint8)) * (values < 128)
+        own = values * (own | edge)
+    # It ends in its window, but goes on beyond the picture's edge.
+    own[:, [0] if left else []] = 0
+    own[:, [-1] if right < small.shape[1] else []] = 0
+    own[[0] if top else []] = 0
+    own[[-1] if bottom < small.shape[0] else []] = 0
+    return left, top, own
+
+
+def _found(before: Image, now: Image, points: Points, guess: Points) -> tuple[Points, NDArray[np.bool_]]:
+    """Where points of one picture are in another, and which of them are found again where they came from."""
+
+    def look(one: Image, other: Image, at: Points, first: Points) -> tuple[Points, NDArray[np.bool_]]:
+        there, status, _ = cv2.calcOpticalFlowPyrLK(
+            one,
+            other,
+            at[:, None],
+            first[:, None].copy(),
+            winSize=_WINDOW_WH,
+            maxLevel=_HALVINGS,
+            criteria=(cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 12, 0.03),
+            flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
+            minEigThreshold=1e-5,
+        )
+        return there[:, 0], status[:, 0] > 0
+
+    there, is_there = look(before, now, points, guess)
+    again, is_back = look(now, before, there, points)
+    return there, is_there & is_back & (np.linalg.norm(again - points, axis=1) < _BACK_PX)
+
+
+def _motion(came: Points, to: Points, area: int) -> NDArray[np.float64]:
+    """(2, 3) affine: how most of the points have moved."""
+    tolerance_px = max(1.0, 0.03 * area**0.5)
+    motion = None
+    if len(came) >= 4:
+        motion, agree = cv2.estimateAffinePartial2D(came, to, ransacReprojThreshold=2 * tolerance_px, maxIters=100)
+        if motion is not None and agree.sum() >= 10:
+            most = agree[:, 0] > 0
+            sheared, _ = cv2.estimateAffine2D(came[most], to[most], ransacReprojThreshold=tolerance_px, maxIters=100)
+            if sheared is not None and 0.6 < np.linalg.det(sheared[:, :2]) < 1.6:
+                motion = sheared
+    if motion is None or not 0.5 < np.linalg.det(motion[:, :2]) < 2:
+        shift = np.median(to - came, axis=0) if len(came) else np.zeros(2)
+        motion = np.array([[1, 0, shift[0]], [0, 1, shift[1]]])
+    return np.asarray(motion, np.float64)
+
+
+def _window(subject: _Subject, motion: NDArray[np.float64], size_hw: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what a moved subject may cover."""
+    height, width = subject.alpha.shape
+    x, y = subject.x, subject.y
+    corners = np.array([(x, y), (x + width, y), (x, y + height), (x + width, y + height)])
+    there = corners @ motion[:, :2].T + motion[:, 2]
+    room = _EDGE_PX + 0.1 * subject.area**0.5
+    left, top = np.floor(there.min(axis=0) - room).astype(int)
+    right, bottom = np.ceil(there.max(axis=0) + room).astype(int)
+    # What is cut off by the picture's edge comes in there.
+    return (
+        max(0, int(left)) if x else 0,
+        max(0, int(top)) if y else 0,
+        min(size_hw[1], int(right)) if x + width < size_hw[1] else size_hw[1],
+        min(size_hw[0], int(bottom)) if y + height < size_hw[0] else size_hw[0],
+    )
+
+
+def _spread(at: Points, values: NDArray[np.float64], size_wh: tuple[int, int], reach_px: float) -> NDArray[np.float32]:
+    """(h, w, 2): what points have, a mean of those that are near; 0 far from all."""
+    reach_px = max(3.0, reach_px)
+    cell_px = reach_px / 2
+    cells_wh = max(1, round(size_wh[0] / cell_px)), max(1, round(size_wh[1] / cell_px))
+    xs, ys = (np.clip(at[:, k] * cells_wh[k] / size_wh[k], 0, cells_wh[k] - 1).astype(int) for k in (0, 1))
+    sums = np.zeros((cells_wh[1], cells_wh[0], 3), np.float32)
+    np.add.at(sums, (ys, xs), np.column_stack([values, np.ones(len(values))]).astype(np.float32))
+    sums = cv2.GaussianBlur(sums, (0, 0), 2, borderType=cv2.BORDER_CONSTANT)
+    means = sums[..., :2] / (sums[..., 2:] + 0.012)
+    return np.asarray(cv2.resize(means, size_wh, interpolation=cv2.INTER_LINEAR), np.float32)
