@@ -18,10 +18,11 @@ _MOST_SUBJECTS, _FEWEST_PIXELS = 24, 8
 _POINTS, _FEWEST_POINTS, _MOST_POINTS = 600, 12, 200
 # A window of so many pixels is looked for around a point, at the picture's size and at 1/2, 1/4 and 1/8 of it.
 _WINDOW_WH, _HALVINGS = (9, 9), 3
-# A point that is not found again where it came from, within so many pixels, is lost ...
+# A point that is not found again where it came from, within so many pixels, is lost.
 _BACK_PX = 1.0
-# ... and so is one that parts from its subject's motion by more, from one frame to the next.
-_PARTS_PX, _PARTS_SHARE = 1.5, 0.06
+# So many points that part from their subject, by pixels or a share of the root of its area, are another one.
+_BESIDE_SHARE = 0.5
+_FEWEST_APART, _APART_PX, _APART_SHARE = 4, 4.0, 0.08
 # Found directly from the computed frame it is more exact than step by step, where both are so near to each other.
 _NEAR_PX = 3.0
 # The part of a point's motion that its subject as a whole does not make holds for what lies so near, of the root of its area.
@@ -49,7 +50,7 @@ class _Subject(NamedTuple):
     alpha: Image
     value: int
     area: int
-    points: slice
+    points: NDArray[np.intp]
 
 
 class Track:
@@ -62,11 +63,11 @@ class Track:
 
     Attributes:
         mask: as it was computed.
-        age: pictures that it was followed through.
+        sure: share of the points that were found in each picture, where least were; by their subjects' areas, 0 to 1.
     """
 
     def __init__(self, grey: Image, mask: Image, task: Task) -> None:
-        self.mask, self.age = mask, 0
+        self.mask = mask
         self._key = self._last = grey
         self._task = task
         way = cv2.INTER_NEAREST if task == "classes" else cv2.INTER_AREA
@@ -80,7 +81,7 @@ class Track:
         for area, value, (x, y, width, height), inside in regions:
             points = _points_on(grey[y : y + height, x : x + width], inside, each) + np.float32([x, y])
             self._subjects.append(
-                _Subject(*_cut_out(small, inside, x, y, task), value, area, slice(start, start + len(points)))
+                _Subject(*_cut_out(small, inside, x, y, task), value, area, np.arange(start, start + len(points)))
             )
             found.append(points)
             start += len(points)
@@ -91,38 +92,34 @@ class Track:
         self._from = np.concatenate(found) if found else np.zeros((0, 2), np.float32)
         self._to = self._from.copy()
         self._is_followed = np.ones(len(self._from), bool)
-
-    @property
-    def sure(self) -> float:
-        """Share of the points that were followed all the way, 0 to 1, of the subject of which least were, by area; 1 without any."""
-        areas = [subject.area for subject in self._subjects]
-        return float(np.average([self._is_followed[s.points].mean() for s in self._subjects], weights=areas)) if areas else 1.0
+        self.sure = 1.0
+        self._is_split = False
 
     def follow(self, grey: Image) -> None:
         """Go on to the next picture, of the same size as the first."""
-        self.age += 1
         before, self._last = self._last, grey
         if not len(self._to):
             return
         to, is_found = _found(before, grey, self._to, self._to)
         for subject in self._subjects:
             came, went, good = self._to[subject.points], to[subject.points], is_found[subject.points]
-            if good.sum() < 3:
-                went[:] = came + (np.median(went[good] - came[good], axis=0) if good.any() else 0)
-                good[:] = False
+            if good.all():
                 continue
             motion = _motion(came[good], went[good], subject.area)
-            expected = came @ motion[:, :2].T + motion[:, 2]
-            away = np.linalg.norm(went - expected, axis=1)
-            good &= away <= max(_PARTS_PX, _PARTS_SHARE * subject.area**0.5)
-            went[~good] = expected[~good]
+            to[subject.points[~good]] = _applied(motion, came[~good])
         self._is_followed &= is_found
         self._to = to
+        areas = [subject.area for subject in self._subjects]
+        found = float(np.average([is_found[subject.points].mean() for subject in self._subjects], weights=areas))
+        self.sure = min(self.sure, found)
 
     def moved(self) -> Image:
         """(H, W) uint8, new: the mask where its subjects are in the last picture."""
         out = self._ground.copy()
         if len(self._to):
+            if not self._is_split:
+                self._is_split = True
+                self._subjects = [part for subject in self._subjects for part in self._parts(subject)]
             direct, is_found = _found(self._key, self._last, self._from, self._to)
             is_found &= np.linalg.norm(direct - self._to, axis=1) <= _NEAR_PX
             to = np.where(is_found[:, None], direct, self._to)
@@ -131,6 +128,34 @@ class Track:
         height, width = self.mask.shape
         way = cv2.INTER_NEAREST if self._task == "classes" else cv2.INTER_LINEAR
         return np.asarray(cv2.resize(out, (width, height), interpolation=way), np.uint8)
+
+    def _parts(self, subject: _Subject) -> list[_Subject]:
+        """A subject, or those that it turned out to be by parting: people who met when their mask was computed."""
+        followed = subject.points[self._is_followed[subject.points]]
+        if len(followed) < 2 * _FEWEST_APART:
+            return [subject]
+        came, to = self._from[followed], self._to[followed]
+        apart_px = max(_APART_PX, _APART_SHARE * subject.area**0.5)
+        away = np.linalg.norm(to - _applied(_motion(came, to, subject.area), came), axis=1) > apart_px
+        if not _FEWEST_APART <= away.sum() <= len(followed) - _FEWEST_APART:
+            return [subject]
+        if np.linalg.norm(came[away].mean(axis=0) - came[~away].mean(axis=0)) < _BESIDE_SHARE * subject.area**0.5:
+            return [subject]  # points on its outline, that stay with what lies behind it
+        other = _applied(_motion(came[away], to[away], subject.area), came[away])
+        if np.mean(np.linalg.norm(to[away] - other, axis=1) <= apart_px) < 0.7:
+            return [subject]
+        # A pixel belongs to the nearest point.
+        is_first = np.subtract(*(_distances(came[some], subject) for some in (~away, away))) <= 0
+        at = np.rint(self._from[subject.points]).astype(int) - (subject.x, subject.y)
+        height, width = subject.alpha.shape
+        mine = is_first[np.clip(at[:, 1], 0, height - 1), np.clip(at[:, 0], 0, width - 1)]
+        parts = []
+        for pixels, points in ((is_first, mine), (~is_first, ~mine)):
+            alpha = subject.alpha * pixels
+            area = int((alpha >= 128).sum())
+            if area:
+                parts += self._parts(subject._replace(alpha=alpha, area=area, points=subject.points[points]))
+        return parts
 
     def _paint(self, out: Image, subject: _Subject, to: Points, is_good: NDArray[np.bool_]) -> None:
         """Add a subject where its points are now."""
@@ -145,11 +170,13 @@ class Track:
         back = cv2.invertAffineTransform(motion).astype(np.float32)
         xs, ys = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)[:, None]
         there_x, there_y = (row[0] * xs + row[1] * ys + row[2] for row in back)
-        bent = to - (came @ motion[:, :2].T + motion[:, 2])
+        bent = to - _applied(motion, came)
         near = np.linalg.norm(bent, axis=1) < max(2, _BENT_SHARE * subject.area**0.5)
         if near.any():
             bent = bent[near] @ back[:, :2].T
-            spread = _spread(to[near] - (left, top), bent, (right - left, bottom - top), _REACH_SHARE * subject.area**0.5)
+            spread = _spread(
+                to[near] - (left, top), bent, (right - left, bottom - top), _REACH_SHARE * subject.area**0.5
+            )
             there_x -= spread[..., 0]
             there_y -= spread[..., 1]
         alpha = cv2.remap(
@@ -237,6 +264,20 @@ def _found(before: Image, now: Image, points: Points, guess: Points) -> tuple[Po
     there, is_there = look(before, now, points, guess)
     again, is_back = look(now, before, there, points)
     return there, is_there & is_back & (np.linalg.norm(again - points, axis=1) < _BACK_PX)
+
+
+def _distances(points: Points, subject: _Subject) -> NDArray[np.float32]:
+    """(h, w): from each pixel of a subject's window to the nearest of some points."""
+    height, width = subject.alpha.shape
+    away = np.ones((height, width), np.uint8)
+    at = np.rint(points - (subject.x, subject.y)).astype(int)
+    away[np.clip(at[:, 1], 0, height - 1), np.clip(at[:, 0], 0, width - 1)] = 0
+    return np.asarray(cv2.distanceTransform(away, cv2.DIST_L2, 3), np.float32)
+
+
+def _applied(motion: NDArray[np.float64], points: Points) -> NDArray[np.float64]:
+    moved: NDArray[np.float64] = points @ motion[:, :2].T + motion[:, 2]
+    return moved
 
 
 def _motion(came: Points, to: Points, area: int) -> NDArray[np.float64]:
