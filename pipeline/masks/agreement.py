@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,7 +17,7 @@ TRUSTED_FROM = 0.9
 TRUSTED_AGAIN_FROM = 0.93
 """... and where none were, from this one on they are again, so that they do not come and go."""
 
-_COMPARISONS = 8
+_COMPARISONS = 4
 # So many were compared since moved masks were given up.
 _FEWEST_TO_RETURN = 5
 # What covers less of the picture flickers in the network's own masks.
@@ -37,13 +39,13 @@ def agreement(mask_hw: Image, other_hw: Image, task: Task) -> float:
     return 1.0 if counted is None else counted
 
 
-def counted_agreement(mask_hw: Image, other_hw: Image, task: Task) -> float | None:
-    """``agreement``; None where nothing is left to be counted."""
+def counted_agreement(mask_hw: Image, other_hw: Image, task: Task, share: float = _COUNTED_SHARE) -> float | None:
+    """``agreement``; None where nothing is left to be counted, which is what covers at least this share of the picture."""
     bins = 2 if task == "binary" else 256  # of two, the second begins at 128
     joint = cv2.calcHist([mask_hw, other_hw], [0, 1], None, [bins, bins], [0, 256, 0, 256])
     both = joint.diagonal()
     either = joint.sum(axis=0) + joint.sum(axis=1) - both
-    counted = either >= _COUNTED_SHARE * mask_hw.size
+    counted = either >= share * mask_hw.size
     if task == "binary":
         counted[0] = False
     return float(np.mean(both[counted] / either[counted])) if counted.any() else None
@@ -52,7 +54,8 @@ def counted_agreement(mask_hw: Image, other_hw: Image, task: Task) -> float | No
 class Trust:
     """How far the masks of one source may be moved; not at all before anything was measured.
 
-    Agreement falls with a mask's age, in a straight line through two means: of masks as new as moved ones get, and as old.
+    Agreement falls with a mask's age, in a straight line through what was measured of masks as new as moved ones get, and as old. A
+    comparison that is bad holds at once, several hold for a while.
 
     Attributes:
         measured: there was a comparison.
@@ -61,8 +64,8 @@ class Trust:
 
     def __init__(self) -> None:
         self.measured = self.holds = False
-        self._young: deque[tuple[int, float]] = deque(maxlen=_COMPARISONS)
-        self._old: deque[tuple[int, float]] = deque(maxlen=_COMPARISONS)
+        self._young: deque[_Measured] = deque(maxlen=_COMPARISONS)
+        self._old: deque[_Measured] = deque(maxlen=_COMPARISONS)
         self._lost_for = 0  # comparisons
 
     def add(self, age: int, value: float, older: tuple[int, float] | None = None) -> None:
@@ -73,10 +76,10 @@ class Trust:
             value: its agreement with the one that was computed, 0 to 1.
             older: age and agreement of the older one.
         """
-        self._young.append((age, value))
+        self._young.append(_Measured(age, value))
         if older is not None:
-            self._old.append(older)
-        young = _typical(self._young)[1]
+            self._old.append(_Measured(*older))
+        young = _typical(self._young).value
         self._lost_for = 0 if self.holds else self._lost_for + 1
         if self.holds or not self.measured:
             self.holds = young >= TRUSTED_FROM
@@ -84,41 +87,64 @@ class Trust:
             self.holds = young >= TRUSTED_AGAIN_FROM and self._lost_for >= _FEWEST_TO_RETURN
         self.measured = True
 
-    def expected(self, age: int) -> float:
+    def expected(self, age: float) -> float:
         """The agreement of a mask of this age, by what was measured; without it 0."""
-        if not self.measured:
-            return 0.0
-        young_age, young, loss = self._line()
-        return young - loss * max(0.0, age - young_age)
+        return min((line.at(age) for line in self._lines()), default=0.0)
 
-    def allows(self, age: int) -> bool:
+    def allows(self, age: float) -> bool:
         """Whether a mask of this age may be shown."""
         return self.holds and self.expected(age) >= TRUSTED_FROM
 
     @property
     def reach(self) -> float:
-        """The oldest age that is allowed, in frames; inf where they do not get worse."""
-        young_age, young, loss = self._line()
-        if young < TRUSTED_FROM:
-            return 0.0
-        return young_age + (young - TRUSTED_FROM) / loss if loss else float("inf")
+        """The oldest age at which masks agree well enough, in frames; inf where they do not get worse."""
+        return min((line.reach for line in self._lines()), default=0.0)
 
     @property
     def oldest(self) -> float:
         """How old masks get, in frames."""
-        return _typical(self._old or self._young)[0]
+        return _typical(self._old or self._young).age
 
-    def _line(self) -> tuple[float, float, float]:
-        """Age and agreement of young masks, and what is lost with each frame."""
-        young_age, young = _typical(self._young)
-        if not self._old:
-            return young_age, young, (1 - young) / max(1.0, young_age)
-        old_age, old = _typical(self._old)
-        return young_age, young, max(0.0, (young - old) / max(1.0, old_age - young_age))
+    def _lines(self) -> list[_Line]:
+        """Of the last comparisons together, and of the last one."""
+        if not self.measured:
+            return []
+        return [
+            _line(_typical(self._young), _typical(self._old) if self._old else None),
+            _line(self._young[-1], self._old[-1] if self._old else None),
+        ]
 
 
-def _typical(measured: deque[tuple[int, float]]) -> tuple[float, float]:
-    """Mean age and agreement; from four on without the worst, for a subject that comes into the picture makes one that tells nothing."""
-    ordered = sorted(measured, key=lambda each: each[1])
+class _Measured(NamedTuple):
+    age: float
+    value: float
+
+
+class _Line(NamedTuple):
+    """Agreement over age: what it is at an age, and what is lost with each frame from there."""
+
+    age: float
+    value: float
+    loss: float
+
+    def at(self, age: float) -> float:
+        return self.value - self.loss * max(0.0, age - self.age)
+
+    @property
+    def reach(self) -> float:
+        if self.value < TRUSTED_FROM:  # it was 1 at first
+            return self.age * (1 - TRUSTED_FROM) / (1 - self.value)
+        return self.age + (self.value - TRUSTED_FROM) / self.loss if self.loss else float("inf")
+
+
+def _line(young: _Measured, old: _Measured | None) -> _Line:
+    if old is None:
+        return _Line(*young, (1 - young.value) / max(1.0, young.age))
+    return _Line(*young, max(0.0, (young.value - old.value) / max(1.0, old.age - young.age)))
+
+
+def _typical(measured: Collection[_Measured]) -> _Measured:
+    """Mean age and agreement; from four on without the worst: a subject that comes into the picture makes one."""
+    ordered = sorted(measured, key=lambda each: each.value)
     ages, values = zip(*(ordered[1:] if len(ordered) >= 4 else ordered), strict=True)
-    return float(np.mean(ages)), float(np.mean(values))
+    return _Measured(float(np.mean(ages)), float(np.mean(values)))

@@ -40,6 +40,8 @@ log = logger_of(__name__)
 _MOTION_WIDTH = 640
 # To a mask that arrives the way is found through so many pictures at most, of those that came meanwhile.
 _MOST_STEPS = 8
+# Masks that cover less of the picture in both are not compared: a walker of 13 by 13 pixels at 720p is.
+_COUNTED_SHARE = 0.0002
 # Where less of the subjects can be followed, nothing is moved.
 _SURE_FROM = 0.15
 # A picture whose gray differs by less than this, on average and anywhere in its tiles, is the same one.
@@ -76,15 +78,15 @@ class Reuse:
 
     def line(self) -> str:
         """All of it, for the user."""
-        cost = share = ""
+        given = self.moved + self.unchanged + self.stale
+        share = f", {1 - self.stale / given:.0%} have one of their own picture" if self.stale else ""
+        cost = ""
         if self.agreements:
             low = np.percentile(self.agreements, 5)
-            cost = f"; moved masks agree with computed ones: IoU {np.mean(self.agreements):.4f}, {low:.2f} or more for 95 % of them"
-        if self.stale:
-            share = f"; {1 - self.stale / (self.moved + self.unchanged + self.stale):.0%} of the frames have a mask of their own picture"
+            cost = f"; moved masks agree with computed ones: IoU {np.mean(self.agreements):.4f}, 95 % of them {low:.2f} or more"
         return (
             f"{self.computed} masks computed, moved for {self.moved} frames, kept for {self.unchanged}, "
-            f"stale for {self.stale}{cost}{share}"
+            f"stale for {self.stale}{share}{cost}"
         )
 
 
@@ -141,7 +143,6 @@ class _Of:
     shown: Image | None = None  # the last mask that was trusted
     number: int = 0  # of its last frame
     asked_s: float = 0.0
-    period_s: float = 0.0  # from one computed frame to the next
     seen_s: float = 0.0
     trust: Trust = field(default_factory=Trust)
     told: bool = False
@@ -164,6 +165,7 @@ class Governor:
         self._sources: dict[str, _Of] = {}
         self._gone: deque[str] = deque()
         self._asked: _Asked | None = None
+        self._engine_s = 0.0  # for the last mask
         self._computed: Callable[[Frame], None] = lambda _: None
 
     @property
@@ -190,6 +192,13 @@ class Governor:
         """Forget a source before the next frame; the engine may still work on one of it."""
         self._live -= {source.info.name}
         self._gone.append(source.info.name)
+
+    def lines(self) -> Iterator[str]:
+        """What it did, for the user, and for each source whose masks cannot be moved as far as they have to be what would be enough."""
+        yield self.reuse.line()
+        for name, known in self._sources.items():
+            if not _is_enough(known.trust):
+                yield f"{name}: {self._reach(name, known.trust)}"
 
     def masked(
         self,
@@ -309,8 +318,7 @@ class Governor:
     ) -> None:
         """Have a frame computed; its mask is compared with the last ones, moved to it."""
         ask(frame)
-        now_s = time.monotonic()
-        known.asked_s, known.period_s = now_s, now_s - known.asked_s
+        known.asked_s = time.monotonic()
         assert known.key is not None
         compared = [(known.key, moved)]
         if known.before is not None:
@@ -336,6 +344,7 @@ class Governor:
         masks_nhw, _, not_finite = computed
         mask = np.array(masks_nhw[0])
         known = self._sources[asked.frame.source]
+        self._engine_s = time.monotonic() - known.asked_s
         count = 0 if not_finite is None else int(not_finite[0])
         track = Track(asked.path[0], mask, self._task)
         for grey in asked.path[1:]:
@@ -349,32 +358,33 @@ class Governor:
 
     def _measure(self, known: _Of, asked: _Asked, mask: Image) -> None:
         """Compare the masks that were moved to a frame with the one that was computed for it."""
-        measured = [
-            (key, asked.number - key.number, agreement)
-            for key, moved in asked.moved
-            if (agreement := counted_agreement(moved, mask, self._task)) is not None
-        ]
-        if not measured:
+        if not asked.moved:
             return
-        key, age, agreement = measured[0]
-        key.young = age, agreement
-        older = None
-        for before, old_age, old in measured[1:]:
-            older = old_age, old
-            if before.young is not None:
-                self.reuse.agreements.extend(np.interp(before.shown, *zip(before.young, older, strict=True)))
-        known.trust.add(age, agreement, older)
-        if not known.trust.allows(int(known.trust.oldest)):
-            self._tell(asked.frame.source, self._reach(known))
+        counted = [counted_agreement(moved, mask, self._task, _COUNTED_SHARE) for _, moved in asked.moved]
+        key, before = asked.moved[0][0], asked.moved[-1][0]
+        ages = [asked.number - each.number for each, _ in asked.moved]
+        values = [1.0 if value is None else value for value in counted]  # rightly empty
+        if counted[0] is not None:
+            key.young = ages[0], values[0]
+        older = (ages[1], values[1]) if len(ages) > 1 else None
+        if older is not None and before.young is not None:
+            at, agreed = zip(before.young, older, strict=True)
+            self.reuse.agreements.extend(float(np.interp(shown, at, agreed)) for shown in before.shown)
+        known.trust.add(ages[0], values[0], older)
+        if not _is_enough(known.trust):
+            self._tell(asked.frame.source, self._reach(asked.frame.source, known.trust))
 
-    def _reach(self, known: _Of) -> str:
-        """How far the masks of a source can be moved, and what would do."""
-        oldest = known.trust.oldest
-        reach = known.trust.reach
+    def _reach(self, source: str, trust: Trust) -> str:
+        """How far the masks of a source can be moved, and what would be enough."""
+        oldest = trust.oldest
+        reach = min(trust.reach, oldest)
+        computed_hz = 1 / max(self._engine_s, 1e-3)
+        enough = f"{computed_hz * oldest / max(reach, 0.1):.1f} computed a second would be enough"
+        if source not in self._live:  # a file waits for the engine, a camera does not
+            enough = f"--fps {max(_LEAST_HZ, self._rate_hz * reach / oldest):.3g} or {enough}"
         return (
-            f"moved masks agree with computed ones by IoU {known.trust.expected(int(oldest)):.2f}, expected {TRUSTED_FROM:.2f}, when they are "
-            f"{oldest:.0f} frames old, as they get at {1 / max(known.period_s, 1e-3):.1f} computed masks a second; "
-            f"they may be {int(reach)} frames old, as at --fps {self._rate_hz * min(1.0, reach / oldest):.0f}"
+            f"moved masks agree with computed ones by IoU {trust.expected(oldest):.3f}, expected {TRUSTED_FROM:.2f}, when they are "
+            f"{oldest:.0f} frames old, as with {computed_hz:.1f} computed a second; they can be {reach:.1f} frames old: {enough}"
         )
 
     def _tell(self, source: str, why: str) -> None:
@@ -383,14 +393,17 @@ class Governor:
         if not known.told:
             known.told = True
             log.info(
-                f"{source}: {why}: the newest computed mask stands and is marked stale: "
-                "compile a smaller network (--imgsz), lower --fps, or take a GPU"
+                f"{source}: {why}: what is older is not moved, and marked stale: compile a smaller network (--imgsz), or take a GPU"
             )
 
     def _is_next(self, known: _Of, now_s: float) -> bool:
         """Whether no other source that is alive has waited longer for the engine."""
         alive = [other for other in self._sources.values() if now_s - other.seen_s < _SILENT_S]
         return known.asked_s <= min(other.asked_s for other in alive)
+
+
+def _is_enough(trust: Trust) -> bool:
+    return not trust.measured or trust.expected(trust.oldest) >= TRUSTED_FROM
 
 
 def _add_step(path: list[Image], grey: Image) -> None:

@@ -79,7 +79,7 @@ class Track:
         found: list[Points] = []
         start = 0
         for area, value, (x, y, width, height), inside in regions:
-            points = _points_on(grey[y : y + height, x : x + width], inside, each) + np.float32([x, y])
+            points = _points_on(grey[y : y + height, x : x + width], inside, each) + np.array((x, y), np.float32)
             self._subjects.append(
                 _Subject(*_cut_out(small, inside, x, y, task), value, area, np.arange(start, start + len(points)))
             )
@@ -259,7 +259,7 @@ def _found(before: Image, now: Image, points: Points, guess: Points) -> tuple[Po
             flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
             minEigThreshold=1e-5,
         )
-        return there[:, 0], status[:, 0] > 0
+        return np.asarray(there[:, 0], np.float32), status[:, 0] > 0
 
     there, is_there = look(before, now, points, guess)
     again, is_back = look(now, before, there, points)
@@ -323,6 +323,6 @@ def _spread(at: Points, values: NDArray[np.float64], size_wh: tuple[int, int], r
     xs, ys = (np.clip(at[:, k] * cells_wh[k] / size_wh[k], 0, cells_wh[k] - 1).astype(int) for k in (0, 1))
     sums = np.zeros((cells_wh[1], cells_wh[0], 3), np.float32)
     np.add.at(sums, (ys, xs), np.column_stack([values, np.ones(len(values))]).astype(np.float32))
-    sums = cv2.GaussianBlur(sums, (0, 0), 2, borderType=cv2.BORDER_CONSTANT)
-    means = sums[..., :2] / (sums[..., 2:] + 0.012)
+    near = cv2.GaussianBlur(sums, (0, 0), 2, borderType=cv2.BORDER_CONSTANT)
+    means = near[..., :2] / (near[..., 2:] + 0.012)
     return np.asarray(cv2.resize(means, size_wh, interpolation=cv2.INTER_LINEAR), np.float32)
