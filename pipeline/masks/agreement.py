@@ -80,7 +80,7 @@ class Trust:
         if older is not None:
             self._old.append(_Measured(*older))
         young = _typical(self._young).value
-        self._lost_for = 0 if self.holds else self._lost_for + 1
+        self._lost_for = 0 if self.holds or not self.measured else self._lost_for + 1
         if self.holds or not self.measured:
             self.holds = young >= TRUSTED_FROM
         else:

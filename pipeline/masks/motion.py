@@ -289,9 +289,9 @@ def _motion(came: Points, to: Points, area: int) -> NDArray[np.float64]:
         if motion is not None and agree.sum() >= 10:
             most = agree[:, 0] > 0
             sheared, _ = cv2.estimateAffine2D(came[most], to[most], ransacReprojThreshold=tolerance_px, maxIters=100)
-            if sheared is not None and 0.6 < np.linalg.det(sheared[:, :2]) < 1.6:
+            if sheared is not None and 0.3 < np.linalg.det(sheared[:, :2]) < 3:
                 motion = sheared
-    if motion is None or not 0.5 < np.linalg.det(motion[:, :2]) < 2:
+    if motion is None or not 0.3 < np.linalg.det(motion[:, :2]) < 3:
         shift = np.median(to - came, axis=0) if len(came) else np.zeros(2)
         motion = np.array([[1, 0, shift[0]], [0, 1, shift[1]]])
     return np.asarray(motion, np.float64)
