@@ -102,8 +102,8 @@ class Trust:
 
     @property
     def oldest(self) -> float:
-        """How old masks get, in frames."""
-        return _typical(self._old or self._young).age
+        """How old masks get, in frames; by the last comparison, of which there was one."""
+        return (self._old or self._young)[-1].age
 
     def _lines(self) -> list[_Line]:
         """Of the last comparisons together, and of the last one."""

@@ -271,7 +271,10 @@ class Governor:
         age_ns = frame.captured_ns - key.captured_ns
         is_old = frame.source in self._live and age_ns > _OLD_NS
         if is_old:
-            self._tell(frame.source, f"the newest mask is {age_ns / 1e9:.1f} s old")
+            self._tell(
+                frame.source,
+                f"the newest mask is {age_ns / 1e9:.1f} s old, and marked stale: compile a smaller network (--imgsz), or take a GPU",
+            )
         with timer("reuse"):
             key.track.follow(grey)
             age = known.number - key.number
@@ -371,7 +374,7 @@ class Governor:
             at, agreed = zip(before.young, older, strict=True)
             self.reuse.agreements.extend(float(np.interp(shown, at, agreed)) for shown in before.shown)
         known.trust.add(ages[0], values[0], older)
-        if not _is_enough(known.trust):
+        if older is not None and not _is_enough(known.trust):
             self._tell(asked.frame.source, self._reach(asked.frame.source, known.trust))
 
     def _reach(self, source: str, trust: Trust) -> str:
@@ -379,12 +382,13 @@ class Governor:
         oldest = trust.oldest
         reach = min(trust.reach, oldest)
         computed_hz = 1 / max(self._engine_s, 1e-3)
-        enough = f"{computed_hz * oldest / max(reach, 0.1):.1f} computed a second would be enough"
+        enough = f"{computed_hz * oldest / max(reach, 0.1):.1f} computed a second (a smaller --imgsz, or a GPU) would be enough"
         if source not in self._live:  # a file waits for the engine, a camera does not
             enough = f"--fps {max(_LEAST_HZ, self._rate_hz * reach / oldest):.3g} or {enough}"
         return (
             f"moved masks agree with computed ones by IoU {trust.expected(oldest):.3f}, expected {TRUSTED_FROM:.2f}, when they are "
-            f"{oldest:.0f} frames old, as with {computed_hz:.1f} computed a second; they can be {reach:.1f} frames old: {enough}"
+            f"{oldest:.0f} frames old, as with {computed_hz:.1f} computed a second; those of more than {reach:.1f} frames are marked "
+            f"stale: {enough}"
         )
 
     def _tell(self, source: str, why: str) -> None:
@@ -392,9 +396,7 @@ class Governor:
         known = self._sources[source]
         if not known.told:
             known.told = True
-            log.info(
-                f"{source}: {why}: what is older is not moved, and marked stale: compile a smaller network (--imgsz), or take a GPU"
-            )
+            log.info(f"{source}: {why}")
 
     def _is_next(self, known: _Of, now_s: float) -> bool:
         """Whether no other source that is alive has waited longer for the engine."""

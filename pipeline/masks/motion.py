@@ -27,6 +27,11 @@ _FEWEST_APART, _APART_PX, _APART_SHARE = 4, 4.0, 0.08
 _NEAR_PX = 3.0
 # The part of a point's motion that its subject as a whole does not make holds for what lies so near, of the root of its area.
 _REACH_SHARE, _BENT_SHARE = 0.1, 0.35
+# Where three quarters of a subject have less texture than this (least eigenvalue of the gradients around a pixel), points on it tell
+# nothing but noise: it is laid over the picture as a whole, with so much of what is around it, at this size, and moved by so much.
+_FLAT_EIGENVALUE, _RIM_PX, _FLAT_SIZE, _ROOM_PX = 1e-4, 3, 96, 14
+# The correlation that it has to have there.
+_CORRELATED_FROM = 0.5
 # Soft edges of a mask end so many pixels from it.
 _EDGE_PX = 4
 
@@ -43,6 +48,7 @@ class _Subject(NamedTuple):
         value: its class; of a binary mask 255.
         area: its pixels.
         points: which ones are on it.
+        rim: of one without texture its pixels in the window and those around it, uint8, 1; else None.
     """
 
     x: int
@@ -51,6 +57,7 @@ class _Subject(NamedTuple):
     value: int
     area: int
     points: NDArray[np.intp]
+    rim: Image | None
 
 
 class Track:
@@ -80,9 +87,10 @@ class Track:
         start = 0
         for area, value, (x, y, width, height), inside in regions:
             points = _points_on(grey[y : y + height, x : x + width], inside, each) + np.array((x, y), np.float32)
-            self._subjects.append(
-                _Subject(*_cut_out(small, inside, x, y, task), value, area, np.arange(start, start + len(points)))
-            )
+            left, top, alpha = _cut_out(small, inside, x, y, task)
+            rim = _rim(alpha) if _is_flat(grey[y : y + height, x : x + width], inside) else None
+            own = np.arange(start, start + len(points))
+            self._subjects.append(_Subject(left, top, alpha, value, area, own, rim))
             found.append(points)
             start += len(points)
         for subject in self._subjects:
@@ -92,6 +100,7 @@ class Track:
         self._from = np.concatenate(found) if found else np.zeros((0, 2), np.float32)
         self._to = self._from.copy()
         self._is_followed = np.ones(len(self._from), bool)
+        self._steps: dict[int, Points] = {}  # of those without texture, by their first point: the last one
         self.sure = 1.0
         self._is_split = False
 
@@ -102,6 +111,9 @@ class Track:
             return
         to, is_found = _found(before, grey, self._to, self._to)
         for subject in self._subjects:
+            if subject.rim is not None:
+                to[subject.points], is_found[subject.points] = self._laid_over(subject, subject.rim, grey)
+                continue
             came, went, good = self._to[subject.points], to[subject.points], is_found[subject.points]
             if good.all():
                 continue
@@ -121,6 +133,8 @@ class Track:
                 self._is_split = True
                 self._subjects = [part for subject in self._subjects for part in self._parts(subject)]
             direct, is_found = _found(self._key, self._last, self._from, self._to)
+            for subject in self._subjects:
+                is_found[subject.points] &= subject.rim is None
             is_found &= np.linalg.norm(direct - self._to, axis=1) <= _NEAR_PX
             to = np.where(is_found[:, None], direct, self._to)
             for subject in self._subjects:
@@ -129,10 +143,20 @@ class Track:
         way = cv2.INTER_NEAREST if self._task == "classes" else cv2.INTER_LINEAR
         return np.asarray(cv2.resize(out, (width, height), interpolation=way), np.uint8)
 
+    def _laid_over(self, subject: _Subject, rim: Image, grey: Image) -> tuple[Points, bool]:
+        """Where the points of a subject without texture are, as it goes on as before or a little otherwise; and whether it is there."""
+        first = int(subject.points[0])
+        came = self._to[first] - self._from[first]
+        shift, correlation = _shift(
+            self._key, grey, subject, rim, came + self._steps.get(first, np.zeros(2, np.float32))
+        )
+        self._steps[first] = shift - came
+        return self._from[subject.points] + shift, correlation >= _CORRELATED_FROM
+
     def _parts(self, subject: _Subject) -> list[_Subject]:
         """A subject, or those that it turned out to be by parting: people who met when their mask was computed."""
         followed = subject.points[self._is_followed[subject.points]]
-        if len(followed) < 2 * _FEWEST_APART:
+        if len(followed) < 2 * _FEWEST_APART or subject.rim is not None:
             return [subject]
         came, to = self._from[followed], self._to[followed]
         apart_px = max(_APART_PX, _APART_SHARE * subject.area**0.5)
@@ -278,6 +302,44 @@ def _distances(points: Points, subject: _Subject) -> NDArray[np.float32]:
 def _applied(motion: NDArray[np.float64], points: Points) -> NDArray[np.float64]:
     moved: NDArray[np.float64] = points @ motion[:, :2].T + motion[:, 2]
     return moved
+
+
+def _is_flat(grey: Image, inside: Image) -> bool:
+    """Whether a subject has no texture; its outline, which has, is left out."""
+    core = cv2.erode(np.pad(inside, 1), np.ones((7, 7), np.uint8))[1:-1, 1:-1] > 0
+    if not core.any():
+        return False
+    return float(np.percentile(cv2.cornerMinEigenVal(np.ascontiguousarray(grey), 9)[core], 75)) < _FLAT_EIGENVALUE
+
+
+def _rim(alpha: Image) -> Image:
+    return cv2.dilate(np.asarray(alpha >= 128, np.uint8), np.ones((2 * _RIM_PX + 1,) * 2, np.uint8)).astype(np.uint8)
+
+
+def _shift(key: Image, now: Image, subject: _Subject, rim: Image, guess: Points) -> tuple[Points, float]:
+    """How far a subject has moved as a whole, x and y, and how well it fits there, -1 to 1."""
+    height, width = rim.shape
+    scale = min(1.0, _FLAT_SIZE / max(height, width))
+    left, top = round(float(guess[0])) + subject.x - _ROOM_PX, round(float(guess[1])) + subject.y - _ROOM_PX
+    x0, y0 = max(0, left), max(0, top)
+    window = now[y0 : max(0, top + height + 2 * _ROOM_PX), x0 : max(0, left + width + 2 * _ROOM_PX)]
+    if min(window.shape) * scale < 8:
+        return guess, -1.0
+    away = np.array((x0 - subject.x, y0 - subject.y), np.float32)
+    back: NDArray[np.float32] = np.eye(2, 3, dtype=np.float32)
+    back[:, 2] = (away - guess) * scale
+
+    def shrunk(image: Image) -> Image:
+        return np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+
+    own = key[subject.y : subject.y + height, subject.x : subject.x + width]
+    limit = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 12, 1e-3)
+    images = shrunk(window), shrunk(own)
+    try:
+        correlation, found = cv2.findTransformECC(*images, back, cv2.MOTION_TRANSLATION, limit, shrunk(rim), 3)
+    except cv2.error:  # it does not fit anywhere near
+        return guess, -1.0
+    return away - np.asarray(found[:, 2] / scale, np.float32), float(correlation)
 
 
 def _motion(came: Points, to: Points, area: int) -> NDArray[np.float64]:
