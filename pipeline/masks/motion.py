@@ -31,7 +31,7 @@ _REACH_SHARE, _BENT_SHARE = 0.1, 0.35
 # nothing but noise: it is laid over the picture as a whole, with so much of what is around it, at this size, and moved by so much.
 _FLAT_EIGENVALUE, _RIM_PX, _FLAT_SIZE, _ROOM_PX = 1e-4, 3, 96, 14
 # The correlation that it has to have there.
-_CORRELATED_FROM = 0.5
+_CORRELATED_FROM = 0.1
 # Soft edges of a mask end so many pixels from it.
 _EDGE_PX = 4
 

@@ -91,6 +91,16 @@ def test_it_follows_what_moves_in_front_of_what_moves():
     assert iou(followed(scenes).moved(), scenes[-1][1]) > 0.93
 
 
+def test_what_has_no_texture_is_followed_by_its_outline():
+    plain = (np.full((90, 60), 120.0), ONE[1])
+    scenes = [scene((plain, 60 + 9 * step, 90 + step, 1, 0)) for step in range(10)]
+    track = followed(scenes)
+    assert iou(track.moved(), scenes[-1][1]) > 0.95
+    assert track.sure > 0.9
+    track.follow(texture(0, SIZE_WH, 20, 180).astype(np.uint8))
+    assert track.sure < 0.1  # it has gone
+
+
 def test_what_the_edge_cuts_off_comes_in():
     bar = np.full((180, 60), 255, np.uint8)
     image = texture(7, (60, 180), 60, 250)
