@@ -307,6 +307,7 @@ class Governor:
         if self._asked is not None:
             self._take(done)
         known.key = known.before = None
+        known.trust = Trust()  # what moved slowly in one scene says nothing of the next
         ask(frame)
         self._asked, known.asked_s = _Asked(frame, tiles, known.number, [grey]), time.monotonic()
         key = self._take(done)

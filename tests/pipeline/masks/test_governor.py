@@ -82,7 +82,7 @@ class Late(Engine):
         self.ended += 1
         return masks
 
-    def given(self, images, source="a"):
+    def given(self, images, source="a", cut=None):
         released, since = 1, None
         for frame in frames(images, source):
             if self.calls > released:
@@ -93,6 +93,12 @@ class Late(Engine):
                     until_s = time.monotonic() + WAIT_S
                     while self.ended < released and time.monotonic() < until_s:
                         time.sleep(0.001)
+            if frame.index == cut:  # the governor waits for the one that is computed, and for this one's
+                until_s = time.monotonic() + WAIT_S
+                while self.calls <= released and time.monotonic() < until_s:
+                    time.sleep(0.001)
+                self.go.release(2)
+                released, since = released + 2, None
             yield frame
         self.go.release(20)
 
@@ -145,6 +151,16 @@ def test_frames_go_on_without_masks_while_no_server_computes():
     assert [frame.stale for frame in done] == [True, True, False, False]
     assert [bool(frame.mask.any()) for frame in done] == [False, False, True, True]
     assert (governor.reuse.stale, governor.reuse.computed) == (2, 1)
+
+
+def test_of_another_scene_no_mask_is_moved_before_it_was_measured_there():
+    engine, governor = Late(), Governor(1000, "binary")
+    calm = [scene(60 + index) for index in range(30)]
+    images = [*calm, *(255 - image for image in calm[:4])]
+    done = list(governor.masked(engine.given(images, cut=30), engine, StageTimer()))
+    assert not any(frame.stale for frame in done[20:31])
+    np.testing.assert_array_equal(done[30].mask, done[30].image[..., 2])  # its own
+    assert all(frame.stale for frame in done[31:])
 
 
 def test_the_last_mask_stays_while_no_server_computes():
