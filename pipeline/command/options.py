@@ -388,7 +388,7 @@ def _add_masks(parser: OptionParser) -> None:
         type=float,
         metavar="RATE",
         help="give every frame a mask at this frame rate, even on a slower backend: between computed masks the last "
-        "one is moved with the picture",
+        "one is moved with the picture, as far as that is measured to be right",
     )
     add_refine_edges(parser)
     parser.add_argument(

@@ -71,7 +71,8 @@ class Summary:
         for line in not_finite_summary(snapshots):
             log.warning(line)
         if self._governor is not None:
-            log.info(self._governor.reuse.line())
+            for line in self._governor.lines():
+                log.info(line)
 
 
 def print_written(sinks: Sequence[Sink], *, to_stderr: bool) -> None:
