@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from calibration.int8.quantized import Quantizable, QuantizedLayer, channel_axis
+
+
+_LEAST_SQUARE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Damage:
     """What a network that is not exact makes of the examples.
 
     Attributes:
-        noise: root mean square of what the logits are off, where the decision is close.
+        noise: root mean square of what the logits are off, where the decision is close; of several examples the geometric mean, since
+            one on which the network is undecided is off by ten times as much as another and would decide for all.
         iou: mean agreement of the masks, 0 to 1, at the network's size.
     """
 
@@ -59,16 +64,16 @@ def damage(
         examples: at least one.
         advance: told after each example which share of them it was.
     """
-    squares, ious = 0.0, 0.0
+    logarithms, ious = 0.0, 0.0
     with torch.inference_mode():
         for example in examples:
             logits: Tensor = network.logits(example.x).float()  # type: ignore[operator]
             weight = _closeness(example.logits)
             error = (weight * (logits - example.logits)).square().sum() / weight.square().sum().clamp(min=1e-12)
-            squares += float(error.nan_to_num(torch.inf))
+            logarithms += math.log(max(float(error.nan_to_num(torch.inf)), _LEAST_SQUARE))
             ious += _iou(logits, example.logits)
             advance(1 / len(examples))
-    return Damage((squares / len(examples)) ** 0.5, ious / len(examples))
+    return Damage(math.exp(logarithms / len(examples) / 2), ious / len(examples))
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class LayerDamage:
     """What one layer in INT8 does to the masks.
 
     Attributes:
-        total: an estimate of the mean square of what the logits are off where the decision is close, without a common unit.
+        total: an estimate of its share in the mean square of what the logits are off where the decision is close; the mean over
+            examples, each of which counts the same.
         channels: (C,) the same of rounding each input channel alone.
     """
 
@@ -100,6 +106,8 @@ def damage_by_layer(
     """
     totals = dict.fromkeys(layers, 0.0)
     channels: dict[str, Tensor] = {}
+    squares: dict[str, float] = {}  # of one example
+    squares_by_channel: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
 
     def watch(name: str) -> Any:
@@ -109,12 +117,11 @@ def damage_by_layer(
             def backward(gradient: Tensor) -> None:
                 # Not called but run: calling it would come back here.
                 error = quantised(x) - layer.forward(x)
-                totals[name] += float((gradient * error).sum()) ** 2 / len(examples)
+                squares[name] = float((gradient * error).sum()) ** 2
                 by_input = (_gradient_of_input(layer, x, gradient) * quantised.input_error(x)).movedim(
                     channel_axis(layer), 0
                 )
-                squares = by_input.flatten(1).sum(1).square() / len(examples)
-                channels[name] = channels.get(name, 0) + squares
+                squares_by_channel[name] = by_input.flatten(1).sum(1).square()
 
             output.register_hook(backward)  # type: ignore[no-untyped-call]
 
@@ -128,6 +135,12 @@ def damage_by_layer(
                 # The square of a sum with random signs is, in the mean, the sum of the squares.
                 signs = torch.randint(0, 2, logits.shape, generator=generator) * 2.0 - 1.0
                 (signs * _closeness(example.logits) * logits).sum().backward()  # type: ignore[no-untyped-call]
+            counted = len(examples) * (sum(squares.values()) or 1.0)
+            for name, square in squares.items():
+                totals[name] += square / counted
+                channels[name] = channels.get(name, 0) + squares_by_channel[name] / counted
+            squares.clear()
+            squares_by_channel.clear()
             advance(1 / len(examples))
     finally:
         for handle in handles:

@@ -41,7 +41,7 @@ def test_the_trained_network_does_no_damage_to_itself(classes):
     network = Linear(classes)
     assert damage(network, examples(network)) == damage(network, examples(network))
     result = damage(network, examples(network))
-    assert (result.noise, result.iou) == (0.0, 1.0)
+    assert (result.noise, result.iou) == (pytest.approx(0.0, abs=2e-6), 1.0)
 
 
 def test_noise_is_what_the_logits_are_off():
@@ -76,28 +76,28 @@ def test_each_layer_is_given_what_it_does_alone():
         "second": QuantizedLayer(network.second, 40.0),  # a scale far too coarse
     }
     found = damage_by_layer(network, quantised, some)
+    measured = {}
     for name, layer in quantised.items():
         alone = Linear()
         alone.set_submodule(name, layer)
-        measured = damage(alone, some).noise ** 2
-        weight = sum(float(example.logits.sigmoid().mul(1 - example.logits.sigmoid()).sum()) for example in some) / len(
-            some
-        )
-        assert found[name].total / weight == pytest.approx(measured, rel=0.8)  # by chance, from signs drawn once
+        measured[name] = damage(alone, some).noise ** 2
+    # By chance, from signs drawn once for each example: what is small is hardly known, but that it is small.
+    assert found["second"].total == pytest.approx(measured["second"] / sum(measured.values()), rel=0.1)
+    assert sum(one.total for one in found.values()) == pytest.approx(1.0)
     assert found["second"].total > 20 * found["first"].total
     assert found["second"].channels.shape == (6,)
 
 
 def test_a_channel_that_stays_out_does_no_damage():
     network = Linear()
-    some = examples(network)
+    some = examples(network, 1)
     whole, without = (
         damage_by_layer(network, {"first": QuantizedLayer(network.first, 2.0, exact=exact)}, some)["first"].channels
         for exact in ((), (1,))
     )
     assert whole[1] > 0
     assert without[1] == 0
-    assert without[0] == pytest.approx(float(whole[0]))
+    assert float(without[0] / without[2]) == pytest.approx(float(whole[0] / whole[2]))
 
 
 def test_doubt_of_classes_is_between_the_first_two():
