@@ -13,7 +13,6 @@ from torch.nn.grad import conv2d_input
 
 from calibration.int8.quantized import Quantizable, QuantizedLayer, channel_axis
 
-
 _LEAST_SQUARE = 1e-12
 
 
