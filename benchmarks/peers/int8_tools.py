@@ -1,4 +1,4 @@
-"""INT8 as other tools make it by default: ONNX Runtime's quantizer and NVIDIA's ModelOpt, given a network and calibration inputs."""
+"""INT8 as other tools make it by default: ONNX Runtime's quantizer, NNCF of OpenVINO and NVIDIA's ModelOpt, from calibration inputs."""
 
 from __future__ import annotations
 
@@ -78,6 +78,12 @@ def _by_modelopt_torch(network: nn.Module, exported: Path, inputs: Inputs, quant
     )
 
 
+def _by_nncf(network: nn.Module, exported: Path, inputs: Inputs, quantised: Path) -> None:
+    nncf = importlib.import_module("nncf")
+    data = nncf.Dataset(list(inputs), lambda entry: {"input": entry[None]})
+    onnx.save(nncf.quantize(onnx.load(exported), data, subset_size=len(inputs)), quantised)
+
+
 @dataclass(frozen=True)
 class Peer:
     """A tool: what the table calls it, the package it is in, and what makes INT8 of a network with it."""
@@ -93,6 +99,7 @@ PEERS: dict[str, Peer] = {
     "onnxruntime_per_channel": Peer(
         "ONNX Runtime, per_channel=True", "onnxruntime", partial(_by_onnxruntime, per_channel=True)
     ),
+    "nncf": Peer("NNCF, quantize", "nncf", _by_nncf),
     "modelopt": Peer("ModelOpt, modelopt.onnx", "nvidia-modelopt", _by_modelopt_onnx),
     "modelopt_torch": Peer("ModelOpt, INT8_DEFAULT_CFG", "nvidia-modelopt", _by_modelopt_torch),
 }

@@ -472,7 +472,7 @@ class Camera(Source):
 
 
 def test_a_recording_whose_camera_failed_is_kept(refused, tmp_path, monkeypatch, read_video):
-    monkeypatch.setattr(command, "open_sources", lambda *_: [Camera()])
+    monkeypatch.setattr(command, "open_sources", lambda *_, **__: [Camera()])
     line = refused("--source", "0", "--output", tmp_path / "out.mp4", "--drop", "never")
     assert line == "error: cam: was it unplugged?"
     assert len(read_video(tmp_path / "out.mp4").images) == 20
