@@ -20,7 +20,7 @@ from calibration.int8.recipe import Int8Recipe, LayerRecipe, Step
 from calibration.int8.sensitivity import Damage
 
 # Another number for another search: what an older one has found is not taken.
-_SEARCH = 3
+_SEARCH = 4
 _META = "meta"
 
 

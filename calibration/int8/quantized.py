@@ -71,11 +71,10 @@ class QuantizedLayer(nn.Module):
     Args:
         layer: with FP32 weights; not changed.
         input_range: the absolute value of the input that becomes 127.
-        dtype: of scales, bias and output: float32, or float16 for a program that is FP16 elsewhere.
+        dtype: of scales, bias, output and of the narrow layer: float32, or float16 for a program that is FP16 elsewhere.
         exact: input channels that stay out of INT8, in a narrow layer of their own: those whose values or weights are so
             large that one scale for all would leave nothing of the others, or on which the masks depend most.
         rounded: the other channels' weights as (levels, scales), (K, columns) int8 and (K,) float32; None rounds to the nearest.
-        exact_dtype: of the narrow layer.
     """
 
     weight: Tensor
@@ -97,7 +96,6 @@ class QuantizedLayer(nn.Module):
         dtype: torch.dtype = torch.float32,
         exact: Sequence[int] = (),
         rounded: tuple[Tensor, Tensor] | None = None,
-        exact_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         if isinstance(layer, nn.Conv2d) and layer.groups != 1:
@@ -122,7 +120,7 @@ class QuantizedLayer(nn.Module):
         self.exact = tuple(exact)
         self.register_buffer("rest", torch.tensor(rest))
         self.register_buffer("outliers", torch.tensor(self.exact, dtype=torch.int64))
-        self.register_buffer("exact_weight", weight[:, list(exact)].to(exact_dtype))
+        self.register_buffer("exact_weight", weight[:, list(exact)].to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer takes, in any float type, to what it gives, in its own."""

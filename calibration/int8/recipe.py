@@ -117,14 +117,14 @@ class Int8Recipe:
         Args:
             network: the trained one; not changed.
             dtype: of what is between the layers in INT8.
-            single: layers whose channels that stay out of INT8 are FP32 all the same.
+            single: layers that are FP32 between their input and their output all the same: what FP16 would spoil.
         """
         copied = fold_norms(copy.deepcopy(network))
         equalise(copied, self.factors)
         for name, layer in self.layers.items():
             whole: Any = copied.get_submodule(name)
             rounded = layer.levels, layer.scales
-            exact_dtype = torch.float32 if name in single else dtype
-            quantised = QuantizedLayer(whole, layer.input_range, dtype, layer.exact, rounded, exact_dtype)
+            own_dtype = torch.float32 if name in single else dtype
+            quantised = QuantizedLayer(whole, layer.input_range, own_dtype, layer.exact, rounded)
             copied.set_submodule(name, quantised)
         return copied

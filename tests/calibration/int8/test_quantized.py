@@ -169,6 +169,16 @@ def test_an_outlier_channel_is_found_and_taken_out(frames):
     assert quantised.weight.shape == (16, 15, 3, 3)
 
 
+def test_what_fp16_would_spoil_is_fp32_in_an_int8_program_too(frames):
+    network = drowned()
+    recipe = searched(network, frames, goal_iou=0.0)
+    x = torch.rand(1, 16, 9, 9, generator=torch.Generator().manual_seed(0)).half()
+    for single, dtype in (((), torch.float16), (("layers.2",), torch.float32)):
+        y = recipe.apply(network, torch.float16, single).get_submodule("layers.2")(x)
+        assert y.dtype is dtype
+        assert torch.equal(y, y.half().float()) is (dtype is torch.float16)  # more than FP16's 11 bits
+
+
 def test_layers_that_do_most_damage_are_left_within_a_limit(tiny_unet, frames):
     network = tiny_unet(1)
     without = searched(network, frames, goal_iou=0.0)
