@@ -11,6 +11,8 @@ from compile.inspect.figure import BLUE, COLOURS, GREY, bare, new_figure, plain,
 
 WIDTH_PX = 1350
 _BAR_PX, _AROUND_PX = 46, 190
+# What fits beside each other below a plot, and how much of it a line's sample takes.
+_LEGEND_CHARACTERS, _LEGEND_LINE = 140, 10
 
 
 def bars(
@@ -98,7 +100,9 @@ def lines(
         axes.set_ylabel(of_y)
     names = list(figure.axes[0].lines) if figure.axes else []
     if len(names) > 1:
-        figure.legend(handles=names, loc="outside lower center", frameon=False, fontsize=9, ncols=min(len(names), 4))
+        longest = max(len(str(line.get_label())) for line in names)
+        columns = max(1, min(len(names), 4, _LEGEND_CHARACTERS // (longest + _LEGEND_LINE)))
+        figure.legend(handles=names, loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
     _label(figure, title, of_x)
     return figure
 
