@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[1]
 # As the command does: OpenCV reads it when the first test imports it.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
+# Under nohup it comes ignored, which the command respects: the tests of a closed terminal mean a terminal.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 # Files that take longest, as they were timed. Several workers are done at the same time if they begin with these.
 LONGEST = (

@@ -1,6 +1,7 @@
 """soak --hours: a little of the command with all that comes and goes, and what is said when it ends by itself."""
 
 import dataclasses
+import mmap
 import os
 import signal
 import threading
@@ -61,8 +62,10 @@ def test_a_time_too_short_for_slopes_is_refused(capsys, hours):
 
 def test_what_linux_knows_of_a_process():
     before, begun_s = process_state(os.getpid()), processor_s(os.getpid())
-    kept, stop = bytearray(50_000_000), threading.Event()
-    kept[::4096] = b"x" * len(kept[::4096])
+    # Not from the heap, where memory that was given back may be taken again.
+    kept, stop = mmap.mmap(-1, 50_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), threading.Event()
+    for place in range(0, len(kept), 4096):
+        kept[place] = 1
     thread = threading.Thread(target=stop.wait)
     thread.start()
     with open(os.devnull, "rb"):

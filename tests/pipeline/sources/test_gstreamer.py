@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import os
 import re
@@ -152,7 +153,13 @@ def children():
     """The programs that this process has started and that still run."""
     tasks = Path("/proc/self/task").glob("*/children")
     numbers = [int(number) for task in tasks for number in task.read_text().split()]
-    return [number for number in numbers if Path(f"/proc/{number}/comm").read_text().strip() == "edgemask-gst"]
+    return [number for number in numbers if _name_of(number) == "edgemask-gst"]
+
+
+def _name_of(process):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    return ""
 
 
 @real
