@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,46 @@ def _good(results: Path) -> list[str]:
         f"| the same, max F-measure less FP32's | {ours['max_f_difference']:+.4f} |",
         f"| INT8 of ONNX Runtime, NNCF and ModelOpt, the best of {len(others)} settings, IoU with the FP32 masks "
         f"| {max(row['iou_mean'] for row in others):.3f} |",
+    ]
+
+
+def _int8(results: Path) -> list[str]:
+    return _int8_table(_read(results, "int8_u2netp")["table"])
+
+
+def _int8_carvana(results: Path) -> list[str]:
+    return _int8_table(_read(results, "int8_carvana")["table"])
+
+
+def _int8_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "| | work in INT8 | IoU with FP32 | worst | boundary IoU | max F-measure | difference to FP32 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        strong = "**" if row["tool"] == "ours" else ""
+        name = f"{row['label']} {row['version']}".strip()
+        lines.append(
+            f"| {strong}{name}{strong} | {row['share_of_work']:.1%} | {strong}{row['iou_mean']:.4f}{strong} | {row['iou_worst']:.3f} "
+            f"| {row['boundary_iou']:.3f} | {row['max_f']:.4f} | {row['max_f_difference']:+.4f} |"
+        )
+    return lines
+
+
+def _peers_with_openvino(results: Path) -> list[str]:
+    ratios = _read(results, "peers_measured_auto")["ratios"]
+    others = {
+        "rembg, masks": "fps_over_rembg",
+        "rembg, cut-outs": "fps_over_rembg_cutouts",
+        "`rembg.remove`": "fps_over_rembg_remove",
+        "OpenCV, ONNX Runtime, numpy": "fps_over_opencv",
+        "OpenCV, OpenVINO (FP32), numpy": "fps_over_openvino_fp32",
+        "OpenCV, OpenVINO (its default, BF16), numpy": "fps_over_openvino",
+    }
+    return [
+        "| beside | FPS of edgemask / its |",
+        "|---|---|",
+        *(f"| {name} | {ratios[key]:.2f} |" for name, key in others.items()),
     ]
 
 
@@ -160,8 +200,11 @@ BLOCKS: dict[str, Callable[[Path], list[str]]] = {
     "flicker": _flicker,
     "networks": _networks,
     "scale": _scale,
+    "int8": _int8,
+    "int8_carvana": _int8_carvana,
+    "peers_with_openvino": _peers_with_openvino,
 }
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/contracts.md", "docs/scale-triton.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/contracts.md", "docs/scale-triton.md", "docs/quantization.md")
 
 
 def _read(results: Path, name: str) -> dict[str, Any]:
