@@ -90,7 +90,8 @@ def test_figures_are_written_between_their_marks(tmp_path):
     assert with_figures(empty + text, tmp_path).count("0.5000") == 2
     with pytest.raises(
         OptionError,
-        match="figures: expected one of accuracy, good, speed, peers, sizes, flicker, networks, scale, int8, int8_carvana, peers_with_openvino, got beauty",
+        match="figures: expected one of accuracy, good, speed, peers, sizes, flicker, networks, scale, int8, int8_carvana, "
+        "peers_with_openvino, got beauty",
     ):
         with_figures(text.replace("accuracy", "beauty"), tmp_path)
     with pytest.raises(OptionError, match=r"latency.json: expected a result in .*: run the benchmark with --json"):
