@@ -17,7 +17,7 @@ from pipeline.command.command_line import OptionParser, share, whole_number
 from pipeline.errors import OptionError
 from pipeline.frames.pixels import OfCameras
 
-Target = Literal["onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt", "triton"]
+Target = Literal["onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch-tensorrt", "triton"]
 WantedPrecision = Literal["fp32", "fp16", "int8", "auto"]
 Method = Literal["max", "mse", "entropy", "percentile"]
 """As calibration.int8.ranges.Method, which takes PyTorch to import."""
@@ -82,8 +82,9 @@ class BuildOptions:
         model: name of a published network, downloaded on first use; or beside ``weights`` the bundle's name.
         bundle: folder of a bundle that is there, in place of a network: a plan is built from its program and put in, or it is put
             into a model repository.
-        target: what the bundle is for: "onnx" runs anywhere; "onnxruntime": CPUs, whose INT8 is another graph; "triton": a model
-            repository, of ``bundle``; the others: with a plan for that runtime.
+        target: what the bundle is for: "onnx" runs anywhere; "onnxruntime": CPUs, whose INT8 is another graph; "openvino": the same as
+            "onnx", and it says which layers BF16 would spoil; "triton": a model repository, of ``bundle``; the others: with a plan
+            for that runtime.
         precision: of the network inside; "auto": the fastest on this device that passes.
         calibration: INT8: a source of frames, or a calibration set, to take ranges from.
         calibration_size: INT8: how many of its frames.
@@ -259,6 +260,11 @@ class BuildOptions:
             raise OptionError(f"--calib: expected --precision int8 or auto beside it, got {self.precision}")
         if self.strict and self.precision != "int8":
             raise OptionError(f"--strict: expected --precision int8 beside it, got {self.precision}")
+        if self.target == "openvino" and self.precision != "fp32":
+            raise OptionError(
+                f"--target openvino: expected --precision fp32, which OpenVINO computes in BF16 where that agrees, got {self.precision}"
+                + (": for INT8 take --target onnxruntime, which it runs too" if self.precision == "int8" else "")
+            )
         if self.precision == "auto" and self.target == "torch-tensorrt":
             raise OptionError("--precision auto: expected another --target, got torch-tensorrt")
 
@@ -368,7 +374,8 @@ def _add_target(parser: OptionParser) -> None:
         default="onnx",
         choices=TARGETS,
         help="what the bundle is for. %(default)s, the default, runs anywhere, and plans can be built from it later; "
-        "onnxruntime is for INT8 on CPUs, which is another graph than TensorRT's; triton puts a --bundle into the model repository of "
+        "onnxruntime is for INT8 on CPUs, which is another graph than TensorRT's; openvino finds the layers that BF16 would "
+        "spoil, so that OpenVINO computes the others in BF16; triton puts a --bundle into the model repository of "
         "an NVIDIA Triton server",
     )
     parser.add_argument(

@@ -1,8 +1,9 @@
-"""Which layers of a network cannot be FP16: those whose values leave its range, and those that lose the mask in its rounding.
+"""Which layers of a network cannot be of 16 bits: those whose values leave FP16's range, and those that lose the mask in rounding.
 
 FP16 ends at 65504: beyond it a value is infinite, infinities make NaN, and NaN makes an empty mask. And it has 11 bits: a layer that
-takes a small difference of large values keeps nothing of it. ONNX Runtime on a CPU computes FP16 in FP32 and shows only a part of
-this, so the values are looked at in the trained network itself, while it computes the reference masks.
+takes a small difference of large values keeps nothing of it. BF16, in which Intel's processors compute, ends where FP32 does, but has
+8 bits. ONNX Runtime on a CPU computes FP16 in FP32 and shows only a part of this, so the values are looked at in the trained network
+itself, while it computes the reference masks.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,12 +21,17 @@ from calibration.inference_form import convolutions_before_norms, fold_norms
 from compile.networks.ends import layers_before
 from pipeline.errors import CompileError
 
+Rounding = Literal["fp16", "bf16"]
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # A quarter of FP16's largest value: frames that nobody has seen yet give larger values than those that were looked at.
 LARGEST = torch.finfo(torch.float16).max / 4
 # Where the search for what must stay FP32 ends: agreement that is good enough, and the share of the layers that it may cost.
 GOAL_IOU = 0.998
 MOST_KEPT = 0.1
 MOST_TRIALS = 4
+# Of what is missing to perfect agreement a layer must bring back so much. BF16 misses more everywhere, and what stays FP32 beside it is
+# computed at half the rate or less.
+_WORTH: dict[Rounding, float] = {"fp16": 0.1, "bf16": 0.25}
 
 # What gives no larger value than it takes, so that what it takes says all; U²-Net has hundreds of these.
 _ATEN = torch.ops.aten
@@ -136,18 +142,20 @@ class _Watched(fx.Interpreter):
 
 
 class HalfEmulation:
-    """A network that computes as FP16 hardware does, in FP32: inputs, weights and outputs of each layer are rounded, sums are not.
+    """A network that computes as hardware of 16 bits does, in FP32: each layer's inputs, weights and outputs are rounded, sums are not.
 
     Args:
         network: copied; its batch normalizations are folded in the copy.
+        rounding: to which of the two types.
 
     Attributes:
         network: the copy, to be run inside ``keeping``.
+        worth: the share of what is missing to perfect agreement that a layer must bring back to stay FP32.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, rounding: Rounding = "fp16") -> None:
         self.network = fold_norms(copy.deepcopy(network))
-        self._order: list[str] = []
+        self._dtype, self.worth = _DTYPES[rounding], _WORTH[rounding]
         self._layers = _weighted(self.network)
         self._exact = {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
 
@@ -162,9 +170,9 @@ class HalfEmulation:
         handles = []
         rounded = {name: layer for name, layer in self._layers.items() if name not in keep}
         for name, layer in rounded.items():
-            layer.weight.data = _round(self._exact[name])
-            handles.append(layer.register_forward_pre_hook(lambda _, inputs: tuple(_round(value) for value in inputs)))
-            handles.append(layer.register_forward_hook(lambda _, __, output: _round(output)))
+            layer.weight.data = self._round(self._exact[name])
+            handles.append(layer.register_forward_pre_hook(lambda _, inputs: tuple(map(self._round, inputs))))
+            handles.append(layer.register_forward_hook(lambda _, __, output: self._round(output)))
         try:
             yield
         finally:
@@ -186,9 +194,9 @@ class HalfEmulation:
 
         def measure(name: str) -> Any:
             def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                layer.weight.data = _round(self._exact[name])
+                layer.weight.data = self._round(self._exact[name])
                 # Not called but run: calling it would come back here.
-                error = layer.forward(*(_round(value) for value in inputs)) - output
+                error = layer.forward(*map(self._round, inputs)) - output
                 layer.weight.data = self._exact[name]
                 share = float(error.square().mean().sqrt() / output.std().clamp(min=1e-12))
                 noise[name] = max(noise.get(name, 0.0), share)
@@ -202,6 +210,9 @@ class HalfEmulation:
             for handle in handles:
                 handle.remove()
         return noise
+
+    def _round(self, value: Tensor) -> Tensor:
+        return value.to(self._dtype).float()
 
 
 def find_sensitive(
@@ -219,7 +230,7 @@ def find_sensitive(
         goal_iou: enough.
 
     Returns:
-        Layers beside ``keep``; none if FP16 is good enough as it is, or if no few layers help.
+        Layers beside ``keep``; none if 16 bits are good enough as they are, or if no few layers help.
     """
     with emulation.keeping(keep):
         best = run()
@@ -235,7 +246,7 @@ def find_sensitive(
         trial = [*kept, *(layer for layer in dict.fromkeys((before, name)) if layer not in (*kept, *keep))]
         with emulation.keeping((*keep, *trial)):
             got = run()
-        if got > best + 0.1 * (1 - best):  # a tenth of what is missing; less is not worth a layer
+        if got > best + emulation.worth * (1 - best):
             best, kept = got, trial
         if best >= goal_iou:
             break
@@ -245,10 +256,6 @@ def find_sensitive(
 def _weighted(network: nn.Module) -> dict[str, Any]:
     layers = network.named_modules()
     return {name: layer for name, layer in layers if isinstance(layer._parameters.get("weight"), Tensor)}
-
-
-def _round(value: Tensor) -> Tensor:
-    return value.half().float()
 
 
 def _largest(value: Tensor) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import fx, nn
 
 from calibration.int8.ranges import Method
 from calibration.int8.recipe import Int8Recipe, Step
@@ -20,10 +20,10 @@ from calibration.int8.search import Int8Search
 from calibration.int8.sensitivity import Example
 from calibration.metrics.agreement import iou
 from compile.networks.contract import Contract
-from compile.networks.ends import OuterActivation, logits_of, with_head
+from compile.networks.ends import OuterActivation, first_layers, layers_before, logits_of, with_head
 from compile.networks.layered import LayeredNetwork
 from compile.program.cpu_int8 import exact_layers, quantise, rounded_network
-from compile.program.fp16 import HalfEmulation, RangeRecorder, find_sensitive
+from compile.program.fp16 import HalfEmulation, RangeRecorder, Rounding, find_sensitive
 from compile.program.network import Network, raw_of, undecided
 from compile.program.onnx_export import export_program
 from compile.program.outputs import Form
@@ -122,14 +122,24 @@ class LayeredProgram(Network):
         """Layers whose values FP16 does not hold."""
         return self._ranges.beyond_half()
 
-    def sensitive(self, samples: Sequence[Sample], keep: Collection[str]) -> tuple[str, ...]:
-        """Layers that FP16 would spoil, found by emulating it on the samples that it moves most."""
-        emulation = HalfEmulation(self._trained)
+    def sensitive(
+        self, samples: Sequence[Sample], keep: Collection[str], rounding: Rounding = "fp16"
+    ) -> tuple[str, ...]:
+        """Layers that 16 bits would spoil, found by emulating them on the samples that they move most."""
+        emulation = HalfEmulation(self._trained, rounding)
         emulated = self._around(emulation.network).eval()
         # Those that rounding moves most: with most of the mask near the threshold.
         count = min(max(int(_SEARCH_GIGA_MACS / self.giga_macs), 2), 4)
         hardest = sorted(samples, key=_certainty)[:count]
         return find_sensitive(emulation, lambda: self._agreement(emulated, hardest), keep)
+
+    def ends(self) -> tuple[str, ...]:
+        """The layers that read the picture alone, and those that give the scores."""
+        network = self._trained
+        if not isinstance(network, fx.GraphModule):
+            return ()
+        (output,) = [node for node in network.graph.nodes if node.op == "output"]
+        return (*first_layers(network), *layers_before(network, [output]))
 
     def search_int8(
         self,

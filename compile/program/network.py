@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from calibration.int8.ranges import Method
 from calibration.int8.recipe import Int8Recipe, Step
 from compile.networks.contract import Contract
+from compile.program.fp16 import Rounding
 from compile.program.outputs import Form, check_classes, names_of, task_of
 from compile.program.program import FrameProgram
 from compile.proof.raw_values import Raw, thinned
@@ -114,8 +115,14 @@ class Network(ABC):
         """Layers whose largest value while they were watched is more than FP16 holds, with that value."""
         return {}
 
-    def sensitive(self, samples: Sequence[Sample], keep: Collection[str]) -> tuple[str, ...]:
+    def sensitive(
+        self, samples: Sequence[Sample], keep: Collection[str], rounding: Rounding = "fp16"
+    ) -> tuple[str, ...]:
         """The few layers that must stay FP32 for the masks of some samples to stay, beside ``keep``, which stay anyway."""
+        return ()
+
+    def ends(self) -> tuple[str, ...]:
+        """The layers that read the picture alone, and those that give the scores."""
         return ()
 
     def search_int8(

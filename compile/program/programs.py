@@ -91,7 +91,11 @@ class Programs:
             self._int8_layers()
             assert self._for_cpu is not None
             return self._for_cpu
-        layers = dict.fromkeys(self._kept_in_single() if precision != "fp32" else (), "fp32")
+        if precision == "fp32":
+            kept = self._kept_beside_bf16() if self._options.target == "openvino" else ()
+        else:
+            kept = self._kept_in_single()
+        layers = dict.fromkeys(kept, "fp32")
         if precision == "int8":
             layers = self._int8_layers() | layers
         log.info("exporting the frame program, %s", precision)
@@ -115,6 +119,14 @@ class Programs:
                 log.info("%s stays FP32: the masks depend on more than FP16's 11 bits there", name)
             self._kept = (*beyond, *sensitive)
         return self._kept
+
+    def _kept_beside_bf16(self) -> tuple[str, ...]:
+        """Layers that BF16 would spoil; the ends of the network need not be named, for they are never BF16."""
+        samples = self._searched() if self._network.has_layers else ()
+        sensitive = self._network.sensitive(samples, self._network.ends(), "bf16") if samples else ()
+        for name in sensitive:
+            log.info("%s stays FP32 where others are BF16: the masks depend on more than 8 bits there", name)
+        return sensitive
 
     def _int8_layers(self) -> dict[str, str]:
         """Find what can be INT8 from the calibration frames; gives the layers that are not."""

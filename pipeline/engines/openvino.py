@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.bundles.bundle import LOOK, NOT_FINITE, VIEWS, Bundle, cache_folder
 from pipeline.engines.base import Computed, Engine
 from pipeline.engines.kinds import EngineKind
+from pipeline.engines.openvino_bf16 import in_bf16
 from pipeline.engines.openvino_library import load_openvino
 from pipeline.engines.program_values import Value, values_of
 from pipeline.errors import BackendUnavailableError, BundleError
@@ -68,7 +69,8 @@ class OpenVinoEngine(Engine):
     Args:
         bundle: what to run.
         at_once: 1: each mask as soon as it can be, for cameras; more: as many a second as can be, several computed at a time.
-        precision: what is computed in, where the program is FP32: "f32", or what the device has beside it ("bf16", "f16").
+        precision: what is computed in, where the program is FP32: "f32", or what the device has beside it ("bf16", "f16"). In BF16 a
+            CPU leaves the network's ends in FP32, and the layers that the bundle names.
 
     Raises:
         BackendUnavailableError: the device is not here, or cannot compute in the precision.
@@ -86,9 +88,10 @@ class OpenVinoEngine(Engine):
         self._check_device(precision)
         self.keeps_state = bool(bundle.manifest.contract.get("state"))
         self._overlaps = at_once > 1 and not self.keeps_state  # a frame needs what came of the one before
+        self._mixes = precision == "bf16" and bundle.manifest.precision == "fp32"
         self._config = {
             "PERFORMANCE_HINT": "THROUGHPUT" if self._overlaps else "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": "f32" if self._mixes else precision,
         }
         if (cache := _cache_folder()) is not None:
             self._config["CACHE_DIR"] = str(cache)
@@ -149,6 +152,9 @@ class OpenVinoEngine(Engine):
             program = openvino.Model(results, parameters)
         if shape is not None:
             program.reshape({self._values.frames: list(shape)})
+        if self._mixes:
+            kept = [name for name, kind in self.bundle.manifest.layers.items() if kind == "fp32"]
+            self._loading(lambda: in_bf16(program, kept))
         made = _Requests(self._loading(lambda: _CORE.compile_model(program, self.device, self._config)))
         while len(self._compiled) >= _MOST_SIZES:
             del self._compiled[next(iter(self._compiled))]

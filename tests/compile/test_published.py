@@ -21,8 +21,9 @@ def pair(request, tmp_path_factory):
     """The bundle of the package, and one that was made just now."""
     packaged = Bundle.read(PUBLISHED / request.param)
     folder = tmp_path_factory.mktemp("published") / request.param
-    precision = published.BUNDLES[request.param]
-    assert main(["--model", "u2netp", "--precision", precision, "--verify-count", "8", "-q", "-o", str(folder)]) == 0
+    precision, target = published.BUNDLES[request.param]
+    how = ["--precision", precision, "--target", target, "--verify-count", "8", "-q"]
+    assert main(["--model", "u2netp", *how, "-o", str(folder)]) == 0
     return packaged, Bundle.read(folder)
 
 

@@ -145,6 +145,30 @@ def test_layers_that_lose_the_mask_in_rounding_are_found(tiny_unet, frames):
         assert run() == runs[0]
 
 
+def test_bf16_rounds_more_and_its_layers_are_found_too(tiny_unet, frames):
+    network = cancelling(tiny_unet(1), frames)
+    with torch.inference_mode():
+        expected = FrameProgram(network, CONTRACT).eval()(torch.from_numpy(frames))[0].numpy()
+    apart = {}
+    for rounding in ("fp16", "bf16"):
+        emulation = HalfEmulation(network, rounding)
+        emulated = FrameProgram(emulation.network, CONTRACT).eval()
+
+        def agree(emulated=emulated):
+            with torch.inference_mode():
+                masks = emulated(torch.from_numpy(frames))[0].numpy()
+            return float(np.mean([iou(mask, other, "binary") for mask, other in zip(masks, expected, strict=True)]))
+
+        values = torch.tensor([1.0, 1.0 + 2**-8, 70000.0])
+        with emulation.keeping(()):
+            apart[rounding] = agree()
+            (layer,) = [one for name, one in emulation.network.named_modules() if name == "outc.conv"]
+            scores = layer(values[:2].reshape(1, 1, 2, 1).expand(-1, layer.in_channels, -1, -1))
+            assert torch.equal(scores, scores.to(torch.float16 if rounding == "fp16" else torch.bfloat16).float())
+        assert "inc.double_conv.3" in find_sensitive(emulation, agree, ())
+    assert apart["bf16"] < GOAL_IOU - 0.01
+
+
 def test_nothing_is_kept_where_fp16_is_good_enough(tiny_unet):
     emulation = HalfEmulation(tiny_unet(1))
     assert find_sensitive(emulation, lambda: GOAL_IOU, ()) == ()

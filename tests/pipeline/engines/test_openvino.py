@@ -28,6 +28,12 @@ def kinds(openvino):
     return pipeline.engines.openvino
 
 
+@pytest.fixture
+def needs_bf16(kinds):
+    if "BF16" not in kinds._CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no BF16")
+
+
 def frames(count, height=8, width=12):
     return [np.full((1, height, width, 3), (10, 20, 5 * index), np.uint8) for index in range(count)]
 
@@ -190,3 +196,108 @@ def test_auto_finds_out_whether_it_is_the_fastest_and_keeps_that(red_bundle, sai
     assert "openvino f32" in line
     with open_engine(red_bundle, overlap=True) as engine:
         assert engine.description == taken
+
+
+def layered(tmp_path, kept=()):
+    """Four convolutions of one channel with a bias each, a resize before the third and a step beside it: their weights have names."""
+    rng = np.random.default_rng(0)
+    constants = {"three": np.array([3.0], np.float32), "sizes": np.array([1, 1, 16, 24], np.int64)}
+    for index in range(4):
+        constants[f"network.layer{index}.weight"] = rng.normal(size=(1, 3 if index == 0 else 1, 3, 3)).astype(
+            np.float32
+        )
+        constants[f"network.layer{index}.bias"] = rng.normal(size=1).astype(np.float32)
+
+    def layer(index, given, gives):
+        names = [f"network.layer{index}.{kind}" for kind in ("weight", "bias")]
+        return helper.make_node("Conv", [given, *names], [gives], f"layer{index}", pads=[1, 1, 1, 1])
+
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["numbers"], ["x"], perm=[0, 3, 1, 2]),
+        layer(0, "x", "a"),
+        helper.make_node("Relu", ["a"], ["b"], "relu0"),
+        layer(1, "b", "c"),
+        helper.make_node("Relu", ["c"], ["d"], "relu1"),
+        helper.make_node("Resize", ["d", "", "", "sizes"], ["e"], "resize", mode="linear"),
+        layer(2, "e", "f"),
+        helper.make_node("Relu", ["f"], ["g"], "relu2"),
+        layer(3, "g", "h"),
+        helper.make_node("Squeeze", ["h", "one"], ["s"]),
+        helper.make_node("Mul", ["s", "three"], ["t"], "scale"),
+        helper.make_node("Clip", ["t", "zero", "most"], ["u"]),
+        helper.make_node("Cast", ["u"], ["masks"], to=TensorProto.UINT8),
+    ]
+    constants |= {"one": np.array([1]), "zero": np.array(0, np.float32), "most": np.array(255, np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "layered",
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, [1, 8, 12, 3])],
+        [helper.make_tensor_value_info("masks", TensorProto.UINT8, [1, 16, 24])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    path = tmp_path / "layered.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+def types_of(program):
+    """In what each layer and each step that has a name is computed."""
+    return {
+        node.get_friendly_name().removesuffix("/WithoutBiases"): node.output(0).get_element_type().get_type_name()
+        for node in program.get_ordered_ops()
+        if node.get_type_name() in ("Convolution", "Relu", "Interpolate", "Multiply")
+    }
+
+
+def test_in_bf16_the_ends_stay_fp32_and_what_the_bundle_names_with_what_it_takes(kinds, tmp_path):
+    from pipeline.engines.openvino_bf16 import in_bf16
+
+    path = layered(tmp_path)
+    read = kinds._CORE.read_model
+    everywhere = read(path)
+    in_bf16(everywhere, ())
+    single = {"layer0": "f32", "relu0": "f32", "layer3": "f32", "scale": "f32", "relu2": "f32"}
+    assert types_of(everywhere) == single | {"layer1": "bf16", "relu1": "bf16", "resize": "bf16", "layer2": "bf16"}
+    kept = read(path)
+    in_bf16(kept, ["layer2"])
+    # What a layer takes must be as exact as what it computes.
+    assert types_of(kept) == single | {"layer1": "bf16", "relu1": "f32", "resize": "f32", "layer2": "f32"}
+    given = np.random.default_rng(1).integers(0, 256, (1, 8, 12, 3), np.uint8)
+    exact, rounded, less = (
+        next(iter(kinds._CORE.compile_model(one, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(given).values())).astype(
+            int
+        )
+        for one in (read(path), everywhere, kept)
+    )
+    assert np.ptp(exact) > 100
+    assert np.abs(rounded - exact).mean() <= 2
+    assert np.abs(less - exact).mean() <= np.abs(rounded - exact).mean()
+
+
+def test_a_bias_belongs_to_its_layer(kinds, tmp_path):
+    """Rounded before a large bias is added, a layer would give values that are off by more."""
+    from pipeline.engines.openvino_bf16 import in_bf16
+
+    program = kinds._CORE.read_model(layered(tmp_path))
+    in_bf16(program, ["layer2"])
+    (bias,) = [node for node in program.get_ordered_ops() if node.get_friendly_name() == "layer1"]
+    assert bias.get_type_name() == "Add"
+    assert {source.get_element_type().get_type_name() for source in bias.input_values()} == {"bf16"}
+
+
+def test_the_package_keeps_its_masks_in_bf16(kinds, needs_bf16):
+    """Where OpenVINO would round everything, mean IoU with FP32 is 0.97."""
+    from pipeline.builds.model_name import open_model
+    from pipeline.engines.agreement import compare
+    from pipeline.engines.photographs import photographs
+
+    bundle = open_model("u2netp")
+    assert bundle.manifest.layers
+    with kinds.OpenVinoEngine(bundle) as exact, kinds.OpenVinoEngine(bundle, precision="bf16") as rounded:
+        assert rounded.description.endswith("BF16")
+        given = photographs(exact, 16)
+        masks, expected = [[engine(one)[0] for one in given] for engine in (rounded, exact)]
+        agreement = compare(masks, expected, "binary")
+    assert agreement.problem({}, exact=False) == ""
+    assert any((one != other).any() for one, other in zip(masks, expected, strict=True))

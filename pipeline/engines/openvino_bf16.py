@@ -1,0 +1,142 @@
+"""A program of FP32 in BF16 but for what that would spoil, as OpenVINO computes it on CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from pipeline.engines.openvino_library import load_openvino
+
+operators = load_openvino().opset13
+
+# What has weights: most of the work, and most of the rounding.
+_LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
+# What passes values on between layers, and loses nothing that the layers around it keep. Norms, softmax and sums stay FP32.
+_BETWEEN = (
+    *("Add", "Multiply", "Subtract", "Relu", "PRelu", "Clamp", "HSwish", "Swish", "Gelu", "Sigmoid"),
+    *("MaxPool", "AvgPool", "Interpolate", "Concat", "Split", "VariadicSplit", "Slice", "StridedSlice", "Pad"),
+    *("Reshape", "Transpose", "Squeeze", "Unsqueeze"),
+)
+# Inputs beyond the first one that are no values but say what is to be done with them.
+_PARAMETERS_BEHIND = ("Interpolate", "Pad")
+
+
+def in_bf16(program: Any, keep: Collection[str]) -> None:
+    """Make a program compute in BF16 between the layers that read the picture and those that give the scores, which stay FP32.
+
+    OpenVINO's own hint rounds everything, the picture and the masks too. With a hint for FP32 it leaves types as the program has them.
+
+    Args:
+        program: an ``openvino.Model`` in FP32, changed in place.
+        keep: layers that stay FP32 too, by the names of their weights without ``.weight``, and what passes on only what they give.
+    """
+    nodes = program.get_ordered_ops()
+    inner = _behind_layers(nodes) & _before_layers(nodes)
+    layers = {one.get_friendly_name() for one in nodes if one.get_type_name() in _LAYERS}
+    half = {
+        node.get_friendly_name()
+        for node in nodes
+        if node.get_friendly_name() in inner and node.get_type_name() in _LAYERS and _layer_name(node) not in keep
+    }
+    exact = _between(nodes, layers - half)
+    half |= {
+        node.get_friendly_name()
+        for node in nodes
+        if node.get_friendly_name() in inner - exact and node.get_type_name() in _BETWEEN and _is_single(node.output(0))
+    }
+    _convert([node for node in nodes if node.get_friendly_name() in half], half)
+    program.validate_nodes_and_infer_types()
+
+
+def _convert(nodes: list[Any], half: Collection[str]) -> None:
+    """Convert what comes into a set of nodes to BF16, once each, and what leaves it to FP32."""
+    converted: dict[tuple[str, int], Any] = {}
+    for node in nodes:
+        for index, source in enumerate(node.input_values()):
+            giver = source.get_node().get_friendly_name()
+            if giver in half or source not in _values(node):
+                continue
+            key = giver, source.get_index()
+            if key not in converted:
+                converted[key] = operators.convert(source, "bf16").output(0)
+            node.input(index).replace_source_output(converted[key])
+    for node in nodes:
+        for output in node.outputs():
+            outside = [one for one in output.get_target_inputs() if one.get_node().get_friendly_name() not in half]
+            if outside:
+                back = operators.convert(output, "f32").output(0)
+                for one in outside:
+                    one.replace_source_output(back)
+
+
+def _values(node: Any) -> list[Any]:
+    """The outputs that a node takes values of FP32 from."""
+    sources = node.input_values()
+    if node.get_type_name() in _PARAMETERS_BEHIND:
+        sources = sources[:1]
+    return [source for source in sources if _is_single(source)]
+
+
+def _behind_layers(nodes: list[Any]) -> set[str]:
+    """What takes something that a layer has given."""
+    behind: set[str] = set()
+    for node in nodes:
+        givers = [source.get_node() for source in _values(node)]
+        if any(one.get_type_name() in _LAYERS or one.get_friendly_name() in behind for one in givers):
+            behind.add(node.get_friendly_name())
+    return behind
+
+
+def _before_layers(nodes: list[Any]) -> set[str]:
+    """What gives something that a layer takes."""
+    before: set[str] = set()
+    for node in reversed(nodes):
+        if node.get_type_name() in _LAYERS or node.get_friendly_name() in before:
+            before |= {source.get_node().get_friendly_name() for source in _values(node)}
+    return before
+
+
+def _between(nodes: list[Any], layers: Collection[str]) -> set[str]:
+    """What stands next to some layers, with no other layer between: before them, and behind them."""
+    found = set(layers)
+    for node in nodes:
+        if node.get_type_name() not in _LAYERS and any(
+            one.get_node().get_friendly_name() in found for one in _values(node)
+        ):
+            found.add(node.get_friendly_name())
+    before = set(layers)
+    for node in reversed(nodes):
+        if node.get_friendly_name() in before:
+            givers = [one.get_node() for one in _values(node)]
+            before |= {one.get_friendly_name() for one in givers if not _is_layer(one)}
+    return found | before
+
+
+def _is_layer(node: Any) -> bool:
+    """Whether it is a layer, or adds its bias: rounded before that, what they give would be off by more."""
+    if node.get_type_name() != "Add":
+        return node.get_type_name() in _LAYERS
+    givers = [one.get_node() for one in _values(node)]
+    return any(one.get_type_name() in _LAYERS for one in givers) and any(map(_is_weight, givers))
+
+
+def _is_weight(node: Any) -> bool:
+    while node.get_type_name() in ("Reshape", "Convert", "Transpose", "Unsqueeze"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Constant")
+
+
+def _layer_name(node: Any) -> str:
+    """The name of a layer in the network that was compiled; empty where its weights say none."""
+    weights = node.input_value(1).get_node()
+    while not _is_constant(weights) and weights.get_input_size():
+        weights = weights.input_value(0).get_node()
+    return str(weights.get_friendly_name()).removeprefix("network.").removesuffix(".weight")
+
+
+def _is_constant(node: Any) -> bool:
+    return bool(node.get_type_name() == "Constant")
+
+
+def _is_single(output: Any) -> bool:
+    return bool(output.get_element_type().get_type_name() == "f32")
