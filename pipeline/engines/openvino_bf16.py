@@ -38,7 +38,7 @@ def in_bf16(program: Any, keep: Collection[str]) -> None:
         for node in nodes
         if node.get_friendly_name() in inner and node.get_type_name() in _LAYERS and _layer_name(node) not in keep
     }
-    exact = _between(nodes, layers - half)
+    exact = _kept_beside(nodes, layers - half)
     half |= {
         node.get_friendly_name()
         for node in nodes
@@ -96,20 +96,17 @@ def _before_layers(nodes: list[Any]) -> set[str]:
     return before
 
 
-def _between(nodes: list[Any], layers: Collection[str]) -> set[str]:
-    """What stands next to some layers, with no other layer between: before them, and behind them."""
-    found = set(layers)
+def _kept_beside(nodes: list[Any], layers: Collection[str]) -> set[str]:
+    """Some layers with their biases, and all that stands between them and the layers before them."""
+    kept = set(layers)
     for node in nodes:
-        if node.get_type_name() not in _LAYERS and any(
-            one.get_node().get_friendly_name() in found for one in _values(node)
-        ):
-            found.add(node.get_friendly_name())
-    before = set(layers)
+        if _is_layer(node) and any(one.get_node().get_friendly_name() in layers for one in _values(node)):
+            kept.add(node.get_friendly_name())
     for node in reversed(nodes):
-        if node.get_friendly_name() in before:
+        if node.get_friendly_name() in kept:
             givers = [one.get_node() for one in _values(node)]
-            before |= {one.get_friendly_name() for one in givers if not _is_layer(one)}
-    return found | before
+            kept |= {one.get_friendly_name() for one in givers if not _is_layer(one)}
+    return kept
 
 
 def _is_layer(node: Any) -> bool:

@@ -237,6 +237,10 @@ def _nothing_left_in(request, tmp_path):
             ["--dla", "0", "--target", "tensorrt"],
             "--dla: expected --frame HxW and --precision fp16, .*, got any size and fp32",
         ),
+        (
+            ["--target", "openvino", "--precision", "fp16"],
+            "--target openvino: expected --precision fp32, which OpenVINO computes in BF16 where that agrees, got fp16",
+        ),
         (["--version-compatible"], "--version-compatible: expected --target tensorrt beside it, got onnx"),
         (
             ["--workspace", "0", "--target", "tensorrt"],
