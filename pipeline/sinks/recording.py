@@ -62,6 +62,8 @@ class RecordingSink(Sink):
     that is its own; nothing is waited for, since a slow card would hold up the picture.
     """
 
+    comes_back = True
+
     def _open(self) -> None:
         options = self._options
         self._path = Path(self._spec)
