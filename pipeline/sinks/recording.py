@@ -315,7 +315,8 @@ class _Segment:
             raise
 
     def note_in(self, journal: Journal) -> None:
-        """Let a journal know the file again."""
+        """Let a journal know the file again; before the first picture."""
+        self._muxer.add_comment(journal.mark)
         journal.begun(self.path, self._file.fileno())
 
     def write(self, view: Image, pts_s: float, sample_aspect: Fraction) -> None:
