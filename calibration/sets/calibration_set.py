@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from calibration.sets.selection import SplitName
 from pipeline.bundles.bundle import file_sha256
+from pipeline.bundles.regular_file import read_regular
 from pipeline.errors import CalibrationError
 from pipeline.frames.frame import SourceInfo
 
@@ -153,8 +154,7 @@ def check_output(folder: Path, info: SourceInfo) -> None:
 def _read_manifest(folder: Path) -> tuple[list[Entry], str, Literal["scenes", "time"]]:
     path = folder / MANIFEST_NAME
     try:
-        with path.open("rb") as file:
-            text = file.read(MANIFEST_LIMIT_BYTES + 1)
+        text = read_regular(path, MANIFEST_LIMIT_BYTES + 1)
     except OSError as error:
         raise CalibrationError(
             f"{folder}: expected a calibration set with {MANIFEST_NAME}, cannot read it ({error.strerror}): "

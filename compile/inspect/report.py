@@ -14,8 +14,9 @@ from compile.inspect.engine_layers import EngineLayer, read_layers, with_times
 from compile.inspect.int8_search import Int8Search, read_search
 from compile.inspect.program import Program, read_program
 from pipeline.bundles.bundle import MANIFEST_LIMIT_BYTES, MANIFEST_NAME, PLANS, Bundle, Manifest
-from pipeline.bundles.plan import BUILT_FROM_PROGRAM, NAMES, open_without_waiting
+from pipeline.bundles.plan import BUILT_FROM_PROGRAM, NAMES
 from pipeline.bundles.plan_entry import PlanEntry
+from pipeline.bundles.regular_file import open_without_waiting
 from pipeline.engines import open_engine
 from pipeline.errors import BundleError, CompileError, EdgemaskError
 

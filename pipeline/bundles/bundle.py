@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pipeline.bundles.checked_files import CheckedFiles, sha256_of
 from pipeline.bundles.file_lock import locked
 from pipeline.bundles.plan_entry import PlanEntry
+from pipeline.bundles.regular_file import read_regular
 from pipeline.bundles.whole_folder import whole_folder
 from pipeline.errors import BundleError
 from pipeline.frames.pixels import Pixels, is_pixels
@@ -257,8 +258,7 @@ class Bundle:
                 f"{folder}: expected a bundle folder, got {got}: make it with python -m compile --output {folder}"
             )
         try:
-            with path.open("rb") as file:
-                text = file.read(MANIFEST_LIMIT_BYTES + 1)
+            text = read_regular(path, MANIFEST_LIMIT_BYTES + 1)
         except OSError as error:
             raise BundleError(
                 f"{folder}: expected a bundle with {MANIFEST_NAME}, cannot read it ({error.strerror}): make it with python -m compile"
@@ -313,9 +313,9 @@ def check_destination(folder: Path) -> None:
     """
     if _is_something_else(folder):
         raise BundleError(f"{folder}: expected a folder for the bundle, got a file: choose another --output")
-    if _holds_other_files(folder):
+    if other := _other_file(folder):
         raise BundleError(
-            f"{folder}: expected a new folder or a bundle to replace, got a folder with other files: choose another --output"
+            f"{folder}: expected a new folder or a bundle to replace, got a folder with other files ({other}): choose another --output"
         )
     nearest = next(parent for parent in Path(os.path.realpath(folder)).parents if os.path.exists(parent))
     if not nearest.is_dir():
@@ -347,16 +347,36 @@ def file_sha256(path: Path) -> str:
         return sha256_of(file)
 
 
-def _holds_other_files(folder: Path) -> bool:
-    # By one look into one folder: two might be at the one that was there and the one that has just replaced it.
-    before = _identity(folder)
+def _other_file(folder: Path) -> str:
+    """What is in a folder and is no part of a bundle; empty: it is a bundle, also a damaged one, or there is nothing."""
+    while True:
+        # By one look into one folder: two might be at the one that was there and the one that has just replaced it.
+        before = _identity(folder)
+        try:
+            names = os.listdir(folder)
+            other = _not_of_bundle(folder, names) if names else ""
+        except FileNotFoundError:  # asked no further: another process may put its bundle there now
+            return ""
+        except OSError:  # of a folder that cannot be looked into nobody knows
+            return folder.name if os.path.isdir(folder) else ""
+        if _identity(folder) == before:
+            return other
+
+
+def _not_of_bundle(folder: Path, names: Sequence[str]) -> str:
     try:
-        names = os.listdir(folder)
-    except FileNotFoundError:  # asked no further: another process may put its bundle there now
-        return False
-    except OSError:  # of a folder that cannot be looked into nobody knows
-        return os.path.isdir(folder)
-    return bool(names) and MANIFEST_NAME not in names and _identity(folder) == before
+        # Many programs have a manifest.json: only that of a bundle lists a program.
+        listed = json.loads(read_regular(folder / MANIFEST_NAME, MANIFEST_LIMIT_BYTES))["files"]
+        is_bundle = PROGRAM_NAME in dict(listed)
+    except FileNotFoundError:
+        return MANIFEST_NAME if MANIFEST_NAME in names else sorted(names)[0]
+    except (ValueError, TypeError, KeyError, RecursionError):  # a damaged one can be made anew
+        listed, is_bundle = {}, PROGRAM_NAME in names
+    if not is_bundle:
+        return min((name for name in names if name != MANIFEST_NAME), default=MANIFEST_NAME)
+    known = {MANIFEST_NAME, PROGRAM_NAME, REFERENCE_NAME, DRIFT_NAME, WORST_NAME, *listed}
+    found = {Path(root, name).relative_to(folder).as_posix() for root, _, there in os.walk(folder) for name in there}
+    return min((name for name in found - known if not name.startswith(PLANS)), default="")
 
 
 def _identity(folder: Path) -> tuple[int, ...]:

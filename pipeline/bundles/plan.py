@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.bundles.bundle import MANIFEST_NAME, Bundle
 from pipeline.bundles.plan_entry import PlanEntry
+from pipeline.bundles.regular_file import open_without_waiting
 from pipeline.errors import BackendUnavailableError, BundleError, PlanError
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "torch-tensorrt": "Torch-TensorRT"}
@@ -105,11 +106,6 @@ def _read(bundle: Bundle, entry: PlanEntry, command: str) -> bytes:
             f"{path}: expected sha256 {expected[:12]}…, got {got[:12]}…: the file was changed or damaged, rebuild it with: {command}"
         )
     return content
-
-
-def open_without_waiting(path: str, flags: int) -> int:
-    """An ``opener`` for ``open``: a pipe in a file's place would wait for ever."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _check_mode(path: str, mode: int, command: str) -> None:

@@ -8,13 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+def write_whole(path: Path, content: bytes, *, mode: int = 0o644, to_disk: bool = False) -> None:
     """Write a file beside its place and give it its name; of several who do so, the last one's stays.
 
     Args:
         path: where, in a folder that is there.
         content: all of it.
         mode: who may read it.
+        to_disk: wait until the content is there, so that it survives a power cut.
 
     Raises:
         OSError: it cannot be written; what was there stays.
@@ -23,6 +24,9 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     try:
         with open(handle, "wb") as file:
             file.write(content)
+            if to_disk:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(scratch, mode)
         os.replace(scratch, path)
     except BaseException:

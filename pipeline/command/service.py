@@ -126,7 +126,7 @@ class Service:
         """Send one datagram; one that cannot be sent is lost, for the next one says it again."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
-                self._socket.sendto(text.encode(), self._address)
+                self._socket.sendto(text.encode(errors="replace"), self._address)
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.bundles.file_lock import locked
+from pipeline.bundles.regular_file import read_regular
 from pipeline.corpus.crew import Result
 from pipeline.corpus.results import KEPT
 from pipeline.corpus.shard import Shard
@@ -16,6 +17,9 @@ from pipeline.errors import SinkError
 from pipeline.sinks.base import scratch_path
 
 NAME = "failed.jsonl"
+
+_KEYS = {"source", "error", "tries"}
+_LINE_BYTES = 1 << 20
 
 
 class Failures:
@@ -26,13 +30,14 @@ class Failures:
         shard: those of other shards are left as they are.
 
     Raises:
-        SinkError: the folder cannot be written; all methods raise it then.
+        SinkError: the folder cannot be written, or its ``failed.jsonl`` is somebody else's; all methods raise it then.
     """
 
     def __init__(self, output: str, shard: Shard) -> None:
         self._output = Path(output)
         self._folder = self._output / KEPT / "failed"
         with self._told():
+            _check_ours(self._output / NAME)
             for path in self._paths():
                 if int(path.stem, 16) in shard:
                     path.unlink(missing_ok=True)
@@ -51,6 +56,7 @@ class Failures:
             return None
         with self._told(), locked(self._output):
             rows = sorted(path.read_text(encoding="utf-8") for path in self._paths())
+            _check_ours(together)
             if rows:
                 _write(together, "".join(rows))
                 return together
@@ -68,6 +74,21 @@ class Failures:
 
     def _paths(self) -> list[Path]:
         return list(self._folder.glob("*.json"))
+
+
+def _check_ours(path: Path) -> None:
+    """Refuse to replace a list that no corpus has made."""
+    try:
+        first = read_regular(path, _LINE_BYTES).partition(b"\n")[0]
+        is_ours = json.loads(first).keys() == _KEYS
+    except FileNotFoundError:
+        return
+    except (ValueError, AttributeError, RecursionError):
+        is_ours = False
+    if not is_ours:
+        raise SinkError(
+            f"{path}: expected nothing or the list of an earlier run, got something else: choose another --output"
+        )
 
 
 def _write(path: Path, text: str) -> None:

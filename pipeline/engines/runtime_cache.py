@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from pipeline.bundles.plan import open_without_waiting
+from pipeline.bundles.regular_file import open_without_waiting
 from pipeline.bundles.whole_file import write_whole
 
 

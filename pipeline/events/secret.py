@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.bundles.regular_file import read_regular
 from pipeline.errors import SinkError
 
 _MOST_BYTES = 4096
@@ -23,8 +24,7 @@ def secret_of(name: str, environment: Mapping[str, str] = os.environ) -> str:
     if not path:
         return ""
     try:
-        with Path(path).open("rb") as file:
-            return file.read(_MOST_BYTES).decode("utf-8").rstrip("\r\n")
+        return read_regular(Path(path), _MOST_BYTES).decode("utf-8").rstrip("\r\n")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise SinkError(

@@ -85,7 +85,8 @@ class EventsSink(Sink):
     @property
     def problem(self) -> str:
         """Why events do not arrive now."""
-        return f"{self._delivery.name}: {self._delivery.problem}" if self._delivery.problem else ""
+        trying = f"{self._delivery.name}: {self._delivery.problem}" if self._delivery.problem else ""
+        return self.failed or trying
 
     def write(self, frame: Frame) -> None:
         """Hand over what happened with this frame.

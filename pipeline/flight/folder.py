@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -22,6 +23,7 @@ MEDIA_TYPE = b"application/x-edgemask-flight+zip"
 _NAME = re.compile(r"flight-(\d{5,})-\d{8}T\d{6}Z-[a-z-]+\.zip")
 _PART = re.compile(r"\.edgemask-flight-[0-9a-f]{16}\.part")
 _HEAD = b"mimetype" + MEDIA_TYPE
+_LOCK_EVERY_S = 0.05
 _HEAD_AT = 30  # of a zip file's first entry: its header comes before its name
 
 
@@ -60,11 +62,14 @@ class FlightFolder:
         return sorted(filter(is_recording, self.folder.iterdir()), key=_number)
 
     @contextmanager
-    def new(self, kind: str) -> Iterator[tuple[Path, IO[bytes], Callable[[int], bool]]]:
+    def new(
+        self, kind: str, may_wait: Callable[[], bool] = lambda: True
+    ) -> Iterator[tuple[Path, IO[bytes], Callable[[int], bool]]]:
         """Write a recording; it appears when the body is done, and not if that fails.
 
         Args:
             kind: of the event, letters and "-", for the file's name.
+            may_wait: asked again and again while another process writes there, which may have been stopped.
 
         Yields:
             The place where it will be, the file to write, and what makes room: asked for a number of bytes before they are written, it
@@ -73,7 +78,7 @@ class FlightFolder:
         Raises:
             OSError: it cannot be written.
         """
-        handle = take_lock(self.folder, fcntl.LOCK_EX)
+        handle = self._lock(may_wait)
         part = self.folder / f".edgemask-flight-{secrets.token_hex(8)}.part"
         try:
             self._tidy()
@@ -91,6 +96,15 @@ class FlightFolder:
                 part.unlink(missing_ok=True)
             if handle is not None:
                 os.close(handle)
+
+    def _lock(self, may_wait: Callable[[], bool]) -> int | None:
+        while True:
+            try:
+                return take_lock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if not may_wait():
+                    raise OSError(error.errno, "another process holds the folder") from error
+            time.sleep(_LOCK_EVERY_S)
 
     def _make_room(self, size_bytes: int) -> bool:
         """Remove the oldest recordings until one of this size has room; never for one that would take more than half of it all."""

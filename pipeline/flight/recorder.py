@@ -51,6 +51,8 @@ _AN_HOUR, _HOUR_S = 10, 3600.0
 _LOOK_EVERY_S = 0.5
 # What the end of a run waits for a recording. Then it ends with the frames that are in it.
 _END_S = 5.0
+# How long a recording waits for one that another process writes to the same folder.
+_LOCK_S = 30.0
 _LOW_PRIORITY = 15
 _STATE_NOTE = "the network keeps state between frames, and the recording begins without it: its first frames need not be the same again"
 
@@ -288,7 +290,8 @@ class FlightRecorder(Events):
                 self._write(pending)
             except OSError as error:
                 log.warning(
-                    f"flight: {self._folder.folder}: {pending.kind} was not recorded ({error.strerror}): make room there"
+                    f"flight: {self._folder.folder}: {pending.kind} was not recorded ({error.strerror}): "
+                    "the folder must have room, and no other process may hold it"
                 )
             except Exception:  # nobody waits for this thread, and a run goes on without it
                 log.exception(f"flight: {pending.kind} was not recorded")
@@ -298,7 +301,12 @@ class FlightRecorder(Events):
 
     def _write(self, pending: _Pending) -> None:
         first = pending.events[0]
-        with self._folder.new(pending.kind) as (place, file, make_room):
+        lock_due_s = time.monotonic() + _LOCK_S
+
+        def may_wait() -> bool:
+            return time.monotonic() < min(lock_due_s, self._end_due_s)
+
+        with self._folder.new(pending.kind, may_wait) as (place, file, make_room):
             written = self._write_into(file, pending, make_room)
         self._count = len(self._folder.recordings())
         of = f" of {first['source']}" if first["source"] else ""

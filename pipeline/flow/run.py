@@ -229,19 +229,19 @@ class _Writing:
             try:
                 sink.write(frame)
             except SinkError as error:
-                can_come_back = bool(sink.problem)
-                if not self._is_live or not (can_come_back or len(self._left) > 1 or sink.written):
+                if not self._is_live or not (sink.comes_back or len(self._left) > 1 or sink.written):
                     raise
                 self._left.remove(sink)
-                self._aside.append(sink)
-                self._again_due_s = time.monotonic() + AGAIN_S
+                sink.failed = str(error)
                 self._lost(error)
-                if not can_come_back:
-                    self._aside.remove(sink)
-                    with contextlib.suppress(SinkError):
-                        sink.close()
-                    if not self._left:
-                        raise
+                if sink.comes_back:
+                    self._aside.append(sink)
+                    self._again_due_s = time.monotonic() + AGAIN_S
+                    continue
+                with contextlib.suppress(SinkError):
+                    sink.close()
+                if not self._left and not self._aside:
+                    raise
 
     def _try_again(self) -> None:
         if not self._aside or time.monotonic() < self._again_due_s:
@@ -249,5 +249,6 @@ class _Writing:
         self._again_due_s = time.monotonic() + AGAIN_S
         for sink in list(self._aside):
             if sink.again():
+                sink.failed = ""
                 self._aside.remove(sink)
                 self._left.append(sink)

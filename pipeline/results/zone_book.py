@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.bundles.whole_file import write_whole
 from pipeline.errors import OptionError
 from pipeline.results.zone_options import MOST_POINTS, Point, Zone, checked_zone, parse_zones
 
@@ -137,14 +138,8 @@ def write_zones(path: Path, zones: Sequence[Zone]) -> None:
     content = text.encode()
     if len(content) > LIMIT_BYTES:
         raise OptionError(f"zones: expected a file of at most {LIMIT_BYTES} bytes, got {len(content)}: delete a zone")
-    scratch = path.with_name(f".{path.name}.part")
     try:
-        # Few, by hand, and small: the page's thread waits for the disk.
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        write_whole(path, content, to_disk=True)  # few, by hand, and small: the page's thread waits for the disk
     except OSError as error:
         raise OptionError(f"zones: {path.name} cannot be written ({error.strerror}): nothing was changed") from error
 

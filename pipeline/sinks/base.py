@@ -31,6 +31,8 @@ class Sink(ABC):
     Attributes:
         written: where the result is, for the user; empty when there is none.
         stopped: the user asked to end (a window was closed).
+        comes_back: after ``write`` has failed it may be tried again, when ``again`` says so.
+        failed: why ``write`` failed, for as long as it takes no frames because of that; kept by who writes.
 
     Raises:
         SinkError: nothing can be written there.
@@ -38,6 +40,8 @@ class Sink(ABC):
 
     written = ""
     stopped = False
+    comes_back = False
+    failed = ""
 
     def __init__(self, spec: str, info: SourceInfo, renderer: Renderer, options: SinkOptions = DEFAULTS) -> None:
         self._spec = spec
@@ -73,8 +77,8 @@ class Sink(ABC):
 
     @property
     def problem(self) -> str:
-        """Why nothing comes out now, although the output is not closed; empty while all is well."""
-        return ""
+        """Why nothing comes out now; empty while all is well."""
+        return self.failed
 
     def again(self) -> bool:
         """After ``write`` has failed: whether it may be tried again. Asked every few seconds of a live run."""

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.bundles.regular_file import read_regular
+
 # Of time stamps, FAT keeps two seconds.
 _MTIME_S = 2.0
 _MOST_BYTES = 16 << 20
+_MARK_WITHIN_BYTES = 1 << 16
 # A year of files of an hour takes 2 MB, a camera that flaps between two sizes as much in a day.
 _TIDY_FROM_BYTES = 1 << 18
 
@@ -39,9 +42,9 @@ class Recorded:
 class Journal:
     """A hidden file beside a recording's files, which says of each by what it is known again.
 
-    A finished file is known by its size and time, an unfinished one by its place on the disk. What carries the same name and is
-    another file, or was changed, is not ours. Lines are appended, so that a kill costs one at most; those of files that are gone are
-    left out when there are many.
+    A finished file is known by its size and time, an unfinished one by its place on the disk, which another file may get later, and by
+    the mark in it. What carries the same name and is another file, or was changed, is not ours. Lines are appended, so that a kill
+    costs one at most; those of files that are gone are left out when there are many.
 
     Which of two files is older is told by the order of their lines, and how old those of this run are by a clock that nobody sets: a
     box without a battery wakes up in the past, and minutes later it is today.
@@ -58,6 +61,11 @@ class Journal:
         self._ended_s: dict[str, float] = {}
         self._tidy_from_bytes = _TIDY_FROM_BYTES
         self._earlier = {(entry.get("run"), name) for name, entry in self._entries().items()}
+
+    @property
+    def mark(self) -> str:
+        """What files of this run carry as their comment."""
+        return f"edgemask {self._run}"
 
     def begun(self, path: Path, descriptor: int) -> None:
         """Note a file that is empty yet."""
@@ -93,7 +101,7 @@ class Journal:
             if "bytes" in entry:
                 is_same = there.st_size == entry["bytes"] and abs(there.st_mtime - entry["mtime_s"]) <= _MTIME_S
             else:
-                is_same = [there.st_dev, there.st_ino] == entry["place"]
+                is_same = [there.st_dev, there.st_ino] == entry["place"] and _is_of_run(path, entry["run"])
             if not is_same or _is_in_use(path):
                 return None
         except (OSError, KeyError, TypeError):
@@ -142,8 +150,7 @@ class Journal:
 
     def _text(self) -> str:
         try:
-            with self._path.open(encoding="utf-8", errors="replace") as file:
-                return file.read(_MOST_BYTES)
+            return read_regular(self._path, _MOST_BYTES).decode("utf-8", errors="replace")
         except OSError:
             return ""
 
@@ -151,7 +158,7 @@ class Journal:
         # Where it cannot be written, files are kept that could have been deleted.
         with contextlib.suppress(OSError):
             descriptor = os.open(
-                self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+                self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666
             )
             try:
                 os.write(descriptor, (json.dumps(entry) + "\n").encode())
@@ -163,6 +170,10 @@ def lock(descriptor: int) -> None:
     """Show other recorders that a file is being written, as long as it is open."""
     with contextlib.suppress(OSError):  # not all file systems have locks
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_of_run(path: Path, run: str) -> bool:
+    return f"edgemask {run}".encode() in read_regular(path, _MARK_WITHIN_BYTES)
 
 
 def _is_in_use(path: Path) -> bool:

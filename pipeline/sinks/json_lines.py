@@ -9,6 +9,7 @@ import os
 import select
 import stat
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,14 @@ STDOUT = "jsonl:-"
 
 _STDOUT_FD = 1
 _END_WITHIN_MS = 1000
+_LOOK_EVERY_S = 1.0
 
 
 class JsonLinesSink(Sink):
     """Writes a JSON object for each frame to ``NAME.jsonl`` (or .ndjson), or to standard output (``jsonl:-``).
 
-    Of a live source lines are appended and whole at any moment; a file of a job that has an end appears when it is complete.
+    Of a live source lines are appended and whole at any moment, also where two processes append to one file. A file that is taken away,
+    as logrotate does, is begun anew, and after a full disk it goes on. A file of a job that has an end appears when it is complete.
     A reader of standard output that has gone ends the run; one that is slow, or of a named pipe is not there, makes a file wait,
     and misses lines of a live source.
     """
@@ -73,7 +76,9 @@ class JsonLinesSink(Sink):
         self._fd = -1
         self._is_pipe = spec == STDOUT
         self._missed = 0
+        self._is_closed = False
         self._pending = memoryview(b"")
+        self._look_due_s = 0.0
         if spec == STDOUT:
             try:
                 self._fd = os.dup(_STDOUT_FD if sys.stdout is not None else -1)
@@ -87,15 +92,36 @@ class JsonLinesSink(Sink):
             self._space = FreeSpace(self._path.parent, options.min_free_bytes)
         else:
             self._scratch = scratch_path(self._path)
-        flags = os.O_APPEND if info.live else os.O_EXCL
+        self._open_file(self._path)
+
+    def _open_file(self, path: Path) -> None:
+        flags = os.O_APPEND if self._live else os.O_EXCL
         try:
-            self._fd = os.open(self._scratch or self._path, flags | os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._fd = os.open(self._scratch or path, flags | os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             self._is_pipe = not stat.S_ISREG(os.fstat(self._fd).st_mode)
-            if info.live and not self._is_pipe:
+            if self._live and not self._is_pipe:
                 _end_last_line(self._fd)
         except OSError as error:
             self.discard()
-            raise SinkError(f"{spec}: cannot be written ({error.strerror}): choose another --output") from error
+            raise SinkError(f"{path}: cannot be written ({error.strerror}): choose another --output") from error
+
+    @property
+    def comes_back(self) -> bool:  # type: ignore[override]
+        """A file of a live source does."""
+        return self._space is not None and not self._is_pipe
+
+    def again(self) -> bool:
+        """Look whether lines could be written, after that has failed."""
+        if self._path is None or self._space is None or self._is_closed:
+            return False
+        self._close_file()
+        try:
+            make_room(self._path)
+            self._space.check(now=True)
+            self._open_file(self._path)
+        except SinkError:
+            return False
+        return True
 
     def write(self, frame: Frame) -> None:
         """Write the frame's line.
@@ -112,9 +138,10 @@ class JsonLinesSink(Sink):
         if audited is not None and audited is not self._told.get(frame.source):
             self._told[frame.source] = audited
             result["audit"] = audit_entry(audited)
+        self._look_after_file()
         line = json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
         content = line.encode("utf-8", "replace")  # a file's name need not be UTF-8
-        start_bytes = 0 if self._is_pipe else os.fstat(self._fd).st_size
+        start_bytes = 0
         try:
             if self._space is not None:
                 self._space.check()
@@ -122,6 +149,7 @@ class JsonLinesSink(Sink):
             if self._pending:
                 self._missed += 1
                 return
+            start_bytes = 0 if self._is_pipe else os.fstat(self._fd).st_size
             self._pending = memoryview(content)
             self._send_pending(0 if self._live and self._is_pipe else None)
         except BrokenPipeError:
@@ -129,14 +157,16 @@ class JsonLinesSink(Sink):
         except SinkError as error:
             raise SinkError(f"{self._path}: {error}") from error
         except OSError as error:
-            self._pending = memoryview(b"")
+            written, self._pending = len(content) - len(self._pending), memoryview(b"")
             if not self._is_pipe:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, start_bytes)  # no half line
+                    if os.fstat(self._fd).st_size == start_bytes + written:  # else another process has appended, too
+                        os.ftruncate(self._fd, start_bytes)  # no half line
             raise SinkError(f"{self._path or 'standard output'}: cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
         """Finish the file."""
+        self._is_closed = True
         if self._fd < 0:
             return
         with contextlib.suppress(OSError):  # of standard output alone: the rest of a line
@@ -167,11 +197,28 @@ class JsonLinesSink(Sink):
 
     def _send_pending(self, wait_ms: int | None) -> None:
         """Write what is left of a line; to a pipe only as much as does not make us wait longer than that."""
+        if not self._is_pipe:
+            while self._pending:  # in one step, between which and another one somebody else might append
+                self._pending = self._pending[os.write(self._fd, self._pending) :]
+            return
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         while self._pending and (wait_ms is None or poll.poll(wait_ms)):
             # A pipe that can be written takes a page at once.
             self._pending = self._pending[os.write(self._fd, self._pending[: select.PIPE_BUF]) :]
+
+    def _look_after_file(self) -> None:
+        """Begin a file of a live source anew that somebody took away: else the lines would go to one that nobody finds."""
+        if self._path is None or self._space is None or self._is_pipe or time.monotonic() < self._look_due_s:
+            return
+        self._look_due_s = time.monotonic() + _LOOK_EVERY_S
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
+                return
+        self._close_file()
+        make_room(self._path)
+        self._open_file(self._path)
+        log.info(f"{self._path}: begun anew, because it was deleted, renamed or replaced, or its disk is gone")
 
     def _close_file(self) -> None:
         if self._fd >= 0:

@@ -59,6 +59,8 @@ class LabelsSink(Sink):
                     f"--output {self._spec}: expected a folder without labels, got one with {other.main}: choose another --output"
                 )
         make_folder(self._folder)
+        self._place = self._folder.stat()
+        self.comes_back = self._info.live
         self._space = FreeSpace(self._folder, self._options.min_free_bytes) if self._info.live else None
         self._writer: Writer | None = writer(self._folder, self._find)
 
@@ -74,14 +76,27 @@ class LabelsSink(Sink):
             self._left_out += 1
             return
         try:
-            if self._space is not None:
-                self._space.check()
+            self._check(now=False)
             picture = self._folder / "images" / f"{frame.name}.jpg"
             make_folder(picture.parent)
             write_picture(picture, frame.image)
             self._writer.add(frame, found)
         except OSError as error:
             raise SinkError(f"{self._folder}: cannot be written ({error.strerror})") from error
+
+    def again(self) -> bool:
+        """Look whether labels could be written, after that has failed: into the same folder, for they belong together."""
+        try:
+            self._check(now=True)
+        except (SinkError, OSError):
+            return False
+        return True
+
+    def _check(self, *, now: bool) -> None:
+        if not os.path.samestat(self._place, self._folder.stat()):
+            raise SinkError(f"{self._folder}: it was replaced, or its disk is gone")
+        if self._space is not None:
+            self._space.check(now=now)
 
     def close(self) -> None:
         """Finish the labels."""

@@ -30,6 +30,11 @@ class OfSource(Sink):
         """As the output says."""
         return self._sink.stopped
 
+    @property
+    def comes_back(self) -> bool:  # type: ignore[override]
+        """As the output says."""
+        return self._sink.comes_back
+
     def write(self, frame: Frame) -> None:
         """Pass a frame of the source on."""
         if frame.source == self.source:
@@ -46,7 +51,7 @@ class OfSource(Sink):
     @property
     def problem(self) -> str:
         """The output's."""
-        return self._sink.problem
+        return self.failed or self._sink.problem
 
     def again(self) -> bool:
         """Ask the output."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.frames.frame import Frame
 from pipeline.render.modes import MODES
 from pipeline.render.overlay import Renderer, picture_of
 from pipeline.sinks.base import Sink, scratch_path
+from pipeline.sinks.disk import FreeSpace
 from pipeline.sinks.kinds import SinkKind
 
 PICTURE = SinkKind(
@@ -47,17 +49,32 @@ class FolderSink(Sink):
 
     With the render mode "mask" it is the mask itself: 8-bit gray of the frame's size, probability × 255 or class index. With
     "cutout" it is the subject with its mask as alpha channel. Else it is the view.
+
+    Of a live source no file is replaced: where an earlier run has written, numbers go on behind its last one. A full disk, or a folder
+    that was taken away, stops it for as long as that lasts.
     """
 
     def _open(self) -> None:
         self._folder = Path(self._spec)
         self._sources = {os.path.realpath(path) for path in self._info.paths}
         self.written = f"{self._folder}{os.sep}"
+        self.comes_back = self._info.live
+        self._space = FreeSpace(self._folder, self._options.min_free_bytes) if self._info.live else None
+        self._before = 0  # numbers that were taken when this run began
         make_folder(self._folder)
 
     def write(self, frame: Frame) -> None:
-        """Write the frame's picture."""
-        path = self._folder / f"{frame.name}.png"
+        """Write the frame's picture.
+
+        Raises:
+            SinkError: it cannot be written, or the disk is nearly full.
+        """
+        path = self._path(frame)
+        try:
+            if self._space is not None:
+                self._space.check()
+        except SinkError as error:
+            raise SinkError(f"{self.written}: {error}") from error
         if os.path.realpath(path) in self._sources:
             raise SinkError(
                 f"{path}: expected an output of its own, got a picture of the source: choose another --output"
@@ -65,6 +82,30 @@ class FolderSink(Sink):
         if path.parent != self._folder:
             make_folder(path.parent)
         write_picture(path, content_of(frame, self._renderer), self._options.comment)
+
+    def again(self) -> bool:
+        """Look whether pictures could be written, after that has failed."""
+        try:
+            make_folder(self._folder)
+            if self._space is not None:
+                self._space.check(now=True)
+        except SinkError:
+            return False
+        return True
+
+    def _path(self, frame: Frame) -> Path:
+        path = self._folder / f"{frame.name}.png"
+        numbered = re.fullmatch(r"(.+_)(\d{6,})", frame.name) if self._info.live else None
+        if numbered is None:
+            return path
+        stem, number = numbered[1], int(numbered[2])
+        path = self._folder / f"{stem}{self._before + number:06d}.png"
+        if os.path.lexists(path):
+            taken = re.compile(rf"{re.escape(stem)}(\d{{6,12}})\.png")
+            last = max(int(match[1]) for name in os.listdir(self._folder) if (match := taken.fullmatch(name)))
+            self._before = last + 1 - number
+            path = self._folder / f"{stem}{last + 1:06d}.png"
+        return path
 
 
 class OnePictureSink(Sink):

@@ -62,6 +62,8 @@ class RecordingSink(Sink):
     that is its own; nothing is waited for, since a slow card would hold up the picture.
     """
 
+    comes_back = True
+
     def _open(self) -> None:
         options = self._options
         self._path = Path(self._spec)
@@ -313,7 +315,8 @@ class _Segment:
             raise
 
     def note_in(self, journal: Journal) -> None:
-        """Let a journal know the file again."""
+        """Let a journal know the file again; before the first picture."""
+        self._muxer.add_comment(journal.mark)
         journal.begun(self.path, self._file.fileno())
 
     def write(self, view: Image, pts_s: float, sample_aspect: Fraction) -> None:

@@ -64,7 +64,7 @@ class StreamSink(Sink):
     def _open(self) -> None:
         self._where = shown(self._spec)
         self._lost = 0
-        self._problem = ""
+        self._problem = self._trying = ""
         self._given_up = threading.Event()
         self._outbox: Outbox[Frame] = Outbox(1 if self._info.live else _DEPTH, drop_oldest=self._info.live)
         self._thread = Prefetch(self._send(), 1, name="output", join_s=_LIVE_END_S if self._info.live else None)
@@ -73,6 +73,11 @@ class StreamSink(Sink):
     def dropped(self) -> int:
         """How many frames were not sent: a newer one came first, or there was no connection."""
         return self._outbox.dropped + self._lost
+
+    @property
+    def problem(self) -> str:
+        """Why nothing arrives now."""
+        return self.failed or self._trying
 
     def write(self, frame: Frame) -> None:
         """Hand the frame's view over; the frame is kept until it was sent.
@@ -135,7 +140,7 @@ class StreamSink(Sink):
                         link, start_s = self._connect(frame), now_s
                     link.send(frame)
                     if not runs:  # what is told is what has changed, however often it was tried
-                        runs, failing = True, False
+                        runs, failing, self._trying = True, False, ""
                         log.info(f"{self._where}: sending")
                     if now_s - start_s > _STEADY_S:
                         wait_s = _FIRST_WAIT_S
@@ -146,9 +151,10 @@ class StreamSink(Sink):
                         gone.close(broken=True)
                     if not self._info.live:
                         raise SinkError(f"{self._where}: cannot be sent ({error})") from error
+                    self._trying = f"{self._where}: not sent ({error})"
                     if not failing:
                         runs, failing = False, True
-                        log.info(f"{self._where}: not sent ({error}): trying again")
+                        log.info(f"{self._trying}: trying again")
                     due_s = time.monotonic() + wait_s * random.uniform(0.5, 1)
                     wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
             done, link = link, None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from typing import Literal
 
+from pipeline.errors import SourceError
+
 _HEAD_BYTES = 64
+_MOST_BYTES = 1 << 31
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _PICTURES = (
@@ -32,6 +35,18 @@ def content_of(path: str) -> Literal["picture", "video"] | None:
     if head.startswith(b"\xff\xd8\xff") and path.lower().endswith(_JPEGS_IN_A_ROW):
         return "video"  # its first picture alone would be a whole file too
     return "picture" if head.startswith(_PICTURES) else "video" if head.startswith(_VIDEOS) else None
+
+
+def check_size(path: object, status: os.stat_result) -> None:
+    """Refuse a picture's file that is too large to be one.
+
+    Raises:
+        SourceError: it is.
+    """
+    if status.st_size > _MOST_BYTES:
+        raise SourceError(
+            f"{path}: expected a picture of at most {_MOST_BYTES >> 20} MiB, got {status.st_size >> 20} MiB"
+        )
 
 
 def begins_as_heif(head: bytes) -> bool:

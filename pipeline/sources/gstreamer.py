@@ -193,7 +193,7 @@ def start_pipeline(
         OSError: it cannot be started.
     """
     with tempfile.TemporaryFile() as file:  # it has no name, and is this user's alone
-        file.write(b"".join(word.encode() + b"\0" for word in words))
+        file.write(b"".join(os.fsencode(word) + b"\0" for word in words))
         file.seek(0)
         return subprocess.Popen(
             [*CHILD, str(os.getpid() if tied else 0), str(file.fileno())],

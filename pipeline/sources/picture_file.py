@@ -25,14 +25,13 @@ from PIL import ImageCms, ImageOps, TiffImagePlugin
 from pipeline.errors import BackendUnavailableError, EdgemaskError, SourceError, TruncatedError
 from pipeline.frames.frame import Image
 from pipeline.sources.bands import NUMPY_SUFFIX
-from pipeline.sources.content import begins_as_heif
+from pipeline.sources.content import begins_as_heif, check_size
 from pipeline.sources.still_colors import StillColors, colors_of, narrowed
 
 # What OpenCV reads in part: no mirrors, no turns, the first tile; whatever the largest value of a PPM is.
 _BY_PILLOW = frozenset(("AVIF", "HEIF", "PPM"))
 # Not a phone's JPEG with previews behind it, nor its HEIC.
 _SEVERAL = frozenset(("GIF", "WEBP", "PNG", "AVIF", "TIFF"))
-_MOST_BYTES = 1 << 31
 _BITS_PER_SAMPLE = 258
 _SRGB_GAMMA = 0.45455
 _SRGB_XY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # of white, red, green and blue
@@ -160,11 +159,7 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):  # asked first: to open a named pipe is to wait for its writer
             raise SourceError(f"{path}: expected a picture, got something that is no file")
         with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_size > _MOST_BYTES:
-                raise SourceError(
-                    f"{path}: expected a picture of at most {_MOST_BYTES >> 20} MiB, got {status.st_size >> 20} MiB"
-                )
+            check_size(path, os.fstat(file.fileno()))
             return file.read()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from error

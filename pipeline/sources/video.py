@@ -17,6 +17,7 @@ from pipeline.errors import SourceError, TruncatedError
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sources.base import Source
 from pipeline.sources.completeness import is_cut_off
+from pipeline.sources.content import check_size, content_of
 from pipeline.sources.decoded import MAX_PIXELS, Decoded, ToPixels, reason
 from pipeline.sources.deinterlace import Deinterlacer
 from pipeline.sources.display import Notes, pixel_shape
@@ -51,6 +52,8 @@ _OPENING = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, "max_s
 TRANSPORTS = frozenset(("mpegts", "mpeg"))
 # A stamp that goes back so far, or in a transport stream ahead so far, is another clock's.
 BACK_S, AHEAD_S = 0.5, 5.0
+# Behind a head that promises pictures there may be gigabytes of nothing, which FFmpeg looks through.
+_OPEN_S, _READ_S = 30.0, 300.0
 # A file ends where its header says, give or take what two frames last, and this.
 _MISSING_S = 1.0
 
@@ -67,7 +70,7 @@ def open_file(path: str, decoder: HWAccel | None = None) -> av.container.InputCo
     """
     # The prefix makes FFmpeg take the whole name as a path, whatever characters it holds.
     with limited_blocks():
-        return av.open(f"file:{path}", options=_OPENING, hwaccel=decoder)
+        return av.open(f"file:{path}", options=_OPENING, hwaccel=decoder, timeout=(_OPEN_S, _READ_S))
 
 
 class VideoSource(Source):
@@ -83,8 +86,14 @@ class VideoSource(Source):
             raise SourceError(f"{spec}: expected a video, got something that is no file")
         if not os.access(spec, os.R_OK):
             raise SourceError(f"{spec}: expected a video, got a file that cannot be read: check its permissions")
+        if content_of(spec) == "picture":  # of several
+            check_size(self._path, os.stat(spec))
         try:
             self._container = open_file(spec)
+        except av.error.ExitError as error:
+            raise SourceError(
+                f"{spec}: expected a video, got a file in which no picture is found within {_OPEN_S:g} s"
+            ) from error
         except av.error.ArgumentError as error:  # FFmpeg knows it, and it is not among them
             raise SourceError(
                 f"{spec}: expected a video, got a file that is none, or in another container than is read here "

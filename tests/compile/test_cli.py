@@ -158,7 +158,7 @@ def test_classes_a_contract_file_a_frame_size_and_a_bundle_to_replace(run, weigh
     contract, output = place.parent / "roads.yaml", place / "bundle"
     contract.write_text("channels: bgr\nclasses: [background, road, car]\n")
     output.mkdir()
-    (output / MANIFEST_NAME).write_text("of another version")
+    (output / MANIFEST_NAME).write_text('{"schema": 0, "files": {"program.onnx": "of another version"}}')
     (output / "engines").mkdir()
     status, _, errors = run(
         *("-w", weights / "roads.pt", "-o", output, "--contract", contract, "--imgsz", "32", "--frame", "48X64"),

@@ -252,7 +252,7 @@ def test_folders_above_are_made(bundle, tmp_path):
 
 
 def test_a_bundle_is_replaced_whole(bundle):
-    (bundle.folder / "left.over").touch()
+    Bundle.write(bundle.folder, bundle.manifest, {PROGRAM_NAME: b"old", "left.over": b"of the old one"})
     write_again(bundle, bundle.folder)
     assert sorted(os.listdir(bundle.folder)) == [MANIFEST_NAME, PROGRAM_NAME]
     assert Bundle.read(bundle.folder).program_path.read_bytes() == b"new"
@@ -298,6 +298,57 @@ def test_a_folder_of_something_else_is_not_replaced(bundle, tmp_path):
     ):
         write_again(bundle, tmp_path / "home")
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "own"),
+    [
+        ('{"name": "My app", "manifest_version": 3}', "index.html"),
+        ('{"kind": "calibration set", "files": [{"name": "calibration/1.png"}]}', "calibration/1.png"),
+        ("not even JSON", "thesis.txt"),
+        ('{"name": "My app"}', None),
+    ],
+)
+def test_a_folder_with_the_manifest_of_something_else_is_not_replaced(bundle, tmp_path, manifest, own):
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / MANIFEST_NAME).write_text(manifest)
+    if own:
+        (folder / own).parent.mkdir(exist_ok=True)
+        (folder / own).write_text("years")
+    with pytest.raises(BundleError, match="a bundle to replace, got a folder with other files"):
+        write_again(bundle, folder)
+    assert (folder / MANIFEST_NAME).read_text() == manifest
+    assert own is None or (folder / own).read_text() == "years"
+
+
+@pytest.mark.parametrize("own", ["notes.md", "photos/1.jpg"])
+def test_a_bundle_with_other_files_in_it_is_not_replaced(bundle, own):
+    (bundle.folder / own).parent.mkdir(exist_ok=True)
+    (bundle.folder / own).write_text("years")
+    with pytest.raises(BundleError, match=rf"got a folder with other files \({own}\)"):
+        write_again(bundle, bundle.folder)
+    assert (bundle.folder / own).read_text() == "years"
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", None])
+def test_a_damaged_bundle_is_replaced(bundle, damage):
+    (bundle.folder / "engines").mkdir(exist_ok=True)
+    (bundle.folder / "engines" / "plan.engine.sm90.cache").write_bytes(b"of the runtime")
+    if damage is None:
+        (bundle.folder / PROGRAM_NAME).unlink()
+    else:
+        (bundle.folder / MANIFEST_NAME).write_bytes(damage)
+    write_again(bundle, bundle.folder)
+    assert Bundle.read(bundle.folder).program_path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", [MANIFEST_NAME, PROGRAM_NAME])
+def test_a_named_pipe_in_a_bundle_is_not_waited_for(bundle, name):
+    (bundle.folder / name).unlink()
+    os.mkfifo(bundle.folder / name)
+    with pytest.raises(BundleError, match=r"no file|expected a file, got something else"):
+        Bundle.read(bundle.folder)
 
 
 def test_below_a_file_nothing_can_be_made(bundle, tmp_path):

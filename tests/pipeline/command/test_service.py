@@ -50,6 +50,13 @@ def test_ready_alive_and_stopping_are_told(manager):
     assert all_of(listening) == ["READY=1\nSTATUS=camera → out.mp4", "WATCHDOG=1", "STOPPING=1"]
 
 
+def test_a_name_that_is_no_utf_8_is_told_all_the_same(manager):
+    listening, address = manager
+    with Service(Health([]), {"NOTIFY_SOCKET": address}) as told:
+        told.ready(f"caf{os.fsdecode(bytes([0xE9]))}.mp4 → null")
+    assert all_of(listening)[0] == "READY=1\nSTATUS=caf?.mp4 → null"
+
+
 def test_the_watchdog_is_fed_three_times_in_its_time(manager, monkeypatch):
     listening, address = manager
     clock = [100.0]

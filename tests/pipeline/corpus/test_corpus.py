@@ -54,6 +54,19 @@ def test_what_is_done_is_neither_done_nor_written_again(run_corpus, small_corpus
     }
 
 
+@pytest.mark.parametrize("content", ["who failed the exam\n", '{"id": 7, "error": "mine"}\n', "[]", ""])
+def test_a_list_of_somebody_else_is_neither_replaced_nor_deleted(run_corpus, small_corpus, tmp_path, content):
+    there = tmp_path / "results" / "failed.jsonl"
+    there.parent.mkdir()
+    there.write_text(content)
+    done = run_corpus()
+    assert done.status == 2
+    assert done.lines[-1:] == [
+        f"error: {there}: expected nothing or the list of an earlier run, got something else: choose another --output"
+    ]
+    assert there.read_text() == content
+
+
 @pytest.mark.parametrize("way", ["shards", "workers"])
 def test_ways_to_share_the_work_give_the_same_bytes(run_corpus, small_corpus, tmp_path, monkeypatch, way):
     monkeypatch.chdir(tmp_path)

@@ -156,3 +156,25 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(SinkError, match=r"--flight .*file: expected a folder"):
         FlightFolder(tmp_path / "file", MOST)
     assert stat.S_ISREG((tmp_path / "file").stat().st_mode)
+
+
+def test_a_folder_that_another_process_holds_is_waited_for_as_long_as_may_be(tmp_path):
+    folder = FlightFolder(tmp_path, MOST)
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    asked = []
+
+    def may_wait():
+        asked.append(True)
+        return len(asked) < 3
+
+    with pytest.raises(OSError, match="another process holds the folder"), folder.new("test", may_wait):
+        raise AssertionError("it is held")
+    assert (len(asked), list(tmp_path.iterdir())) == (3, [])
+
+    def let_go():
+        os.close(other)
+        return True
+
+    with folder.new("test", let_go) as (_, file, _room):
+        file.write(b"x")

@@ -1,10 +1,11 @@
 """Whatever happens in whatever order: no frame that was promised is lost, no foreign file is deleted, no live run ends by itself.
 
-The pipeline's own source, data path, recorder, page and signals; cameras, time, the disk's space and viewers are made up.
+The pipeline's own source, data path, recorder, JSON lines, page and signals; cameras, time, the disk's space and viewers are made up.
 """
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import aiohttp
+import av
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -44,6 +46,7 @@ from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.signals import StoppedError, uninterrupted
 from pipeline.sinks import disk, journal
+from pipeline.sinks.json_lines import JsonLinesSink
 from pipeline.sinks.options import SinkOptions
 from pipeline.sinks.recording import RecordingSink
 from pipeline.sources.live import Connection, LiveSource, LostError, Picture, StreamClock
@@ -57,6 +60,7 @@ STEPS_OF_ONE = 40
 SIZES_HW = ((48, 64), (64, 96))
 MIN_FREE_BYTES = 3000
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INDEX_BYTES = 2000  # of a file, at most: with its first fragment
 NOTICED_S = 1.0  # of a file that was taken away
 YEAR_S = 31_536_000.0
 
@@ -234,7 +238,8 @@ class Site(RuleBasedStateMachine):
         self.source = LiveSource(SourceInfo("yard", "made up", live=True), self._connect)
         self.renderer = Renderer(Look(), "binary")
         self.recorder = WatchedRecording(str(self.folder / "rec.mp4"), self.source.info, self.renderer, self.options)
-        sinks = [self.recorder.watch(self)]
+        self.lines = JsonLinesSink(str(self.folder / "lines.jsonl"), self.source.info, self.renderer, self.options)
+        sinks = [self.recorder.watch(self), self.lines]
         telemetry = self.source.telemetry
         self.health = service.Health([telemetry], sinks)
         timer = StageTimer()
@@ -412,6 +417,17 @@ class Site(RuleBasedStateMachine):
         moved = {path: there / path.name for path in self.foreign if path.parent == self.folder}
         self.foreign = {moved.get(path, path): content for path, content in self.foreign.items()}
 
+    @precondition(lambda self: (self.folder / "lines.jsonl").exists())
+    @rule(how=st.sampled_from(("deleted", "moved", "emptied")))
+    def the_lines_go_under_the_writer(self, how):
+        path = self.folder / "lines.jsonl"
+        if how == "emptied":
+            os.truncate(path, 0)
+        elif how == "deleted":
+            path.unlink()
+        else:
+            self._claim(path.rename(self.base / f"lines-{len(list(self.base.iterdir()))}"), grows=True)
+
     @precondition(lambda self: self.folder.is_dir())
     @rule(ahead=st.integers(0, 2), copied=st.booleans())
     def a_foreign_file_has_a_recordings_name(self, ahead, copied):
@@ -468,17 +484,15 @@ class Site(RuleBasedStateMachine):
         if self.replacing is not None:
             self.replacing.join(20)
         assert all(model._closed for model in self.models)
-        outcome = self.outcome
-        if isinstance(outcome, SinkError) and any(tape.fate == "cut" and not tape.is_finished for tape in self.tapes):
-            while outcome is not None and not isinstance(outcome, StoppedError):  # it is told as the recording is ended
-                outcome = outcome.__context__
-        assert isinstance(outcome, StoppedError), self.outcome
-        assert outcome.number == number
+        was_cut = any(tape.fate == "cut" and not tape.is_finished for tape in self.tapes)
+        if not (was_cut and isinstance(self.outcome, SinkError)):  # which is told as the recording is ended
+            assert isinstance(self.outcome, StoppedError), self.outcome
+            assert self.outcome.number == number
         for tape in self.tapes:
             tape.is_finished = True
         while self.viewers:
             self._outside(_leave(*self.viewers.pop()))
-        self.stack.__exit__(StoppedError, outcome, None)
+        self.stack.__exit__(StoppedError, StoppedError(number), None)
         self.thread = None
 
     def _outside(self, coroutine):
@@ -514,7 +528,7 @@ class Site(RuleBasedStateMachine):
         taken = {number for tape in self.tapes for number in tape.numbers} | set(self.refused)
         for number, problem in self.out:
             assert number in taken or problem, f"frame {number} went out and is in no file"
-        assert self.health.outputs() == ([self.recorder.problem] if self.recorder.problem else [])
+        assert self.health.outputs() == [problem for problem in (self.recorder.problem, self.lines.failed) if problem]
 
     @invariant()
     def only_what_may_go_is_deleted(self):
@@ -567,6 +581,9 @@ class Site(RuleBasedStateMachine):
                 break
         assert self.recorder.problem == ""
         assert self.sent % 65536 in self.tapes[-1].numbers
+        assert self.lines.failed == ""
+        last_line = (self.folder / "lines.jsonl").read_text().splitlines()[-1]
+        assert json.loads(last_line)["index"] == self.source._index - 1
         self.it_goes_on()
         self.foreign_files_are_as_they_were()
         self.every_frame_is_accounted_for()
@@ -576,7 +593,12 @@ class Site(RuleBasedStateMachine):
         for tape in self.tapes:
             if tape.fate in ("taken", "deleted", "edited") or not tape.path.exists():
                 continue
-            frames = numbers_in(tape.path)
+            try:
+                frames = numbers_in(tape.path)
+            except av.error.InvalidDataError:  # it was cut in the middle of its index
+                assert tape.fate == "cut"
+                assert tape.path.stat().st_size < INDEX_BYTES
+                continue
             found = [number for number, _ in frames]
             if tape.fate == "cut" and not found:  # before its first picture was whole
                 continue

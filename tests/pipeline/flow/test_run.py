@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pipeline.command.service import Health
 from pipeline.engines.base import Computed, Engine
 from pipeline.errors import ServerAwayError, ShapeError, SinkError, SourceError
 from pipeline.flow.events import Events
@@ -15,6 +16,7 @@ from pipeline.flow.run import run
 from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.sinks.base import Sink
+from pipeline.sinks.of_source import OfSource
 from pipeline.sources.base import Source
 from pipeline.stages.stage_timer import StageTimer
 
@@ -346,7 +348,7 @@ def test_of_frames_that_are_computed_at_once_each_has_its_share_of_the_wait(monk
 class ComesBack(Kept):
     """Cannot be written at first, as a disk that is full at the start; keeps no frame of that time."""
 
-    problem = ""
+    comes_back = True
 
     def __init__(self, until):
         super().__init__()
@@ -354,13 +356,12 @@ class ComesBack(Kept):
 
     def write(self, frame):
         if frame.index < self.until:
-            self.problem = "disk full"
             self.seen.append(weakref.ref(frame.pixels))
-            raise SinkError(self.problem)
+            raise SinkError("disk full")
         super().write(frame)
 
     def again(self):
-        self.problem = ""
+        assert self.problem == "disk full"
         return True
 
 
@@ -369,6 +370,7 @@ def test_a_disk_that_is_full_at_the_start_ends_no_live_run(monkeypatch):
     sink = ComesBack(until=5)
     result = run(Numbers(20, live=True), Red(), view, [sink], drop_oldest=False)
     assert sink.numbers == list(range(5, 20))
+    assert sink.problem == ""
     assert len(result.lost) == 5
     gc.collect()
     assert [kept() for kept in sink.seen] == [None] * 5, "an error must not keep its frame for the rest of the run"
@@ -378,6 +380,19 @@ def test_errors_of_a_disk_that_is_full_a_thousand_times_are_not_all_kept(monkeyp
     monkeypatch.setattr("pipeline.flow.run.AGAIN_S", 0.0)
     result = run(Numbers(200, live=True), Red(), view, [ComesBack(until=150)], drop_oldest=False)
     assert (result.frames, len(result.lost)) == (200, 100)
+
+
+def test_an_output_that_does_not_come_back_says_so_for_as_long_as_the_run_lasts():
+    class Gone(Kept):
+        def write(self, frame):
+            raise SinkError("its window is gone")
+
+    gone, kept = Gone(), Kept()
+    assert Health([], [gone, kept]).outputs() == []
+    run(Numbers(5, live=True), Red(), view, [gone, kept], drop_oldest=False)
+    assert kept.numbers == list(range(5))
+    assert Health([], [gone, kept]).outputs() == ["its window is gone"]
+    assert Health([], [OfSource("numbers", gone)]).outputs() == ["its window is gone"]
 
 
 def test_who_listens_hears_of_each_computed_mask_before_it_is_changed():

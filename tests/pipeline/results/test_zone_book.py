@@ -184,3 +184,22 @@ def test_what_people_write_by_hand_is_read(tmp_path):
     path = tmp_path / "zones.yaml"
     path.write_text(yaml.safe_dump({"zone": "door=0,0 1,0 1,1", "zone-above": "door=0.5"}))
     assert read_zones(path) == (Zone("door", ((0, 0), (1, 0), (1, 1)), 0.5),)
+
+
+def test_two_processes_that_keep_zones_in_one_file_both_do(tmp_path):
+    path = tmp_path / "zones.yaml"
+    children = []
+    for name in ("one", "two"):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                for _ in range(100):
+                    write_zones(path, [Zone(name, ((0, 0), (1, 0), (1, 1)))])
+                    assert read_zones(path)[0].name in ("one", "two")
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert os.listdir(tmp_path) == ["zones.yaml"]

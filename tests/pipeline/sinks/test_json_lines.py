@@ -4,10 +4,12 @@ import json
 import os
 import re
 import resource
+import select
 import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,6 +282,74 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(red_bundle):
     job.stderr.close()
     assert re.fullmatch("test", first["source"])
     assert first["classes"][0]["boxes"]
+
+
+@pytest.mark.parametrize("how", ["deleted", "renamed", "replaced", "its folder renamed"])
+def test_a_file_that_is_taken_away_is_begun_anew(open_lines, two_parts, tmp_path, monkeypatch, said, how):
+    now_s = [1000.0]
+    monkeypatch.setattr("pipeline.sinks.json_lines.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    path = tmp_path / "lines" / "out.jsonl"
+    sink = open_lines("lines/out.jsonl", live=True)
+    sink.write(frame_of(two_parts, 0))
+    moved = path
+    if how == "deleted":
+        path.unlink()
+    elif how == "its folder renamed":
+        path.parent.rename(tmp_path / "elsewhere")
+        moved = tmp_path / "elsewhere" / "out.jsonl"
+    else:
+        moved = path.rename(path.with_suffix(".1"))
+    if how == "replaced":
+        path.write_text('{"index": "of somebody else"}')
+    now_s[0] += 1.1
+    for index in range(1, 4):
+        sink.write(frame_of(two_parts, index))
+    sink.close()
+    earlier = ["of somebody else"] if how == "replaced" else []
+    assert [line["index"] for line in read(path)] == [*earlier, 1, 2, 3]
+    if how != "deleted":
+        assert [line["index"] for line in read(moved)] == [0]
+    assert said == [f"{path}: begun anew, because it was deleted, renamed or replaced, or its disk is gone"]
+
+
+def test_a_file_of_a_live_source_goes_on_when_there_is_room_again(open_lines, two_parts, tmp_path, monkeypatch):
+    room_bytes = [0]
+    monkeypatch.setattr("pipeline.sinks.disk.os.statvfs", lambda _: SimpleNamespace(f_bavail=room_bytes[0], f_frsize=1))
+    sink = open_lines(live=True, min_free_bytes=1000)
+    assert sink.comes_back
+    with pytest.raises(SinkError, match="expected 1 kB free on the disk, got 0 bytes"):
+        sink.write(frame_of(two_parts, 0))
+    assert not sink.again()
+    room_bytes[0] = 10**9
+    assert sink.again()
+    sink.write(frame_of(two_parts, 1))
+    sink.close()
+    assert not sink.again()
+    assert [line["index"] for line in read(tmp_path / "out.jsonl")] == [1]
+
+
+def test_two_processes_append_whole_lines_to_one_file(renderer, make_info, tmp_path):
+    comb = np.zeros((400, 400), np.uint8)
+    comb[::2], comb[:, 0] = 255, 255  # whose outline fills several pages
+    children = []
+    for name in ("one", "two"):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                options = SinkOptions(min_free_bytes=0, results=("polygons", "rle"))
+                with JsonLinesSink(str(tmp_path / "out.jsonl"), make_info(live=True), renderer, options) as sink:
+                    for index in range(150):
+                        sink.write(frame_of(comb, index, source=name))
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    lines = read(tmp_path / "out.jsonl")
+    assert max(map(len, (tmp_path / "out.jsonl").read_bytes().splitlines())) > 2 * select.PIPE_BUF
+    for name in ("one", "two"):
+        assert [line["index"] for line in lines if line["source"] == name] == list(range(150))
 
 
 def test_boxes_have_the_forms_that_are_asked_for(two_parts, renderer):

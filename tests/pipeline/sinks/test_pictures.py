@@ -1,6 +1,7 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from pipeline.errors import SinkError
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
 from pipeline.sinks import open_sink, pictures
+from pipeline.sinks.options import SinkOptions
 from pipeline.sinks.pictures import FolderSink, OnePictureSink, write_picture
 
 
@@ -224,3 +226,34 @@ def test_discard_keeps_complete_pictures(save, tmp_path, make_info, make_frame, 
     sink.discard()
     sink.close()
     assert cv2.imread(str(Path(tmp_path, "a.png"))) is not None
+
+
+def test_a_second_run_of_a_live_source_replaces_no_picture(make_info, make_frame, image, tmp_path, read_picture):
+    renderer = rendering("mask")
+    for run in range(3):
+        sink = FolderSink(str(tmp_path), make_info(live=True), renderer, SinkOptions(min_free_bytes=0))
+        for index in range(2):
+            sink.write(rendered(make_frame, image + np.uint8(10 * run + index), renderer, name=f"yard_{index:06d}"))
+        sink.close()
+    assert sorted(os.listdir(tmp_path)) == [f"yard_{number:06d}.png" for number in range(6)]
+    for number in range(6):
+        expected = (image + np.uint8(10 * (number // 2) + number % 2))[..., 2]
+        np.testing.assert_array_equal(read_picture(tmp_path / f"yard_{number:06d}.png"), expected)
+
+
+def test_a_live_folder_that_is_taken_away_or_full_goes_on(make_info, make_frame, image, tmp_path, monkeypatch):
+    room_bytes = [10**9]
+    monkeypatch.setattr("pipeline.sinks.disk.os.statvfs", lambda _: SimpleNamespace(f_bavail=room_bytes[0], f_frsize=1))
+    renderer, folder = rendering("mask"), tmp_path / "pictures"
+    sink = FolderSink(str(folder), make_info(live=True), renderer, SinkOptions(min_free_bytes=1000))
+    assert sink.comes_back
+    sink.write(rendered(make_frame, image, renderer, name="yard_000000"))
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(SinkError, match="cannot be written"):
+        sink.write(rendered(make_frame, image, renderer, name="yard_000001"))
+    room_bytes[0] = 0
+    assert not sink.again()
+    room_bytes[0] = 10**9
+    assert sink.again()
+    sink.write(rendered(make_frame, image, renderer, name="yard_000002"))
+    assert os.listdir(folder) == ["yard_000002.png"]

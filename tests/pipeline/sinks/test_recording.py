@@ -419,6 +419,22 @@ def test_what_stands_in_place_of_a_recording_is_not_ours(open_recording, record,
     assert len(shown(tmp_path)) == 4
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_what_a_kill_left_is_known_by_its_mark_and_not_by_a_place_that_another_file_may_get(
+    open_recording, record, tmp_path, monkeypatch, suffix, is_ours
+):
+    name = f"out{suffix}"
+    monkeypatch.setattr(journal.Journal, "ended", lambda *_: None)  # as after kill -9
+    record(open_recording(name, segment_s=0.5, keep_segments=9), range(10)).close()
+    monkeypatch.undo()
+    left = tmp_path / f"out-0001{suffix}"
+    if not is_ours:
+        left.write_bytes(b"a film of the user's own")  # the same number of the file system, as a new file often gets
+    record(open_recording(name, segment_s=0.5, keep_segments=1), range(10)).close()
+    assert left.exists() != is_ours
+
+
 def test_another_program_that_takes_the_room_does_not_empty_the_archive(open_recording, record, tmp_path, monkeypatch):
     record(open_recording(segment_s=0.5, keep_segments=100), range(150)).close()
     before = shown(tmp_path)

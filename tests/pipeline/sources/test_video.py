@@ -1,6 +1,7 @@
 import gc
 import itertools
 import math
+import os
 import struct
 import subprocess
 from fractions import Fraction
@@ -294,6 +295,24 @@ def test_a_file_that_may_not_be_read(files, monkeypatch):
     monkeypatch.setattr(video.os, "access", lambda *_: False)
     with pytest.raises(SourceError, match=r"got a file that cannot be read: check its permissions$"):
         open_source(str(files["faststart"]))
+
+
+@pytest.mark.parametrize("head", [b"FLV\x01\x05\0\0\0\x09\0\0\0\0", b"RIFF\xff\xff\xff\x7fAVI LIST"])
+def test_gigabytes_of_nothing_behind_a_head_are_not_looked_through(tmp_path, monkeypatch, head):
+    monkeypatch.setattr(video, "_OPEN_S", 0.2)
+    path = tmp_path / "film.flv"
+    path.write_bytes(head)
+    os.truncate(path, 10 << 30)
+    with pytest.raises(SourceError, match=r"expected a video, got a file (in which no picture is found|that is none)"):
+        open_source(str(path))
+
+
+def test_a_gif_of_gigabytes_is_refused(tmp_path):
+    path = tmp_path / "film.gif"
+    path.write_bytes(b"GIF89a\x10\x00\x10\x00\x00\x00\x00")
+    os.truncate(path, 10 << 30)
+    with pytest.raises(SourceError, match=r"film.gif: expected a picture of at most 2048 MiB, got 10240 MiB$"):
+        open_source(str(path))
 
 
 def test_a_pipe_is_no_file(tmp_path):
