@@ -52,7 +52,8 @@ _BACKLOG, _AT_ONCE = 512, 2
 
 # Bugs of ours are told with their traceback. What anyone may send is not: it could fill a disk, and holds what was sent.
 _LOGGER = logging.getLogger(__name__)
-_LOGGER.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+_OF_STRANGERS = (HttpProcessingError, web.RequestPayloadError, ConnectionError)
+_LOGGER.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], _OF_STRANGERS)))
 
 
 class PageServer:

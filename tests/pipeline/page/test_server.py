@@ -290,6 +290,26 @@ def test_who_leaves_before_the_answer_is_not_told_of(make_rig, get, monkeypatch,
     assert not [record for record in caplog.records if record.exc_info]  # each could be made to fill a disk
 
 
+SETTINGS = b"POST /settings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        SETTINGS + b"Content-Encoding: gzip\r\nContent-Length: 9000\r\n\r\n\x1f\x8b\x08" + bytes(9000),
+        SETTINGS + b"Transfer-Encoding: chunked\r\n\r\nno length\r\n",
+        b"\x16\x03\x01\x02\x00" * 100,
+    ],
+    ids=["no gzip", "no chunks", "no HTTP"],
+)
+def test_nothing_that_a_stranger_sends_is_logged(make_rig, get, caplog, sent):
+    rig = make_rig(token=TOKEN)
+    with contextlib.suppress(ConnectionError):
+        raw(rig.port, sent)
+    assert get(rig)("/state", headers=BEARER).status == 200
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_bodies_are_limited(rig, get):
     assert get(rig)("/settings", "POST", json={"mode": "x" * 5000}).status == 413
 
