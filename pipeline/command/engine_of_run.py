@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -28,6 +30,15 @@ if TYPE_CHECKING:
 _LONG_FRAMES = 8
 # In so many frames what is faster has made up for finding it out.
 _TUNED_FRAMES = 500
+# After a power cut a camera may need minutes until it knows its users, and a server until it has its models.
+_BEGINS_S = 120.0
+
+
+def refused_s(options: RunOptions) -> float:
+    """How long a peer is tried that refuses us or is not there: not at all for a person who waits and can mend the one address."""
+    if len(options.sources) > 1 or "NOTIFY_SOCKET" in os.environ:
+        return math.inf
+    return 0.0 if sys.stderr.isatty() else _BEGINS_S
 
 
 def open_for(
@@ -61,7 +72,7 @@ def open_for(
         model.backend,
         overlap=overlap,
         rebuild=partial(rebuild_plan, quiet=options.quiet) if model.may_build else None,
-        servers=model.servers and replace(model.servers, goes_on=is_live),
+        servers=model.servers and replace(model.servers, goes_on=is_live, refused_s=refused_s(options)),
         tune=tune,
     )
 

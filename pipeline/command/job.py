@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.command.appearance import Appearance, make_appearance, read_look
-from pipeline.command.engine_of_run import HeadStart, open_for, read_model
+from pipeline.command.engine_of_run import HeadStart, open_for, read_model, refused_s
 from pipeline.command.freed_memory import give_back_freed_memory
 from pipeline.command.memory_limit import MemoryLimit, limit_bytes
 from pipeline.command.model_swap import ModelSwap
@@ -58,8 +56,6 @@ if TYPE_CHECKING:
 
 log = logger_of(__name__)
 
-# After a power cut a camera may need minutes until it knows its users.
-_BEGINS_S = 120.0
 # Files, viewers and connections leave holes in the memory that malloc keeps. In months it would become all holes; this costs a few
 # milliseconds.
 _GIVE_BACK_EVERY_S = 300.0
@@ -333,7 +329,7 @@ def _open_sources(options: RunOptions, begun: HeadStart | None, stack: ExitStack
 
         require_gpu()  # before the limit: CUDA maps more addresses than a machine has memory
     with grows_at_most(limit_bytes(options.memory_bytes)):  # a file's header may claim anything, and nobody watches yet
-        live = replace(options.live, refused_s=_refused_s(options))
+        live = replace(options.live, refused_s=refused_s(options))
         sources = open_sources(options.sources, live, decode=options.decode)
     for source in sources:
         stack.callback(source.close)
@@ -341,13 +337,6 @@ def _open_sources(options: RunOptions, begun: HeadStart | None, stack: ExitStack
         if source.info.left_out:
             log.info(f"{source.info.name}: left out of the outputs: {source.info.left_out}")
     return sources
-
-
-def _refused_s(options: RunOptions) -> float:
-    """How long a source is tried that refuses us or is not there: not at all for a person who waits and can mend the one address."""
-    if len(options.sources) > 1 or "NOTIFY_SOCKET" in os.environ:
-        return math.inf
-    return 0.0 if sys.stderr.isatty() else _BEGINS_S
 
 
 def _open_engine(options: RunOptions, infos: Sequence[SourceInfo], begun: HeadStart | None) -> Engine:

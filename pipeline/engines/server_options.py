@@ -36,6 +36,8 @@ class ServerOptions:
         insecure: speak in plain text to other machines too.
         wait_s: how long servers that are gone or busy are waited for, at the start and by files.
         goes_on: no frame waits for servers that are gone or busy, as live sources need it: it has no mask then.
+        refused_s: with ``goes_on``, for so long what servers say at the start is not final: a machine that begins does not answer,
+            knows no token or has no model yet. 0: they are taken at their word.
         in_flight: how many submissions are on their way at once; None: three, and two more for each server after the first.
 
     Raises:
@@ -52,6 +54,7 @@ class ServerOptions:
     insecure: bool = False
     wait_s: float = 60.0
     goes_on: bool = False
+    refused_s: float = 0.0
     in_flight: int | None = None
 
     def __post_init__(self) -> None:

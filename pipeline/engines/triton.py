@@ -20,7 +20,7 @@ from pipeline.engines.server_options import ServerOptions, is_loopback
 from pipeline.engines.triton_errors import Kind, ServerError, is_cut_off, untrusted
 from pipeline.engines.triton_memory import Region, Regions
 from pipeline.engines.triton_reference import Reference
-from pipeline.engines.triton_server import Answer, Attempt, Connected, TritonServer, tensor_sizes
+from pipeline.engines.triton_server import MOST_MASK_BYTES, Answer, Attempt, Connected, TritonServer, tensor_sizes
 from pipeline.errors import BackendUnavailableError, BundleError, EdgemaskError, ServerAwayError
 from pipeline.frames.pixels import frames_nhw
 from pipeline.terminal import logger_of
@@ -39,6 +39,9 @@ log = logger_of(__name__)
 
 # A server that is gone is tried again after this long, then after twice as long each time.
 _AGAIN_S, _AGAIN_MOST_S = 0.05, 0.5
+# And one that refuses us, or has something else than the bundle, at most so seldom.
+_REFUSED_MOST_S = 30.0
+_TELL_EVERY_S = 60.0
 _BUSY_S = 0.02
 # How long a frame of a server that has just started may take.
 _FIRST_S = 60.0
@@ -81,6 +84,8 @@ class _Watched:
     why: str = "it was not asked yet"
     unmasked: int = 0
     was_there: bool = False
+    told: str = ""
+    tell_due_s: float = 0.0
 
 
 class TritonEngine(Engine):
@@ -113,9 +118,11 @@ class TritonEngine(Engine):
         self._patience = 1.0
         self._failed: EdgemaskError | None = None
         self._unmasked = 0
+        self._start_s, self._is_open, self._has_answered = time.monotonic(), False, False
         try:
-            self._wait_for_server(time.monotonic() + servers.wait_s)
+            self._wait_for_server(self._start_s + servers.wait_s)
             self._look_at_all()
+            self._is_open = True
         except BaseException:
             self.close()
             raise
@@ -125,7 +132,7 @@ class TritonEngine(Engine):
             if watched.server.connected is not None
             for model in watched.server.connected.models.values()
         }
-        self.description = f"Triton at {', '.join(servers.addresses)}: {', '.join(sorted(models))}"
+        self.description = f"Triton at {', '.join(servers.addresses)}: {', '.join(sorted(models)) or 'not there yet'}"
         # What this machine's cores are free for.
         self.on_gpu = not all(map(is_loopback, servers.addresses))
 
@@ -134,10 +141,8 @@ class TritonEngine(Engine):
         wait([watched.connecting for watched in self._all if watched.connecting is not None], timeout=_FIRST_S)
         self._look_after()
         for watched in self._all:
-            if watched.server.connected is None:
-                log.warning(
-                    f"warning: {watched.server}: not there ({watched.why}): frames go to the others until it is"
-                )
+            if watched.server.connected is None and watched.told != watched.why:
+                log.warning(f"warning: {watched.server}: not there ({watched.why}): {self._meanwhile(watched)}")
 
     def _submit(self, frames: NDArray[np.uint8]) -> None:
         self._look_after()
@@ -193,7 +198,7 @@ class TritonEngine(Engine):
                 self._retry(part, attempt, error, until_s)
                 continue
             self._took_s.append(attempt.took_s)
-            self._patience = 1.0
+            self._patience, self._has_answered = 1.0, True
             if part.room is not None and self._regions is not None:
                 self._regions.give_back(part.room.region)
                 part.room = None
@@ -214,6 +219,9 @@ class TritonEngine(Engine):
             part.failures += 1
             if part.failures <= _MOST_FAILURES:
                 return
+            if self._options.goes_on and self._has_answered:
+                self._tell_seldom(watched, error)
+                raise self._away(str(error))
             raise BundleError(
                 f"{watched.server}: cannot run {self.bundle.program_path} ({error}): compile the bundle again"
             )
@@ -223,9 +231,16 @@ class TritonEngine(Engine):
         if not self._options.goes_on and time.monotonic() > until_s:
             self._fail(BackendUnavailableError(self._too_long(f"{watched.server}: {error}")))
 
+    def _tell_seldom(self, watched: _Watched, error: ServerError) -> None:
+        """Tell of a frame that could not be computed: perhaps none can any more."""
+        now_s = time.monotonic()
+        if now_s >= watched.tell_due_s:
+            watched.tell_due_s = now_s + _TELL_EVERY_S
+            log.warning(f"warning: {watched.server}: cannot compute a frame ({error}): such frames go on without masks")
+
     def _lost(self, watched: _Watched, error: ServerError) -> None:
         """A server is not there any more, or has something else."""
-        if error.kind is Kind.REFUSED:
+        if error.kind is Kind.REFUSED and self._is_final():
             self._fail(BackendUnavailableError(f"{watched.server}: {error}"))
         watched.server.use(None)
         watched.since_s, watched.again_s, watched.due_s = time.monotonic(), _AGAIN_S, 0.0
@@ -234,13 +249,22 @@ class TritonEngine(Engine):
         if error.kind is Kind.CHANGED:
             log.warning(f"warning: {watched.server}: {error}: it is compared with the bundle again")
             return
-        if any(other.server.connected is not None for other in self._all):
-            meanwhile = "its frames go to the others"
-        elif self._options.goes_on:
-            meanwhile = "frames go on without masks until it is back"
-        else:
-            meanwhile = f"frames wait, at most {self._options.wait_s:g} s"
-        log.warning(f"warning: {watched.server}: gone ({error}): {meanwhile}")
+        log.warning(f"warning: {watched.server}: gone ({error}): {self._meanwhile(watched)}")
+
+    def _meanwhile(self, away: _Watched) -> str:
+        """What becomes of the frames of a server that is not there."""
+        if any(watched.server.connected is not None for watched in self._all):
+            return "its frames go to the others"
+        if self._options.goes_on:
+            return f"frames go on without masks until it is {'back' if away.was_there else 'there'}"
+        return f"frames wait, at most {self._options.wait_s:g} s"
+
+    def _is_final(self) -> bool:
+        """Whether a refusal ends the run: not that of a live source once there were masks, nor while its servers may still begin."""
+        had_masks = any(watched.was_there for watched in self._all)
+        return not self._options.goes_on or not (
+            had_masks or time.monotonic() - self._start_s < self._options.refused_s
+        )
 
     def _look_after(self) -> None:
         """See what has become of servers that are connected to, and connect to those that are due."""
@@ -259,34 +283,41 @@ class TritonEngine(Engine):
     def _connected(self, watched: _Watched, connected: Connected) -> None:
         watched.server.use(connected)
         self._took_s.append(connected.frame_s)
-        if watched.was_there:
-            away_s = time.monotonic() - watched.since_s
+        if watched.was_there or self._is_open:
+            away_s = time.monotonic() - (watched.since_s or self._start_s)
             without = f"; {watched.unmasked} frames had no mask" if self._options.goes_on else ""
-            log.info(f"{watched.server}: back after {away_s:.1f} s{without}")
-        watched.was_there, watched.unmasked = True, 0
+            log.info(f"{watched.server}: {'back' if watched.was_there else 'there'} after {away_s:.1f} s{without}")
+        watched.was_there, watched.unmasked, watched.told = True, 0, ""
 
     def _not_connected(self, watched: _Watched, error: ServerError) -> None:
         if self._options.is_tls and not watched.was_there and is_cut_off(error):
             error = untrusted(str(error))
-        if error.kind is Kind.REFUSED:
-            self._fail(BackendUnavailableError(f"{watched.server}: {error}"))
-        if error.kind is Kind.WRONG:
-            self._fail(BundleError(f"{watched.server}: {error}"))
+        most_s = _AGAIN_MOST_S
+        if error.kind in (Kind.REFUSED, Kind.WRONG):
+            if self._is_final():
+                fails = BackendUnavailableError if error.kind is Kind.REFUSED else BundleError
+                self._fail(fails(f"{watched.server}: {error}"))
+            if watched.told != str(error):
+                watched.told = str(error)
+                log.warning(f"warning: {watched.server}: {error}; {self._meanwhile(watched)}")
+            most_s = _REFUSED_MOST_S
         watched.why = str(error)
         watched.due_s = time.monotonic() + watched.again_s
-        watched.again_s = min(2 * watched.again_s, _AGAIN_MOST_S)
+        watched.again_s = min(2 * watched.again_s, most_s)
 
     def _wait_for_server(self, until_s: float) -> None:
-        """Wait until a server is there.
+        """Wait until a server is there, or where frames go on without, until it is late.
 
         Raises:
-            BackendUnavailableError: none is in time.
+            BackendUnavailableError: none is in time, and nothing goes on without.
         """
         while True:
             self._look_after()
             if any(watched.server.connected is not None for watched in self._all):
                 return
             if time.monotonic() > until_s:
+                if self._options.goes_on and self._options.refused_s:
+                    return
                 self._fail(BackendUnavailableError(self._too_long(self._whys())))
             connecting = [watched.connecting for watched in self._all if watched.connecting is not None]
             if connecting:
@@ -325,7 +356,8 @@ class TritonEngine(Engine):
     def _most(self, size_hw: tuple[int, int]) -> int:
         """How many frames every server that is there takes at once."""
         there = [watched.server for watched in self._all if watched.server.connected is not None]
-        return min((server.model_for(size_hw).most for server in there), default=1)
+        fits = max(1, MOST_MASK_BYTES // (size_hw[0] * size_hw[1]))
+        return min((fits, *(server.model_for(size_hw).most for server in there))) if there else 1
 
     def _away(self, why: str = "") -> ServerAwayError:
         """Why a frame has no mask; it is counted."""

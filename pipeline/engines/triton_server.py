@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -30,9 +31,13 @@ _MARGIN_S = 0.5
 _ROUNDED, _MOST_ROUNDED = 2, 0.001
 _OFF_ON_GPU, _MOST_OFF_ON_GPU = 16, 0.01
 _MESSAGE_BYTES = 2**31 - 1
+MOST_MASK_BYTES = 1 << 27
+"""So large may the masks of one answer be; more is not received, whatever a server sends. It is the largest picture that is read."""
+_MOST_SIZES = 64
 _CHANNEL = [
     ("grpc.max_send_message_length", _MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MOST_MASK_BYTES + (1 << 20)),
+    ("grpc.enable_http_proxy", 0),  # to nobody else than whom --server names, as by all other connections
     ("grpc.use_local_subchannel_pool", 1),  # or a new connection would wait as long as the one that failed
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -301,7 +306,17 @@ class TritonServer:
                 raise
             return {}
         names = {entry.name for entry in index.models if entry.state == "READY"}
-        return {size_hw: each for each in sorted(names) if (size_hw := size_in_name(each, name)) is not None}
+        sized = {each: size_in_name(each, name) for each in sorted(names)}
+        # Each is compared with a frame of its size, which is made here.
+        taken = {
+            size_hw: each for each, size_hw in sized.items() if size_hw and 0 < math.prod(size_hw) <= MOST_MASK_BYTES
+        }
+        if len(taken) > _MOST_SIZES:
+            raise ServerError(
+                Kind.WRONG,
+                f"expected model {name} for at most {_MOST_SIZES} sizes of frames, got {len(taken)}: unload some",
+            )
+        return taken
 
     def _found(self, client: Any, name: str, size_hw: tuple[int, int] | None) -> Model:
         """The version of a model that has the bundle's program, by what the server says of it."""

@@ -43,6 +43,7 @@ MQTT = SinkKind(
 _KEEPALIVE_S = 20
 _CONNECT_S = 5.0
 _ANSWER_S = 10.0
+_MOST_BYTES = 1 << 16
 _MOST_CLASSES = 20
 """With more classes than this, Home Assistant hears of those that have been in a zone."""
 
@@ -149,14 +150,13 @@ class MqttCourier(Courier):
     def _connect(self) -> None:
         if self._client is not None:
             return
-        client = paho.Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2, client_id=f"edgemask-{secrets.token_hex(6)}", protocol=paho.MQTTv5
         )
         user, password = self._login
         if user or password:
             client.username_pw_set(user or None, password or None)
         if self._context is not None:
-            self._context.sslsocket_class = _Closing
             client.tls_set_context(self._context)
         client.will_set(f"{self._base}/status", b"offline", qos=1, retain=True)
         client.connect_timeout = _CONNECT_S
@@ -232,15 +232,13 @@ class MqttCourier(Courier):
         self._acknowledged[number] = reason
 
 
-class _Closing(ssl.SSLSocket):
-    """Closed where nobody is verified: paho leaves it open."""
+class _Client(paho.Client):
+    """Takes what a broker has to say to who subscribes to nothing, and no message of up to 256 MB."""
 
-    def do_handshake(self, block: bool = False) -> None:
-        try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if bufsize > _MOST_BYTES:
+            raise ConnectionError("a packet that nobody asked for")
+        return super()._sock_recv(bufsize)
 
 
 def _json(content: Message) -> bytes:

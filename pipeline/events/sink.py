@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from pipeline.errors import SinkError, SourceError
+from pipeline.events.deadline import TlsSocket
 from pipeline.events.delivery import Courier, Delivery
 from pipeline.frames.frame import Frame
 from pipeline.redaction import redact
@@ -73,9 +74,11 @@ class EventsSink(Sink):
                 "give its authority or its own certificate with --tls-verify CA.pem"
             )
         try:
-            return tls_context(verify)
+            context = tls_context(verify)
         except SourceError as error:
             raise SinkError(str(error)) from error
+        context.sslsocket_class = TlsSocket
+        return context
 
     @property
     def delivery(self) -> Delivery:

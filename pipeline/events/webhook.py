@@ -15,6 +15,7 @@ import time
 from urllib.parse import urlsplit
 
 from pipeline.errors import SinkError
+from pipeline.events.deadline import ends_within
 from pipeline.events.delivery import AwayError, Courier, Message, RefusedError
 from pipeline.events.secret import secret_of
 from pipeline.events.sink import EventsSink
@@ -104,7 +105,7 @@ class WebhookCourier(Courier):
         except TimeoutError:
             self.close()
             raise AwayError("no answer in time") from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, UnicodeError, http.client.HTTPException) as error:  # a name that cannot be looked up
             self.close()
             raise AwayError(str(getattr(error, "strerror", None) or type(error).__name__).lower()) from None
         if 200 <= status < 300:
@@ -129,9 +130,12 @@ class WebhookCourier(Courier):
         return self._status(self._connection, body, headers)
 
     def _status(self, connection: http.client.HTTPConnection, body: bytes, headers: dict[str, str]) -> int:
-        connection.request("POST", self._target, body, headers)
-        response = connection.getresponse()
-        response.read(_MOST_BYTES)
+        if connection.sock is None:
+            connection.connect()
+        with ends_within(_ANSWER_S, connection.sock):
+            connection.request("POST", self._target, body, headers)
+            response = connection.getresponse()
+            response.read(_MOST_BYTES)
         if not response.isclosed():  # more than anybody needs to say
             self.close()
         return response.status

@@ -34,7 +34,7 @@ class Guard:
         access: who is let in.
         port: of the page; browsers do not tell cookies of two ports apart.
         send_s: an answer that is not taken within this time ends the connection.
-        let_in: told of each connection with a request that passes.
+        let_in: told of each connection with a request that passes, but for what anybody gets.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class Guard:
     async def _pass(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         try:
             refused = self._refusal(request)
-            if refused is None:
+            if refused is None and request.path not in _PUBLIC:
                 self._let_in(request.protocol)
             response = refused if refused is not None else await handler(request)
             if not response.prepared:
                 await asyncio.wait_for(_send(request, response), self._send_s)
         except web.HTTPException as error:  # no such path or method, too long a body
             response = text(error.status, error.reason)
-        except (asyncio.TimeoutError, TimeoutError):  # one and the same from Python 3.11 on
+        except (asyncio.TimeoutError, TimeoutError, ConnectionError):  # the first two are one from Python 3.11 on
             if request.transport is not None:
                 request.transport.abort()
-            response = text(408, "too slow")  # which nobody gets
+            response = text(408, "too slow, or gone")  # which nobody gets
         return response
 
     def _refusal(self, request: web.Request) -> web.Response | None:

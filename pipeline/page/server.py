@@ -46,10 +46,14 @@ _REFRESH_S = 0.5
 _SNAPSHOT_S = 2.0
 _CLOSE_S = 0.3
 _BOUNDARY = "frame"
+# Connections that wait for their first answer, in the kernel; and how many of them are taken in one round of the loop. A newcomer is
+# heard a few rounds later, and may not be pushed out before.
+_BACKLOG, _AT_ONCE = 512, 2
 
 # Bugs of ours are told with their traceback. What anyone may send is not: it could fill a disk, and holds what was sent.
 _LOGGER = logging.getLogger(__name__)
-_LOGGER.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+_OF_STRANGERS = (HttpProcessingError, web.RequestPayloadError, ConnectionError)
+_LOGGER.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], _OF_STRANGERS)))
 
 
 class PageServer:
@@ -117,14 +121,17 @@ class PageServer:
         answering = runner.server
         assert answering is not None
 
+        loop = asyncio.get_running_loop()
+
         def connect() -> asyncio.Protocol:
             if len(answering.connections) - len(self._newcomers) >= self._limits.connections:
                 return _Refusing()
             connection = answering()
-            self._newcomers.add(connection)
+            loop.call_soon(self._newcomers.add, connection)  # what is not made yet cannot be pushed out
             return connection
 
-        server = await asyncio.get_running_loop().create_server(connect, sock=self._listening)
+        server = await loop.create_server(connect, sock=self._listening, backlog=_AT_ONCE)
+        self._listening.listen(_BACKLOG)
         refreshing = asyncio.create_task(self._refresh())
         stopping = asyncio.create_task(stop.wait())
         try:

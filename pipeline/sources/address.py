@@ -46,10 +46,12 @@ class Address:
         """Take an address apart.
 
         Raises:
-            SourceError: it names no host.
+            SourceError: it names no host, or is no UTF-8.
         """
         scheme, _, after = spec.partition("://")
         scheme = scheme.lower()
+        if re.search(r"[\ud800-\udfff]", spec):
+            raise SourceError(f"{scheme}://…: expected an address, got one that is no UTF-8")
         authority = re.split(r"[/?#]", after, maxsplit=1)[0]
         user_info, place = "", authority
         if "@" in authority or not _HOST.fullmatch(authority):

@@ -91,8 +91,8 @@ def kind_of(spec: str) -> SourceKind:
         if kind is None:
             raise SourceError(f"{_scheme(spec)}: expected {forms()}, got an address of another kind")
     if kind is not None:
-        if kind.prefixes and re.search(r"[\x00-\x1f\x7f]", spec):
-            raise SourceError(f"{_scheme(spec)}: expected an address, got one with control characters")
+        if kind.prefixes and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", spec):
+            raise SourceError(f"{_scheme(spec)}: expected an address, got one with control characters or no UTF-8")
         return kind
     if os.path.isdir(spec) or (any(mark in spec for mark in "*?[") and not is_there):
         return next(kind for kind in own if kind.folders)

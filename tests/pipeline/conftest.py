@@ -167,7 +167,8 @@ def main(capfd, red_bundle, monkeypatch):
     """``main("--source", …)``: the command in this process, quiet, with ``red_bundle``; gives status, out and error lines."""
     from pipeline.__main__ import main as command
 
-    monkeypatch.setattr("pipeline.command.job._BEGINS_S", 0.0)  # a source is taken at its word, as at a terminal
+    # A source is taken at its word, as at a terminal.
+    monkeypatch.setattr("pipeline.command.engine_of_run._BEGINS_S", 0.0)
 
     def call(*arguments, model=red_bundle.folder, quiet=True):
         capfd.readouterr()

@@ -3,6 +3,7 @@ import contextlib
 import json
 import re
 import socket
+import threading
 import time
 
 import aiohttp
@@ -227,14 +228,86 @@ def test_who_says_nothing_is_closed_after_a_while(make_rig):
         assert silent.recv(1) == b""
 
 
-def test_a_wrong_token_leaves_a_newcomer(make_rig):
-    rig = make_rig(token=TOKEN, limits=Limits(newcomer_s=0.5))
+@pytest.mark.parametrize(("path", "status"), [("/state", 403), ("/style.css", 200), ("/icon.svg", 200)])
+def test_who_has_not_shown_the_token_stays_a_newcomer(make_rig, path, status):
+    rig = make_rig(token=TOKEN, limits=Limits(newcomer_s=0.5, request_s=600))
     with socket.create_connection(("127.0.0.1", rig.port)) as stranger, contextlib.suppress(ConnectionError):
         stranger.settimeout(10)
-        stranger.sendall(REQUEST)
-        assert stranger.recv(4096).startswith(b"HTTP/1.1 403")
+        stranger.sendall(REQUEST.replace(b"/state", path.encode()))
+        assert stranger.recv(4096).startswith(f"HTTP/1.1 {status}".encode())
         while stranger.recv(4096):
             pass
+
+
+def is_open(connection):
+    connection.setblocking(False)
+    try:
+        return bool(connection.recv(1))
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+
+
+def test_who_comes_in_the_middle_of_a_crowd_is_heard(make_rig, get, wait_until):
+    entered, go_on = threading.Event(), threading.Event()
+
+    def stand():
+        entered.set()
+        go_on.wait(20)
+        return ""
+
+    rig = make_rig(token=TOKEN, healthy=stand, limits=Limits(newcomer_s=600, request_s=600))
+    address = ("127.0.0.1", rig.port)
+    asking = threading.Thread(target=get(rig), args=("/healthz",), kwargs={"headers": BEARER})
+    asking.start()
+    assert entered.wait(20)
+    crowd = [socket.create_connection(address) for _ in range(150)]  # who all wait until the page goes on
+    owner = socket.create_connection(address, timeout=20)
+    crowd += [socket.create_connection(address) for _ in range(150)]
+    try:
+        owner.sendall(REQUEST.replace(b"\r\n\r\n", f"\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()))
+        go_on.set()
+        assert owner.recv(4096).startswith(b"HTTP/1.1 200")
+        wait_until(lambda: sum(map(is_open, crowd)) <= Limits().newcomers)
+    finally:
+        go_on.set()
+        asking.join()
+        for connection in (*crowd, owner):
+            connection.close()
+
+
+def test_who_leaves_before_the_answer_is_not_told_of(make_rig, get, monkeypatch, caplog):
+    rig = make_rig()
+
+    async def gone(*_):
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.page.guard._send", gone)
+        assert raw(rig.port, REQUEST) == b""
+    assert get(rig)("/state").status == 200
+    assert not [record for record in caplog.records if record.exc_info]  # each could be made to fill a disk
+
+
+SETTINGS = b"POST /settings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        SETTINGS + b"Content-Encoding: gzip\r\nContent-Length: 9000\r\n\r\n\x1f\x8b\x08" + bytes(9000),
+        SETTINGS + b"Transfer-Encoding: chunked\r\n\r\nno length\r\n",
+        b"\x16\x03\x01\x02\x00" * 100,
+    ],
+    ids=["no gzip", "no chunks", "no HTTP"],
+)
+def test_nothing_that_a_stranger_sends_is_logged(make_rig, get, caplog, sent):
+    rig = make_rig(token=TOKEN)
+    with contextlib.suppress(ConnectionError):
+        raw(rig.port, sent)
+    assert get(rig)("/state", headers=BEARER).status == 200
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_bodies_are_limited(rig, get):
