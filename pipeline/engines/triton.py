@@ -42,8 +42,11 @@ _AGAIN_S, _AGAIN_MOST_S = 0.05, 0.5
 _BUSY_S = 0.02
 # How long a frame of a server that has just started may take.
 _FIRST_S = 60.0
-# A frame is late after so many times what the slowest of the last ones took, but not sooner than this: of live sources, and of files.
-_LATE_TIMES, _LATE_S, _LATE_OF_FILES_S, _LATE_MOST_S = 5, 1.0, 10.0, 60.0
+# A frame is late after so many times what the slowest of the last ones took, but not sooner and not later than this. A live picture
+# stands still as long; a file would rather wait.
+_LATE_TIMES, _LATE_S, _LATE_MOST_S = 2, 1.0, 10.0
+_LATE_TIMES_OF_FILES, _LATE_OF_FILES_S = 5, 10.0
+_MOST_PATIENCE = 64.0
 _LATELY = 32
 _POLLED_S = 0.05
 # A server may fail at a frame for reasons of its own, such as its memory: one more try, before it is the program's fault.
@@ -210,12 +213,13 @@ class TritonEngine(Engine):
                 self._fail(BackendUnavailableError(self._too_long(f"{watched.server}: {error}")))
             time.sleep(_BUSY_S)
             return
-        if error.kind is Kind.WRONG:
+        if error.kind in (Kind.WRONG, Kind.FAILED):
             part.failures += 1
             if part.failures <= _MOST_FAILURES:
                 return
             raise BundleError(
-                f"{watched.server}: cannot run {self.bundle.program_path} ({error}): compile the bundle again"
+                f"{watched.server}: cannot run {self.bundle.program_path} ({error}): look into the server's log, or compile the bundle "
+                "again"
             )
         # Others may have told it already, whose frames were on their way too.
         if attempt.connected is watched.server.connected:
@@ -230,7 +234,7 @@ class TritonEngine(Engine):
         watched.server.use(None)
         watched.since_s, watched.again_s, watched.due_s = time.monotonic(), _AGAIN_S, 0.0
         watched.why = str(error)
-        self._patience = min(2 * self._patience, _LATE_MOST_S)
+        self._patience = min(2 * self._patience, _MOST_PATIENCE)
         if error.kind is Kind.CHANGED:
             log.warning(f"warning: {watched.server}: {error}: it is compared with the bundle again")
             return
@@ -253,7 +257,7 @@ class TritonEngine(Engine):
                 except ServerError as error:
                     self._not_connected(watched, error)
             if watched.server.connected is None and watched.connecting is None and now_s >= watched.due_s:
-                patient_s = _LATE_MOST_S if not watched.was_there else max(_LATE_OF_FILES_S, self._deadline_s())
+                patient_s = _FIRST_S if not watched.was_there else max(_LATE_OF_FILES_S, self._deadline_s())
                 watched.connecting = self._pool.submit(watched.server.connect, patient_s)
 
     def _connected(self, watched: _Watched, connected: Connected) -> None:
@@ -270,7 +274,7 @@ class TritonEngine(Engine):
             error = untrusted(str(error))
         if error.kind is Kind.REFUSED:
             self._fail(BackendUnavailableError(f"{watched.server}: {error}"))
-        if error.kind is Kind.WRONG:
+        if error.kind is Kind.WRONG or (error.kind is Kind.FAILED and not watched.was_there):
             self._fail(BundleError(f"{watched.server}: {error}"))
         watched.why = str(error)
         watched.due_s = time.monotonic() + watched.again_s
@@ -317,10 +321,11 @@ class TritonEngine(Engine):
 
     def _deadline_s(self) -> float:
         """After how long a frame is late."""
-        usual_s = _LATE_TIMES * max(self._took_s, default=0.0)
+        slowest_s = max(self._took_s, default=0.0)
         if self._options.goes_on:
-            return min(max(_LATE_S, usual_s) * self._patience, _LATE_MOST_S)
-        return min(max(_LATE_OF_FILES_S, usual_s) * self._patience, max(self._options.wait_s, _LATE_S))
+            return min(max(_LATE_S, _LATE_TIMES * slowest_s) * self._patience, _LATE_MOST_S)
+        late_s = max(_LATE_OF_FILES_S, _LATE_TIMES_OF_FILES * slowest_s)
+        return min(late_s * self._patience, max(self._options.wait_s, _LATE_S))
 
     def _most(self, size_hw: tuple[int, int]) -> int:
         """How many frames every server that is there takes at once."""
@@ -341,7 +346,10 @@ class TritonEngine(Engine):
         return "; ".join(f"{watched.server}: {watched.why}" for watched in self._all)
 
     def _too_long(self, told: str) -> str:
-        return f"{told}: expected masks within {self._options.wait_s:g} s (--server-wait), got none: start the server, or name others"
+        return (
+            f"{told}: expected masks within {self._options.wait_s:g} s (--server-wait), got none: start the server, or name others, by "
+            "their ports for gRPC"
+        )
 
     def _fail(self, error: EdgemaskError) -> NoReturn:
         """End the run: what is in flight is not waited for."""
