@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -39,15 +41,19 @@ def add_options(parser: OptionParser) -> None:
         metavar="N",
         help="how often each way to do it is measured (default: %(default)s)",
     )
+    parser.add_argument(
+        "--ray", metavar="DIR", help="where tests/install-ray has put Ray (default: where make test puts it)"
+    )
 
 
-def measure(model: str, pictures: int, runs: int) -> Measured:
+def measure(model: str, pictures: int, runs: int, ray: str | None = None) -> Measured:
     """Measure a corpus of pictures of the sample clip, in several ways.
 
     Args:
         model: a bundle, or the name of a network.
         pictures: how many.
         runs: how often each way is measured.
+        ray: where Ray is installed, if it is not in this environment; None: where ``make test`` puts it.
 
     Raises:
         EdgemaskError: a way fails, or a number is below 1.
@@ -64,10 +70,13 @@ def measure(model: str, pictures: int, runs: int) -> Measured:
         ways["one worker"] = timed
         ways["two workers"] = partial(timed, several=[["--workers", "2"]])
         ways["two shards at once"] = partial(timed, several=[["--shard", "0/2"], ["--shard", "1/2"]])
-        if importlib.util.find_spec("ray") is not None:
-            ways["Ray, two workers"] = partial(timed, several=[["--on", "ray", "--workers", "2"]])
+        with_ray = _environment_with_ray(ray)
+        if with_ray is not None:
+            ways["Ray, two workers"] = partial(timed, several=[["--on", "ray", "--workers", "2"]], environment=with_ray)
         else:
-            left_out["Ray, two workers"] = "Ray is not here: pip install 'edgemask[ray]'"
+            left_out["Ray, two workers"] = (
+                "Ray is not here: pip install 'edgemask[ray]', or tests/install-ray DIR and --ray DIR"
+            )
         seconds: dict[str, list[float]] = {}
         for number in range(runs):
             for way, run in ways.items():
@@ -92,6 +101,20 @@ def measure(model: str, pictures: int, runs: int) -> Measured:
     )
 
 
+def _environment_with_ray(folder: str | None) -> Mapping[str, str] | None:
+    """The environment of a command that finds Ray; None where it is not installed."""
+    # Not the cluster that somebody else works on.
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    if folder is None:
+        if importlib.util.find_spec("ray") is not None:
+            return environment
+        folder = os.environ.get("EDGEMASK_TEST_RAY") or str(Path(sys.prefix) / "ray")
+    if not Path(folder, "ray").is_dir():
+        return None
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), folder)))
+    return {**environment, "PYTHONPATH": path}
+
+
 def _told(ratios: dict[str, float]) -> list[str]:
     return [f"{name}: {value:g}" for name, value in ratios.items()]
 
@@ -104,12 +127,20 @@ def _write_corpus(folder: Path, pictures: int) -> None:
         write_picture(folder / f"{number:05d}.jpg", frames[number % len(frames)])
 
 
-def _timed(source: Path, model: str, output: Path, several: list[list[str]] | None = None) -> float:
+def _timed(
+    source: Path,
+    model: str,
+    output: Path,
+    several: list[list[str]] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> float:
     """Seconds until all of some commands that run at once have ended."""
     words = ["--source", str(source), "--output", str(output), "--model", model, "--quiet"]
     start_s = time.perf_counter()
     running = [
-        subprocess.Popen([*module_command("pipeline.corpus"), *words, *more], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*module_command("pipeline.corpus"), *words, *more], stderr=subprocess.PIPE, text=True, env=environment
+        )
         for more in several or [[]]
     ]
     said = [process.communicate()[1] for process in running]

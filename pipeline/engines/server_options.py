@@ -95,12 +95,14 @@ class ServerOptions:
             with Path(file).open("rb") as opened:
                 token = opened.read(_MOST_TOKEN_BYTES).decode("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
+            # What was given may be the token itself.
+            why = getattr(error, "strerror", None) or "it has other bytes"
             raise OptionError(
-                f"--server-token-file: expected a file with a token in ASCII, cannot read {file} ({error})"
+                f"--server-token-file: expected a file with a token in ASCII, cannot read it ({why})"
             ) from error
         if not token or not token.isprintable():
             got = "more" if token else "none"
-            raise OptionError(f"--server-token-file: expected one line with a token, got {got} in {file}")
+            raise OptionError(f"--server-token-file: expected one line with a token, got {got} in it")
         return token
 
     def check_files(self) -> None:

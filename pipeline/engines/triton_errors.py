@@ -54,7 +54,9 @@ def server_error(error: InferenceServerException, deadline_s: float) -> ServerEr
         return ServerError(
             Kind.REFUSED, f"it does not take our token ({text}): give its token with --server-token-file"
         )
-    if "handshake failed" in lower or "certificate" in lower or "ssl_" in lower:  # one that is only late is not refused
+    if (
+        "handshake failed" in lower or "security handshaker" in lower or "certificate" in lower or "ssl_" in lower
+    ):  # one that is only late is not refused
         return untrusted(text)
     if "exceeds maximum queue size" in lower or "timeout expired" in lower:
         return ServerError(Kind.BUSY, f"its queue is full ({text})")

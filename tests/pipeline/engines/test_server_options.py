@@ -93,14 +93,20 @@ def test_a_token_comes_from_a_file_or_the_environment_and_is_never_shown(tmp_pat
     assert ServerOptions("grpcs://a", token="abc123").read_token() == "abc123"
     assert "abc123" not in repr(ServerOptions("grpcs://a", token="abc123"))
     file.write_text("\n")
-    with pytest.raises(OptionError, match=r"^--server-token-file: expected one line with a token, got none in "):
+    with pytest.raises(OptionError, match=r"^--server-token-file: expected one line with a token, got none in it$"):
         of_file.read_token()
     file.write_text("abc\ndef")
-    with pytest.raises(OptionError, match=r"expected one line with a token, got more in ") as caught:
+    with pytest.raises(OptionError, match=r"expected one line with a token, got more in it$") as caught:
         of_file.read_token()
     assert "abc" not in str(caught.value)
     file.unlink()
-    with pytest.raises(OptionError, match=r"^--server-token-file: expected a file with a token in ASCII, cannot read "):
+    with pytest.raises(
+        OptionError,
+        match=r"^--server-token-file: expected a file with a token in ASCII, cannot read it \(No such file or directory\)$",
+    ):
+        of_file.read_token()
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(OptionError, match=r"cannot read it \(it has other bytes\)$"):
         of_file.read_token()
 
 

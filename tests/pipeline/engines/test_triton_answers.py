@@ -158,6 +158,7 @@ def test_no_proxy_gets_frames_for_this_machine(red_bundle, server, monkeypatch):
         ("UNAVAILABLE", "failed to connect to all addresses; last error: UNKNOWN: tcp handshaker shutdown", Kind.GONE),
         ("UNAVAILABLE", "Handshake read failed (Endpoint closing)", Kind.GONE),
         ("UNAVAILABLE", "Tls handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: …", Kind.REFUSED),
+        ("UNAVAILABLE", "last error: UNKNOWN: Failed to create security handshaker.", Kind.REFUSED),
         ("UNAVAILABLE", "This protocol is restricted, expecting header 'triton-grpc-protocol-token'", Kind.REFUSED),
         ("UNAVAILABLE", "Exceeds maximum queue size", Kind.BUSY),
         ("UNIMPLEMENTED", "Received http2 header with status: 404", Kind.FAILED),
