@@ -103,8 +103,8 @@ def measure(model: str, pictures: int, runs: int, ray: str | None = None) -> Mea
 
 def _environment_with_ray(folder: str | None) -> Mapping[str, str] | None:
     """The environment of a command that finds Ray; None where it is not installed."""
-    # Not the cluster that somebody else works on.
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # One of our own on this machine, and not the cluster that somebody else works on, which Ray would find.
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
     if folder is None:
         if importlib.util.find_spec("ray") is not None:
             return environment
@@ -139,7 +139,11 @@ def _timed(
     start_s = time.perf_counter()
     running = [
         subprocess.Popen(
-            [*module_command("pipeline.corpus"), *words, *more], stderr=subprocess.PIPE, text=True, env=environment
+            [*module_command("pipeline.corpus"), *words, *more],
+            stdout=subprocess.DEVNULL,  # Ray's own words, as it ends
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         for more in several or [[]]
     ]

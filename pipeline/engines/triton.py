@@ -81,7 +81,7 @@ class _Watched:
     again_s: float = _AGAIN_S
     due_s: float = 0.0
     since_s: float = 0.0
-    why: str = "it was not asked yet"
+    why: str = "no answer yet"
     unmasked: int = 0
     was_there: bool = False
 
