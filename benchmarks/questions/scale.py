@@ -94,7 +94,7 @@ def measure(options: Options) -> None:
         from benchmarks.shared.plots import bars, write_plot
 
         named = [bar for part in parts.values() for bar in part.bars]
-        write_plot(options.plot, bars("Elsewhere over in the process", "frames per second, relative", named))
+        write_plot(options.plot, bars("Elsewhere over in the process", "frames per second, or time, relative", named))
     if options.json:
         result = {
             "model": options.model,

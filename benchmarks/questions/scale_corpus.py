@@ -22,6 +22,12 @@ from pipeline.sources import open_source
 
 CLIP = Path(HOME) / "samples" / "clip.mp4"
 
+_LABELS = {
+    "corpus_two_workers_over_one": "corpus: two workers over one",
+    "corpus_ray_over_shards": "corpus: Ray over two shards",
+    "corpus_rerun_share": "corpus: time of the rerun",
+}
+
 EXPLAINED = """
 Seconds from the command to its end, the start of its processes included; the median of some runs, and all ways take turns.
 corpus_two_workers_over_one: how many times as fast two workers are as one on this machine; a CPU's cores are shared by both.
@@ -97,7 +103,7 @@ def measure(model: str, pictures: int, runs: int, ray: str | None = None) -> Mea
         ["| corpus | s |", "|---|---|", *(f"| {way} | {what} |" for way, what in rows), EXPLAINED, *_told(ratios)],
         table + [{"way": way, "left_out": why} for way, why in left_out.items()],
         ratios,
-        list(ratios.items()),
+        [(label, ratios[name]) for name, label in _LABELS.items() if name in ratios],
     )
 
 
