@@ -149,7 +149,9 @@ def test_module_names_say_their_subject(room):
         "compile",
         "pipeline.engines",
         "pipeline.page",
+        "pipeline.command.options",
         "pipeline.corpus.options",
+        "compile.options",
         "compile.networks.zoo",
     ],
 )

@@ -32,6 +32,7 @@ class Options:
         rounds: of all passes.
         pictures: of the corpus.
         runs: how often each way to do the corpus is measured.
+        ray: where Ray is installed; None: in this environment, or where ``make test`` puts it.
         plot: a PNG file for the plot; None: no plot.
         json: a file for the result; None: no file.
     """
@@ -45,6 +46,7 @@ class Options:
     rounds: int
     pictures: int
     runs: int
+    ray: str | None
     plot: str | None
     json: str | None
 
@@ -85,14 +87,14 @@ def measure(options: Options) -> None:
             rounds=options.rounds,
         )
     if "corpus" in options.parts:
-        parts["corpus"] = scale_corpus.measure(options.model, options.pictures, options.runs)
+        parts["corpus"] = scale_corpus.measure(options.model, options.pictures, options.runs, options.ray)
     for part in parts.values():
         print("\n".join(part.lines))
     if options.plot:
         from benchmarks.shared.plots import bars, write_plot
 
         named = [bar for part in parts.values() for bar in part.bars]
-        write_plot(options.plot, bars("Elsewhere over in the process", "frames per second, relative", named))
+        write_plot(options.plot, bars("Elsewhere over in the process", "frames per second, or time, relative", named))
     if options.json:
         result = {
             "model": options.model,

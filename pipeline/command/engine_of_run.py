@@ -171,6 +171,8 @@ def _has_output(options: RunOptions) -> bool:
 
 def _runs_here(model: ModelOptions) -> bool:
     """Whether a processor of this machine runs it, and nothing is to be made first, as far as that is known without a look inside."""
+    if model.servers is not None:
+        return False
     if model.backend == "auto":
         is_cpu = not is_seen(Path("/"), os.environ)
     else:

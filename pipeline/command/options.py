@@ -165,19 +165,19 @@ def _zones(values: dict[str, Any]) -> ZoneOptions:
 
 def _servers(values: dict[str, Any]) -> ServerOptions | None:
     if values["server"] is None:
-        beside = ("server_ca", "server_cert", "server_key", "server_token_file")
+        beside = ("server_memory", "server_ca", "server_cert", "server_key", "server_token_file", "server_wait")
         if given := [name for name in beside if values[name] is not None] + ["insecure"] * values["insecure"]:
             raise OptionError(f"--{given[0].replace('_', '-')}: expected --server grpc://HOST:PORT beside it, got none")
         return None
     return ServerOptions(
         values["server"],
-        values["server_memory"],
+        values["server_memory"] or ServerOptions.memory,
         ca=values["server_ca"],
         cert=values["server_cert"],
         key=values["server_key"],
         token_file=values["server_token_file"],
         insecure=values["insecure"],
-        wait_s=values["server_wait"],
+        wait_s=ServerOptions.wait_s if values["server_wait"] is None else values["server_wait"],
     )
 
 
@@ -479,9 +479,9 @@ def _add_servers(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--server-memory",
-        default="raw",
         choices=MEMORIES,
-        help="how frames travel: raw = in the messages; shared = in memory that servers of this machine share (default: %(default)s)",
+        help="how frames travel: raw = in the messages; shared = in memory that servers of this machine share "
+        f"(default: {ServerOptions.memory})",
     )
     group.add_argument("--server-ca", metavar="FILE", help="authorities that verify the servers' certificates, as PEM")
     group.add_argument("--server-cert", metavar="FILE", help="our own certificate, for mutual TLS; with --server-key")
@@ -499,9 +499,9 @@ def _add_servers(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--server-wait",
         type=duration_s,
-        default=60.0,
         metavar="TIME",
-        help="how long files wait for servers that are gone or busy, and every source at the start (default: %(default)s s)",
+        help="how long files wait for servers that are gone or busy, and every source at the start "
+        f"(default: {ServerOptions.wait_s:g} s)",
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
-from urllib.parse import urlsplit
 
 from pipeline.errors import OptionError
 
@@ -98,12 +98,14 @@ class ServerOptions:
             with Path(file).open("rb") as opened:
                 token = opened.read(_MOST_TOKEN_BYTES).decode("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
+            # What was given may be the token itself.
+            why = getattr(error, "strerror", None) or "it has other bytes"
             raise OptionError(
-                f"--server-token-file: expected a file with a token in ASCII, cannot read {file} ({error})"
+                f"--server-token-file: expected a file with a token in ASCII, cannot read it ({why})"
             ) from error
         if not token or not token.isprintable():
             got = "more" if token else "none"
-            raise OptionError(f"--server-token-file: expected one line with a token, got {got} in {file}")
+            raise OptionError(f"--server-token-file: expected one line with a token, got {got} in it")
         return token
 
     def check_files(self) -> None:
@@ -121,11 +123,13 @@ class ServerOptions:
         parts, scheme = [], ""
         for text in self.servers.split(","):
             given, has_scheme, rest = text.strip().rpartition("://")
-            found = given if has_scheme else scheme
+            found = given.lower() if has_scheme else scheme
             scheme = scheme or found
-            parts.append((found, _address(rest, self.servers) if found == scheme in ("grpc", "grpcs") else ""))
+            parts.append((found, _address(rest) if found == scheme in ("grpc", "grpcs") else ""))
         if not all(address for _, address in parts):
-            raise OptionError(f"--server: expected grpc://HOST:PORT, more of them after commas, got {self.servers!r}")
+            # An address with a password is not repeated.
+            shown = "one with a user" if "@" in self.servers else repr(self.servers)
+            raise OptionError(f"--server: expected grpc://HOST:PORT, more of them after commas, got {shown}")
         return tuple(dict.fromkeys(parts))
 
 
@@ -140,16 +144,16 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def _address(text: str, servers: str) -> str:
-    """A server's text as "host:port"."""
-    parts = urlsplit(f"//{text}")
+def _address(text: str) -> str:
+    """A server's text as "host:port"; "" if it is none."""
+    import ipaddress  # as above
+
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([\w.-]+))(?::(\d{1,5}))?", text, re.ASCII)
+    if found is None or not 0 < (port := int(found[3] or _PORT)) < 1 << 16:
+        return ""
+    if found[1] is None:
+        return f"{found[2].lower()}:{port}"
     try:
-        port = _PORT if parts.port is None else parts.port
+        return f"[{ipaddress.IPv6Address(found[1])}]:{port}"
     except ValueError:
-        port = 0
-    if not parts.hostname or parts.username is not None or parts.path or parts.query or parts.fragment or not port:
-        # An address with a password is not repeated.
-        shown = "one with a user or a path" if "@" in text else repr(servers)
-        raise OptionError(f"--server: expected grpc://HOST:PORT, more of them after commas, got {shown}")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{host}:{port}"
+        return ""

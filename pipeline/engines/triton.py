@@ -45,8 +45,11 @@ _TELL_EVERY_S = 60.0
 _BUSY_S = 0.02
 # How long a frame of a server that has just started may take.
 _FIRST_S = 60.0
-# A frame is late after so many times what the slowest of the last ones took, but not sooner than this: of live sources, and of files.
-_LATE_TIMES, _LATE_S, _LATE_OF_FILES_S, _LATE_MOST_S = 5, 1.0, 10.0, 60.0
+# A frame is late after so many times what the slowest of the last ones took, but not sooner and not later than this. A live picture
+# stands still as long; a file would rather wait.
+_LATE_TIMES, _LATE_S, _LATE_MOST_S = 2, 1.0, 10.0
+_LATE_TIMES_OF_FILES, _LATE_OF_FILES_S = 5, 10.0
+_MOST_PATIENCE = 64.0
 _LATELY = 32
 _POLLED_S = 0.05
 # A server may fail at a frame for reasons of its own, such as its memory: one more try, before it is the program's fault.
@@ -81,7 +84,7 @@ class _Watched:
     again_s: float = _AGAIN_S
     due_s: float = 0.0
     since_s: float = 0.0
-    why: str = "it was not asked yet"
+    why: str = "no answer yet"
     unmasked: int = 0
     was_there: bool = False
     told: str = ""
@@ -215,7 +218,7 @@ class TritonEngine(Engine):
                 self._fail(BackendUnavailableError(self._too_long(f"{watched.server}: {error}")))
             time.sleep(_BUSY_S)
             return
-        if error.kind is Kind.WRONG:
+        if error.kind in (Kind.WRONG, Kind.FAILED):
             part.failures += 1
             if part.failures <= _MOST_FAILURES:
                 return
@@ -223,7 +226,8 @@ class TritonEngine(Engine):
                 self._tell_seldom(watched, error)
                 raise self._away(str(error))
             raise BundleError(
-                f"{watched.server}: cannot run {self.bundle.program_path} ({error}): compile the bundle again"
+                f"{watched.server}: cannot run {self.bundle.program_path} ({error}): look into the server's log, or compile the bundle "
+                "again"
             )
         # Others may have told it already, whose frames were on their way too.
         if attempt.connected is watched.server.connected:
@@ -245,7 +249,7 @@ class TritonEngine(Engine):
         watched.server.use(None)
         watched.since_s, watched.again_s, watched.due_s = time.monotonic(), _AGAIN_S, 0.0
         watched.why = str(error)
-        self._patience = min(2 * self._patience, _LATE_MOST_S)
+        self._patience = min(2 * self._patience, _MOST_PATIENCE)
         if error.kind is Kind.CHANGED:
             log.warning(f"warning: {watched.server}: {error}: it is compared with the bundle again")
             return
@@ -277,7 +281,7 @@ class TritonEngine(Engine):
                 except ServerError as error:
                     self._not_connected(watched, error)
             if watched.server.connected is None and watched.connecting is None and now_s >= watched.due_s:
-                patient_s = _LATE_MOST_S if not watched.was_there else max(_LATE_OF_FILES_S, self._deadline_s())
+                patient_s = _FIRST_S if not watched.was_there else max(_LATE_OF_FILES_S, self._deadline_s())
                 watched.connecting = self._pool.submit(watched.server.connect, patient_s)
 
     def _connected(self, watched: _Watched, connected: Connected) -> None:
@@ -293,7 +297,7 @@ class TritonEngine(Engine):
         if self._options.is_tls and not watched.was_there and is_cut_off(error):
             error = untrusted(str(error))
         most_s = _AGAIN_MOST_S
-        if error.kind in (Kind.REFUSED, Kind.WRONG):
+        if error.kind in (Kind.REFUSED, Kind.WRONG) or (error.kind is Kind.FAILED and not watched.was_there):
             if self._is_final():
                 fails = BackendUnavailableError if error.kind is Kind.REFUSED else BundleError
                 self._fail(fails(f"{watched.server}: {error}"))
@@ -348,10 +352,11 @@ class TritonEngine(Engine):
 
     def _deadline_s(self) -> float:
         """After how long a frame is late."""
-        usual_s = _LATE_TIMES * max(self._took_s, default=0.0)
+        slowest_s = max(self._took_s, default=0.0)
         if self._options.goes_on:
-            return min(max(_LATE_S, usual_s) * self._patience, _LATE_MOST_S)
-        return min(max(_LATE_OF_FILES_S, usual_s) * self._patience, max(self._options.wait_s, _LATE_S))
+            return min(max(_LATE_S, _LATE_TIMES * slowest_s) * self._patience, _LATE_MOST_S)
+        late_s = max(_LATE_OF_FILES_S, _LATE_TIMES_OF_FILES * slowest_s)
+        return min(late_s * self._patience, max(self._options.wait_s, _LATE_S))
 
     def _most(self, size_hw: tuple[int, int]) -> int:
         """How many frames every server that is there takes at once."""
@@ -373,7 +378,10 @@ class TritonEngine(Engine):
         return "; ".join(f"{watched.server}: {watched.why}" for watched in self._all)
 
     def _too_long(self, told: str) -> str:
-        return f"{told}: expected masks within {self._options.wait_s:g} s (--server-wait), got none: start the server, or name others"
+        return (
+            f"{told}: expected masks within {self._options.wait_s:g} s (--server-wait), got none: start the server, or name others, by "
+            "their ports for gRPC"
+        )
 
     def _fail(self, error: EdgemaskError) -> NoReturn:
         """End the run: what is in flight is not waited for."""

@@ -17,7 +17,8 @@ class Kind(Enum):
     BUSY = "its queue is full: try again a little later"
     CHANGED = "it has another version than was compared: compare again"
     REFUSED = "it does not want us: nothing mends that but the user"
-    WRONG = "it has something else than the bundle, or cannot run it"
+    FAILED = "it could not do it, perhaps for a reason of its own that passes, such as its memory"
+    WRONG = "it has something else than the bundle"
 
 
 class ServerError(Exception):
@@ -44,14 +45,18 @@ def is_cut_off(error: ServerError) -> bool:
 
 def server_error(error: InferenceServerException, deadline_s: float) -> ServerError:
     """A client's error by what is to be done about it."""
-    text = " ".join(str(error.message()).split())[:300].rstrip()
+    # It is shown on a terminal, which takes orders from what is not printable.
+    printable = "".join(letter if letter.isprintable() else " " for letter in str(error.message()))
+    text = " ".join(printable.split())[:300].rstrip()
     status = str(error.status() or "").removeprefix("StatusCode.")
     lower = text.lower()
     if "restricted" in lower or status in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
         return ServerError(
             Kind.REFUSED, f"it does not take our token ({text}): give its token with --server-token-file"
         )
-    if "handshake" in lower or "certificate" in lower or "ssl_" in lower:
+    if (
+        "handshake failed" in lower or "security handshaker" in lower or "certificate" in lower or "ssl_" in lower
+    ):  # one that is only late is not refused
         return untrusted(text)
     if "exceeds maximum queue size" in lower or "timeout expired" in lower:
         return ServerError(Kind.BUSY, f"its queue is full ({text})")
@@ -61,4 +66,4 @@ def server_error(error: InferenceServerException, deadline_s: float) -> ServerEr
         return ServerError(Kind.CHANGED, text)
     if status in ("UNAVAILABLE", "CANCELLED") or "shared memory region" in lower or "not healthy" in lower:
         return ServerError(Kind.GONE, text)
-    return ServerError(Kind.WRONG, text)
+    return ServerError(Kind.FAILED, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -11,6 +12,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # of what goes wrong we tell ourselves; it is read once, at the import
 import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
@@ -19,7 +22,7 @@ from pipeline.bundles.bundle import FRAMES, MASKS, NOT_FINITE, PROGRAM_NAME
 from pipeline.engines.served import PROGRAM_SHA256, served_name, size_in_name
 from pipeline.engines.server_options import ServerOptions
 from pipeline.engines.triton_errors import Kind, ServerError, server_error
-from pipeline.engines.triton_memory import Region
+from pipeline.engines.triton_memory import Region, is_left
 from pipeline.engines.triton_reference import Reference
 from pipeline.frames.pixels import frames_nhw, frames_shape, input_type
 
@@ -185,7 +188,11 @@ class TritonServer:
         except BaseException as error:
             client.close()
             if isinstance(error, InferenceServerException):
-                raise server_error(error, frame_deadline_s) from error
+                found = server_error(error, frame_deadline_s)
+                if found.kind is Kind.FAILED:
+                    told = f"expected a server of Triton's protocol that computes a frame, got {found}: look into the server's log"
+                    found = ServerError(found.kind, told)
+                raise found from error
             raise
         return Connected(client, models, frame_s)
 
@@ -284,9 +291,13 @@ class TritonServer:
                 region.name, region.key, region.size_bytes, headers=self._headers, client_timeout=_ASKED_S
             )
             client.unregister_system_shared_memory(region.name, headers=self._headers, client_timeout=_ASKED_S)
+            there = client.get_system_shared_memory_status(headers=self._headers, client_timeout=_ASKED_S).regions
+            for name in filter(is_left, there):  # or a server would keep that of every client that was killed
+                with suppress(InferenceServerException):  # it still writes there
+                    client.unregister_system_shared_memory(name, headers=self._headers, client_timeout=_ASKED_S)
         except InferenceServerException as error:
             found = server_error(error, _ASKED_S)
-            if "shared memory" not in str(found).lower() and found.kind is not Kind.WRONG:
+            if "shared memory" not in str(found).lower() and found.kind is not Kind.FAILED:
                 raise
             raise ServerError(
                 Kind.REFUSED,
@@ -332,7 +343,7 @@ class TritonServer:
             metadata = client.get_model_metadata(name, version, headers=self._headers, client_timeout=_ASKED_S)
         except InferenceServerException as error:
             found = server_error(error, _ASKED_S)
-            if found.kind in (Kind.CHANGED, Kind.WRONG):
+            if found.kind in (Kind.CHANGED, Kind.FAILED):
                 raise ServerError(
                     Kind.WRONG,
                     f"expected a model {name}{f' of version {version}' * bool(version)}, got none ({found}): export one with python -m "
@@ -401,7 +412,12 @@ class TritonServer:
             headers=self._headers,
         )
         took_s = time.monotonic() - start_s
-        got = self.answer(result, nhw, None).masks_nhw[0]
+        try:
+            got = self.answer(result, nhw, None).masks_nhw[0]
+        except ServerError as error:
+            raise ServerError(
+                error.kind, f"model {model.name}: {error}: export the bundle with --target triton"
+            ) from error
         off, most, in_words = _ROUNDED, _MOST_ROUNDED, "equal to"
         if model.on_gpu:
             off, most, in_words = _OFF_ON_GPU, _MOST_OFF_ON_GPU, "near"
@@ -439,15 +455,13 @@ class TritonServer:
         if room is not None:
             masks_nhw = room[0].read(nhw, np.dtype(np.uint8), room[1][MASKS])
         else:
-            raw = result.as_numpy(MASKS)
+            raw = _array(result, MASKS)
             if raw is None or raw.shape != nhw:  # a server may say a shape and send nothing
-                raise ServerError(
-                    Kind.WRONG, f"expected masks of {np.prod(nhw)} bytes, got {0 if raw is None else raw.size}"
-                )
+                raise ServerError(Kind.WRONG, f"expected masks of {np.prod(nhw)} bytes, got another number of them")
             masks_nhw = raw.copy()
         if not self._reference.counts:
             return Answer(masks_nhw, None)
-        counts = result.as_numpy(NOT_FINITE)
+        counts = _array(result, NOT_FINITE)
         if counts is None or counts.size != nhw[0] or counts.dtype != np.int32:
             raise ServerError(
                 Kind.WRONG, f"expected {NOT_FINITE} INT32 [{nhw[0]}], got {'none' if counts is None else counts.shape}"
@@ -458,6 +472,15 @@ class TritonServer:
 def tensor_sizes(frames: NDArray[np.uint8], nhw: tuple[int, int, int]) -> dict[str, int]:
     """The bytes of what travels in shared memory."""
     return {FRAMES: frames.nbytes, MASKS: int(np.prod(nhw))}
+
+
+def _array(result: Any, name: str) -> NDArray[Any] | None:
+    """A tensor of an answer; None where it has none, or not as many bytes as it says."""
+    try:
+        array: NDArray[Any] | None = result.as_numpy(name)
+    except ValueError:
+        return None
+    return array
 
 
 def _given(frames: NDArray[Any], room: tuple[Region, Mapping[str, int]] | None) -> Any:

@@ -13,6 +13,7 @@ from pipeline.errors import OptionError
         ("grpc://127.0.0.1:8001", ("127.0.0.1:8001",), False),
         ("grpc://localhost", ("localhost:8001",), False),
         ("grpc://[::1]:9", ("[::1]:9",), False),
+        ("GRPC://LocalHost:9", ("localhost:9",), False),
         ("grpcs://a:1,b:2", ("a:1", "b:2"), True),
         ("grpcs://a:1, grpcs://b", ("a:1", "b:8001"), True),
         ("grpc://127.0.0.1:1,127.0.0.1:2,127.0.0.1:1", ("127.0.0.1:1", "127.0.0.1:2"), False),
@@ -38,7 +39,8 @@ def test_addresses(text, addresses, is_tls):
             "grpc://a:1,",
             "grpc://a?x=1",
         ),
-        *("grpcs://a,grpc://b", "grpcs://me:secret@a:1"),
+        *("grpcs://a,grpc://b", "grpcs://me:secret@a:1", "http://me:secret@a:1", "me:secret@a:1"),
+        *("grpc://[::1", "grpc://[zz]:1", "grpc://::1:1", "grpc://a b:1", "grpc://a\nb:1", "grpc://a:1:2"),
     ],
 )
 def test_other_addresses_are_refused_and_no_password_is_shown(text):
@@ -91,14 +93,20 @@ def test_a_token_comes_from_a_file_or_the_environment_and_is_never_shown(tmp_pat
     assert ServerOptions("grpcs://a", token="abc123").read_token() == "abc123"
     assert "abc123" not in repr(ServerOptions("grpcs://a", token="abc123"))
     file.write_text("\n")
-    with pytest.raises(OptionError, match=r"^--server-token-file: expected one line with a token, got none in "):
+    with pytest.raises(OptionError, match=r"^--server-token-file: expected one line with a token, got none in it$"):
         of_file.read_token()
     file.write_text("abc\ndef")
-    with pytest.raises(OptionError, match=r"expected one line with a token, got more in ") as caught:
+    with pytest.raises(OptionError, match=r"expected one line with a token, got more in it$") as caught:
         of_file.read_token()
     assert "abc" not in str(caught.value)
     file.unlink()
-    with pytest.raises(OptionError, match=r"^--server-token-file: expected a file with a token in ASCII, cannot read "):
+    with pytest.raises(
+        OptionError,
+        match=r"^--server-token-file: expected a file with a token in ASCII, cannot read it \(No such file or directory\)$",
+    ):
+        of_file.read_token()
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(OptionError, match=r"cannot read it \(it has other bytes\)$"):
         of_file.read_token()
 
 
@@ -119,6 +127,16 @@ def test_on_the_command_line(refused, tmp_path):
     assert "--insecure: expected --server grpc://HOST:PORT beside it" in refused("--source", "x.png", "--insecure")
     said = refused("--source", "test://?frames=1", "--output", "null", "--server", "grpc://127.0.0.1:1")
     assert said == "error: --server: expected --backend triton beside it, got auto"
+    for option in (("--server-memory", "raw"), ("--server-wait", "60")):
+        said = refused("--source", "x.png", *option)
+        assert said == f"error: {option[0]}: expected --server grpc://HOST:PORT beside it, got none"
+
+
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
+def test_servers_are_not_forgotten_where_the_engine_is_opened_early(refused, red_bundle, backend):
+    options = ("--model", str(red_bundle.folder), "--backend", backend, "--server", "grpc://127.0.0.1:1")
+    said = refused("--source", "test://?frames=1", "--output", "null", *options)
+    assert said == f"error: --server: expected --backend triton beside it, got {backend}"
 
 
 def test_a_server_that_is_not_there_ends_the_command_with_one_line(refused):
@@ -126,4 +144,6 @@ def test_a_server_that_is_not_there_ends_the_command_with_one_line(refused):
     options = ("--backend", "triton", "--server", "grpc://127.0.0.1:1", "--server-wait", "0.2")
     said = refused("--source", "test://?frames=1", "--output", "null", *options)
     assert said.startswith("error: grpc://127.0.0.1:1: ")
-    assert said.endswith(": expected masks within 0.2 s (--server-wait), got none: start the server, or name others")
+    assert said.endswith(
+        ": expected masks within 0.2 s (--server-wait), got none: start the server, or name others, by their ports for gRPC"
+    )
