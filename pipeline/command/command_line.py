@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import os
 import re
@@ -63,6 +62,8 @@ class OptionParser(argparse.ArgumentParser):
 
 def nearest(wrong: str, there: Iterable[str]) -> str:
     """What to say of a name that does not exist: ": did you mean 'NAME'?", or nothing where none is near."""
+    import difflib  # only a mistake needs it
+
     names = list(there)
     near = difflib.get_close_matches(wrong, names, 1) or [name for name in names if wrong and name.startswith(wrong)]
     return f": did you mean {near[0]!r}?" if near else ""
