@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NoReturn
 
 from pipeline.errors import ERRORS_VARIABLE, EdgemaskError, OptionError
@@ -17,6 +18,8 @@ from pipeline.terminal import hold_standard_streams, write_line
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
+
+_OF_ANY_WIDTH: Any = partial(argparse.HelpFormatter, width=80)
 
 _called_as: ContextVar[str | None] = ContextVar("called_as", default=None)
 
@@ -37,6 +40,14 @@ class OptionParser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.prog = _called_as.get() or self.prog
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse does, which makes a formatter to check each option, and asks for the terminal's width for it."""
+        formatter, self.formatter_class = self.formatter_class, _OF_ANY_WIDTH
+        try:
+            return super().add_argument(*names, **options)
+        finally:
+            self.formatter_class = formatter
 
     def error(self, message: str) -> NoReturn:
         """Raise argparse's message.
