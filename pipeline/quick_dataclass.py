@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 T = TypeVar("T")
 
+_set = object.__setattr__
+
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
 else:
@@ -21,12 +23,13 @@ else:
         frozen: bool = False,
         repr: bool = True,  # noqa: A002 - as it is called there
         eq: bool = True,
+        slots: bool = False,
         **options: bool,
     ) -> Callable[[type[T]], type[T]]:
         """The decorator of ``dataclasses``, with its arguments."""
         shared = {}
         if frozen:
-            shared |= {"__setattr__": _set_once, "__delattr__": _refuse}
+            shared |= {"__setattr__": _set_slot_once if slots else _set_once, "__delattr__": _refuse}
         if repr:
             shared |= {"__repr__": _repr}
         if eq:
@@ -36,19 +39,22 @@ else:
             for name, method in shared.items():
                 if name not in vars(cls):
                     setattr(cls, name, method)
-            return dataclasses.dataclass(cls, repr=False, eq=False, **options)
+            return dataclasses.dataclass(cls, repr=False, eq=False, slots=slots, **options)
 
         return make
 
 
 def _set_once(self: Any, name: str, value: object) -> None:
     # ``__init__`` sets each field once, and nobody else may.
-    there = getattr(
-        self, "__dict__", None
-    )  # where there are slots a class has no defaults, and a slot that is not set is not there
-    if name not in self.__dataclass_fields__ or (hasattr(self, name) if there is None else name in there):
+    if name in self.__dict__ or name not in self.__dataclass_fields__:
         raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
-    object.__setattr__(self, name, value)
+    _set(self, name, value)
+
+
+def _set_slot_once(self: object, name: str, value: object) -> None:
+    if hasattr(self, name):  # a slot that is not set is not there
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+    _set(self, name, value)
 
 
 def _refuse(self: object, name: str) -> None:
