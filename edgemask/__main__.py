@@ -12,6 +12,7 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
 import difflib
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import NoReturn
 
 COMMANDS = {
     # command: (module whose main() it is, what it does)
@@ -78,5 +79,13 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         return main_of_module(arguments)
 
 
+def command() -> NoReturn:
+    """The same as a process of its own, which ends."""
+    status = main()
+    from pipeline.process_end import end_process
+
+    end_process(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -23,6 +23,7 @@ from functools import partial
 from pipeline.command.command_line import run_command
 from pipeline.command.options import parse_options
 from pipeline.command.run_options import RunOptions
+from pipeline.process_end import end_process
 from pipeline.terminal import shown_log
 
 
@@ -52,4 +53,4 @@ def _run(options: RunOptions, reread: Callable[[], RunOptions]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -22,7 +22,19 @@ PACKAGES = {  # package: the packages that it may import
 # The rooms of a package from the ground up: each may import those of the floors below its own.
 FLOORS = {
     "pipeline": (
-        {"errors", "redaction", "signals", "version", "terminal", "own_process", "machine", "stages", "shapes"},
+        {"quick_dataclass"},
+        {
+            "errors",
+            "redaction",
+            "signals",
+            "version",
+            "terminal",
+            "own_process",
+            "process_end",
+            "machine",
+            "stages",
+            "shapes",
+        },
         {"frames", "yaml_file", "registry"},
         {"bundles", "sources"},
         {"engines", "bundle"},

@@ -147,7 +147,7 @@ class _Ticks(Sink):
         self._after = after
         self.times_s: list[float] = []
         self.taken_at: int | None = None
-        self.failed = False
+        self.gave_up = False
 
     def write(self, _: Frame) -> None:
         """Note the time."""
@@ -156,7 +156,7 @@ class _Ticks(Sink):
     @property
     def stopped(self) -> bool:  # type: ignore[override]
         """Whether there were enough."""
-        return self.failed or (self.taken_at is not None and len(self.times_s) >= self.taken_at + self._after)
+        return self.gave_up or (self.taken_at is not None and len(self.times_s) >= self.taken_at + self._after)
 
 
 class _Swap(Events):
@@ -181,7 +181,7 @@ class _Swap(Events):
             self.opened_s = time.perf_counter() - start_s
             self._engine.replace(engine, self._taken)
         except Exception as error:  # noqa: BLE001 - told where it is waited for
-            self._problem, self._ticks.failed = error, True
+            self._problem, self._ticks.gave_up = error, True
 
     def _taken(self) -> None:
         self._ticks.taken_at = len(self._ticks.times_s)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass
 from typing import Literal
+
+from pipeline.quick_dataclass import dataclass
 
 _UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _EXPECTED = "1/min, 2/h (units: s, min, h, d), 1/10 for every 10th frame, auto or off"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
 
 from pipeline.bundles.bundle import MANIFEST_NAME, PLANS, PROGRAM_NAME, Bundle, cache_folder
 from pipeline.bundles.file_lock import one_maker
@@ -35,7 +32,7 @@ def compile_in_process(arguments: Sequence[str], inherited: Sequence[int] = (), 
     Raises:
         BuildError: it failed; with its own sentence.
     """
-    _run("compile", [*arguments, *(["--quiet"] if quiet else [])], inherited, sys.stderr)
+    _run("compile", [*arguments, *(["--quiet"] if quiet else [])], inherited)
 
 
 def told_by(module: str, arguments: Sequence[str]) -> str:
@@ -48,17 +45,20 @@ def told_by(module: str, arguments: Sequence[str]) -> str:
     Raises:
         BuildError: it failed; with its own sentence.
     """
-    return _run(module, arguments, (), subprocess.PIPE)
+    return _run(module, arguments, (), told=True)
 
 
-def _run(module: str, arguments: Sequence[str], inherited: Sequence[int], stdout: TextIO | int) -> str:
+def _run(module: str, arguments: Sequence[str], inherited: Sequence[int], *, told: bool = False) -> str:
+    import shlex  # both: each run imports this file, and few make anything
+    import subprocess
+
     errors, its_errors = os.pipe()
     with open(errors, encoding="utf-8", errors="replace") as sentence:
         try:
             done = subprocess.run(
                 [*module_command(module), *arguments],
                 env={**os.environ, ERRORS_VARIABLE: str(its_errors)},
-                stdout=stdout,
+                stdout=subprocess.PIPE if told else sys.stderr,
                 pass_fds=(its_errors, *inherited),
                 encoding="utf-8",
                 errors="replace",

@@ -13,12 +13,11 @@ The build half writes a bundle, the run half checks and reads it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field
+from dataclasses import MISSING, asdict, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -26,9 +25,9 @@ from pipeline.bundles.checked_files import CheckedFiles, sha256_of
 from pipeline.bundles.file_lock import locked
 from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.bundles.regular_file import read_regular
-from pipeline.bundles.whole_folder import whole_folder
 from pipeline.errors import BundleError
 from pipeline.frames.pixels import Pixels, is_pixels
+from pipeline.quick_dataclass import dataclass
 
 if TYPE_CHECKING:
     from pipeline.frames.tiles import Tiles
@@ -288,6 +287,10 @@ class Bundle:
         Raises:
             BundleError: the folder holds something else, or cannot be written.
         """
+        import hashlib
+
+        from pipeline.bundles.whole_folder import whole_folder  # runs read bundles, and would wait for it
+
         folder = Path(folder)
         check_destination(folder)
         place = Path(os.path.realpath(folder))  # a link stays, and what it points to is replaced

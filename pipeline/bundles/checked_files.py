@@ -7,7 +7,6 @@ same. Whatever is in doubt is read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -92,6 +91,8 @@ class CheckedFiles:
 
 def sha256_of(file: BinaryIO) -> str:
     """The sha256 of what is left of a file, as 64 hexadecimal digits."""
+    import hashlib  # a file that is remembered needs neither it nor OpenSSL
+
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)

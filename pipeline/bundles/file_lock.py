@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +64,8 @@ def one_maker(place: Path, locks: Path) -> Iterator[tuple[int, ...]]:
     Yields:
         Descriptors for a child process to inherit: if this one is killed and the child goes on, the lock stays.
     """
+    import hashlib  # runs read bundles and make nothing
+
     name = hashlib.sha256(os.fsencode(os.path.realpath(place))).hexdigest()[:32]
     try:
         locks.mkdir(parents=True, exist_ok=True)

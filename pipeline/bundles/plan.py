@@ -6,9 +6,7 @@ worst a crash, and one that somebody changed runs what they like.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shlex
 import stat
 from collections.abc import Iterable, Sequence
 
@@ -76,6 +74,8 @@ def read_plan(bundle: Bundle, runtime: str, version: str, sm: int | None, device
 
 def rebuild_command(bundle: Bundle, runtime: str) -> str:
     """What builds the plan for the GPU of the machine that it is run on, from the bundle's own program if that is enough."""
+    import shlex
+
     if runtime not in BUILT_FROM_PROGRAM:
         weights = shlex.quote(str(bundle.manifest.weights.get("file", "FILE")))
         return f"python -m compile --weights {weights} --target {runtime} --output {shlex.quote(str(bundle.folder))}"
@@ -83,6 +83,8 @@ def rebuild_command(bundle: Bundle, runtime: str) -> str:
 
 
 def _read(bundle: Bundle, entry: PlanEntry, command: str) -> bytes:
+    import hashlib
+
     path = bundle.folder / entry.file
     try:
         for other in (bundle.folder, bundle.folder / MANIFEST_NAME, path.parent):

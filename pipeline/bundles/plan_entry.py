@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from pipeline.frames.pixels import Pixels, frames_nhw
+from pipeline.quick_dataclass import dataclass
 
 Hardware = Literal["same", "ampere+"]
 

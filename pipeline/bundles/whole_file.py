@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +19,8 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o644, to_disk: bool 
     Raises:
         OSError: it cannot be written; what was there stays.
     """
+    import tempfile  # most who import this file write nothing
+
     handle, scratch = tempfile.mkstemp(prefix=".edgemask.", dir=path.parent)
     try:
         with open(handle, "wb") as file:

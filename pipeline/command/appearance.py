@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from pipeline.flow.views import Views
 from pipeline.frames.frame import Image
 from pipeline.masks.steady import Steady
 from pipeline.masks.tuning import Tuning
+from pipeline.quick_dataclass import dataclass
 from pipeline.render.annotations import Annotations
 from pipeline.render.compose import composed_looks
 from pipeline.render.look import Color, Look

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NoReturn
 
 from pipeline.errors import ERRORS_VARIABLE, EdgemaskError, OptionError
@@ -18,6 +18,8 @@ from pipeline.terminal import hold_standard_streams, write_line
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
+
+_OF_ANY_WIDTH: Any = partial(argparse.HelpFormatter, width=80)
 
 _called_as: ContextVar[str | None] = ContextVar("called_as", default=None)
 
@@ -38,6 +40,14 @@ class OptionParser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.prog = _called_as.get() or self.prog
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse does, which makes a formatter to check each option, and asks for the terminal's width for it."""
+        formatter, self.formatter_class = self.formatter_class, _OF_ANY_WIDTH
+        try:
+            return super().add_argument(*names, **options)
+        finally:
+            self.formatter_class = formatter
 
     def error(self, message: str) -> NoReturn:
         """Raise argparse's message.
@@ -63,6 +73,8 @@ class OptionParser(argparse.ArgumentParser):
 
 def nearest(wrong: str, there: Iterable[str]) -> str:
     """What to say of a name that does not exist: ": did you mean 'NAME'?", or nothing where none is near."""
+    import difflib  # only a mistake needs it
+
     names = list(there)
     near = difflib.get_close_matches(wrong, names, 1) or [name for name in names if wrong and name.startswith(wrong)]
     return f": did you mean {near[0]!r}?" if near else ""

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -41,6 +41,7 @@ from pipeline.flow.run import run
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.machine.memory import grows_at_most
 from pipeline.page.options import Watched
+from pipeline.quick_dataclass import dataclass
 from pipeline.signals import StoppedError, reloads_on_hangup, uninterrupted
 from pipeline.sinks.base import Sink
 from pipeline.sinks.kinds import shown

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from pipeline.command.freed_memory import give_back_freed_memory
 from pipeline.machine.memory import available_bytes, pages_touched, resident_bytes, threads_charged_to_nobody
+from pipeline.quick_dataclass import dataclass
 from pipeline.sources.base import Source
 from pipeline.stages.telemetry import State
 from pipeline.terminal import logger_of
@@ -37,7 +38,7 @@ def limit_bytes(wanted_bytes: int | None = None) -> int | None:
     return wanted_bytes or (None if available is None else available // 2)
 
 
-@dataclass
+@dataclass()
 class _Account:
     """What a source took.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pipeline.frames.frame import Frame
+from pipeline.quick_dataclass import dataclass
 from pipeline.stages.telemetry import Snapshot
 from pipeline.terminal import logger_of
 

@@ -58,6 +58,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> RunOptions:
     for action in parser._actions:  # from here on only what is given counts; --help still names the defaults
         action.help = (action.help or "").replace("%(default)s", str(action.default))
         action.default = argparse.SUPPRESS
+    parser.usage = ""  # else argparse writes the usage of all options down, in case that one is wrong, and here none would be shown
     # Sources may stand anywhere among the options.
     given = vars(parser.parse_intermixed_args(arguments))
     if "config" in given:

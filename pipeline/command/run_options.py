@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from pipeline.audit.rate import AuditRate
@@ -13,6 +13,7 @@ from pipeline.drift.options import DriftOptions
 from pipeline.engines.server_options import ServerOptions
 from pipeline.flight.options import FlightOptions
 from pipeline.page.options import PageOptions
+from pipeline.quick_dataclass import dataclass
 from pipeline.results.zone_options import ZoneOptions
 from pipeline.sinks.options import SinkOptions
 from pipeline.sources.options import Decode, LiveOptions

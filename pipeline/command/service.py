@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.sinks.base import Sink
 from pipeline.sources.base import Source
 from pipeline.stages.telemetry import Snapshot, State, Telemetry
+
+if TYPE_CHECKING:
+    import socket
 
 # A frame that was read and is not written for so long hangs in the engine or in an output.
 STUCK_S = 20.0
@@ -84,6 +87,8 @@ class Service:
         self._every_s = _watchdog_s(environment) / 3
         address = environment.get("NOTIFY_SOCKET", "")
         if address:
+            import socket  # a run that no manager started needs none
+
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)  # a busy manager must not hold up the picture
             self._address = "\0" + address[1:] if address.startswith("@") else address

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from pipeline.engines.reference import is_reference
 from pipeline.errors import OptionError
 from pipeline.flight.redacted import known_secrets, redacted
 from pipeline.flow.events import Events
+from pipeline.quick_dataclass import dataclass
 from pipeline.sinks.kinds import shown
 from pipeline.sinks.options import no_audit
 from pipeline.terminal import logger_of

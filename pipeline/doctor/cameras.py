@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.machine.machine import read_board
-from pipeline.machine.probe import Facts, Finding, Question, read_text
+from pipeline.machine.probe import Facts, Finding, Question
+from pipeline.machine.system_file import read_text
 
 Ioctl = Callable[[int, int, bytearray], object]
 """``fcntl.ioctl``: descriptor, request, structure that is read and changed."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import OptionError
+from pipeline.quick_dataclass import dataclass
 
 When = Literal["auto", "on", "off"]
 

@@ -9,13 +9,13 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle, cache_folder
 from pipeline.bundles.file_lock import take_lock
 from pipeline.bundles.whole_file import write_whole
+from pipeline.quick_dataclass import dataclass
 
 _LIMIT_BYTES = 1 << 16
 # What computes; a new version of one may be faster, or compute something else.

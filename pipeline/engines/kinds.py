@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from pipeline.quick_dataclass import dataclass
 from pipeline.registry import Registry, Row
 
 

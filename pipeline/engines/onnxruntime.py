@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -18,6 +17,9 @@ from pipeline.engines.on_cpu import slower_on_cpu
 from pipeline.engines.program_values import Value, values_of
 from pipeline.errors import BundleError
 from pipeline.frames.frame import describe
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 ONNXRUNTIME = EngineKind(
     name="onnxruntime",
@@ -58,6 +60,8 @@ class OnnxRuntimeEngine(Engine):
         self._pool: ThreadPoolExecutor | None = None
         if at_once > 1:
             options.intra_op_num_threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+            from concurrent.futures import ThreadPoolExecutor
+
             # Passive: a thread computes what was submitted, in native code, until it is collected.
             self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="onnxruntime")
             self.in_flight = (
@@ -139,7 +143,7 @@ class OnnxRuntimeEngine(Engine):
 
     def _collect(self) -> Computed:
         waiting = self._waiting.popleft()
-        results = waiting.result() if isinstance(waiting, Future) else waiting
+        results = waiting if isinstance(waiting, dict) else waiting.result()
         return Computed(results[self._values.masks], results.get(VIEWS), results.get(NOT_FINITE))
 
     def _close(self) -> None:

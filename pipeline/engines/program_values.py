@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.bundles.bundle import FRAMES, LOOK, MASKS, NEXT_STATE, NOT_FINITE, STATE, VIEWS, Bundle
 from pipeline.errors import BundleError
 from pipeline.frames.pixels import input_type
+from pipeline.quick_dataclass import dataclass
 
 
 class Value(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 from pipeline.bundles.bundle import PROGRAM_NAME, REFERENCE_NAME, Bundle
@@ -23,6 +22,8 @@ def open_reference(bundle: Bundle, *, aside: bool = False) -> Engine:
         BundleError: it has none, or the file is gone, was changed or cannot be loaded.
         BackendUnavailableError: ONNX Runtime is not here.
     """
+    import hashlib
+
     path = bundle.reference_path
     if path is None:
         raise BundleError(

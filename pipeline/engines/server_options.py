@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
 from pipeline.errors import OptionError
+from pipeline.quick_dataclass import dataclass
 
 Memory = Literal["raw", "shared"]
 MEMORIES: tuple[Memory, ...] = get_args(Memory)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -12,6 +11,7 @@ from pipeline.errors import SourceError
 from pipeline.flow.take_turns import TakeTurns
 from pipeline.frames.frame import Frame
 from pipeline.frames.pixels import Pixels
+from pipeline.quick_dataclass import dataclass
 from pipeline.sources.base import Source
 from pipeline.stages.prefetch import Prefetch
 from pipeline.stages.stage_timer import StageTimer

@@ -7,7 +7,6 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import EngineHungError, SinkError, SourceError
@@ -15,6 +14,7 @@ from pipeline.flow.events import Events
 from pipeline.flow.reading import Reading
 from pipeline.flow.views import Views
 from pipeline.frames.frame import Frame
+from pipeline.quick_dataclass import dataclass
 from pipeline.signals import StoppedError
 from pipeline.sources.base import Source
 from pipeline.stages.prefetch import Prefetch

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.flow.inference import Looks, infer
 from pipeline.frames.frame import Frame, Image
+from pipeline.quick_dataclass import dataclass
 from pipeline.stages.stage_timer import StageTimer
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ShapeError
 from pipeline.frames.on_device import FramesOnDevice, OnDevice
 from pipeline.frames.pixels import Pixels, bands_of, expected, frames_nhw, input_type
+from pipeline.quick_dataclass import dataclass
 
 if TYPE_CHECKING:
     from pipeline.shapes.found import Found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ShapeError
 from pipeline.frames.pixels import frames_shape
+from pipeline.quick_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.frames.frame import Image
+from pipeline.quick_dataclass import dataclass
 
 
 class Place(NamedTuple):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pipeline.machine.gpu_sign import is_on_the_bus
 from pipeline.machine.machine import driver_command, read_board
-from pipeline.machine.probe import Facts, Finding, Question, read_text
+from pipeline.machine.probe import Facts, Finding, Question
+from pipeline.machine.system_file import read_text
 
 _CUDA = """
 import ctypes

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.machine.probe import read_text
+from pipeline.machine.system_file import read_text
 
 _IDLE, _IO_WAIT = 3, 4
 _USER, _SYSTEM = 11, 12  # of a process, behind its name

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.machine.probe import Facts, Finding, Question, read_text
+from pipeline.machine.probe import Facts, Finding, Question
+from pipeline.machine.system_file import read_text
 
 # L4T release -> JetPack; the longest beginning that fits counts.
 _JETPACKS = {

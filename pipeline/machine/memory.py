@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.machine.probe import read_text
+from pipeline.machine.system_file import read_text
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _MAPPED, _RESIDENT, _MINOR_FAULTS = 0, 1, 7

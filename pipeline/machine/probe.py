@@ -103,14 +103,6 @@ class Facts:
     failed: tuple[Finding, ...] = ()
 
 
-def read_text(path: Path) -> str | None:
-    """A small file of ``/proc``, ``/sys`` or ``/etc`` without its end (a NUL byte in a device tree); None if there is none."""
-    try:
-        return path.read_bytes().decode(errors="replace").strip("\0\n ")
-    except OSError:
-        return None
-
-
 def ask(questions: Mapping[str, Question]) -> dict[str, Answer]:
     """Ask all at once, each in a process of its own, and wait for each no longer than its time limit."""
     with ExitStack() as stack:

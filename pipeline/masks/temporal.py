@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -13,6 +12,7 @@ import numpy as np
 from pipeline.bundles.bundle import Task
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Image, check_mask
+from pipeline.quick_dataclass import dataclass
 from pipeline.render.look import subject_level
 
 DEFAULT_TIME_CONSTANT_S = 0.5

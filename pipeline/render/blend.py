@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import cv2
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import Task
 from pipeline.frames.frame import Image
+from pipeline.quick_dataclass import dataclass
 from pipeline.render.look import Color, Look, soft_edge, subject_weights
 
 # Fewer columns of one weight than this are not worth blending by themselves.

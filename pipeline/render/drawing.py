@@ -7,7 +7,6 @@ value all over, as a constant.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import cast
 
 import cv2
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.bundles.bundle import Task
 from pipeline.errors import ShapeError
 from pipeline.frames.frame import Image, describe
+from pipeline.quick_dataclass import dataclass
 from pipeline.render.blend import Blend
 from pipeline.render.look import Color, Look
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from pipeline.bundles.bundle import Task
 from pipeline.errors import OptionError
 from pipeline.frames.frame import Image, describe
+from pipeline.quick_dataclass import dataclass
 from pipeline.render.modes import MODES
 from pipeline.render.palette import DEFAULT_PALETTE, Palette
 
@@ -49,6 +48,8 @@ class Look:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
+            import difflib
+
             near = difflib.get_close_matches(self.mode, MODES, n=1)
             raise OptionError(
                 f"render mode: expected {', '.join(MODES)}, got {self.mode!r}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import OptionError
+from pipeline.quick_dataclass import dataclass
 
 _HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -82,6 +81,8 @@ def load_palette(spec: str) -> Palette:
     path = Path(spec)
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
         return _read_file(path)
+    import difflib  # only a mistake needs it
+
     near = difflib.get_close_matches(spec.lower(), _BUILT_IN, n=1)
     raise OptionError(
         f"palette {spec!r}: expected {', '.join(_BUILT_IN)}, a .yaml or .json file, or #rrggbb[,#rrggbb...]"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.render.overlay import Renderer
-from pipeline.results.regions import Reading, classes_of
-from pipeline.results.tracker import Tracker
 from pipeline.results.zone_options import Zone, ZoneOptions
-from pipeline.results.zones import Zones, event_ids
-from pipeline.shapes.found import Found
 from pipeline.sources.base import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.results.tracker import Tracker
+    from pipeline.results.zones import Zones
+    from pipeline.shapes.found import Found
 
 
 class Finder:
@@ -37,7 +41,8 @@ class Finder:
         self._renderer = renderer
         self._classes = classes
         self._options = zones
-        self._numbers = event_ids()
+        self._numbers: Iterator[str] | None = None
+        self._followed: set[str] = set()
         self._trackers: dict[str, Tracker] = {}
         self._zones: dict[str, Zones] = {}
         for info in infos:
@@ -45,7 +50,7 @@ class Finder:
 
     def _follow(self, info: SourceInfo) -> None:
         if info.live or info.fps is not None:
-            self._trackers[info.name] = Tracker()
+            self._followed.add(info.name)
 
     def join(self, source: Source) -> None:
         """Follow what is in the frames of one more source."""
@@ -53,6 +58,7 @@ class Finder:
 
     def leave(self, source: Source) -> None:
         """Forget what was in its frames."""
+        self._followed.discard(source.info.name)
         self._trackers.pop(source.info.name, None)
         self._zones.pop(source.info.name, None)
 
@@ -96,20 +102,41 @@ class Finder:
             return frame.found
         if frame.mask is None:
             raise ValueError(f"{frame!r} has no mask yet")
+        from pipeline.results.regions import Reading, classes_of  # only now: most outputs ask for nothing
+        from pipeline.shapes.found import Found
+
         look = self._renderer.look
         reading = Reading(
             self._renderer.task, self._classes, look.threshold, has_background=look.palette.transparent_class_0
         )
         classes = classes_of(frame.mask, reading)
-        tracker = self._trackers.get(frame.source)
-        if tracker is not None:
-            ids = iter(tracker.update([region for found in classes for region in found.regions], frame.pts_s))
+        follows = frame.source in self._followed
+        if follows:
+            ids = iter(
+                self._tracker(frame.source).update(
+                    [region for found in classes for region in found.regions], frame.pts_s
+                )
+            )
             classes = [replace(found, regions=tuple(next(ids) for _ in found.regions)) for found in classes]
         options = self._options  # once: it is replaced between two frames and not within one
-        if frame.source not in self._zones:
-            self._zones[frame.source] = Zones(options, self._numbers)
         # Of a mask that is wrong nothing is known to have come or gone.
-        may_change = tracker is not None and not frame.not_finite
-        zones, events = self._zones[frame.source].update(frame, reading, options, may_change=may_change)
+        may_change = follows and not frame.not_finite
+        zones, events = self._zones_of(frame.source, options).update(frame, reading, options, may_change=may_change)
         frame.found = Found(tuple(classes), zones, tuple(events))
         return frame.found
+
+    def _tracker(self, source: str) -> Tracker:
+        from pipeline.results.tracker import Tracker
+
+        if source not in self._trackers:
+            self._trackers[source] = Tracker()
+        return self._trackers[source]
+
+    def _zones_of(self, source: str, options: ZoneOptions) -> Zones:
+        from pipeline.results.zones import Zones, event_ids
+
+        if self._numbers is None:
+            self._numbers = event_ids()
+        if source not in self._zones:
+            self._zones[source] = Zones(options, self._numbers)
+        return self._zones[source]

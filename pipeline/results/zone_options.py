@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from pipeline.errors import OptionError
+from pipeline.quick_dataclass import dataclass
 
 Point = tuple[float, float]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,7 +104,7 @@ def scratch_path(path: Path) -> Path:
 
     The name is known before the file is made, so that it can be removed whatever happens; its suffix tells the format.
     """
-    return path.with_name(f".edgemask.{secrets.token_hex(8)}{path.suffix}")
+    return path.with_name(f".edgemask.{os.urandom(8).hex()}{path.suffix}")
 
 
 def cut_off_path(path: Path) -> Path:

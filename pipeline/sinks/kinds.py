@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from pipeline.errors import SinkError
+from pipeline.quick_dataclass import dataclass
 from pipeline.redaction import redact
 from pipeline.registry import Registry, Row, listed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import PurePath
@@ -23,6 +22,8 @@ def file_name_of(source_name: str) -> str:
     name = re.sub(r"[^\w.-]+", "_", source_name).strip(".-_") or "source"
     if len(name) <= _NAME_LENGTH:
         return name
+    import hashlib
+
     return f"{name[: _NAME_LENGTH - 9].rstrip('.-_')}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 

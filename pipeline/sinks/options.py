@@ -6,9 +6,10 @@ import argparse
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
+from pipeline.quick_dataclass import dataclass
 from pipeline.sources.options import LiveOptions
 
 if TYPE_CHECKING:

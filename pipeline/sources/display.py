@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 
 from pipeline.frames.frame import Image
+from pipeline.quick_dataclass import dataclass
 from pipeline.terminal import logger_of
 
 if TYPE_CHECKING:

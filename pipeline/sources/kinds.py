@@ -6,9 +6,9 @@ import glob
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from pipeline.errors import SourceError
+from pipeline.quick_dataclass import dataclass
 from pipeline.registry import Registry, Row, listed
 from pipeline.sources.content import content_of
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import OptionError
+from pipeline.quick_dataclass import dataclass
 
 Decode = Literal["auto", "cuda"]
 """What decodes: "cuda": NVDEC, and frames stay on the GPU. "auto": a Jetson's decoder where there is one, else FFmpeg on the CPU."""

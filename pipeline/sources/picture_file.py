@@ -16,17 +16,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from PIL import Image as PillowImage
-from PIL import ImageCms, ImageOps, TiffImagePlugin
 
 from pipeline.errors import BackendUnavailableError, EdgemaskError, SourceError, TruncatedError
 from pipeline.frames.frame import Image
 from pipeline.sources.bands import NUMPY_SUFFIX
 from pipeline.sources.content import begins_as_heif, check_size
 from pipeline.sources.still_colors import StillColors, colors_of, narrowed
+
+if TYPE_CHECKING:
+    from PIL import ImageCms
 
 # What OpenCV reads in part: no mirrors, no turns, the first tile; whatever the largest value of a PPM is.
 _BY_PILLOW = frozenset(("AVIF", "HEIF", "PPM"))
@@ -217,6 +220,8 @@ def _decoded(path: Path, content: bytes, probe: PillowImage.Image | None) -> Pic
     profile = probe.info.get("icc_profile")
     alpha = None
     if _is_transparent(probe):
+        from PIL import ImageOps
+
         alpha = np.asarray(ImageOps.exif_transpose(probe).convert("RGBA").getchannel("A"), np.uint8)
         if alpha.shape != image.shape[:2]:
             alpha = None
@@ -242,6 +247,11 @@ def _by_pillow(path: Path, probe: PillowImage.Image, colors: StillColors) -> Pic
         raise SourceError(
             f"{path}: expected a picture of whole numbers of 8 or 16 bits, got {got}: save it with 8 or 16 bits a color"
         )
+    from PIL import (
+        ImageCms,
+        ImageOps,
+    )  # only now, as all below: few pictures need more of Pillow than what it says of them
+
     try:
         upright = ImageOps.exif_transpose(probe)
         profile = probe.info.get("icc_profile")
@@ -273,8 +283,9 @@ def _bits_of(probe: PillowImage.Image | None, colors: StillColors) -> StillColor
     """With the bits of a color where Pillow knows them."""
     if probe is None or colors.bits is not None:
         return colors
-    if isinstance(probe, TiffImagePlugin.TiffImageFile):
-        return colors._replace(bits=max(probe.tag_v2.get(_BITS_PER_SAMPLE, (8,))))
+    tags = getattr(probe, "tag_v2", None)  # of TIFF
+    if tags is not None:
+        return colors._replace(bits=max(tags.get(_BITS_PER_SAMPLE, (8,))))
     return colors._replace(bits=16 if probe.mode.startswith("I") else None)
 
 
@@ -301,6 +312,8 @@ def _shown(image: Image, alpha: Image | None, profile: bytes | None, colors: Sti
     for rows in _strips(image) if transform is not None or alpha is not None else ():
         strip = image[rows]
         if transform is not None:
+            from PIL import ImageCms
+
             rgb = PillowImage.fromarray(np.ascontiguousarray(strip[..., ::-1]))
             strip[...] = np.asarray(ImageCms.applyTransform(rgb, transform))[..., ::-1]
         if alpha is not None:
@@ -319,6 +332,8 @@ def _strips(image: Image) -> Iterator[slice]:
 @lru_cache(maxsize=8)
 def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     """From an RGB profile to sRGB; None where it is sRGB already, of other colors, or damaged."""
+    from PIL import ImageCms
+
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if source.profile.xcolor_space.strip() != "RGB" or "srgb" in (source.profile.profile_description or "").lower():
@@ -329,6 +344,8 @@ def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
 
 
 def _in_srgb(image: PillowImage.Image, profile: bytes) -> PillowImage.Image:
+    from PIL import ImageCms
+
     srgb = ImageCms.createProfile("sRGB")
     try:
         converted = ImageCms.profileToProfile(

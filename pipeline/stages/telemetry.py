@@ -6,9 +6,10 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
+
+from pipeline.quick_dataclass import dataclass
 
 _RATE_OVER_S = 3.0
 _RATE_FRAMES = 400  # as many as come in that time, and a bound on memory

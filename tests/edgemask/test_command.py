@@ -13,7 +13,7 @@ from edgemask.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 # What the console script holds.
-INSTALLED = f"import sys; sys.path[0] = {str(ROOT)!r}; from edgemask.__main__ import main; sys.exit(main())"
+INSTALLED = f"import sys; sys.path[0] = {str(ROOT)!r}; from edgemask.__main__ import command; sys.exit(command())"
 
 
 @pytest.fixture

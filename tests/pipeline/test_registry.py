@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.engines import ENGINES
 from pipeline.redaction import redact
-from pipeline.registry import Registry, table
+from pipeline.registry import Registry, _declared, table
 from pipeline.render.modes import MODES
-from pipeline.sinks import SINKS
+from pipeline.sinks import SINKS, SinkKind
 from pipeline.sources import SOURCES, SourceKind
 
 ROOT = Path(__file__).parents[2]
@@ -252,3 +252,32 @@ def test_a_registry_is_a_mapping_in_order():
     assert ("camera" in rows, "no" in rows, len(rows), rows.others) == (True, False, len(rows.own), {})
     with pytest.raises(KeyError):
         rows["no"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'A = SinkKind(name="a", opens="B", help="c (d)")',
+        'A = SinkKind(name="a", opens="B", help="c (d)")  # said (so)\n',
+        'import x\n\nA = SinkKind(\n    name="a",\n    opens="B", help=("c"\n        " (d)")\n    # here\n)\nB = other(1)\n',
+        'def f(x) -> str:\n    A = SinkKind(name=x)\n    a.b = SinkKind(1)\nA = SinkKind(name="a", opens="B", help="c (d)",\n)',
+    ],
+)
+def test_declarations_are_found_however_they_are_laid_out(text):
+    assert _declared(text, SinkKind, "m") == [SinkKind(name="a", opens="B", help="c (d)", module="m")]
+    assert _declared(f"{text}\n\n{text}", SinkKind, "m")[1:] == _declared(text, SinkKind, "m")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'A = SinkKind(name="a"',
+        'A = SinkKind("a")',
+        "A = SinkKind(name=b)",
+        'A = SinkKind(name="a")',
+        'A = SinkKind(name="a", module="n", opens="", help="")',
+    ],
+)
+def test_one_that_cannot_be_read_is_an_error(text):
+    with pytest.raises(ValueError, match=r"expected SinkKind|does not end"):
+        _declared(text, SinkKind, "m")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.quick_dataclass import dataclass
 from pipeline.registry import Registry, Row
 
 if TYPE_CHECKING:

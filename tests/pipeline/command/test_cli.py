@@ -536,7 +536,7 @@ def compiler(red_bundle, monkeypatch):
         Bundle.write(arguments[arguments.index("--output") + 1], red_bundle.manifest, {"program.onnx": b"x"})
         return subprocess.CompletedProcess(arguments, 0)
 
-    monkeypatch.setattr("pipeline.builds.build_half.subprocess.run", compile_it)
+    monkeypatch.setattr("subprocess.run", compile_it)
     return calls
 
 

@@ -177,3 +177,46 @@ def test_a_run_collects_its_garbage(monkeypatch, picture):
     assert seen == [True]
     assert main(["--nonsense"]) == 2
     assert gc.isenabled()
+
+
+def test_a_first_mask_waits_for_no_part_that_its_run_does_not_have(red_bundle, tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pipeline.__main__ import main; main(sys.argv[1:]); print(*sys.modules)"
+    arguments = [
+        str(ROOT / "samples/clip.mp4"),
+        "--model",
+        str(red_bundle.folder),
+        "--max-frames",
+        "1",
+        "--output",
+        "null",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "pipeline.sources.video" in loaded
+    others = (
+        "page.server",
+        "events",
+        "flight.recorder",
+        "audit.shadow_gate",
+        "results.regions",
+        "results.zones",
+        "machine.probe",
+        "doctor",
+    )
+    assert not {f"pipeline.{name}" for name in others} & set(loaded)
+
+
+def test_both_threads_have_numpy_before_they_part(model, picture):
+    """Each would wait for the other's turn with Python's lock."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pipeline.command import engine_of_run\n"
+        "from pipeline.command.options import parse_options\n"
+        "engine_of_run.Prefetch = lambda *_, **__: print('numpy' in sys.modules)\n"
+        "engine_of_run.HeadStart(parse_options(sys.argv[1:]))"
+    )
+    arguments = [picture, "--model", model.name, "--backend", "onnxruntime", "--output", "null"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from operator import attrgetter
 
 import pytest
@@ -11,6 +13,7 @@ from pipeline.results.zone_options import Zone, ZoneOptions
 from pipeline.sinks.options import SinkOptions
 from pipeline.sources.options import LiveOptions
 from pipeline.yaml_file import LIMIT_BYTES
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -340,3 +343,15 @@ def test_names_of_sources_stay_with_them(config):
     in_file = config("source: ['front door=rtsp://u:p=w@cam/a?b=c', yard=/dev/video0]\n").sources
     assert in_file == ("front door=rtsp://u:p=w@cam/a?b=c", "yard=/dev/video0")
     assert parse_options(["--source", "door=rtsp://cam/a?b=c", "gate=0"]).sources == ("door=rtsp://cam/a?b=c", "gate=0")
+
+
+def test_options_that_are_right_are_read_without_what_only_wrong_ones_and_few_runs_need():
+    """All that is imported here comes before the engine can begin."""
+    ask = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pipeline.command.options import parse_options; "
+        "parse_options(['a.mp4', '--alpha', '0.4', '--output', 'b.mp4']); print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
+    assert "pipeline.command.options" in loaded
+    unneeded = {"difflib", "hashlib", "numpy", "secrets", "shutil", "socket", "subprocess", "tempfile"}
+    assert not unneeded & set(loaded)
