@@ -50,7 +50,7 @@ class Failures:
         if not self._folder.is_dir() and not together.exists():
             return None
         with self._told(), locked(self._output):
-            rows = sorted(path.read_text(encoding="utf-8") for path in self._paths())
+            rows = sorted(filter(None, map(_read, self._paths())))
             if rows:
                 _write(together, "".join(rows))
                 return together
@@ -68,6 +68,13 @@ class Failures:
 
     def _paths(self) -> list[Path]:
         return list(self._folder.glob("*.json"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:  # another shard has begun, which tries it again
+        return ""
 
 
 def _write(path: Path, text: str) -> None:
