@@ -159,9 +159,8 @@ def test_names_that_are_no_text_or_a_terminals_commands(run_corpus, small_corpus
     (tmp_path / "in" / "bad\n\x1b[31m.png").write_bytes(b"none")
     done = run_corpus("--masks-as", "video")
     assert done.status == 2
-    assert next(line for line in done.lines if "bad" in line).startswith(
-        f"failed: {tmp_path}/in/bad [31m.png: expected"
-    )
+    (told,) = (line for line in done.lines if line.startswith("failed: "))
+    assert told.startswith(f"failed: {tmp_path}/in/bad  [31m.png: expected a picture")
     assert list(failed(tmp_path / "results")) == ["bad\n\x1b[31m.png"]
     made = {os.fsencode(name) for name in results(tmp_path / "results")}
     assert {b"line\nend \xff.png", b"\xffilm.mkv"} < made
