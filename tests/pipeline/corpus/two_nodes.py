@@ -30,6 +30,9 @@ def two_nodes():
             return cluster, cluster.add_node(num_cpus=1, num_gpus=0)
         except Exception:
             cluster.shutdown()
+            subprocess.run(
+                ["pkill", "-KILL", "-P", str(os.getpid())], check=False
+            )  # it forgets those of the node that failed
             if not left:
                 raise
     raise AssertionError("unreachable")
