@@ -9,17 +9,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 LOGGER = "edgemask"
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 def logger_of(module: str) -> logging.Logger:
     """Where a module logs; ``module`` is its ``__name__``."""
     return logging.getLogger(f"{LOGGER}.{module}")
+
+
+def one_line(text: str) -> str:
+    """A text in which the name of a file may hold line ends and a terminal's commands, without them."""
+    return _CONTROL_CHARACTERS.sub(" ", text)
 
 
 def write_line(line: str, file: TextIO | None = None) -> None:

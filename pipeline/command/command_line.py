@@ -14,10 +14,7 @@ from typing import Any, NoReturn
 
 from pipeline.errors import ERRORS_VARIABLE, EdgemaskError, OptionError
 from pipeline.signals import StoppedError, ends_on_signals
-from pipeline.terminal import hold_standard_streams, write_line
-
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-
+from pipeline.terminal import hold_standard_streams, one_line, write_line
 
 _OF_ANY_WIDTH: Any = partial(argparse.HelpFormatter, width=80)
 
@@ -137,8 +134,7 @@ def run_command(command: Callable[[], None], mistakes: tuple[type[Exception], ..
     except SaidError:
         return 2
     except mistakes as error:
-        # A file's name may hold line ends and a terminal's commands; the message is one line in any case.
-        _tell(_CONTROL_CHARACTERS.sub(" ", str(error)))
+        _tell(one_line(str(error)))
         return 2
     except StoppedError as stopped:
         return stopped.status

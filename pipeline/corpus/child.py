@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -40,10 +41,11 @@ def main() -> None:
     keep_freed_memory()
     with shown_log(quiet=True):
         try:
-            task = Task(begin.job, talk.count)
+            task = Task(begin.job, talk.count, talk.finishing)
         except EdgemaskError as error:
             talk.say(unusable=str(error))
             return
+        talk.leave = task.leave
         with task:
             talk.say(ready=True)
             while (entries := talk.listen()) is not None:
@@ -65,9 +67,14 @@ def _do(task: Any, entries: list[Entry], talk: _Talk) -> None:
 
 
 class _Talk:
-    """What is said to the parent and heard from it."""
+    """What is said to the parent and heard from it.
+
+    Attributes:
+        leave: called when the parent is no more, before this process ends too.
+    """
 
     def __init__(self, connection: Connection) -> None:
+        self.leave: Callable[[], None] = lambda: None
         self._connection = connection
         self._lock = threading.Lock()
         self._heard: queue.Queue[list[Entry] | None] = queue.Queue()
@@ -93,6 +100,10 @@ class _Talk:
         if time.monotonic() - self._said_s > _TELL_EVERY_S:
             self.say()
 
+    def finishing(self) -> None:
+        """What comes now may take long without a frame, and is no reason to end the process."""
+        self.say(finishing=True)
+
     def listen(self) -> list[Entry] | None:
         """The next sources; None: there are no more."""
         entries = self._heard.get()
@@ -106,6 +117,7 @@ class _Talk:
                 entries: list[Entry] | None = pickle.loads(self._connection.recv_bytes())
                 self._heard.put(entries)
         except (EOFError, OSError):
+            self.leave()
             os._exit(1)
 
 

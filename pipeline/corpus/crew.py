@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import signal
 import subprocess
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any, cast
 
 from pipeline.corpus.job import Job
 from pipeline.corpus.listing import Entry
+from pipeline.corpus.results import sweep
 from pipeline.errors import BackendUnavailableError, SinkError
 from pipeline.own_process import module_command
 
@@ -64,7 +67,8 @@ class Crew:
     """Some child processes with an engine each; use it in a ``with`` block, which ends them.
 
     They start with their first work, and are kept. A source that ends its process costs that process alone: what else the process
-    held is given to the next one, each source by itself, for nobody knows which one it was.
+    held is given to the next one, each source by itself, for nobody knows which one it was. One that hangs, so that no frame comes of
+    its process for the job's time, is such a source too.
 
     Args:
         job: what to do.
@@ -79,6 +83,7 @@ class Crew:
             _Child(Begin(job, share), f"{name} {index + 1}" if workers > 1 else name)
             for index, share in enumerate(shares)
         ]
+        self._output = job.output
         self._tries: Counter[int] = Counter()
         self._again: deque[list[Entry]] = deque()
 
@@ -109,8 +114,12 @@ class Crew:
             busy = {child.connection: child for child in self._children if child.is_busy and child.connection}
             if not busy:
                 return
-            for ready in wait(list(busy)):
+            now_s = time.monotonic()
+            soonest_s = min(child.until_s for child in busy.values())
+            for ready in wait(list(busy), None if soonest_s == math.inf else max(0.0, soonest_s - now_s)):
                 yield from self._hear(busy[cast(Connection, ready)])
+            for child in busy.values():
+                child.end_if_hung()
 
     def _hear(self, child: _Child) -> Iterator[Result]:
         try:
@@ -118,6 +127,7 @@ class Crew:
         except (EOFError, OSError):
             was_ready = child.is_ready
             how = child.ended()
+            sweep(self._output)
             left = child.take_left()
             if not was_ready:
                 child.failed_starts += 1
@@ -177,6 +187,7 @@ class _Child:
         held: the sources that it was given and has told nothing of, by their index.
         is_busy: it was given some and has not said that it is through.
         is_ready: its engine is open.
+        until_s: when it counts as hung, by ``time.monotonic``.
         failed_starts: in a row.
     """
 
@@ -185,6 +196,8 @@ class _Child:
         self.held: dict[int, Entry] = {}
         self.is_busy = self.is_ready = False
         self.failed_starts = 0
+        self.until_s = math.inf
+        self._is_hung = False
         self._begin = begin
         self._process: subprocess.Popen[bytes] | None = None
         self.connection: Connection | None = None
@@ -196,6 +209,7 @@ class _Child:
             if self._process is None:
                 self._start()
             assert self.connection is not None
+            self._expect(self.is_ready)
             self.connection.send_bytes(pickle.dumps(entries))
         except (BrokenPipeError, ConnectionResetError):  # it has just ended, and is heard of next
             return
@@ -204,7 +218,19 @@ class _Child:
         """What it says; raises ``EOFError`` or ``OSError`` where it is no more."""
         assert self.connection is not None
         said: dict[str, Any] = json.loads(self.connection.recv_bytes())
+        self._expect("finishing" not in said)
         return said
+
+    def _expect(self, soon: bool) -> None:
+        """Something is to be heard within the job's time; or it may take as long as it takes."""
+        timeout_s = self._begin.job.timeout_s
+        self.until_s = time.monotonic() + timeout_s if soon and timeout_s else math.inf
+
+    def end_if_hung(self) -> None:
+        """Kill it if nothing was heard of it for too long; its socket tells when it has gone."""
+        if time.monotonic() >= self.until_s and self._process is not None:
+            self._is_hung, self.until_s = True, math.inf
+            self._process.kill()
 
     def take_left(self) -> list[Entry]:
         """What it held and did not do; it is free then."""
@@ -217,9 +243,12 @@ class _Child:
         assert self.connection is not None
         self.connection.close()
         code = self._process.wait()
+        is_hung, self._is_hung = self._is_hung, False
         self._process = self.connection = None
-        self.is_ready = False
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        self.is_ready, self.until_s = False, math.inf
+        if is_hung:
+            return f"was ended, for no frame came of it for {self._begin.job.timeout_s:g} s (--timeout)"
+        return f"was ended by {_name_of(-code)}" if code < 0 else f"ended with status {code}"
 
     def end(self) -> None:
         """End it, whatever it is at."""
@@ -236,3 +265,12 @@ class _Child:
         its.close()
         self.connection = ours
         ours.send_bytes(pickle.dumps(self._begin))
+
+
+def _name_of(number: int) -> str:
+    if number == signal.SIGKILL:
+        return "SIGKILL, as where memory runs out"
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

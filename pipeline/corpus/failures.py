@@ -55,7 +55,7 @@ class Failures:
         if not self._folder.is_dir() and not together.exists():
             return None
         with self._told(), locked(self._output):
-            rows = sorted(path.read_text(encoding="utf-8") for path in self._paths())
+            rows = sorted(filter(None, map(_read, self._paths())))
             _check_ours(together)
             if rows:
                 _write(together, "".join(rows))
@@ -89,6 +89,13 @@ def _check_ours(path: Path) -> None:
         raise SinkError(
             f"{path}: expected nothing or the list of an earlier run, got something else: choose another --output"
         )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:  # another shard has begun, which tries it again
+        return ""
 
 
 def _write(path: Path, text: str) -> None:

@@ -26,6 +26,7 @@ class Job:
         masks_as: what the masks of a video become, "png" or "video".
         bundle: stands for the program that computes the masks, 16 hexadecimal digits.
         settings: likewise for all options that change a result.
+        timeout_s: a process of which no frame comes for so long is ended; 0: never.
     """
 
     options: RunOptions
@@ -33,6 +34,7 @@ class Job:
     masks_as: MasksAs
     bundle: str
     settings: str
+    timeout_s: float = 0.0
 
     def target(self, entry: Entry) -> Path:
         """Where the result of a source belongs: a PNG file, a video, or a folder of PNG files."""
@@ -57,11 +59,11 @@ STAMPED = "edgemask corpus:"
 """How every stamp begins."""
 
 
-def make_job(options: RunOptions, bundle: Bundle, output: str, masks_as: MasksAs) -> Job:
+def make_job(options: RunOptions, bundle: Bundle, output: str, masks_as: MasksAs, timeout_s: float = 0.0) -> Job:
     """The job that some options describe, with a bundle that was read."""
     look = replace(options.look, palette=_anywhere(options.look.palette), background=_anywhere(options.look.background))
     options = replace(options, look=look, model=replace(options.model, name=_anywhere(options.model.name)))
-    return Job(options, os.path.abspath(output), masks_as, bundle_sign(bundle), _settings_sign(options, masks_as))
+    return Job(options, os.path.abspath(output), masks_as, bundle_sign(bundle), _settings_sign(options), timeout_s)
 
 
 def bundle_sign(bundle: Bundle) -> str:
@@ -93,12 +95,13 @@ def _anywhere(text: Text) -> Text:
     return os.path.abspath(text) if text and os.path.exists(text) else text
 
 
-def _settings_sign(options: RunOptions, masks_as: MasksAs) -> str:
+def _settings_sign(options: RunOptions) -> str:
     look = asdict(options.look)
     for name in ("palette", "background"):  # a file may change under its name
         if look[name] and os.path.isfile(look[name]):
             look[name] = hashlib.sha256(Path(look[name]).read_bytes()).hexdigest()
-    return _sign((look, asdict(options.masks), options.recording.encoder, masks_as))
+    # What the masks of a video become tells the name of its result, and is no matter of pictures.
+    return _sign((look, asdict(options.masks), options.recording.encoder))
 
 
 def _sign(entries: object) -> str:

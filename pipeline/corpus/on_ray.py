@@ -13,7 +13,6 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -62,7 +61,8 @@ def results(job: Job, units: Iterator[Sequence[Entry]], address: str, workers: i
         )
         try:
             for row in done.iter_rows():
-                yield Result(**row)
+                result: Result = pickle.loads(row["result"])
+                yield result
         except RayTaskError as error:
             if isinstance(error.cause, EdgemaskError):
                 raise error.cause from None
@@ -80,7 +80,7 @@ class _Actor:
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         for result in self._crew(map(pickle.loads, batch["unit"])):
-            yield {name: [value] for name, value in asdict(result).items()}
+            yield {"result": [pickle.dumps(result)]}  # Arrow's texts are UTF-8, and not all names of files are
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _cluster(address: str) -> Iterator[None]:
                 "env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, (HOME, os.environ.get("PYTHONPATH"))))}
             },
         )
-    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises that itself where a machine is too slow for its cluster
         where = f"ray:{address}" if address else "ray"
         raise BackendUnavailableError(f"--on {where}: expected a Ray cluster, got none ({_line(error)})") from error
     finally:

@@ -13,6 +13,9 @@ from pipeline.command.run_options import LookOptions, MaskOptions, ModelOptions,
 from pipeline.corpus.shard import WHOLE, Shard, read_shard
 from pipeline.sinks.options import ENCODERS, SinkOptions
 
+# Longer than any one frame takes, and shorter than the patience of who waits for a million files.
+_TIMEOUT_S = 600
+
 MasksAs = Literal["png", "video"]
 """What the masks of a video become: a folder of PNG files, or a lossless video."""
 
@@ -28,6 +31,7 @@ class CorpusOptions:
         masks_as: what the masks of a video become.
         shard: the part that is done.
         workers: processes; on Ray actors. None: one, and on Ray one for each GPU, or for each node where there are none.
+        timeout_s: a process of which no frame comes for so long is ended; 0: never.
         ray: None: not on Ray; "": on the cluster that this machine is a node of, or on this machine; else a cluster's address.
         quiet: say nothing but warnings and errors.
     """
@@ -38,6 +42,7 @@ class CorpusOptions:
     masks_as: MasksAs = "png"
     shard: Shard = WHOLE
     workers: int | None = None
+    timeout_s: int = _TIMEOUT_S
     ray: str | None = None
     quiet: bool = False
 
@@ -62,7 +67,15 @@ def parse_options(arguments: Sequence[str] | None = None) -> CorpusOptions:
         quiet=given.quiet,
     )
     return CorpusOptions(
-        given.source, given.output, run, given.masks_as, given.shard, given.workers, given.on, given.quiet
+        given.source,
+        given.output,
+        run,
+        given.masks_as,
+        given.shard,
+        given.workers,
+        given.timeout,
+        given.on,
+        given.quiet,
     )
 
 
@@ -104,7 +117,12 @@ def _add_files(parser: OptionParser) -> None:
         help="a folder with all folders in it, a pattern such as 'films/**/*.mp4', or a file with a path in each line",
     )
     parser.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="the folder of the results, with the folders of the source"
+        "-o",
+        "--output",
+        required=True,
+        type=_folder,
+        metavar="DIR",
+        help="the folder of the results, with the folders of the source",
     )
     add_model(parser, servers=False)
     parser.add_argument(
@@ -131,11 +149,25 @@ def _add_where(parser: OptionParser) -> None:
         help="processes with a network each (default: 1; on Ray one for each GPU, or for each node without any)",
     )
     parser.add_argument(
+        "--timeout",
+        type=whole_number(0, 1_000_000),
+        default=_TIMEOUT_S,
+        metavar="S",
+        help="end a process of which no frame comes for so many seconds: its source is tried again, and then fails; 0 = never "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--on",
         type=_ray_address,
         metavar="ray[:ADDRESS]",
         help="do it on Ray: on the cluster that this machine is a node of, else on this machine alone, or on the cluster at ADDRESS",
     )
+
+
+def _folder(text: str) -> str:
+    if not text:  # a variable that was not set, and not the current folder
+        raise argparse.ArgumentTypeError("expected a folder, got nothing")
+    return text
 
 
 def _ray_address(text: str) -> str:

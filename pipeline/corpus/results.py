@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 import struct
 import time
 from pathlib import Path
@@ -26,6 +27,8 @@ KEPT = ".edgemask"
 _OLD_S = 86_400.0
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 _HEAD_BYTES = 512
+OF_ONE = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EFBIG)
+"""What a disk says of one name or size that it does not take; others it may."""
 
 
 def change(job: Job, entry: Entry) -> str | None:
@@ -57,20 +60,23 @@ def change(job: Job, entry: Entry) -> str | None:
 def read_stamp(target: Path) -> str | None:
     """What a result says that it was made of; None: it is not there, "": it says nothing, so that it is none of ours."""
     try:
-        if os.path.isdir(target):
+        mode = os.stat(target).st_mode
+        if stat.S_ISDIR(mode):
             # All of a folder's files say the same.
             with os.scandir(target) as found:
                 target = next((Path(entry.path) for entry in found if entry.name.endswith(".png")), target)
             if os.path.isdir(target):
                 return ""
+        elif not stat.S_ISREG(mode):  # to open a named pipe is to wait for its writer
+            return ""
         if target.suffix == ".png":
             with target.open("rb") as file:
                 return _ours(_png_comment(file.read(_HEAD_BYTES)))
-        if not target.is_file():
-            return None
     except FileNotFoundError:
-        return None
+        return "" if os.path.islink(target) else None
     except OSError as error:
+        if error.errno in OF_ONE:  # told when it is written
+            return None
         raise SinkError(f"{target}: cannot be read ({error.strerror}): choose another --output") from error
     from pipeline.corpus.video_comment import video_comment  # FFmpeg, which a corpus of pictures does not need here
 
@@ -114,13 +120,22 @@ class Parts:
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.remove()
         if self._lock is not None:
             os.close(self._lock)
+
+    def remove(self) -> None:
+        """Remove all of it; nothing is written any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def new(self, target: Path) -> Path:
         """Where a result is written until it is whole."""
         return self.folder / f"{secrets.token_hex(8)}{target.suffix}"
+
+    def clear(self) -> None:
+        """Remove what was begun and has not become a result."""
+        for path in self.folder.iterdir():
+            _remove(path)
 
 
 def sweep(output: str) -> None:
@@ -172,13 +187,18 @@ def publish(part: Path, target: Path, stamp: str) -> bool:
             else:
                 os.replace(part, target)
     except OSError as error:
-        raise SinkError(f"{target}: cannot be written ({error.strerror}): choose another --output") from error
+        do = "rename its source" if error.errno in OF_ONE else "choose another --output"
+        raise SinkError(f"{target}: cannot be written ({error.strerror}): {do}") from error
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
+        _remove(part)
     return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _not_ours(target: Path) -> SinkError:

@@ -33,7 +33,7 @@ def read_shard(text: str) -> Shard:
     Raises:
         ArgumentTypeError: it is none.
     """
-    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
     if match is None or int(match[1]) >= int(match[2]):
         raise argparse.ArgumentTypeError(f"expected I/N with I from 0 to N-1, such as 0/8, got {text}")
     return Shard(int(match[1]), int(match[2]))

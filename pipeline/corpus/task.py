@@ -13,7 +13,7 @@ from pipeline.builds.model_name import open_model
 from pipeline.command.appearance import make_appearance, read_look
 from pipeline.corpus.job import Job, check_bundle
 from pipeline.corpus.listing import Entry
-from pipeline.corpus.results import Parts, change, publish
+from pipeline.corpus.results import OF_ONE, Parts, change, publish
 from pipeline.engines import open_engine
 from pipeline.errors import EdgemaskError, SinkError, SourceError
 from pipeline.flow.cores import leave_cores_to
@@ -49,14 +49,15 @@ class Task:
     Args:
         job: what to do.
         frames: told of each frame that is written.
+        finishing: told when all frames of a result are, and nobody knows how long the disk takes for the rest.
 
     Raises:
         EdgemaskError: model, backend, look or output cannot be used here.
     """
 
-    def __init__(self, job: Job, frames: Callable[[], None]) -> None:
+    def __init__(self, job: Job, frames: Callable[[], None], finishing: Callable[[], None]) -> None:
         self._job = job
-        self._frames = frames
+        self._frames, self._finishing = frames, finishing
         self._look = read_look(job.options.look)
         model = job.options.model
         bundle = open_model(model.name, on_gpu=model.may_build_for_gpu, quiet=True)
@@ -75,6 +76,10 @@ class Task:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def leave(self) -> None:
+        """Remove what was begun, as the process is about to end in the midst of it. On any thread."""
+        self._parts.remove()
+
     def __call__(self, entries: Sequence[Entry], tell: Tell) -> None:
         """Do some sources: one video, or pictures.
 
@@ -85,7 +90,13 @@ class Task:
         Raises:
             Exception: something is wrong with one of them, nobody knows which.
         """
-        block = _Block(entries, {}, tell)
+        try:
+            self._do(_Block(entries, {}, tell))
+        finally:
+            self._parts.clear()
+
+    def _do(self, block: _Block) -> None:
+        entries, tell = block.entries, block.tell
         for index, entry in enumerate(entries):
             try:
                 if change(self._job, entry) is None:
@@ -104,7 +115,7 @@ class Task:
     def _video(self, entry: Entry, stamp: str) -> None:
         target = self._job.target(entry)
         part = self._parts.new(target)
-        options = replace(self._options, comment=stamp, sound=self._job.masks_as != "video")
+        options = replace(self._options, comment=stamp, sound=target.suffix == ".mp4")
         make = VideoSink if target.suffix in (".mp4", ".mkv") else FolderSink
         with VideoSource(entry.path) as source:
             self._run(source, lambda renderer: make(str(part), source.info, renderer, options))
@@ -116,6 +127,7 @@ class Task:
         try:
             with make(appearance.renderer) as sink:
                 run(source, self._engine, appearance.views, [sink], events=_Counted(self._frames))
+                self._finishing()
         finally:
             self._engine.drain()
 
@@ -191,7 +203,8 @@ def _check_unchanged(job: Job, entry: Entry, stamp: str) -> None:
 
 def is_fatal(error: Exception) -> bool:
     """Whether it is the disk of the results that failed, and not one source."""
-    return isinstance(error, SinkError) and isinstance(error.__cause__, OSError)
+    cause = error.__cause__
+    return isinstance(error, SinkError) and isinstance(cause, OSError) and cause.errno not in OF_ONE
 
 
 def sentence_of(error: Exception) -> str:

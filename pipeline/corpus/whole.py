@@ -17,7 +17,7 @@ from pipeline.corpus.progress import Progress
 from pipeline.corpus.results import change, sweep
 from pipeline.corpus.shard import Shard
 from pipeline.errors import BackendUnavailableError, SourceError
-from pipeline.terminal import logger_of
+from pipeline.terminal import logger_of, one_line
 
 log = logger_of(__name__)
 
@@ -38,7 +38,7 @@ def run_corpus(options: CorpusOptions) -> None:
     listing = Listing(options.source, options.output)
     model = options.run.model
     bundle = open_model(model.name, on_gpu=model.may_build_for_gpu, quiet=options.quiet)
-    job = make_job(options.run, bundle, options.output, options.masks_as)
+    job = make_job(options.run, bundle, options.output, options.masks_as, options.timeout_s)
     survey = look_over(listing, job, options.shard)
     if not survey.sources and options.shard.count == 1:
         raise SourceError(f"{options.source}: expected {FORMS}, with pictures or videos, got none")
@@ -53,7 +53,7 @@ def run_corpus(options: CorpusOptions) -> None:
                 for result in results:
                     if result.state == "failed":
                         failures.add(result)
-                        log.warning(f"failed: {result.error}")
+                        log.warning(one_line(f"failed: {result.error}"))
                     progress(result)
     finally:
         sweep(job.output)

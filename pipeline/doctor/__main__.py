@@ -11,7 +11,6 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
 
 import io
 import json
-import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -23,14 +22,13 @@ from pipeline.command.command_line import OptionParser, run_command
 from pipeline.doctor.report import Report, examine, gather
 from pipeline.engines.kinds import ENGINES
 from pipeline.errors import BackendUnavailableError
+from pipeline.terminal import one_line
 
 _STATES = {"ok": "ok", "missing": "MISSING", "note": "note"}
 _ABILITIES = {"run": "runs", "build": "builds", "none": "no"}
 # What the first command is taken from where nothing can run.
 _NEEDED = ("onnxruntime", "tensorrt", "opencv")
 _INDENT = 27
-# A device's name may hold a terminal's commands.
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = Path("/")) -> int:
@@ -89,8 +87,7 @@ def _automatic(report: Report) -> str:
 
 
 def _row(state: str, title: str, text: str, mend: str | None, width: int) -> Iterator[str]:
-    text = _CONTROL_CHARACTERS.sub(" ", text)
-    first, *others = textwrap.wrap(text, width - _INDENT, break_on_hyphens=False) or [""]
+    first, *others = textwrap.wrap(one_line(text), width - _INDENT, break_on_hyphens=False) or [""]
     yield f"  {state:<8} {title:<15} {first}"
     for line in others:
         yield " " * _INDENT + line

@@ -132,7 +132,7 @@ def _find(spec: str) -> tuple[list[Path], str]:
     elif os.path.exists(spec):
         return [Path(spec)], ""
     elif glob.has_magic(spec):
-        kind, found = "pattern", [Path(entry) for entry in _matching(spec)]
+        kind, found = "pattern", [Path(entry) for entry in matching(spec)]
     else:
         raise SourceError(f"{spec}: no such file")
     files = [entry for entry in found if os.path.isfile(entry)]
@@ -148,7 +148,7 @@ def _find(spec: str) -> tuple[list[Path], str]:
     return sorted(pictures, key=_natural_order), left_out
 
 
-def _matching(pattern: str) -> Iterator[str]:
+def matching(pattern: str) -> Iterator[str]:
     """What a pattern matches; some of it more than once where it has several ``**``."""
     parts = pattern.split(os.sep)
     if "**" not in parts:
@@ -158,7 +158,7 @@ def _matching(pattern: str) -> Iterator[str]:
     before, after = os.sep.join(parts[:at]), os.sep.join(parts[at + 1 :]) or "*"
     for top in glob.iglob(before) if before else [os.sep if at else ""]:
         for folder in _folders(top):
-            yield from _matching(os.path.join(glob.escape(folder), after))
+            yield from matching(os.path.join(glob.escape(folder), after))
 
 
 def _folders(top: str) -> Iterator[str]:

@@ -15,12 +15,15 @@ from pipeline.corpus.__main__ import main as corpus_main
 
 ROOT = Path(__file__).parents[3]
 
-# Before Python begins: a file whose name begins with "killer" ends the process that reads it, as a decoder's bug does.
+# Before Python begins: a file whose name begins with "killer" ends the process that reads it, as a decoder's bug does, and one
+# whose name begins with "hanger" is never through.
 KILLER = """
-import os, pathlib, signal, sys
+import os, pathlib, signal, sys, time
 import av
 
 def dies_of(path):
+    if os.path.basename(str(path)).startswith("hanger"):
+        time.sleep(1e6)
     if os.path.basename(str(path)).startswith("killer") and not str(path).endswith(".killed"):
         with open(os.environ["KILLED"], "a") as log:
             log.write(os.path.basename(str(path)) + "\\n")
@@ -58,7 +61,7 @@ def run_corpus(red_bundle, tmp_path, capsys):
 
 @pytest.fixture
 def killing(tmp_path, monkeypatch):
-    """Lets files that are called killer… end the processes that read them; gives the file with a line for each time."""
+    """Lets files called killer… end the processes that read them, and hanger… hold them; gives the file with a line for each end."""
     (tmp_path / "killing").mkdir()
     (tmp_path / "killing" / "sitecustomize.py").write_text(KILLER)
     monkeypatch.setenv("KILLED", str(tmp_path / "killed"))

@@ -151,6 +151,68 @@ def test_a_source_that_ends_its_process_fails_alone(run_corpus, small_corpus, ki
     assert parts(tmp_path / "results") == []
 
 
+def test_a_source_that_hangs_fails_alone(run_corpus, small_corpus, killing, tmp_path):
+    shutil.copy(tmp_path / "in" / "b" / "film.mp4", tmp_path / "in" / "b" / "hanger.mp4")
+    assert run_corpus("--timeout", "8").status == 2
+    assert failed(tmp_path / "results") == {
+        "hanger.mp4": {
+            "source": str(tmp_path / "in" / "b" / "hanger.mp4"),
+            "error": "its process was ended, for no frame came of it for 8 s (--timeout)",
+            "tries": 2,
+        }
+    }
+    assert len(results(tmp_path / "results")) == 11
+    assert parts(tmp_path / "results") == []
+
+
+def test_names_that_are_no_text_or_a_terminals_commands(run_corpus, small_corpus, tmp_path):
+    folder = os.fsencode(tmp_path / "in")
+    shutil.copy(folder + b"/a.png", folder + b"/line\nend \xff.png")
+    shutil.copy(folder + b"/b/film.mp4", folder + b"/\xffilm.mp4")
+    (tmp_path / "in" / "bad\n\x1b[31m.png").write_bytes(b"none")
+    done = run_corpus("--masks-as", "video")
+    assert done.status == 2
+    (told,) = (line for line in done.lines if line.startswith("failed: "))
+    assert told.startswith(f"failed: {tmp_path}/in/bad  [31m.png: expected a picture")
+    assert list(failed(tmp_path / "results")) == ["bad\n\x1b[31m.png"]
+    made = {os.fsencode(name) for name in results(tmp_path / "results")}
+    assert {b"line\nend \xff.png", b"\xffilm.mkv"} < made
+
+
+def test_a_name_that_the_disk_does_not_take_for_its_result_fails_alone(run_corpus, small_corpus, tmp_path):
+    for name in ("p" * 251 + ".png", "p" * 251 + ".jpg"):  # both keep their suffix
+        shutil.copy(tmp_path / "in" / "a.png", tmp_path / "in" / name)
+    for name in ("v" * 251 + ".mp4", "w" * 246 + ".mp4"):  # that of a folder, and those of the pictures in it
+        shutil.copy(tmp_path / "in" / "b" / "film.mp4", tmp_path / "in" / name)
+    assert run_corpus().status == 2
+    assert len(results(tmp_path / "results")) == 11
+    rows = failed(tmp_path / "results")
+    assert sorted(name[0] for name in rows) == ["p", "p", "v", "w"]
+    assert all("(File name too long)" in row["error"] for row in rows.values())
+    assert parts(tmp_path / "results") == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "broken link"])
+@pytest.mark.parametrize("name", ["a.png", "b/film.mkv"])
+def test_what_is_no_file_in_the_place_of_a_result_is_left(run_corpus, small_corpus, tmp_path, no_work, kind, name):
+    place = tmp_path / "results" / name
+    place.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("nowhere")
+    before = os.lstat(place)
+    done = run_corpus("--masks-as", "video")
+    assert (done.status, len(done.lines)) == (2, 1)
+    assert f"{place}: expected nothing or a result of an earlier run, got something else" in done.lines[0]
+    assert os.lstat(place) == before
+
+
+def test_pictures_are_not_done_again_for_what_changes_videos_alone(run_corpus, small_corpus, tmp_path):
+    run_corpus()
+    assert run_corpus("--masks-as", "video").lines[0] == "corpus: 7 sources, 6 there already, 1 to do"
+
+
 def test_masks_as_video_are_lossless_and_keep_their_times(run_corpus, tmp_path, write_video, read_video):
     (tmp_path / "in").mkdir()
     pts = [0, 40, 75, 300, 301, 1500]
@@ -195,6 +257,9 @@ def test_a_model_that_cannot_be_used_ends_the_run(run_corpus, small_corpus, make
         (["--shard", "2/2"], "expected I/N with I from 0 to N-1, such as 0/8, got 2/2"),
         (["--on", "slurm"], "expected ray or ray:ADDRESS, such as ray:10.0.0.1:6379, got slurm"),
         (["--workers", "0"], "expected a whole number from 1 to 1024, got 0"),
+        (["--shard", "٠/2"], "expected I/N with I from 0 to N-1, such as 0/8, got ٠/2"),
+        (["--timeout", "soon"], "expected a whole number from 0 to 1000000, got soon"),
+        (["--output", ""], "argument -o/--output: expected a folder, got nothing"),
         (["--masks-as", "gif"], "invalid choice: 'gif' (choose from png, video)"),
     ],
 )
@@ -211,7 +276,7 @@ def test_nothing_to_do_is_told(run_corpus, tmp_path):
     assert "with pictures or videos, got none" in run_corpus().lines[0]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_it_with_what_is_done(small_corpus, tmp_path, red_bundle, number, status):
     process = started(command(tmp_path / "in", tmp_path / "results", red_bundle))
     deadline_s = time.monotonic() + 60
