@@ -37,8 +37,8 @@ class ServerOptions:
         insecure: speak in plain text to other machines too.
         wait_s: how long servers that are gone or busy are waited for, at the start and by files.
         goes_on: no frame waits for servers that are gone or busy, as live sources need it: it has no mask then.
-        refused_s: with ``goes_on``, for so long what servers say at the start is not final: a machine that begins does not answer,
-            knows no token or has no model yet. 0: they are taken at their word.
+        refused_s: with ``goes_on``, for so long what servers say at the start is not final: a machine that begins does not answer or
+            has no model yet. 0: they are taken at their word. A token or certificate that is refused is final in any case.
         in_flight: how many submissions are on their way at once; None: three, and two more for each server after the first.
 
     Raises:

@@ -39,8 +39,8 @@ log = logger_of(__name__)
 
 # A server that is gone is tried again after this long, then after twice as long each time.
 _AGAIN_S, _AGAIN_MOST_S = 0.05, 0.5
-# And one that refuses us, or has something else than the bundle, at most so seldom.
-_REFUSED_MOST_S = 30.0
+# And one that has no such model, or cannot compute, at most so seldom.
+_ABSENT_MOST_S = 30.0
 _TELL_EVERY_S = 60.0
 _BUSY_S = 0.02
 # How long a frame of a server that has just started may take.
@@ -244,7 +244,7 @@ class TritonEngine(Engine):
 
     def _lost(self, watched: _Watched, error: ServerError) -> None:
         """A server is not there any more, or has something else."""
-        if error.kind is Kind.REFUSED and self._is_final():
+        if error.kind is Kind.REFUSED:
             self._fail(BackendUnavailableError(f"{watched.server}: {error}"))
         watched.server.use(None)
         watched.since_s, watched.again_s, watched.due_s = time.monotonic(), _AGAIN_S, 0.0
@@ -264,7 +264,7 @@ class TritonEngine(Engine):
         return f"frames wait, at most {self._options.wait_s:g} s"
 
     def _is_final(self) -> bool:
-        """Whether a refusal ends the run: not that of a live source once there were masks, nor while its servers may still begin."""
+        """Whether a missing model ends the run: not that of a live source once there were masks, nor while its servers may begin."""
         had_masks = any(watched.was_there for watched in self._all)
         return not self._options.goes_on or not (
             had_masks or time.monotonic() - self._start_s < self._options.refused_s
@@ -297,14 +297,17 @@ class TritonEngine(Engine):
         if self._options.is_tls and not watched.was_there and is_cut_off(error):
             error = untrusted(str(error))
         most_s = _AGAIN_MOST_S
-        if error.kind in (Kind.REFUSED, Kind.WRONG) or (error.kind is Kind.FAILED and not watched.was_there):
+        if error.kind is Kind.REFUSED:
+            self._fail(BackendUnavailableError(f"{watched.server}: {error}"))
+        if error.kind is Kind.WRONG:
+            self._fail(BundleError(f"{watched.server}: {error}"))
+        if error.kind is Kind.ABSENT or (error.kind is Kind.FAILED and not watched.was_there):
             if self._is_final():
-                fails = BackendUnavailableError if error.kind is Kind.REFUSED else BundleError
-                self._fail(fails(f"{watched.server}: {error}"))
+                self._fail(BundleError(f"{watched.server}: {error}"))
             if watched.told != str(error):
                 watched.told = str(error)
                 log.warning(f"warning: {watched.server}: {error}; {self._meanwhile(watched)}")
-            most_s = _REFUSED_MOST_S
+            most_s = _ABSENT_MOST_S
         watched.why = str(error)
         watched.due_s = time.monotonic() + watched.again_s
         watched.again_s = min(2 * watched.again_s, most_s)

@@ -19,6 +19,7 @@ class Kind(Enum):
     REFUSED = "it does not want us: nothing mends that but the user"
     FAILED = "it could not do it, perhaps for a reason of its own that passes, such as its memory"
     WRONG = "it has something else than the bundle"
+    ABSENT = "it has no such model, perhaps not yet"
 
 
 class ServerError(Exception):

@@ -345,7 +345,7 @@ class TritonServer:
             found = server_error(error, _ASKED_S)
             if found.kind in (Kind.CHANGED, Kind.FAILED):
                 raise ServerError(
-                    Kind.WRONG,
+                    Kind.ABSENT if found.kind is Kind.CHANGED else Kind.WRONG,
                     f"expected a model {name}{f' of version {version}' * bool(version)}, got none ({found}): export one with python -m "
                     f"compile --bundle {self._reference.bundle.folder} --target triton --output REPOSITORY",
                 ) from error

@@ -127,25 +127,35 @@ def test_a_live_run_that_nobody_watches_begins_without_its_server(red_bundle, se
     assert [line for line in said if f"grpc://127.0.0.1:{free_port}: there after" in line]
 
 
-@pytest.mark.parametrize("refuses", [{"ready": NO_TOKEN}, {"model": NO_MODEL}])
+@pytest.mark.parametrize("refuses", [{"model": NO_MODEL}, {"frame": NO_GPU}])
 def test_what_a_server_says_that_begins_is_not_final(red_bundle, serve, said, refuses):
     server = serve()
     server.refuses = refuses
     options = {"goes_on": True, "wait_s": 0.2}
-    with pytest.raises((BackendUnavailableError, BundleError), match=r"token|got none"):
+    with pytest.raises(BundleError, match=r"got none|got CUDA error"):
         open_engine(red_bundle, "triton", servers=at(server.port, **options))
     with open_engine(red_bundle, "triton", servers=at(server.port, refused_s=math.inf, **options)) as engine:
         with pytest.raises(ServerAwayError):
             mask(engine)
         server.refuses = {}
         assert (when_there(engine) == 77).all()
-    (told,) = [line for line in said if "got none" in line or "does not take our token" in line]
+    (told,) = [line for line in said if "got none" in line or "got CUDA error" in line]
     assert told.endswith("frames go on without masks until it is there")
 
 
-@pytest.mark.parametrize(
-    "refuses", [{"frame": NO_TOKEN, "ready": NO_TOKEN}, {"frame": NO_MODEL, "model": NO_MODEL}, {"frame": NO_GPU}]
-)
+def test_a_token_that_is_refused_is_final(red_bundle, serve):
+    server = serve()
+    servers = at(server.port, goes_on=True, refused_s=math.inf)
+    with open_engine(red_bundle, "triton", servers=servers) as engine:
+        assert (mask(engine) == 77).all()
+        server.refuses = {"frame": NO_TOKEN, "ready": NO_TOKEN}
+        with pytest.raises(BackendUnavailableError, match="it does not take our token"):
+            when_there(engine)
+    with pytest.raises(BackendUnavailableError, match="it does not take our token"):
+        open_engine(red_bundle, "triton", servers=servers)
+
+
+@pytest.mark.parametrize("refuses", [{"frame": NO_MODEL, "model": NO_MODEL}, {"frame": NO_GPU}])
 def test_a_live_run_that_had_masks_does_not_end_for_its_server(red_bundle, serve, said, refuses):
     server = serve()
     with open_engine(red_bundle, "triton", servers=at(server.port, goes_on=True)) as engine:
