@@ -19,6 +19,7 @@ from pipeline.bundles.regular_file import read_regular
 _MTIME_S = 2.0
 _MOST_BYTES = 16 << 20
 _MARK_WITHIN_BYTES = 1 << 16
+_BARE_BYTES = 256
 # A year of files of an hour takes 2 MB, a camera that flaps between two sizes as much in a day.
 _TIDY_FROM_BYTES = 1 << 18
 
@@ -173,7 +174,10 @@ def lock(descriptor: int) -> None:
 
 
 def _is_of_run(path: Path, run: str) -> bool:
-    return f"edgemask {run}".encode() in read_regular(path, _MARK_WITHIN_BYTES)
+    content = read_regular(path, _MARK_WITHIN_BYTES)
+    # The mark comes with the first pictures. Killed before them, a run leaves nothing, or the first bytes of an MP4 file.
+    is_bare = not content or (len(content) <= _BARE_BYTES and content[4:8] == b"ftyp")
+    return is_bare or f"edgemask {run}".encode() in content
 
 
 def _is_in_use(path: Path) -> bool:

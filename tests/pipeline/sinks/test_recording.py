@@ -435,6 +435,18 @@ def test_what_a_kill_left_is_known_by_its_mark_and_not_by_a_place_that_another_f
     assert left.exists() != is_ours
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_what_a_kill_before_the_first_picture_left_goes_too(open_recording, record, tmp_path, monkeypatch, suffix):
+    name = f"out{suffix}"
+    monkeypatch.setattr(journal.Journal, "ended", lambda *_: None)
+    record(open_recording(name, segment_s=0.5, keep_segments=9), range(10)).close()
+    monkeypatch.undo()
+    left = tmp_path / f"out-0001{suffix}"
+    os.truncate(left, 36 if suffix == ".mp4" else 0)  # the first box alone, which has no mark
+    record(open_recording(name, segment_s=0.5, keep_segments=1), range(10)).close()
+    assert not left.exists()
+
+
 def test_another_program_that_takes_the_room_does_not_empty_the_archive(open_recording, record, tmp_path, monkeypatch):
     record(open_recording(segment_s=0.5, keep_segments=100), range(150)).close()
     before = shown(tmp_path)
