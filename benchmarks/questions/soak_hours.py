@@ -41,8 +41,7 @@ HABITS = {
 FIGURES = {
     # figure: what it is
     "resident_mb": "resident memory, MB",
-    "proportional_mb": "proportional memory, MB",
-    "unique_mb": "memory of its own, MB",
+    "anonymous_mb": "allocated memory, MB",
     "threads": "threads",
     "open_files": "open files",
     "age_p50_ms": "age of frames, median, ms",
@@ -321,7 +320,7 @@ def _draw(plot: str, rows: list[dict[str, float]], hours: float) -> None:
     from benchmarks.shared.plots import lines, write_plot
 
     panels = {
-        "memory, MB": ("resident_mb", "proportional_mb", "unique_mb"),
+        "memory, MB": ("resident_mb", "anonymous_mb"),
         "threads (above) and open files": ("threads", "open_files"),
         "age of frames, ms: p99 (above) and median": ("age_p50_ms", "age_p99_ms"),
     }

@@ -11,19 +11,17 @@ def process_state(pid: int) -> dict[str, float]:
     """How much a process holds at this moment.
 
     Returns:
-        ``resident_mb`` (RSS), ``proportional_mb`` (PSS, where shared pages count by their share), ``unique_mb`` (USS, what its end
-        would give back), all in 10⁶ bytes; ``threads``; ``open_files``.
+        ``resident_mb`` (RSS) and ``anonymous_mb`` (of it what no file is behind: what it has allocated), in 10⁶ bytes; ``threads``;
+        ``open_files``. Neither changes with who else maps the same libraries, as PSS and USS do.
 
     Raises:
         OSError: it has ended, or is another user's.
     """
     folder = Path(f"/proc/{pid}")
     kilobytes = _numbers(folder / "smaps_rollup")
-    unique = sum(kilobytes[name] for name in ("Private_Clean", "Private_Dirty", "Private_Hugetlb"))
     return {
         "resident_mb": kilobytes["Rss"] * 1024 / 1e6,
-        "proportional_mb": kilobytes["Pss"] * 1024 / 1e6,
-        "unique_mb": unique * 1024 / 1e6,
+        "anonymous_mb": kilobytes["Anonymous"] * 1024 / 1e6,
         "threads": _numbers(folder / "status")["Threads"],
         "open_files": len(os.listdir(folder / "fd")),
     }
