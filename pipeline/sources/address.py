@@ -71,7 +71,7 @@ class Address:
             _decoded(password),
             match["host"].strip("[]"),
             port,
-            f"{scheme}://{place}{_quoted(rest, _SAFE)}",
+            f"{scheme}://{place}{quote(rest, safe=_SAFE)}",
             re.split(r"[?#]", redact(spec).partition("://")[2].removeprefix("***@"), maxsplit=1)[0].rstrip("/"),
             spec,
         )
@@ -81,7 +81,7 @@ class Address:
         """For a library: with the credentials, all their odd characters encoded. Never to be shown."""
         if not self.user and not self.password:
             return self.bare_url
-        return self.bare_url.replace("://", f"://{_quoted(self.user)}:{_quoted(self.password)}@", 1)
+        return self.bare_url.replace("://", f"://{quote(self.user, safe='')}:{quote(self.password, safe='')}@", 1)
 
     @property
     def is_encrypted(self) -> bool:
@@ -96,11 +96,6 @@ class Address:
     def secrets(self) -> tuple[str, ...]:
         """What no message may hold, for ``redact``."""
         return (*secrets_of(self._spec), *secrets_of(self.url), *filter(None, [self.password]))
-
-
-def _quoted(text: str, safe: str = "") -> str:
-    """Percent-encoding, also of a command line's bytes that are no UTF-8."""
-    return quote(text, safe=safe, errors="surrogateescape")
 
 
 def _decoded(text: str) -> str:
