@@ -326,7 +326,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _job(options: Options, scratch: Path) -> Job:
-    bundle = read_or_compile(options.model, "official")
+    # As the package's is, so that OpenVINO may compute it in BF16 where that agrees.
+    bundle = read_or_compile(options.model, "official", target="openvino")
     if bundle.manifest.task != "binary":
         raise OptionError(
             f"--model {options.model}: expected a bundle of binary masks, got one of {bundle.manifest.task}"

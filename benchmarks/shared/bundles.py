@@ -13,20 +13,21 @@ from pipeline.errors import BundleError
 from pipeline.version import version
 
 
-def read_or_compile(model: str, contract: str, precision: str = "fp32") -> Bundle:
+def read_or_compile(model: str, contract: str, precision: str = "fp32", target: str = "onnx") -> Bundle:
     """A bundle's folder as it is, or a published network, compiled in a contract that the benchmark chooses.
 
     Args:
         model: a folder, or a name such as "u2netp".
         contract: for a name: one that ``python -m compile`` knows, or a file.
         precision: for a name.
+        target: likewise.
 
     Raises:
         EdgemaskError: there is no such bundle, or it cannot be made.
     """
     if Path(model).exists():
         return Bundle.read(model)
-    arguments = ["--model", model, "--contract", contract, "--precision", precision]
+    arguments = ["--model", model, "--contract", contract, "--precision", precision, "--target", target]
     return compile_anew(f"{model}-{precision}-{Path(contract).stem}", arguments)
 
 

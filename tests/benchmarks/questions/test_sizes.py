@@ -107,5 +107,5 @@ def test_a_bundle_is_read_and_a_name_is_compiled(red_bundle, tmp_path, monkeypat
     with pytest.raises(SaidError, match="u2netp-fp16-mine"):
         bundles.read_or_compile("u2netp", "contracts/mine.yaml", "fp16")
     folder = tmp_path / "benchmarks" / "u2netp-fp16-mine"
-    network = ["--model", "u2netp", "--contract", "contracts/mine.yaml", "--precision", "fp16"]
+    network = ["--model", "u2netp", "--contract", "contracts/mine.yaml", "--precision", "fp16", "--target", "onnx"]
     assert calls == [[*network, "--output", str(folder)]]
