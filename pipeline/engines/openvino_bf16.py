@@ -28,17 +28,13 @@ def in_bf16(program: Any, keep: Collection[str]) -> None:
 
     Args:
         program: an ``openvino.Model`` in FP32, changed in place.
-        keep: layers that stay FP32 too, by the names of their weights without ``.weight``, and what passes on only what they give.
+        keep: layers that stay FP32 too, with what stands before them, by the names of their weights without ``.weight``.
     """
     nodes = program.get_ordered_ops()
     inner = _behind_layers(nodes) & _before_layers(nodes)
-    layers = {one.get_friendly_name() for one in nodes if one.get_type_name() in _LAYERS}
-    half = {
-        node.get_friendly_name()
-        for node in nodes
-        if node.get_friendly_name() in inner and node.get_type_name() in _LAYERS and _layer_name(node) not in keep
-    }
-    exact = _kept_beside(nodes, layers - half)
+    layers = {node.get_friendly_name(): node for node in nodes if node.get_type_name() in _LAYERS}
+    half = {name for name, node in layers.items() if name in inner and _layer_name(node) not in keep}
+    exact = _kept_beside(nodes, layers.keys() - half)
     half |= {
         node.get_friendly_name()
         for node in nodes
@@ -118,21 +114,20 @@ def _is_layer(node: Any) -> bool:
 
 
 def _is_weight(node: Any) -> bool:
+    return bool(_origin(node).get_type_name() == "Constant")
+
+
+def _origin(node: Any) -> Any:
+    """What a value was before its form or type was changed."""
     while node.get_type_name() in ("Reshape", "Convert", "Transpose", "Unsqueeze"):
         node = node.input_value(0).get_node()
-    return bool(node.get_type_name() == "Constant")
+    return node
 
 
 def _layer_name(node: Any) -> str:
     """The name of a layer in the network that was compiled; empty where its weights say none."""
-    weights = node.input_value(1).get_node()
-    while not _is_constant(weights) and weights.get_input_size():
-        weights = weights.input_value(0).get_node()
+    weights = _origin(node.input_value(1).get_node())
     return str(weights.get_friendly_name()).removeprefix("network.").removesuffix(".weight")
-
-
-def _is_constant(node: Any) -> bool:
-    return bool(node.get_type_name() == "Constant")
 
 
 def _is_single(output: Any) -> bool:

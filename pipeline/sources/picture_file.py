@@ -247,10 +247,8 @@ def _by_pillow(path: Path, probe: PillowImage.Image, colors: StillColors) -> Pic
         raise SourceError(
             f"{path}: expected a picture of whole numbers of 8 or 16 bits, got {got}: save it with 8 or 16 bits a color"
         )
-    from PIL import (
-        ImageCms,
-        ImageOps,
-    )  # only now, as all below: few pictures need more of Pillow than what it says of them
+    # Only now, as all below: few pictures need more of Pillow than what it says of them.
+    from PIL import ImageCms, ImageOps
 
     try:
         upright = ImageOps.exif_transpose(probe)

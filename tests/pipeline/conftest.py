@@ -260,3 +260,31 @@ def clock_of(monkeypatch):
         return clock
 
     return put
+
+
+@pytest.fixture
+def in_two_processes():
+    """Calls something with "one" and with "two" at once, in a process each, and expects both to come to their end."""
+
+    def run(work):
+        children = []
+        for name in ("one", "two"):
+            child = os.fork()
+            if not child:
+                status = 1
+                try:
+                    work(name)
+                    status = 0
+                finally:
+                    os._exit(status)
+            children.append(child)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+    return run
+
+
+@pytest.fixture
+def first_frame_of_clip(red_bundle):
+    """The command line of a run that computes one frame of a video and writes nothing."""
+    clip = Path(__file__).parents[2] / "samples" / "clip.mp4"
+    return [str(clip), "--model", str(red_bundle.folder), "--max-frames", "1", "--output", "null"]

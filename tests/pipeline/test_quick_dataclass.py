@@ -165,16 +165,7 @@ print(main(sys.argv[1:]), *made)
 """
 
 
-def test_what_a_video_s_first_mask_waits_for_is_made_so(red_bundle, tmp_path):
-    arguments = [
-        str(ROOT / "samples/clip.mp4"),
-        "--model",
-        str(red_bundle.folder),
-        "--max-frames",
-        "1",
-        "--output",
-        "null",
-    ]
-    command = [sys.executable, "-c", MADE.format(root=str(ROOT)), *arguments]
+def test_what_a_video_s_first_mask_waits_for_is_made_so(first_frame_of_clip, tmp_path):
+    command = [sys.executable, "-c", MADE.format(root=str(ROOT)), *first_frame_of_clip]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0"

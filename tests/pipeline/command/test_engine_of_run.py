@@ -179,19 +179,10 @@ def test_a_run_collects_its_garbage(monkeypatch, picture):
     assert gc.isenabled()
 
 
-def test_a_first_mask_waits_for_no_part_that_its_run_does_not_have(red_bundle, tmp_path):
+def test_a_first_mask_waits_for_no_part_that_its_run_does_not_have(first_frame_of_clip, tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pipeline.__main__ import main; main(sys.argv[1:]); print(*sys.modules)"
-    arguments = [
-        str(ROOT / "samples/clip.mp4"),
-        "--model",
-        str(red_bundle.folder),
-        "--max-frames",
-        "1",
-        "--output",
-        "null",
-    ]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *first_frame_of_clip], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     loaded = done.stdout.splitlines()[-1].split()
     assert "pipeline.sources.video" in loaded

@@ -186,20 +186,13 @@ def test_what_people_write_by_hand_is_read(tmp_path):
     assert read_zones(path) == (Zone("door", ((0, 0), (1, 0), (1, 1)), 0.5),)
 
 
-def test_two_processes_that_keep_zones_in_one_file_both_do(tmp_path):
+def test_two_processes_that_keep_zones_in_one_file_both_do(tmp_path, in_two_processes):
     path = tmp_path / "zones.yaml"
-    children = []
-    for name in ("one", "two"):
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                for _ in range(100):
-                    write_zones(path, [Zone(name, ((0, 0), (1, 0), (1, 1)))])
-                    assert read_zones(path)[0].name in ("one", "two")
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+    def keep(name):
+        for _ in range(100):
+            write_zones(path, [Zone(name, ((0, 0), (1, 0), (1, 1)))])
+            assert read_zones(path)[0].name in ("one", "two")
+
+    in_two_processes(keep)
     assert os.listdir(tmp_path) == ["zones.yaml"]

@@ -328,24 +328,17 @@ def test_a_file_of_a_live_source_goes_on_when_there_is_room_again(open_lines, tw
     assert [line["index"] for line in read(tmp_path / "out.jsonl")] == [1]
 
 
-def test_two_processes_append_whole_lines_to_one_file(renderer, make_info, tmp_path):
+def test_two_processes_append_whole_lines_to_one_file(renderer, make_info, tmp_path, in_two_processes):
     comb = np.zeros((400, 400), np.uint8)
     comb[::2], comb[:, 0] = 255, 255  # whose outline fills several pages
-    children = []
-    for name in ("one", "two"):
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                options = SinkOptions(min_free_bytes=0, results=("polygons", "rle"))
-                with JsonLinesSink(str(tmp_path / "out.jsonl"), make_info(live=True), renderer, options) as sink:
-                    for index in range(150):
-                        sink.write(frame_of(comb, index, source=name))
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+    def append(name):
+        options = SinkOptions(min_free_bytes=0, results=("polygons", "rle"))
+        with JsonLinesSink(str(tmp_path / "out.jsonl"), make_info(live=True), renderer, options) as sink:
+            for index in range(150):
+                sink.write(frame_of(comb, index, source=name))
+
+    in_two_processes(append)
     lines = read(tmp_path / "out.jsonl")
     assert max(map(len, (tmp_path / "out.jsonl").read_bytes().splitlines())) > 2 * select.PIPE_BUF
     for name in ("one", "two"):
