@@ -18,6 +18,7 @@ from pipeline.command.command_line import SaidError
 
 _BEGINS, _SEARCHES, _ENDS = "calibrating:", "searching INT8:", "exporting the frame program, int8"
 _LEFT = re.compile(r"searching INT8:\s+(\d+) %.*about (?:(\d+):)?(\d+):(\d+) left")
+_MOVES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of a terminal's cursor, around a bar
 _SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -110,4 +111,4 @@ def _said(stream: IO[bytes]) -> Iterator[tuple[float, str]]:
         sys.stderr.flush()
         *lines, rest = re.split(rb"[\r\n]+", rest + piece)
         for line in lines:
-            yield now_s, line.decode(errors="replace")
+            yield now_s, _MOVES.sub("", line.decode(errors="replace"))

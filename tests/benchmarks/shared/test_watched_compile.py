@@ -54,7 +54,7 @@ def test_what_fails_has_told_the_user(tmp_path, monkeypatch, capfd):
 
 
 def test_lines_that_a_bar_wrote_over_count(capfd):
-    program = "import sys; sys.stderr.write('one\\rtwo\\nthree\\n')"
+    program = "import sys; sys.stderr.write('one\\rtwo\\n\\x1b[Athree\\n')"
     with watched_compile.subprocess.Popen([sys.executable, "-c", program], stderr=-1) as process:
         assert [line for _, line in watched_compile._said(process.stderr)] == ["one", "two", "three"]
-    assert capfd.readouterr().err == "one\rtwo\nthree\n"
+    assert capfd.readouterr().err == "one\rtwo\n\x1b[Athree\n"
