@@ -11,8 +11,9 @@ from pathlib import Path
 from pipeline.builds.build_half import compile_in_process
 from pipeline.bundles.bundle import Bundle, cache_folder
 from pipeline.bundles.file_lock import one_maker
-from pipeline.engines import usable_runtime
+from pipeline.engines import ENGINES, is_here, usable_runtime
 from pipeline.errors import BackendUnavailableError, BuildError, BundleError
+from pipeline.machine.processor import has_bf16
 from pipeline.terminal import logger_of
 
 log = logger_of(__name__)
@@ -23,6 +24,9 @@ PUBLISHED = Path(__file__).parents[1] / "published"
 
 def open_model(model: str, *, on_gpu: bool = False, quiet: bool = False) -> Bundle:
     """Read a bundle, or make it first; what is about to be compiled is logged.
+
+    Where OpenVINO is here and the processor has BF16, it is compiled with what ``--target openvino`` adds. What was compiled without
+    that is taken as it is, and the log says how to have it compiled anew.
 
     Args:
         model: a folder, or a name such as "u2netp".
@@ -47,7 +51,16 @@ def open_model(model: str, *, on_gpu: bool = False, quiet: bool = False) -> Bund
             return _compiled(half, model, ("--precision", "fp16"), quiet=quiet)
         except BuildError as error:
             log.info(f"not fp16: {error}")
-    return _compiled(folder / model, model, (), quiet=quiet)
+    plain, marked = folder / model, folder / f"{model}.openvino"
+    if not (is_here(ENGINES["openvino"]) and has_bf16(Path("/"))):
+        return _compiled(marked if marked.is_dir() and not plain.is_dir() else plain, model, (), quiet=quiet)
+    if plain.is_dir() and not marked.is_dir():
+        log.info(
+            f"{model}: {plain} was compiled without OpenVINO, and does not say which layers BF16 would spoil: remove it to have it "
+            "compiled again with them, which takes minutes"
+        )
+        return _compiled(plain, model, (), quiet=quiet)
+    return _compiled(marked, model, ("--target", "openvino"), quiet=quiet)
 
 
 def _compiled(folder: Path, model: str, options: Sequence[str], *, quiet: bool) -> Bundle:

@@ -68,9 +68,11 @@ class Choices:
 
     def __init__(self, bundle: Bundle, ways: Sequence[Way], *, overlap: bool) -> None:
         files = bundle.manifest.files
-        about = [_machine(Path("/")), _versions(), files[PROGRAM_NAME], bundle.manifest.frame_size_hw, ways, overlap]
+        manifest = bundle.manifest
+        # Layers that stay FP32 beside BF16 give the same program other masks.
+        about = [_machine(Path("/")), _versions(), files[PROGRAM_NAME], dict(manifest.layers), manifest.frame_size_hw]
         plans = {entry.file: files.get(entry.file) for entry in bundle.manifest.engines}
-        key = hashlib.sha256(json.dumps([*about, plans]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([*about, ways, overlap, plans]).encode()).hexdigest()
         self.path = cache_folder() / "choices" / f"{key[:32]}.json"
         self._ways = ways
 

@@ -512,6 +512,7 @@ def cached(red_bundle, tmp_path, monkeypatch):
     """Where a network of this name lies once it is compiled."""
     monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("pipeline.version.version", lambda: "1.2.3")
+    monkeypatch.setattr("pipeline.builds.model_name.is_here", lambda _: False)
     folder = tmp_path / "cache" / "bundles" / "1.2.3" / "silueta"
     folder.parent.mkdir(parents=True)
     return folder
@@ -549,6 +550,52 @@ def test_a_network_is_compiled_once_by_another_process(cached, compiler, there, 
     assert compiler.arguments == [[*module_command("compile"), "--model", "silueta", "--output", str(cached)]]
     assert len(said) == 1
     assert ("compiling once into" if there == "nothing" else "done now") in said[0]
+
+
+@pytest.fixture
+def computes_in_bf16(monkeypatch):
+    """``computes_in_bf16(openvino, processor)``: whether OpenVINO is here, and a processor with BF16."""
+
+    def now(openvino, processor):
+        monkeypatch.setattr("pipeline.builds.model_name.is_here", lambda kind: openvino and kind.name == "openvino")
+        monkeypatch.setattr("pipeline.builds.model_name.has_bf16", lambda _: processor)
+
+    return now
+
+
+def test_for_openvino_on_a_processor_with_bf16_it_is_compiled_with_what_that_would_spoil(
+    cached, compiler, computes_in_bf16, said
+):
+    with_layers = cached.with_name("silueta.openvino")
+    computes_in_bf16(True, True)
+    for _ in range(2):
+        assert open_model("silueta").folder == with_layers
+    given = ["--model", "silueta", "--target", "openvino", "--output", str(with_layers)]
+    assert compiler.arguments == [[*module_command("compile"), *given]]
+    computes_in_bf16(False, True)
+    assert open_model("silueta").folder == with_layers  # which is as good without OpenVINO
+    assert len(compiler.arguments) == len(said) == 1
+
+
+@pytest.mark.parametrize(("openvino", "processor"), [(False, True), (True, False)])
+def test_without_bf16_none_is_searched_for(cached, compiler, computes_in_bf16, openvino, processor):
+    computes_in_bf16(openvino, processor)
+    assert open_model("silueta").folder == cached
+    assert "--target" not in compiler.arguments[0]
+
+
+def test_what_was_compiled_before_openvino_came_is_taken_and_the_log_says_how_to_renew_it(
+    cached, compiler, computes_in_bf16, said
+):
+    open_model("silueta")
+    said.clear()
+    computes_in_bf16(True, True)
+    assert open_model("silueta").folder == cached
+    assert len(compiler.arguments) == 1
+    assert len(said) == 1
+    assert f"{cached} was compiled without OpenVINO" in said[0]
+    shutil.rmtree(cached)  # as it says
+    assert open_model("silueta").folder == cached.with_name("silueta.openvino")
 
 
 def half(arguments):

@@ -428,12 +428,14 @@ def test_the_key_is_of_bundle_machine_versions_and_use(red_bundle, make_bundle, 
     own = key()
     assert key() == own
     other = dataclasses.replace(red_bundle.manifest, files={**red_bundle.manifest.files, PROGRAM_NAME: "other"})
-    different = [key(Bundle(red_bundle.folder, other)), key(ways=ways[:1]), key(overlap=True)]
+    kept = dataclasses.replace(red_bundle.manifest, layers={"conv": "fp32"})  # beside BF16, in the same program
+    bundles = [Bundle(red_bundle.folder, manifest) for manifest in (other, kept)]
+    different = [*map(key, bundles), key(ways=ways[:1]), key(overlap=True)]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(77)))
     different.append(key())
     monkeypatch.setattr(choices, "_versions", lambda: {"onnxruntime": "99"})
     different.append(key())
-    assert len({own, *different}) == 6
+    assert len({own, *different}) == 7
 
 
 def test_a_driver_is_part_of_the_machine(tmp_path):
