@@ -69,8 +69,8 @@ class OpenVinoEngine(Engine):
     Args:
         bundle: what to run.
         at_once: 1: each mask as soon as it can be, for cameras; more: as many a second as can be, several computed at a time.
-        precision: what is computed in, where the program is FP32: "f32", or what the device has beside it ("bf16", "f16"). In BF16 a
-            CPU leaves the network's ends in FP32, and the layers that the bundle names.
+        precision: what is computed in, where the program is not INT8: "f32", or what the device has beside it ("bf16", "f16"). In BF16
+            a CPU leaves the network's ends in FP32, and the layers that the bundle names.
 
     Raises:
         BackendUnavailableError: the device is not here, or cannot compute in the precision.
@@ -88,7 +88,7 @@ class OpenVinoEngine(Engine):
         self._check_device(precision)
         self.keeps_state = bool(bundle.manifest.contract.get("state"))
         self._overlaps = at_once > 1 and not self.keeps_state  # a frame needs what came of the one before
-        self._mixes = precision == "bf16" and bundle.manifest.precision == "fp32"
+        self._mixes = precision == "bf16" and bundle.manifest.precision != "int8"
         self._config = {
             "PERFORMANCE_HINT": "THROUGHPUT" if self._overlaps else "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32" if self._mixes else precision,

@@ -1,9 +1,11 @@
-"""A program of FP32 in BF16 but for what that would spoil, as OpenVINO computes it on CPUs."""
+"""A program of FP32 or FP16 in BF16 but for what that would spoil, as OpenVINO computes it on CPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
+
+import numpy as np
 
 from pipeline.engines.openvino_library import load_openvino
 
@@ -27,13 +29,14 @@ def in_bf16(program: Any, keep: Collection[str]) -> None:
     OpenVINO's own hint rounds everything, the picture and the masks too. With a hint for FP32 it leaves types as the program has them.
 
     Args:
-        program: an ``openvino.Model`` in FP32, changed in place.
+        program: an ``openvino.Model`` in FP32 or FP16, changed in place.
         keep: layers that stay FP32 too, with what stands before them, by the names of their weights without ``.weight``.
     """
+    _widen(program)
     nodes = program.get_ordered_ops()
     inner = _behind_layers(nodes) & _before_layers(nodes)
     layers = {node.get_friendly_name(): node for node in nodes if node.get_type_name() in _LAYERS}
-    half = {name for name, node in layers.items() if name in inner and _layer_name(node) not in keep}
+    half = {name for name, node in layers.items() if name in inner and not _names(node) & set(keep)}
     exact = _kept_beside(nodes, layers.keys() - half)
     half |= {
         node.get_friendly_name()
@@ -41,6 +44,20 @@ def in_bf16(program: Any, keep: Collection[str]) -> None:
         if node.get_friendly_name() in inner - exact and node.get_type_name() in _BETWEEN and _is_single(node.output(0))
     }
     _convert([node for node in nodes if node.get_friendly_name() in half], half)
+    program.validate_nodes_and_infer_types()
+
+
+def _widen(program: Any) -> None:
+    """Make what is FP16 in a program FP32, which changes no weight."""
+    for node in program.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind not in ("Constant", "Convert") or node.get_output_element_type(0).get_type_name() != "f16":
+            continue
+        if kind == "Convert":
+            node.set_attribute("destination_type", "f32")
+            continue
+        wide = operators.constant(node.data.astype(np.float32), name=node.get_friendly_name())
+        node.output(0).replace(wide.output(0))
     program.validate_nodes_and_infer_types()
 
 
@@ -124,10 +141,11 @@ def _origin(node: Any) -> Any:
     return node
 
 
-def _layer_name(node: Any) -> str:
-    """The name of a layer in the network that was compiled; empty where its weights say none."""
+def _names(node: Any) -> set[str]:
+    """What a layer may be called in the network that was compiled: in FP16 one stands in a module ``layer`` that converts for it."""
     weights = _origin(node.input_value(1).get_node())
-    return str(weights.get_friendly_name()).removeprefix("network.").removesuffix(".weight")
+    name = str(weights.get_friendly_name()).removeprefix("network.").removesuffix(".weight")
+    return {name, name.removesuffix(".layer")}
 
 
 def _is_single(output: Any) -> bool:

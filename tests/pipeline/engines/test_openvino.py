@@ -275,6 +275,52 @@ def test_in_bf16_the_ends_stay_fp32_and_what_the_bundle_names_with_what_it_takes
     assert np.abs(less - exact).mean() <= np.abs(rounded - exact).mean()
 
 
+def halved(path):
+    """The same in FP16 but for its ends, as the build half writes it: each layer in a module that converts for it."""
+    model = onnx.load(path)
+    first = {"numbers": "half_numbers", "t": "single_t"}  # what is FP16 from here, and what is FP32 again
+    for node in model.graph.node:
+        if node.op_type != "Cast":
+            node.input[:] = [first.get(name, name) for name in node.input]
+        node.input[:] = [_in_module(name) for name in node.input]
+    for tensor in model.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        if value.dtype == np.float32 and tensor.name not in ("zero", "most"):
+            value = value.astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(value, _in_module(tensor.name)))
+    half = helper.make_node("Cast", ["numbers"], ["half_numbers"], to=TensorProto.FLOAT16)
+    single = helper.make_node("Cast", ["t"], ["single_t"], to=TensorProto.FLOAT)
+    model.graph.node.insert(1, half)
+    names = [node.name for node in model.graph.node]
+    model.graph.node.insert(names.index("scale") + 1, single)
+    onnx.checker.check_model(model)
+    onnx.save(model, path.with_name("halved.onnx"))
+    return path.with_name("halved.onnx")
+
+
+def _in_module(name):
+    head, dot, kind = name.rpartition(".")
+    return f"{head}.layer.{kind}" if dot else name
+
+
+def test_a_program_of_fp16_is_bf16_where_that_of_fp32_is(kinds, tmp_path):
+    from pipeline.engines.openvino_bf16 import in_bf16
+
+    path = layered(tmp_path)
+    programs = [kinds._CORE.read_model(one) for one in (path, halved(path))]
+    assert types_of(programs[1])["layer2"] == "f16"
+    for program in programs:
+        in_bf16(program, ["layer2"])
+    assert types_of(programs[0]) == types_of(programs[1])
+    given = np.random.default_rng(1).integers(0, 256, (1, 8, 12, 3), np.uint8)
+    one, other = (
+        next(iter(kinds._CORE.compile_model(program, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(given).values()))
+        for program in programs
+    )
+    assert np.ptp(one.astype(int)) > 100
+    assert np.abs(one.astype(int) - other).mean() <= 2
+
+
 def test_a_bias_belongs_to_its_layer(kinds, tmp_path):
     """Rounded before a large bias is added, a layer would give values that are off by more."""
     from pipeline.engines.openvino_bf16 import in_bf16
@@ -286,13 +332,14 @@ def test_a_bias_belongs_to_its_layer(kinds, tmp_path):
     assert {source.get_element_type().get_type_name() for source in bias.input_values()} == {"bf16"}
 
 
-def test_the_package_keeps_its_masks_in_bf16(kinds, needs_bf16):
+@pytest.mark.parametrize("name", ["u2netp", "u2netp-fp16"])
+def test_the_package_keeps_its_masks_in_bf16(kinds, needs_bf16, name):
     """Where OpenVINO would round everything, mean IoU with FP32 is 0.97."""
-    from pipeline.builds.model_name import open_model
+    from pipeline.builds.model_name import PUBLISHED
     from pipeline.engines.agreement import compare
     from pipeline.engines.photographs import photographs
 
-    bundle = open_model("u2netp")
+    bundle = Bundle.read(PUBLISHED / name)
     assert bundle.manifest.layers
     with kinds.OpenVinoEngine(bundle) as exact, kinds.OpenVinoEngine(bundle, precision="bf16") as rounded:
         assert rounded.description.endswith("BF16")
