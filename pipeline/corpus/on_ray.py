@@ -37,7 +37,8 @@ def results(job: Job, units: Iterator[Sequence[Entry]], address: str, workers: i
     Args:
         job: what to do; model, sources and output are on a disk that all nodes see.
         units: each a video or some pictures.
-        address: the cluster's; "": the one that this machine is a node of, or this machine.
+        address: the cluster's, "auto" for the one that this machine is a node of; "": that of ``RAY_ADDRESS``, else a cluster of this
+            machine alone, for this run.
         workers: actors; None: one for each GPU, or for each node where there are none.
 
     Yields:
@@ -86,23 +87,18 @@ class _Actor:
 @contextmanager
 def _cluster(address: str) -> Iterator[None]:
     """Within the body this process is a driver."""
-    if address:
+    # Without an address Ray would join any cluster that runs on this machine.
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address not in ("auto", "local"):
         _check_reached(address)
     ended_by = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it says of restarts is no matter here
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers
+    env_vars = {"PYTHONPATH": os.pathsep.join(filter(None, (HOME, os.environ.get("PYTHONPATH"))))}
     try:
-        # Without an address Ray looks into RAY_ADDRESS and for a cluster of this machine, and starts one of its own last.
-        ray.init(
-            address=address or None,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={
-                "env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, (HOME, os.environ.get("PYTHONPATH"))))}
-            },
-        )
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": env_vars})
     except Exception as error:  # Ray raises that itself where a machine is too slow for its cluster
-        where = f"ray:{address}" if address else "ray"
+        where = "ray" if address == "local" else f"ray:{address}"
         raise BackendUnavailableError(f"--on {where}: expected a Ray cluster, got none ({_line(error)})") from error
     finally:
         for number, before in ended_by.items():  # Ray takes them

@@ -32,7 +32,7 @@ class CorpusOptions:
         shard: the part that is done.
         workers: processes; on Ray actors. None: one, and on Ray one for each GPU, or for each node where there are none.
         timeout_s: a process of which no frame comes for so long is ended; 0: never.
-        ray: None: not on Ray; "": on the cluster that this machine is a node of, or on this machine; else a cluster's address.
+        ray: None: not on Ray; "": on the cluster of ``RAY_ADDRESS``, or on this machine alone; else a cluster's address.
         quiet: say nothing but warnings and errors.
     """
 
@@ -160,7 +160,8 @@ def _add_where(parser: OptionParser) -> None:
         "--on",
         type=_ray_address,
         metavar="ray[:ADDRESS]",
-        help="do it on Ray: on the cluster that this machine is a node of, else on this machine alone, or on the cluster at ADDRESS",
+        help="do it on Ray: on the cluster at ADDRESS (auto: the one that this machine is a node of), else on that of the variable "
+        "RAY_ADDRESS, else on this machine alone",
     )
 
 

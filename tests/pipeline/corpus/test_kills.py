@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -202,6 +203,40 @@ class _TwoNodes:
 
 def test_ray_gives_the_same_bytes(begin, whole, cluster, tmp_path):
     check(begin(tmp_path / "out", "--on", f"ray:{cluster.address}", "--workers", "2"), tmp_path / "out", whole)
+
+
+@pytest.fixture
+def registered(cluster):
+    """Variables with which Ray finds the cluster by itself, where ``ray start`` writes it down."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # short: there are sockets in it
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text(cluster.address)
+        yield {"RAY_TMPDIR": folder}
+
+
+@pytest.mark.parametrize(
+    ("on", "is_named", "nodes"), [("ray", False, 1), ("ray", True, 2), ("ray:auto", False, 2)], ids=str
+)
+def test_a_cluster_of_this_machine_is_joined_only_if_it_is_named(
+    cluster, registered, environment, red_bundle, write_picture, tmp_path, on, is_named, nodes
+):
+    write_picture(tmp_path / "in" / "a.png", np.zeros((8, 8, 3), np.uint8))
+    words = command(tmp_path / "in", tmp_path / "out", red_bundle, "--on", on)
+    words.remove("--quiet")
+    named = {"RAY_ADDRESS": cluster.address} if is_named else {}
+    before = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        env={**before, **registered, **named},
+        capture_output=True,
+        text=True,
+        timeout=_WAIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"on Ray: {nodes} nodes" in done.stderr
+    assert results(tmp_path / "out")
 
 
 @pytest.mark.parametrize("what", ["worker", "node", "driver"])
