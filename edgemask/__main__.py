@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
-    # python -m puts the current folder first, which may hold packages that are called like ours.
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if __name__ == "__main__":
+    if not getattr(sys.flags, "safe_path", False):
+        # python -m puts the current folder first, which may hold packages that are called like ours.
+        sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    from pipeline.early_interrupt import end_on_interrupt
 
-import difflib
+    end_on_interrupt()
+
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -60,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"edgemask {version()}")
         return 0
     if first not in COMMANDS:
+        import difflib  # only a mistake needs it
+
         near = difflib.get_close_matches(first, COMMANDS, 1, 0.75)
         if near and not os.path.exists(first):
             print(
@@ -79,12 +84,25 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         return main_of_module(arguments)
 
 
-def command() -> NoReturn:
-    """The same as a process of its own, which ends."""
-    status = main()
+def command(*first: str) -> NoReturn:
+    """The same as a process of its own, which ends; ``first`` stands before what it was given."""
+    from pipeline.early_interrupt import end_on_interrupt
+
+    end_on_interrupt()
+    status = main([*first, *sys.argv[1:]])
     from pipeline.process_end import end_process
 
     end_process(status)
+
+
+def compile_command() -> NoReturn:
+    """``edgemask compile``, by a name of its own."""
+    command("compile")
+
+
+def calibrate_command() -> NoReturn:
+    """``edgemask calibrate``, by a name of its own."""
+    command("calibrate")
 
 
 if __name__ == "__main__":

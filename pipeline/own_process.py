@@ -13,7 +13,8 @@ HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # The first entry of sys.path is the current folder.
 _RUN = (
-    "import runpy, sys; sys.path[0] = sys.argv[1]; module = sys.argv[2]; del sys.argv[1:3]; "
+    "import sys; sys.path[0] = sys.argv[1]; from pipeline.early_interrupt import end_on_interrupt; end_on_interrupt(); "
+    "module = sys.argv[2]; del sys.argv[1:3]; import runpy; "
     "runpy.run_module(module, run_name='__main__', alter_sys=True)"
 )
 

@@ -27,6 +27,7 @@ FLOORS = {
             "errors",
             "redaction",
             "signals",
+            "early_interrupt",
             "version",
             "terminal",
             "own_process",

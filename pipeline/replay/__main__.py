@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
-if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
-    # python -m puts the current folder first, which may hold packages that are called like ours.
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+if __name__ == "__main__":
+    if not getattr(sys.flags, "safe_path", False):
+        # python -m puts the current folder first, which may hold packages that are called like ours.
+        sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from pipeline.early_interrupt import end_on_interrupt
+
+    end_on_interrupt()
 
 # Read by OpenCV when it is first imported, as in python -m pipeline.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
