@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipeline.process_end import leave
+
 # Long enough for a finalizer to end, too short for anybody to see.
 _AGAIN_S = 0.05
 
@@ -50,7 +52,7 @@ def uninterrupted() -> Iterator[list[int]]:
         if _is_no_end(number):
             return
         if came:
-            os._exit(128 + number)
+            leave(128 + number)
         came.append(number)
 
     before = {number: signal.signal(number, put_off) for number in _signals()}
@@ -153,4 +155,4 @@ def _first(number: int, _: FrameType | None) -> None:
 
 def _second(number: int, _: FrameType | None) -> None:
     if not _is_no_end(number):
-        os._exit(128 + number)
+        leave(128 + number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -41,6 +40,7 @@ from pipeline.flow.run import run
 from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.machine.memory import grows_at_most
 from pipeline.page.options import Watched
+from pipeline.process_end import leave
 from pipeline.quick_dataclass import dataclass
 from pipeline.signals import StoppedError, reloads_on_hangup, uninterrupted
 from pipeline.sinks.base import Sink
@@ -268,7 +268,7 @@ def _leave(sinks: Sequence[Sink], hung: EngineHungError) -> NoReturn:
         if sink.written:
             log.info(sink.written)
     write_line(f"error: {hung}")
-    os._exit(hung.__cause__.status if isinstance(hung.__cause__, StoppedError) else 1)
+    leave(hung.__cause__.status if isinstance(hung.__cause__, StoppedError) else 1)
 
 
 class _Told(Events):

@@ -14,6 +14,7 @@ from pipeline.command.model_swap import signature
 from pipeline.command.run_options import RunOptions
 from pipeline.errors import EdgemaskError, OptionError
 from pipeline.machine.memory import charged_to_nobody
+from pipeline.process_end import leave
 from pipeline.signals import Hangups, StoppedError
 from pipeline.terminal import logger_of
 
@@ -88,7 +89,7 @@ class Reload:
         if (
             self._thread.is_alive()
         ):  # it opens or compiles something: code that still runs when Python ends would abort it
-            os._exit(error.status)
+            leave(error.status)
 
     def pulse(self) -> None:
         """Begin what was asked for, and tell the service what has ended; on the run's thread, which this never holds up."""

@@ -1,8 +1,9 @@
 """Memory that this process shares with inference servers of this machine: a frame is written once, and its mask read where it lies.
 
 A region that a server may still write into, because it did not answer in time, is not used again: its name is taken away, and the
-system frees it when that server forgets it too. What a process that was killed has left is removed by the next one: nobody holds its
-lock, which also says so of processes in other containers.
+system frees it when that server forgets it too. So it is where a process ends with nothing closed, after a signal while a server hangs.
+What a process that was killed has left is removed by the next one, from its servers too: nobody holds its lock, which also says so of
+processes in other containers.
 """
 
 from __future__ import annotations
@@ -20,11 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BackendUnavailableError
+from pipeline.process_end import at_every_end
 
 # Where Linux has what ``shm_open`` opens.
 _FOLDER = Path("/dev/shm")
 _PREFIX, _UNLOCKED = "edgemask-frames-", "edgemask-new-"
 _PAGE = 4096
+# Names that this process has made there.
+_made: set[Path] = set()
+
+
+def _remove_made() -> None:
+    for path in list(_made):
+        path.unlink(missing_ok=True)
+
+
+at_every_end(_remove_made)
 
 
 class Region:
@@ -47,6 +59,7 @@ class Region:
         self.key = f"/{self.name}"
         self.size_bytes = size_bytes
         unlocked = _FOLDER / self.name.replace(_PREFIX, _UNLOCKED)
+        _made.update((unlocked, self._path))
         try:
             file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -55,10 +68,11 @@ class Region:
                 os.posix_fallocate(file, 0, size_bytes)  # or who writes where there is no room is killed
                 self._memory = mmap.mmap(file, size_bytes)
             except BaseException:
-                self._path.unlink(missing_ok=True)
+                self._unlink()
                 raise
             finally:
                 os.close(file)
+                _made.discard(unlocked)
         except OSError as error:
             raise BackendUnavailableError(
                 f"--server-memory shared: expected room for {size_bytes / 1e6:.3g} MB in {_FOLDER}, got none ({error.strerror}): make "
@@ -79,9 +93,13 @@ class Region:
 
     def remove(self) -> None:
         """Take its name away; servers that have it keep it until they are told."""
-        self._path.unlink(missing_ok=True)
+        self._unlink()
         with suppress(BufferError):
             self._memory.close()
+
+    def _unlink(self) -> None:
+        self._path.unlink(missing_ok=True)
+        _made.discard(self._path)
 
 
 class Regions:

@@ -2,8 +2,13 @@
 
 import os
 import re
+import signal
 import socket
+import subprocess
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -21,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 from pipeline.engines import triton_memory
 from pipeline.engines.triton_errors import Kind, server_error
 from pipeline.engines.triton_memory import Region, Regions, is_left
+from tests.conftest import ROOT
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (1, 9, 12, 3), np.uint8)
 
@@ -70,9 +76,16 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 @pytest.fixture
 def server():
     """A server on loopback; ``servicer`` is what it does, ``options`` how it is reached."""
+    with serving(Servicer()) as made:
+        yield made
+
+
+@contextmanager
+def serving(servicer):
+    """A server that does as it is told, as long as the body."""
     with ThreadPoolExecutor(4) as pool:
         made = grpc.server(pool)
-        made.servicer = Servicer()
+        made.servicer = servicer
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(made.servicer, made)
         made.address = f"127.0.0.1:{made.add_insecure_port('127.0.0.1:0')}"
         made.options = ServerOptions(f"grpc://{made.address}")
@@ -210,6 +223,71 @@ def test_a_server_forgets_what_killed_clients_have_left_there(red_bundle, server
             assert server.servicer.regions == {there.name, "of-others"}
     finally:
         there.remove()
+
+
+class Hanging(Servicer):
+    """Answers frames that come with the message, and never those in shared memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.hangs, self.is_over, self.seen = threading.Event(), threading.Event(), set()
+
+    def SystemSharedMemoryRegister(self, request, context):
+        self.seen.add(request.name)
+        return super().SystemSharedMemoryRegister(request, context)
+
+    def ModelInfer(self, request, context):
+        if not request.raw_input_contents:
+            self.hangs.set()
+            self.is_over.wait()
+            context.abort(grpc.StatusCode.INTERNAL, "over")
+        return super().ModelInfer(request, context)
+
+
+@pytest.fixture
+def hanging():
+    """A server that hangs; ``servicer.hangs`` says when."""
+    with serving(Hanging()) as made:
+        yield made
+        made.servicer.is_over.set()
+
+
+# The command, which waits so many seconds for masks in flight after a signal.
+WAITS = """
+import sys
+from pipeline.__main__ import main
+from pipeline.flow import run
+run.HUNG_S = float(sys.argv.pop(1))
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="this system keeps shared memory elsewhere")
+@pytest.mark.parametrize(("hung_s", "signals"), [(0.1, 1), (1000, 1000)], ids=["once", "again and again"])
+def test_who_is_stopped_while_a_server_hangs_leaves_no_shared_memory(red_bundle, hanging, tmp_path, hung_s, signals):
+    words = ["--source", "test://?size=12x9", "--model", red_bundle.folder, "--backend", "triton"]
+    words += ["--server", f"grpc://{hanging.address}", "--server-memory", "shared", "--output", "null", "--quiet"]
+    command = [sys.executable, "-c", WAITS, str(hung_s), *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    job = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert hanging.servicer.hangs.wait(120)
+        assert shared_by(hanging)
+        for _ in range(signals):
+            job.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                job.wait(0.2 if signals > 1 else 120)
+                break
+        assert job.returncode == 143, job.communicate()
+        assert shared_by(hanging) == set()
+    finally:
+        job.kill()
+        job.communicate()
+
+
+def shared_by(server):
+    """Of the regions that a server was told of, those that are in the system."""
+    return {name for name in server.servicer.seen if os.path.exists(f"/dev/shm/{name}")}
 
 
 @pytest.mark.parametrize(
