@@ -57,7 +57,7 @@ def _accuracy(results: Path) -> list[str]:
 def _good(results: Path) -> list[str]:
     (truth,) = _read(results, "accuracy_u2netp_official")["table"]
     rows = {row["tool"]: row for row in _read(results, "int8_u2netp")["table"]}
-    ours, others = rows["ours"], [row for tool, row in rows.items() if tool not in ("ours", "fp32")]
+    ours, others = rows["ours"], [row for tool, row in rows.items() if tool not in ("fp32", "ours", "ours_for_cpu")]
     work = f"{100 * ours['share_of_work']:.0f} % of the work in INT8"
     return [
         "| U²-NetP on ECSSD | |",
@@ -88,8 +88,9 @@ def _int8_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         strong = "**" if row["tool"] == "ours" else ""
         name = f"{row['label']} {row['version']}".strip()
+        share = "–" if row["share_of_work"] is None else f"{row['share_of_work']:.1%}"
         lines.append(
-            f"| {strong}{name}{strong} | {row['share_of_work']:.1%} | {strong}{row['iou_mean']:.4f}{strong} | {row['iou_low']:.4f} "
+            f"| {strong}{name}{strong} | {share} | {strong}{row['iou_mean']:.4f}{strong} | {row['iou_low']:.4f} "
             f"| {row['iou_worst']:.3f} | {row['truth_iou']:.4f} | {row['max_f']:.4f} | {row['max_f_difference']:+.4f} |"
         )
     return lines

@@ -120,7 +120,7 @@ def test_figures_of_int8_are_those_that_were_measured():
         f"| INT8 ({100 * ours['share_of_work']:.0f} % of the work in INT8), IoU with the FP32 masks | {ours['iou_mean']:.3f} |"
         in README
     )
-    others = max(row["iou_mean"] for tool, row in rows.items() if tool != "fp32")
+    others = max(row["iou_mean"] for tool, row in rows.items() if tool not in ("fp32", "ours_for_cpu"))
     assert f"IoU with the FP32 masks | {others:.3f} |" in README
     told = (ROOT / "docs/quantization.md").read_text(encoding="utf-8")
     for row in (ours, *rows.values()):

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.peers.int8_tools import PEERS, Inputs, int8_share
+from benchmarks.shared.bundles import compile_anew
 from benchmarks.shared.environment import write_result
 from benchmarks.shared.watched_compile import Search, compile_watched
 from calibration.inference_form import Scores
@@ -76,7 +77,7 @@ class Options:
         data: a folder with images/ and masks/ of the same names.
         model: a published network's name.
         weights: a checkpoint in its place, or any network as ONNX or ``.pt2``.
-        bundle: ours, compiled before; None: compiled now.
+        bundle: ours, compiled before; None: compiled now, for GPUs and for CPUs.
         contract: of the network.
         calib: pictures to calibrate on.
         calib_size: at most so many of them.
@@ -111,7 +112,7 @@ def add_options(parser: OptionParser) -> None:
     parser.add_argument(
         "--bundle",
         metavar="DIR",
-        help="an INT8 bundle that was compiled before (default: compile one now, which takes minutes)",
+        help="an INT8 bundle that was compiled before (default: compile one for GPUs and one for CPUs now, which takes minutes)",
     )
     parser.add_argument("--contract", default="stream", help="contract of the network (default: %(default)s)")
     parser.add_argument(
@@ -134,14 +135,16 @@ def measure(options: Options) -> None:
     calib, verify = _sources(data, options.calib, options.verify)
     weights = Path(options.weights) if options.weights else fetch(options.model, cache_folder() / "weights")
     search: Search | None = None
+    for_cpu: Bundle | None = None
     if options.bundle:
         bundle = _int8_bundle(Bundle.read(options.bundle))
     else:
-        bundle, search = _compile(options, calib)
+        bundle, search = compile_watched(*_compilation(options, calib, "onnx"))
+        for_cpu = compile_anew(*_compilation(options, calib, "onnxruntime"))  # of what the first search has found
     trained = _network(weights, options.contract, bundle)
     inputs, sha256 = _network_inputs(trained, calib, options.calib_size)
     same_pictures = sha256 == bundle.manifest.calibration.get("sha256")
-    tools = _tools(trained, bundle, inputs)
+    tools = [*_ours(trained, bundle, for_cpu), *_quantised(trained, inputs)]
     truths = read_truths(str(data / "masks"), "binary", "--data")
     with open_source(verify) as source:
         for frame in tqdm(source, total=source.info.frame_count, unit=" pictures"):
@@ -236,23 +239,24 @@ class _Tool:
         }
 
 
-def _tools(trained: Network, bundle: Bundle, inputs: Inputs) -> list[_Tool]:
-    """The trained network, ours, and what each of the other tools makes of it."""
-    return [
+def _ours(trained: Network, bundle: Bundle, for_cpu: Bundle | None) -> Iterator[_Tool]:
+    """The trained network, and what we make of it."""
+    yield (
         _Tool(
             "fp32",
             "the trained network, FP32",
             share_of_work=0.0,
             masks=lambda frames: trained.reference(frames).masks_nhw,
-        ),
-        _Tool(
-            "ours",
-            "edgemask",
-            share_of_work=bundle.manifest.calibration.get("share_of_work"),
-            masks=program_masks(bundle.program_path.read_bytes())[0],
-        ),
-        *_quantised(trained, inputs),
-    ]
+        )
+    )
+    for key, made in (("ours", bundle), ("ours_for_cpu", for_cpu)):
+        if made is not None:
+            yield _Tool(
+                key,
+                "edgemask, INT8 for CPUs" if made.manifest.for_cpu else "edgemask",
+                share_of_work=made.manifest.calibration.get("share_of_work"),
+                masks=program_masks(made.program_path.read_bytes())[0],
+            )
 
 
 def _quantised(trained: Network, inputs: Inputs) -> Iterator[_Tool]:
@@ -303,13 +307,13 @@ def _sources(data: Path, calib: str | None, verify: str | None) -> tuple[str, st
     return calib, verify
 
 
-def _compile(options: Options, calib: str) -> tuple[Bundle, Search]:
-    """Compile ours; what it searches on are calibration pictures too, so that it sees none of those that are measured."""
+def _compilation(options: Options, calib: str, target: str) -> tuple[str, list[str]]:
+    """The name of our bundle and what it is compiled with: from calibration pictures alone, and none of those that are measured."""
     name = Path(options.weights).stem if options.weights else options.model
     network = ["--weights", options.weights] if options.weights else ["--model", options.model]
     arguments = ["--contract", options.contract, "--precision", "int8", "--strict", "--min-iou", "0"]
-    arguments += ["--calib", calib, "--calib-size", str(options.calib_size), "--verify", calib]
-    return compile_watched(f"{name}-int8-{Path(options.contract).stem}", [*network, *arguments])
+    arguments += ["--calib", calib, "--calib-size", str(options.calib_size), "--verify", calib, "--target", target]
+    return f"{name}-int8-{target}-{Path(options.contract).stem}", [*network, *arguments]
 
 
 def _int8_bundle(bundle: Bundle) -> Bundle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,7 @@ class Search:
 
 
 def compile_watched(name: str, arguments: Sequence[str]) -> tuple[Bundle, Search]:
-    """Compile INT8 into the cache, in place of what was there, with no search of before.
+    """Compile INT8 into the cache, in place of what was there, with no search of before; what this one finds is kept there.
 
     Args:
         name: of the bundle's folder.
@@ -76,6 +77,8 @@ def compile_watched(name: str, arguments: Sequence[str]) -> tuple[Bundle, Search
         # Not Popen.wait: it does not tell the memory of this child alone.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+        if Path(anew, "int8").is_dir():
+            shutil.copytree(Path(anew, "int8"), cache_folder() / "int8", dirs_exist_ok=True)
     if process.returncode != 0:
         raise SaidError(name)
     return Bundle.read(folder), search_of(said, usage.ru_maxrss / 1024)

@@ -2,6 +2,7 @@ import json
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,9 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.__main__ import main
 from benchmarks.peers.int8_tools import PEERS, int8_share
 from benchmarks.questions import int8
+from benchmarks.readme import _int8_table
+from benchmarks.shared.watched_compile import Search
 from compile.networks.unet import UNet
 from compile.program.open_network import open_network
-from pipeline.bundles.bundle import PROGRAM_NAME, Bundle, Manifest, file_sha256
+from pipeline.bundles.bundle import CPU_GRAPH, PROGRAM_NAME, Bundle, Manifest, file_sha256
 from pipeline.errors import CompileError
 
 CONTRACT = "imgsz: [64, 64]\nmean: [0.5, 0.5, 0.5]\nstd: [0.25, 0.25, 0.25]\n"
@@ -93,6 +96,35 @@ def test_every_tool_has_a_row_and_what_is_not_here_says_what_to_install(place, t
     assert ratio == pytest.approx(rows["ours"]["iou_mean"] / rows["onnxruntime"]["iou_mean"], abs=1e-3)
     assert not any("modelopt" in name for name in entries["ratios"])
     assert cv2.imread(str(plot)).shape[2] == 3
+
+
+def test_without_a_bundle_ours_are_compiled_for_gpus_and_for_cpus(place, tmp_path, monkeypatch):
+    """The network stands in for both, as its bundle does for one."""
+    compiled = []
+
+    def compile_it(name, arguments):
+        compiled.append((name, arguments[arguments.index("--target") + 1]))
+        made = Bundle.read(place / "int8")
+        manifest = replace(made.manifest, calibration={"graph": CPU_GRAPH, "sha256": "0", "share_of_weights": 0.5})
+        return Bundle.write(tmp_path / "cpu", manifest, {PROGRAM_NAME: made.program_path.read_bytes()})
+
+    def search(name, arguments):
+        compiled.append((name, arguments[arguments.index("--target") + 1]))
+        return Bundle.read(place / "int8"), Search(1.0, 2.0, 3.0, ())
+
+    monkeypatch.setattr(int8, "compile_watched", search)
+    monkeypatch.setattr(int8, "compile_anew", compile_it)
+    monkeypatch.setattr(int8, "PEERS", {"onnxruntime": PEERS["onnxruntime"]})
+    words, result = arguments(place, "--json", tmp_path / "result.json"), tmp_path / "result.json"
+    del words[words.index("--bundle") : words.index("--bundle") + 2]
+    assert main(words) == 0
+    assert compiled == [("tiny-int8-onnx-contract", "onnx"), ("tiny-int8-onnxruntime-contract", "onnxruntime")]
+    rows = json.loads(result.read_text())["table"]
+    assert [row["tool"] for row in rows] == ["fp32", "ours", "ours_for_cpu", "onnxruntime"]
+    assert (rows[2]["label"], rows[2]["share_of_work"]) == ("edgemask, INT8 for CPUs", None)
+    assert rows[2]["iou_mean"] == rows[1]["iou_mean"]
+    shown = _int8_table(rows)
+    assert shown[4].startswith("| edgemask, INT8 for CPUs | – | ")
 
 
 class Ending(torch.nn.Module):

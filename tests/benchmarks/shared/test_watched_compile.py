@@ -1,5 +1,6 @@
 """What a search for INT8 cost, from what the command says and when."""
 
+import shutil
 import sys
 
 import pytest
@@ -51,6 +52,27 @@ def test_what_fails_has_told_the_user(tmp_path, monkeypatch, capfd):
     with pytest.raises(SaidError):
         compile_watched("none", ["--weights", str(tmp_path / "none.pth")])
     assert "none.pth" in capfd.readouterr().err
+
+
+COMPILER = """#!/bin/sh
+[ -e "$EDGEMASK_CACHE/int8" ] && exit 1
+mkdir "$EDGEMASK_CACHE/int8" && echo found >"$EDGEMASK_CACHE/int8/recipe.npz"
+echo "calibrating: 100%" >&2
+echo "exporting the frame program, int8" >&2
+"""
+
+
+def test_a_search_is_made_anew_and_kept_for_who_compiles_next(tmp_path, monkeypatch, red_bundle):
+    monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path / "cache"))
+    compiler, kept = tmp_path / "compiler", tmp_path / "cache" / "int8" / "recipe.npz"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o700)
+    monkeypatch.setattr(watched_compile.sys, "executable", str(compiler))
+    shutil.copytree(red_bundle.folder, tmp_path / "cache" / "benchmarks" / "red")
+    for _ in range(2):
+        bundle, _ = compile_watched("red", [])
+        assert (bundle.manifest, kept.read_text()) == (red_bundle.manifest, "found\n")
+        kept.write_text("of before")
 
 
 def test_lines_that_a_bar_wrote_over_count(capfd):
