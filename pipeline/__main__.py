@@ -14,6 +14,8 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
 # stand beside our one line.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+# Nothing here multiplies matrices in NumPy; its library would start a thread for each core, which spins while the first mask is awaited.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # A camera that was unplugged is noticed after so many seconds and not after ten.
 os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "2")
 
