@@ -9,7 +9,6 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
     # python -m puts the current folder first, which may hold packages that are called like ours.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-import difflib
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -60,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"edgemask {version()}")
         return 0
     if first not in COMMANDS:
+        import difflib  # a fiftieth of the time to the first mask
+
         near = difflib.get_close_matches(first, COMMANDS, 1, 0.75)
         if near and not os.path.exists(first):
             print(
@@ -72,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:
+    if command == "run":
+        from pipeline.early_libraries import map_early
+
+        map_early("cv2")
     main_of_module: Callable[[Sequence[str]], int] = import_module(COMMANDS[command][0]).main
     from pipeline.command.command_line import called_as
 
