@@ -77,6 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:
+    if command == "run":
+        from pipeline.early_libraries import map_early
+
+        map_early("cv2")
     main_of_module: Callable[[Sequence[str]], int] = import_module(COMMANDS[command][0]).main
     from pipeline.command.command_line import called_as
 

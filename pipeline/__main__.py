@@ -18,8 +18,15 @@ if __name__ == "__main__":
 # stand beside our one line.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+# NumPy multiplies no large matrices here. Its library would start a thread for each core, which spins until the first mask is there.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # A camera that was unplugged is noticed after so many seconds and not after ten.
 os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "2")
+
+if __name__ == "__main__":
+    from pipeline.early_libraries import map_early
+
+    map_early("cv2")
 
 from collections.abc import Callable, Sequence
 from functools import partial

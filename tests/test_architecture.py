@@ -35,7 +35,7 @@ FLOORS = {
             "stages",
             "shapes",
         },
-        {"frames", "yaml_file", "registry"},
+        {"frames", "yaml_file", "registry", "early_libraries"},
         {"bundles", "sources"},
         {"engines", "bundle"},
         {"render", "builds"},

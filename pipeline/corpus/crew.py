@@ -25,7 +25,11 @@ TRIES = 2
 """So often a source is tried before it counts as failed."""
 
 # Read by OpenCV when it is first imported: as ``python -m pipeline`` sets them.
-_ENVIRONMENT = {"OPENCV_IO_MAX_IMAGE_PIXELS": str(1 << 27), "OPENCV_LOG_LEVEL": "SILENT"}
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OPENCV_IO_MAX_IMAGE_PIXELS": str(1 << 27),
+    "OPENCV_LOG_LEVEL": "SILENT",
+}
 # A process that is killed from outside as it starts says nothing of the machine; one that never starts does.
 _STARTS = 3
 
