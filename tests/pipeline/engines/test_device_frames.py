@@ -118,7 +118,7 @@ def test_views_come_beside_masks(decoder, open_planned, nv12_bundle, clip):
         engine.submit(FramesOnDevice((lies,)), look)
         got = engine.collect_all()
     np.testing.assert_array_equal(got.masks_nhw, expected.masks_nhw)
-    np.testing.assert_array_equal(got.views_nhwc, expected.views_nhwc)
+    np.testing.assert_array_equal(got.views, expected.views)
 
 
 def test_pictures_in_flight_are_held_until_they_are_computed(decoder, open_planned, nv12_masks_bundle, clip):
