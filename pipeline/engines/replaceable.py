@@ -64,7 +64,7 @@ class ReplaceableEngine(Engine):
         return self._now.takes_device
 
     @property
-    def leaves_views(self) -> bool:  # type: ignore[override]
+    def leaves_views(self) -> bool:
         """As was set; the next engine has it too."""
         return self._now.leaves_views
 

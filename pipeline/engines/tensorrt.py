@@ -10,9 +10,10 @@ computes. On a Jetson both sides share one memory, and only the middle arrow is 
 
 Frames of NV12 that a decoder left on the device are copied there: the upload stream waits for the decoder's, and nothing goes up.
 
-Views in NV12 can stay on the device for an encoder: in place of the download, the same stream copies each into a ``Surface``, before the
-event that ``collect`` waits for. So the slot is free again and the picture is complete when it is handed on, and no stream of the
-encoder's has to wait for one of these. The surface is used again when nobody holds its picture, which an encoder does until it has read it.
+Views in NV12 can stay on the device for an encoder: in place of the download, the same stream copies each into a ``Surface``, before
+the event that ``collect`` waits for. So the slot is free again and the picture is complete when it is handed on, and no stream of
+the encoder's has to wait for one of these. The surface is used again when nobody holds its picture, which an encoder does until it
+has read it.
 """
 
 from __future__ import annotations

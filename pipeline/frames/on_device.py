@@ -31,8 +31,8 @@ class Plane:
 class OnDevice:
     """A picture in NV12 in the memory of the first CUDA GPU.
 
-    What fills a decoder's is on the default stream of the device's primary context: work on another stream waits for that first. What an
-    engine has drawn is complete. The memory is another picture's as soon as nobody holds this object.
+    What fills a decoder's is on the default stream of the device's primary context: work on another stream waits for that first. What
+    an engine has drawn is complete. The memory is another picture's as soon as nobody holds this object.
 
     Attributes:
         luma: H rows of W bytes.
