@@ -391,7 +391,7 @@ def _verified(
     masks, runtime = program_masks(program.content, *how)
     if trained.tiles is not None:
         masks = masks_in_tiles(masks, trained.tiles, proof.task)
-    # Of NV12 the reference sees what the host makes of it, within 3 of 255 of what the program does.
+    # Of NV12 the reference sees what the host makes of it: FFmpeg on other processors than x86 is within 3 of 255 of the program.
     is_rounded = options.pixels == "nv12" or trained.reference.precision != "fp32"
     limit = max(RAW_LIMITS[program.precision], CONVERTED_LIMIT if is_rounded else 0.0)
     raw = raw_agreement(program.content, proof.samples, limit, *how)

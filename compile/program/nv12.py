@@ -23,20 +23,17 @@ from pipeline.frames.pixels import frames_shape
 
 _BGR = "pixels/bgr"
 
-# ITU-R BT.709 in limited range: luma 16 to 235, chroma 128 ± 112.
-_RED, _BLUE = 0.2126, 0.0722
-_GREEN = 1 - _RED - _BLUE
-_LUMA, _CHROMA = 255 / 219, 255 / 224
-_BLUE_OF_U, _RED_OF_V = 2 * (1 - _BLUE) * _CHROMA, 2 * (1 - _RED) * _CHROMA
-_GREEN_OF_U, _GREEN_OF_V = -_BLUE_OF_U * _BLUE / _GREEN, -_RED_OF_V * _RED / _GREEN
+# ITU-R BT.709 in limited range (luma 16 to 235, chroma 128 ± 112), in the whole numbers by which FFmpeg's converter computes it.
+_UNIT = 8192
+_LUMA = 9539 / _UNIT  # 255 / 219
+_BLUE_OF_U, _GREEN_OF_U, _GREEN_OF_V, _RED_OF_V = 17305 / _UNIT, -1747 / _UNIT, -4366 / _UNIT, 14686 / _UNIT
 
 
 class Nv12ToBgr(nn.Module):
-    """NV12 to BGR by BT.709 in limited range.
+    """NV12 to BGR by BT.709 in limited range, bit for bit as FFmpeg's converter gives it, from which programs of BGR have their frames.
 
-    Each two by two pixels have one color, as FFmpeg's converter gives them by default, from which programs of BGR have their frames:
-    within 3 of 255, nearly all of it because that converter rounds down. Chroma interpolated in between is further from it, and slower.
-    What depends on chroma alone is computed at its size, a quarter.
+    Each two by two pixels have one color, and each product is rounded down, as that converter does by default on x86. All of it is
+    exact in FP32: a factor has 15 bits and a pixel 8. What depends on chroma alone is computed at its size, a quarter.
     """
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -49,9 +46,10 @@ class Nv12ToBgr(nn.Module):
         luma = parts[:, :2].reshape(count, 1, rows // 3 * 2, width)
         chroma = parts[:, 2].reshape(count, rows // 3, width // 2, 2) - 128.0
         u, v = chroma[..., 0], chroma[..., 1]
-        colour = torch.stack((u * _BLUE_OF_U, u * _GREEN_OF_U + v * _GREEN_OF_V, v * _RED_OF_V), 1)
-        x = (luma - 16.0) * _LUMA + F.interpolate(colour, scale_factor=2.0, mode="nearest")
-        return x.round().clamp(0.0, 255.0).permute(0, 2, 3, 1)
+        green = (u * _GREEN_OF_U).floor() + (v * _GREEN_OF_V).floor()
+        colour = torch.stack(((u * _BLUE_OF_U).floor(), green, (v * _RED_OF_V).floor()), 1)
+        x = ((luma - 16.0) * _LUMA).floor() + F.interpolate(colour, scale_factor=2.0, mode="nearest")
+        return x.clamp(0.0, 255.0).permute(0, 2, 3, 1)
 
 
 def with_nv12(program: bytes, frame_size_hw: tuple[int, int] | None) -> bytes:

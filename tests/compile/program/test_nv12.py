@@ -1,6 +1,7 @@
 """Frame programs of NV12: the conversion beside FFmpeg's, and every kind of program with it."""
 
 import json
+import platform
 import re
 
 import cv2
@@ -42,21 +43,26 @@ def bgr_of(frames):
 # --- the conversion
 
 
+# FFmpeg's converters for other processors round in other ways.
+_FFMPEG_DIFFERS = 0 if platform.machine() in ("x86_64", "AMD64") else 3
+
+
 @pytest.mark.parametrize("size_hw", [(64, 96), (90, 50), (2, 2), (2, 30)])
 def test_bgr_is_what_ffmpeg_makes_of_it(pictures, size_hw):
     frames = nv12_of(pictures(3, *size_hw))
     got, expected = Nv12ToBgr()(torch.from_numpy(frames)).numpy(), bgr_of(frames)
     assert (got.shape, got.dtype) == (expected.shape, np.float32)
-    assert (got == got.round()).all()
-    assert (got.min() >= 0) & (got.max() <= 255)
-    difference = got - expected
-    assert np.abs(difference).max() <= 3
-    assert np.abs(difference).mean() < 1.6  # FFmpeg rounds down
-    assert difference.mean() > 0.5
+    assert np.abs(got - expected).max() <= _FFMPEG_DIFFERS
 
 
-def test_each_colour_is_nearest_to_what_was_meant():
-    # Luma and chroma of all values, by the formula of ITU-R BT.709 in limited range.
+def test_all_values_are_what_ffmpeg_makes_of_them():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 768, 512), np.uint8)
+    got = Nv12ToBgr()(torch.from_numpy(frames)).numpy()
+    assert np.abs(got - bgr_of(frames)).max() <= _FFMPEG_DIFFERS
+
+
+def test_no_colour_is_far_from_what_was_meant():
+    # Luma and chroma of all values, by the formula of ITU-R BT.709 in limited range; up to three products are rounded down.
     random = np.random.default_rng(0)
     frames = random.integers(0, 256, (2, 96, 128), np.uint8)
     luma = (frames[:, :64].astype(float) - 16) / 219
@@ -65,7 +71,8 @@ def test_each_colour_is_nearest_to_what_was_meant():
     green = (luma - 0.2126 * red - 0.0722 * blue) / 0.7152
     expected = np.clip(255 * np.stack((blue, green, red), 3), 0, 255)
     got = Nv12ToBgr()(torch.from_numpy(frames)).numpy()
-    assert np.abs(got - expected).max() <= 0.5 + 1e-3
+    assert (got - expected).max() <= 0.05
+    assert (got - expected).min() >= -3.05
 
 
 # --- programs with it
@@ -171,11 +178,11 @@ def test_a_program_that_begins_otherwise_is_refused():
 
 
 def test_the_gate_makes_nv12_of_its_frames(plain, converting, pictures):
-    frames = bgr_of(nv12_of(pictures(2, 48, 64)))
+    frames = pictures(2, 48, 64)
     np.testing.assert_array_equal(as_taken(frames, "bgr"), frames)
     masks, _ = program_masks(converting, "nv12")
     np.testing.assert_array_equal(masks(frames), masks_of(converting, nv12_of(frames)))
-    assert_near(masks(frames), program_masks(plain)[0](frames))
+    assert_near(masks(frames), program_masks(plain)[0](bgr_of(nv12_of(frames))))
 
 
 def test_odd_sides_lose_their_last_row_and_column(pictures):
