@@ -17,60 +17,8 @@ from pipeline.render.compose import look_values
 from pipeline.render.look import Look
 from pipeline.sinks.base import Sink
 from pipeline.sources import open_source
-from tests.fakes.cuda_decoder import CudaDecoder
 
 BT709 = {"x264-params": "colormatrix=bt709:colorprim=bt709:transfer=bt709:range=tv"}
-
-
-class OnFakeGpu:
-    """Puts decoded pictures into the memory of ``fake_gpu`` as FFmpeg does: what fills the memory is queued on the default stream.
-
-    Their memory is another's when the picture is gone; whoever still reads it then is at fault.
-    """
-
-    def __init__(self, machine):
-        self._gpu, self._unwritten, self._work = machine.gpu, machine.cuda.UNWRITTEN, machine.cuda.Work
-
-    def __call__(self, planes):
-        return _Placed(self._gpu, self._unwritten, self._work, planes)
-
-
-class _Placed:
-    def __init__(self, gpu, unwritten, work, planes):
-        self._gpu, self._unwritten = gpu, unwritten
-        self._memory = [np.full(plane.size, unwritten, np.uint8) for plane in planes]
-        self.addresses = [gpu.map(one) for one in self._memory]
-        memory = self._memory
-
-        def fill():
-            for one, plane in zip(memory, planes, strict=True):
-                one[:] = plane.ravel()
-
-        gpu.put(None, work("decode", fill))
-
-    def __del__(self):
-        for address, one in zip(self.addresses, self._memory, strict=True):
-            self._gpu.unused(one, "a decoded picture")
-            self._gpu.memory.pop(address, None)
-            one[:] = self._unwritten
-
-
-@pytest.fixture
-def decoder(fake_machine, monkeypatch):
-    made = CudaDecoder(OnFakeGpu(fake_machine))
-    made.install(monkeypatch)
-    return made
-
-
-@pytest.fixture
-def clip(tmp_path, write_video, red_images):
-    return str(write_video(tmp_path / "clip.mp4", red_images, **BT709))
-
-
-@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
-def open_planned(request, fake_machine, add_plan):
-    fake_machine.install(request.param)
-    return lambda bundle: open_engine(add_plan(bundle, request.param), request.param)
 
 
 def read(spec, decode):
