@@ -31,15 +31,14 @@ class BgrToNv12(nn.Module):
         """(N, H, W, 3) float32 BGR, 0 to 255, H and W even, to (N, H·3/2, W) float32, whole numbers."""
         count, height, width, _ = frames_nhwc.shape
         x = frames_nhwc.permute(0, 3, 1, 2)
-        luma = 16.0 + _LUMA * _luma_of(x)
-        means = F.avg_pool2d(x, 2)
-        light = _luma_of(means)
-        u = 128.0 + _CHROMA / (2 * (1 - _BLUE)) * (means[:, 0] - light)
-        v = 128.0 + _CHROMA / (2 * (1 - _RED)) * (means[:, 2] - light)
-        chroma = torch.stack((u, v), 3).reshape(count, height // 2, width)
-        return torch.cat((luma, chroma), 1).round()
+        luma = 16.0 + _LUMA * _light(*x.split(1, 1))
+        blue, green, red = F.avg_pool2d(x, 2).split(1, 1)
+        light = _light(blue, green, red)
+        u = 128.0 + _CHROMA / (2 * (1 - _BLUE)) * (blue - light)
+        v = 128.0 + _CHROMA / (2 * (1 - _RED)) * (red - light)
+        chroma = torch.cat((u, v), 1).permute(0, 2, 3, 1).reshape(count, height // 2, width)
+        return torch.cat((luma.reshape(count, height, width), chroma), 1).round()
 
 
-def _luma_of(x: Tensor) -> Tensor:
-    """(N, 3, h, w) BGR to (N, h, w)."""
-    return x[:, 0] * _BLUE + x[:, 1] * _GREEN + x[:, 2] * _RED
+def _light(blue: Tensor, green: Tensor, red: Tensor) -> Tensor:
+    return blue * _BLUE + green * _GREEN + red * _RED

@@ -67,7 +67,7 @@ def test_round_trip(make_bundle):
 
 def test_the_manifest_is_for_people_too(bundle):
     text = (bundle.folder / MANIFEST_NAME).read_text(encoding="utf-8")
-    unsaid = ("composes", "pixels")  # at their defaults
+    unsaid = ("composes", "pixels", "views")  # at their defaults
     assert list(json.loads(text)) == [field.name for field in dataclasses.fields(Manifest) if field.name not in unsaid]
     assert text.startswith('{\n  "model": "red",\n')
 
