@@ -183,21 +183,3 @@ def test_the_command_refuses_what_does_not_fit(
     line = refused(*words, "--backend", "onnxruntime", model=nv12_masks_bundle.folder)
     assert "--decode cuda: expected a backend that takes frames on the GPU, tensorrt or tensorrt-rtx, got ONNX" in line
     assert line.endswith(": choose it with --backend, or leave --decode cuda out")
-
-
-def test_the_benchmark_compares_both_decoders(decoder, add_plan, nv12_bundle, clip, tmp_path, monkeypatch):
-    from benchmarks.gpu import decoding
-    from benchmarks.gpu.rows import Rows, Setup
-
-    planned = add_plan(nv12_bundle, "tensorrt")
-    monkeypatch.setattr(decoding, "with_plans", lambda *_: planned)
-    monkeypatch.setattr(decoding.Bundle, "read", lambda _: planned)
-    rows = Rows()
-    decoding.measure_decoders(Setup(tmp_path, "cuda", True), rows)
-    decoding.measure_device_frames(Setup(tmp_path, "cuda", True), rows)
-    assert [row["error"] for row in rows.rows if "error" in row] == []
-    stay, come_down, cpu, pictures, copied, gpu_draws, cpu_draws = rows.rows
-    assert [row["frames"] for row in (stay, come_down, cpu, pictures, gpu_draws)] == [12] * 5
-    assert [row["max_difference"] for row in (pictures, copied, gpu_draws, cpu_draws)] == [0] * 4
-    assert [row["stayed"] for row in (gpu_draws, cpu_draws)] == [12, 0]
-    assert (gpu_draws["iou_worst"], gpu_draws["what"]) == (1, "tensorrt, the GPU draws")

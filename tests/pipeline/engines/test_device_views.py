@@ -283,6 +283,29 @@ def test_a_submission_that_fails_keeps_no_memory(encoder, open_planned, nv12_bun
         del view
 
 
+def test_the_benchmark_compares_both_decoders_and_ways_to_encode(
+    encoder, add_plan, nv12_bundle, clip, tmp_path, monkeypatch
+):
+    from benchmarks.gpu import decoding
+    from benchmarks.gpu.rows import Rows, Setup, table
+
+    planned = add_plan(nv12_bundle, "tensorrt")
+    monkeypatch.setattr(decoding, "with_plans", lambda *_: planned)
+    monkeypatch.setattr(decoding.Bundle, "read", lambda _: planned)
+    rows = Rows()
+    decoding.measure_decoders(Setup(tmp_path, "cuda", True), rows)
+    decoding.measure_device_frames(Setup(tmp_path, "cuda", True), rows)
+    assert [row["error"] for row in rows.rows if "error" in row] == []
+    stay, come_down, cpu, pictures, copied, gpu_draws, cpu_draws, encoded = rows.rows
+    assert [row["frames"] for row in (stay, come_down, cpu, pictures, gpu_draws, encoded)] == [12] * 6
+    assert [row["max_difference"] for row in (pictures, copied, gpu_draws, cpu_draws)] == [0] * 4
+    assert [row["stayed"] for row in (gpu_draws, cpu_draws)] == [12, 0]
+    assert (gpu_draws["iou_worst"], gpu_draws["what"]) == (1, "tensorrt, the GPU draws")
+    assert (encoder.on_gpu, encoder.on_cpu) == (12, 12)
+    assert encoded["psnr_worst_db"] > 300  # the same, as OpenCV says it
+    assert "PSNR 361.20 dB" in "\n".join(table(rows.rows))
+
+
 class Other(Sink):
     def write(self, frame):
         raise NotImplementedError
