@@ -31,8 +31,8 @@ class BgrToNv12(nn.Module):
         """(N, H, W, 3) float32 BGR, 0 to 255, H and W even, to (N, H·3/2, W) float32, whole numbers."""
         count, height, width, _ = frames_nhwc.shape
         x = frames_nhwc.permute(0, 3, 1, 2)
-        luma = 16.0 + _LUMA * _light(*x.split(1, 1))
-        blue, green, red = F.avg_pool2d(x, 2).split(1, 1)
+        luma = 16.0 + _LUMA * _light(*torch.split(x, 1, 1))
+        blue, green, red = torch.split(F.avg_pool2d(x, 2), 1, 1)
         light = _light(blue, green, red)
         u = 128.0 + _CHROMA / (2 * (1 - _BLUE)) * (blue - light)
         v = 128.0 + _CHROMA / (2 * (1 - _RED)) * (red - light)

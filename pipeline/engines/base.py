@@ -200,10 +200,11 @@ class Engine(ABC):
         masks_nhw, views, not_finite = computed
         if masks_nhw.shape != expected or masks_nhw.dtype != np.uint8:
             raise ShapeError(f"masks of {self.description}: expected {expected} uint8, got {describe(masks_nhw)}")
-        drawn = frames_shape(self.bundle.manifest.views, expected[0], expected[1:])
-        if with_look and (views is None or views.shape != drawn or views.dtype != np.uint8):
-            got = "none" if views is None else describe(views)
-            raise ShapeError(f"views of {self.description}: expected {drawn} uint8, got {got}")
+        if with_look:
+            drawn = frames_shape(self.bundle.manifest.views, expected[0], expected[1:])
+            if views is None or views.shape != drawn or views.dtype != np.uint8:
+                got = "none" if views is None else describe(views)
+                raise ShapeError(f"views of {self.description}: expected {drawn} uint8, got {got}")
         if not_finite is not None and (not_finite.shape != expected[:1] or not_finite.dtype != np.int32):
             raise ShapeError(f"counts of {self.description}: expected {expected[:1]} int32, got {describe(not_finite)}")
         return computed
