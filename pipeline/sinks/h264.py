@@ -168,8 +168,9 @@ class Muxer:
         self._keyframe_due_s = 0.0
         self._stream: av.VideoStream | None = None
         self._reformatter = VideoReformatter()
-        self._on_gpu: PicturesOnGpu | None = None
         self._container = av.open(target, "w", format=container_format, options=dict(options or {}))
+        # The last, for attributes go in their order: PyAV ends the encoder with the container, and then goes the memory that it knows.
+        self._on_gpu: PicturesOnGpu | None = None
 
     def add_comment(self, comment: str) -> None:
         """Let the container carry a comment; before the first picture."""

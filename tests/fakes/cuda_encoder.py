@@ -68,7 +68,11 @@ class Stream:
     """Of ``av.VideoStream``: of NVENC."""
 
     def __init__(self, stream, encoder):
-        self.__dict__.update(_stream=stream, _encoder=encoder, _held=deque(), pix_fmt="yuv420p")
+        self.__dict__.update(_stream=stream, _encoder=encoder, _held=deque(), _known={}, pix_fmt="yuv420p")
+
+    def __del__(self):
+        for address, size in self._known.items():
+            self._encoder._at(address, size)  # which is registered until now
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
@@ -90,6 +94,7 @@ class Stream:
         else:
             assert (self.pix_fmt, frame.height, frame.width) == ("cuda", self.height, self.width)
             encoder.on_gpu += 1
+            self._known[frame._tensors[0].data] = frame._tensors[0].strides[0] * self.height * 3 // 2
             self._held.append((frame, frame._read()))
         encoder.most_held = max(encoder.most_held, len(self._held))
         return self._encoded(*self._held.popleft()) if len(self._held) > _DELAY else []
@@ -106,13 +111,14 @@ class Container:
     """Of ``av.container.OutputContainer``."""
 
     def __init__(self, container, encoder):
-        self._container, self._encoder = container, encoder
+        self._container, self._encoder, self._streams = container, encoder, []
 
     def add_stream(self, name, rate=None, options=None):
         if name != "h264_nvenc":
             return self._container.add_stream(name, rate=rate, options=options)
         assert "cq" in options
-        return Stream(self._container.add_stream("libx264", rate=rate, options=_OPTIONS), self._encoder)
+        self._streams.append(Stream(self._container.add_stream("libx264", rate=rate, options=_OPTIONS), self._encoder))
+        return self._streams[-1]
 
     def __enter__(self):
         return self
