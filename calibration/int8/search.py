@@ -57,7 +57,7 @@ _WORTH = 0.97
 # The same of each lower share: where the goal is not reached, it must be worth the work that leaves INT8.
 _WORTH_A_LOWER_SHARE = 0.5
 # How long the parts of a search take, beside one look at all examples: making all layers, a pass back, and making a few layers anew.
-_MAKING, _BACK, _SOME = 1.0, 3.0, 0.3
+_MAKING, _BACK, _SOME = 0.65, 4.5, 0.15
 # Layers of more than this share of the work give up input channels, so many at a time and at most that share of them, and not in
 # more layers than this, for each is one more convolution to run.
 _LARGE = 0.01
@@ -150,10 +150,11 @@ class Int8Search:
             goal_iou: enough.
             shares: of the multiply-accumulates that can be INT8, what stays INT8, at least one; see ``SHARES``.
             tried: told of every step.
-            progress: told now and then which share of the search is done, 0 to 1, if it goes on to its end.
+            progress: told now and then which share of the search is done, 0 to 1; less again where more turns out to be needed.
         """
         steps: list[Step] = []
-        whole = len(_POWERS) * (_MAKING + 1) + _BACK + (len(_STEPS) + len(shares) - 1) * (_SOME + 1)
+        # Lower shares of INT8 are seldom tried, and count from when they are.
+        whole = len(_POWERS) * (_MAKING + 1) + _BACK + len(_STEPS) * (_SOME + 1)
         done = 0.0
 
         def advance(units: float) -> None:
@@ -180,7 +181,9 @@ class Int8Search:
         best = replace(best, damage={name: one.total / total for name, one in damages.items()})
         able = 1.0 - sum(best.work[name] for name in left)
 
-        def given_up(found: Int8Recipe, names: list[str], channels: dict[str, list[int]]) -> Int8Recipe:
+        def given_up(found: Int8Recipe, names: list[str], channels: dict[str, list[int]], to_come: int) -> Int8Recipe:
+            nonlocal whole
+            whole = max(whole, done + (to_come + 1) * (_SOME + 1))
             trial = self._without(found, names, channels, method)
             advance(_SOME)
             return measured(trial, f"{len(trial.left)} layers and {sum(map(len, channels.values()))} channels in FP16")
@@ -193,23 +196,26 @@ class Int8Search:
         self,
         best: Int8Recipe,
         damages: Mapping[str, LayerDamage],
-        given_up: Callable[[Int8Recipe, list[str], dict[str, list[int]]], Int8Recipe],
+        given_up: Callable[[Int8Recipe, list[str], dict[str, list[int]], int], Int8Recipe],
         goal_iou: float,
         shares: Sequence[float],
     ) -> Int8Recipe:
-        """Give up what does most damage for its work, as much of it as the goal needs or as is worth it."""
+        """Give up what does most damage for its work, as much of it as the goal needs or as is worth it.
+
+        ``given_up`` is told how many more trials may follow.
+        """
         for names, channels in self._worst(best, damages, shares[0]):
             if best.result.iou >= goal_iou:
                 return best
-            trial = given_up(best, names, channels)
+            trial = given_up(best, names, channels, 0)
             if trial.result.noise < _WORTH * best.result.noise:
                 best = trial
         enough = 1.0
-        for share in shares[1:]:
+        for to_come, share in zip(reversed(range(len(shares) - 1)), shares[1:], strict=True):
             if best.result.iou >= min(goal_iou, LEAST_IOU):
                 break
             some = list(self._worst(best, damages, share, whole=True))[-1:]
-            trial = given_up(best, *some[0]) if some else best
+            trial = given_up(best, *some[0], to_come) if some else best
             enough *= _WORTH_A_LOWER_SHARE
             if trial.result.iou >= goal_iou or trial.result.noise < enough * best.result.noise:
                 best, enough = trial, 1.0

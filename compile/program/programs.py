@@ -173,12 +173,27 @@ class Programs:
     def _searched_int8(self, frames: Iterable[Frame]) -> Int8Recipe:
         # A share of the whole, with the time that is left: how many steps there are depends on what they find.
         form = "{desc}: {percentage:3.0f} %|{bar}| {elapsed}, about {remaining} left"
+        # What is left follows from the mean rate so far: one slow step changes that little.
         with tqdm(
-            desc="searching INT8", total=1.0, bar_format=form, leave=False, disable=self._options.quiet, delay=1.0
+            desc="searching INT8",
+            total=1.0,
+            bar_format=form,
+            leave=False,
+            disable=self._options.quiet,
+            delay=1.0,
+            smoothing=0.0,
+            miniters=0.0,
         ) as bar:
-            return self._network.search_int8(
-                frames, self._options.calibration_method, _log_step, lambda done: bar.update(max(0.0, done - bar.n))
-            )
+            is_begun = False
+
+            def show(done: float) -> None:
+                nonlocal is_begun
+                if not is_begun:
+                    bar.reset()  # its time begins after the calibration
+                    is_begun = True
+                bar.update(done - bar.n)
+
+            return self._network.search_int8(frames, self._options.calibration_method, _log_step, show)
 
     def _calibrated_on(self, hashed: HashedFrames) -> dict[str, Any]:
         options = self._options
