@@ -7,7 +7,8 @@
 #
 # Half an hour of a GPU is enough for both: the first says at the end which parts were not begun, and the second takes those, such as
 #   LIMIT_S=560 benchmarks/gpu.sh device-frames auto swap audit rtx-sm80 torch-compile
-# Part "decoding" says without TensorRT whether --decode cuda works; device-frames, auto and swap need one that runs on this GPU.
+# Part "decoding" says without TensorRT whether --decode cuda works; device-frames, auto and swap need one that runs on this GPU. The
+# last row of device-frames needs NVENC, which GPUs for data centers such as A100, H100 and H200 lack: there it says so.
 #
 # Needs no package index and no make there. Everything is also written into $OUT, or benchmarks/results without it. Each part has its
 # own time limit, and all of it $LIMIT_S seconds (500); a part that fails does not stop the others. Status: 0 if every part ended

@@ -362,7 +362,7 @@ def prove(program: Program, trained: Trained, proof: Proof, options: BuildOption
     """
     content = program.content
     if options.compose == "device":
-        content = with_views(content, options.frame_size_hw)
+        content = with_views(content, options.frame_size_hw, options.pixels)
     if options.pixels == "nv12":
         content = with_nv12(content, options.frame_size_hw)
     masks, verification = _verified(replace(program, content=content), trained.network, trained, proof, options)
@@ -493,6 +493,7 @@ def _manifest(program: Program, trained: Trained, verification: Verification, op
         verification=verification.as_dict() | {"gate": limits_of(options.min_iou, options.min_worst_iou)},
         composes=options.compose == "device",
         pixels=trained.pixels(options),
+        views="nv12" if options.compose == "device" and options.pixels == "nv12" else "bgr",
         tools=_tools(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

@@ -1,4 +1,4 @@
-"""Videos that the GPU decodes (--decode cuda), beside FFmpeg on the CPU: rates, and whether pictures and masks are the same."""
+"""Videos that the GPU decodes and encodes (--decode cuda), beside the CPU: rates, and how far pictures, masks and videos agree."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import cv2
 import numpy as np
 
 from benchmarks.gpu.planned import with_plans
@@ -17,6 +18,7 @@ from calibration.metrics.agreement import iou
 from pipeline.bundles.bundle import Bundle
 from pipeline.engines import open_engine
 from pipeline.engines.base import Engine
+from pipeline.errors import OptionError, SinkError
 from pipeline.flow.cores import leave_cores_to
 from pipeline.flow.run import run
 from pipeline.flow.views import Views
@@ -25,7 +27,9 @@ from pipeline.frames.on_device import OnDevice
 from pipeline.render.compose import composed_looks
 from pipeline.render.look import Look
 from pipeline.render.overlay import Renderer
+from pipeline.sinks import open_sink
 from pipeline.sinks.base import Sink
+from pipeline.sinks.options import SinkOptions
 from pipeline.sources import open_source
 from pipeline.sources.options import Decode
 
@@ -119,7 +123,10 @@ class _Masks(Sink):
 
 
 def measure_device_frames(setup: Setup, rows: Rows) -> None:
-    """The pipeline with frames that stay on the GPU, beside the same with FFmpeg on the CPU: the GPU draws, then the CPU does."""
+    """The pipeline with frames that stay on the GPU, beside the same with FFmpeg on the CPU: the GPU draws, then the CPU does.
+
+    Then with views that stay there too, up to NVENC.
+    """
     from pipeline.sources.nvdec import require_gpu
 
     require_gpu()  # before TensorRT uses it
@@ -131,6 +138,8 @@ def measure_device_frames(setup: Setup, rows: Rows) -> None:
                 for what, compose in (("the GPU draws", "device"), ("the CPU draws", "host")):
                     with rows.item("decoding", f"{entry.runtime}, {what}") as row:
                         _compare(str(setup.data / "clip.mp4"), engine, compose, row)
+                with rows.item("decoding", f"{entry.runtime}, NVENC encodes") as row:
+                    _encode(str(setup.data / "clip.mp4"), engine, Path(scratch), row)
 
 
 def _compare(clip: str, engine: Engine, compose: str, row: dict[str, Any]) -> None:
@@ -153,3 +162,34 @@ def _compare(clip: str, engine: Engine, compose: str, row: dict[str, Any]) -> No
     row["frames"], row["stayed"] = got.frames, got.stayed
     row["iou_mean"], row["iou_worst"] = round(float(np.mean(ious)), 5), round(min(ious), 5)
     row["max_difference"] = max(int(np.abs(one.astype(np.int16) - other).max()) for one, other in pairs)
+
+
+def _encode(clip: str, engine: Engine, scratch: Path, row: dict[str, Any]) -> None:
+    """Frames per second into a video by NVENC, of views that stay on the GPU and of those that come down, and how far both differ."""
+    if engine.bundle.manifest.views != "nv12":
+        raise OptionError("expected a bundle whose views are NV12, got BGR: benchmarks/gpu.sh prepare")
+    ways = ("stay_fps", True), ("down_fps", False)
+    for name, leaves in ways:
+        engine.leaves_views = leaves
+        renderer = Renderer(Look(), engine.bundle.manifest.task)
+        views = Views(renderer, looks=composed_looks("device", engine, renderer, steady=False))
+        with (
+            open_source(clip, decode="cuda") as source,
+            open_sink(str(scratch / f"{name}.mp4"), source.info, renderer, SinkOptions(encoder="nvenc")) as sink,
+        ):
+            if leaves and not sink.leaves_views:
+                raise SinkError(
+                    "expected a GPU with NVENC and a PyAV that encodes from its memory (18 or newer), got another"
+                )
+            start_s = time.perf_counter()
+            frames = run(source, engine, views, [sink]).frames
+            row[name] = round(frames / (time.perf_counter() - start_s), 2)
+    engine.leaves_views = False
+    stay, down = (_images(scratch / f"{name}.mp4") for name, _ in ways)
+    row["frames"] = len(stay)
+    row["psnr_worst_db"] = round(min(cv2.PSNR(one, other) for one, other in zip(stay, down, strict=True)), 2)
+
+
+def _images(path: Path) -> list[Image]:
+    with open_source(str(path)) as source:
+        return [frame.image for frame in source]

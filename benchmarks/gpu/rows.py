@@ -110,6 +110,12 @@ def _decoding(rows: Sequence[Row]) -> Iterator[str]:
     for row in _good(rows, "decoding"):
         parts = [f"{row['fps']:.1f} FPS"] if "fps" in row else []
         parts += [f"NVDEC {row['cuda_fps']:.1f} FPS, CPU {row['cpu_fps']:.1f}"] if "cuda_fps" in row else []
+        parts += (
+            [f"from the GPU {row['stay_fps']:.1f} FPS, through the CPU {row['down_fps']:.1f}"]
+            if "stay_fps" in row
+            else []
+        )
+        parts += [f"PSNR {row['psnr_worst_db']:.2f} dB at the worst"] if "psnr_worst_db" in row else []
         parts += [f"stayed {row['stayed']} of {row['frames']}"] if "stayed" in row else []
         parts += [f"{row['p50_us']:.1f} µs"] if "p50_us" in row else []
         parts += [f"IoU {row['iou_mean']:.5f}, worst {row['iou_worst']:.5f}"] if "iou_mean" in row else []

@@ -45,7 +45,8 @@ _SMI_FIELDS = (
 
 
 EXPLAINED = """
-decoding: frames per second of a video decoded by NVDEC (--decode cuda) and by FFmpeg on the CPU; stayed: frames that never came down.
+decoding: frames per second of a video decoded by NVDEC (--decode cuda) and by FFmpeg on the CPU; stayed: frames that never came down;
+          PSNR: of a video whose views NVENC took from the GPU's memory, beside one whose views came through the CPU.
 run: the largest gap between two frames while another engine takes over; throughput with audits relative to that without.
 frame program: ms on the GPU for a frame, frames and masks lying there; max: the largest difference from the CPU's mask, of 255.
 pipeline: decoding, drawing and writing around an engine; ratio: its throughput relative to the engine alone, 1 is all of it."""

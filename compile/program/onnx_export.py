@@ -193,12 +193,13 @@ def example_frames(frame_size_hw: tuple[int, int] | None, count: int = 2, pixels
     return torch.from_numpy(np.zeros(shape, input_type(pixels)))
 
 
-def frame_axes(frame_size_hw: tuple[int, int] | None) -> dict[int, Any]:
-    """The axes of the frames that may change: N always, H and W unless they are fixed."""
+def frame_axes(frame_size_hw: tuple[int, int] | None, multiple_of: int = 1) -> dict[int, Any]:
+    """The axes of the frames that may change: N always, H and W, which are multiples of a number, unless they are fixed."""
     axes: dict[int, Any] = {0: torch.export.Dim("N", min=1, max=MAX_BATCH)}
     if frame_size_hw is None:
-        axes[1] = torch.export.Dim("H", min=1, max=MAX_SIDE)
-        axes[2] = torch.export.Dim("W", min=1, max=MAX_SIDE)
+        for axis, name in ((1, "H"), (2, "W")):
+            side = torch.export.Dim(name, min=1, max=MAX_SIDE // multiple_of)
+            axes[axis] = side if multiple_of == 1 else multiple_of * side
     return axes
 
 

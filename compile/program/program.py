@@ -4,7 +4,7 @@
 
 A NaN cannot be seen in a mask of 8 bits, so ``not_finite`` says how many of a frame's scores are NaN or infinite.
 With ``--compose device`` one more output follows, ``Overlay``: views (N, H, W, 3) uint8 BGR (``compile.program.compose``). With
-``--pixels nv12`` frames come as decoders give them, and what makes them BGR goes before it (``compile.program.nv12``).
+``--pixels nv12`` frames come as decoders give them, what makes them BGR goes before it (``compile.program.nv12``), and views are NV12.
 
 This is the only definition of pre- and post-processing: it is exported and compiled as a whole, and calibration, verification,
 benchmarks and the pipeline all run it.
@@ -215,11 +215,11 @@ class Overlay(nn.Module):
             look: (6,) float32: slope and intercept of the soft edge over a mask's values, alpha, and the colour's b, g, r.
 
         Returns:
-            (N, H, W, 3) uint8 BGR.
+            (N, H, W, 3) float32 BGR, whole numbers from 0 to 255.
         """
         weights = (masks_nhw * look[0:1] + look[1:2]).clamp(0.0, 1.0) * look[2:3]
         x = frames_nhwc.float()
-        return (x + (look[3:6] - x) * weights.unsqueeze(3)).round().to(torch.uint8)
+        return (x + (look[3:6] - x) * weights.unsqueeze(3)).round()
 
 
 class FrameProgram(nn.Module):

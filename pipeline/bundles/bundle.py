@@ -3,7 +3,7 @@
     manifest.json     what the program expects and gives, where it comes from, how far it agrees with the trained network
     program.onnx      the frame program: (N, H, W, 3) uint8 BGR, or NV12 as ``pipeline.frames.pixels`` says, -> masks (N, H, W) uint8,
                       and how many of each frame's scores are not finite, (N,) int32; one that composes also takes how masks are shown,
-                      (6,) float32, and gives views (N, H, W, 3) uint8 BGR
+                      (6,) float32, and gives views, in BGR or NV12
     drift.json        figures of the frames that it was calibrated or verified on, for ``pipeline.drift``
     reference.onnx    beside a program in FP16 or INT8 the same in FP32, without views
     engines/          plans built from it, one file for each runtime, as the runtime wrote them
@@ -26,7 +26,7 @@ from pipeline.bundles.file_lock import locked
 from pipeline.bundles.plan_entry import PlanEntry
 from pipeline.bundles.regular_file import read_regular
 from pipeline.errors import BundleError
-from pipeline.frames.pixels import Pixels, is_pixels
+from pipeline.frames.pixels import OfCameras, Pixels, is_pixels
 from pipeline.quick_dataclass import dataclass
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Manifest:
         files: sha256 of every other file in the bundle, by name.
         composes: the program draws the overlay too, and gives views beside the masks; not in the file if it does not.
         pixels: how the frames lie in memory that the program takes; not in the file if it is "bgr".
+        views: the same of the views that it gives, "bgr" or "nv12"; not in the file if it is "bgr", as in all bundles of old.
         tools: versions of what made it.
         created: date and time in UTC, ISO 8601.
         schema: version of this list.
@@ -106,6 +107,7 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
     composes: bool = False
     pixels: Pixels = "bgr"
+    views: OfCameras = "bgr"
     schema: int = SCHEMA
 
     @property
@@ -181,6 +183,10 @@ class Manifest:
             raise BundleError(
                 f"{where}: expected bgr, nv12, or channels and bits such as 4x16 for pixels: compile the bundle again"
             )
+        if manifest.views != "bgr" and (manifest.views != "nv12" or not manifest.composes or manifest.pixels != "nv12"):
+            raise BundleError(
+                f"{where}: expected bgr for views, or nv12 of a program that composes and takes NV12: compile the bundle again"
+            )
         if manifest.pixels == "nv12" and any(side % 2 for side in manifest.frame_size_hw or ()):
             raise BundleError(f"{where}: expected an even frame_size_hw for nv12: compile the bundle again")
         maps = ("contract", "weights", "tools", "layers", "calibration", "verification", "files")
@@ -205,8 +211,9 @@ class Manifest:
         entries = self.as_dict()
         if not self.composes:
             del entries["composes"]
-        if self.pixels == "bgr":
-            del entries["pixels"]
+        for name in ("pixels", "views"):
+            if entries[name] == "bgr":
+                del entries[name]
         return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.bundles.bundle import Task
     from pipeline.engines.base import Engine
     from pipeline.masks.governor import Governor
+    from pipeline.sinks.base import Sink
     from pipeline.sources.base import Source
 
 log = logger_of(__name__)
@@ -92,6 +93,25 @@ def make_appearance(options: RunOptions, look: Look, engine: Engine, sources: Se
             "compiled with --compose device, leave it on the GPU"
         )
     return Appearance(renderer, annotations, views, governor, Tuning(steady, governor), steady)
+
+
+def leave_views(engine: Engine, appearance: Appearance, sinks: Sequence[Sink]) -> None:
+    """With ``--decode cuda``: have views stay on the GPU if all outputs take them from there; else say why they come down.
+
+    A view that stays and is asked for on the CPU all the same, by an output that joins later, is copied then.
+    """
+    if appearance.views.looks is None or appearance.views.looks() is None:
+        return  # the CPU draws, which is told
+    if engine.bundle.manifest.views != "nv12":
+        problem = "the bundle gives them in BGR, and NVENC takes NV12 from there: compile it again"
+    elif appearance.annotations.hud or appearance.annotations.legend:
+        problem = "which draws --hud and --legend"
+    elif not all(sink.leaves_views for sink in sinks):
+        problem = "for not all outputs take them from the GPU, as a video, a recording and an RTSP stream that NVENC encodes do"
+    else:
+        engine.leaves_views = True
+        return
+    log.info(f"--decode cuda: views are copied to the CPU, {problem}")
 
 
 def _governor(options: MaskOptions, task: Task, sources: Sequence[Source]) -> Governor | None:

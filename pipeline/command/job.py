@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from pipeline.command.appearance import Appearance, make_appearance, read_look
+from pipeline.command.appearance import Appearance, leave_views, make_appearance, read_look
 from pipeline.command.engine_of_run import HeadStart, open_for, read_model, refused_s
 from pipeline.command.freed_memory import give_back_freed_memory
 from pipeline.command.memory_limit import MemoryLimit, limit_bytes
@@ -260,6 +260,8 @@ def _open_sinks(options: RunOptions, parts: _Parts, sinks: list[Sink]) -> None:
             page = open_page(options.page, run_now, parts.appearance)
             sinks.append(page)
         parts.follow(page)
+    if options.decode == "cuda":
+        leave_views(parts.engine, parts.appearance, sinks)
 
 
 def _leave(sinks: Sequence[Sink], hung: EngineHungError) -> NoReturn:

@@ -14,7 +14,7 @@ from pipeline.bundles.bundle import LOOK_VALUES, Bundle
 from pipeline.errors import EdgemaskError, ShapeError
 from pipeline.frames.frame import describe
 from pipeline.frames.on_device import FramesOnDevice
-from pipeline.frames.pixels import Pixels, expected, frames_nhw, input_type
+from pipeline.frames.pixels import Pixels, expected, frames_nhw, frames_shape, input_type
 
 
 class Computed(NamedTuple):
@@ -22,13 +22,14 @@ class Computed(NamedTuple):
 
     Attributes:
         masks_nhw: (N, H, W) uint8: probability × 255, or class index.
-        views_nhwc: (N, H, W, 3) uint8 BGR if it came with a look, else None.
+        views: if it came with a look, else None: as the bundle's ``views`` says (N, H, W, 3) uint8 BGR, or NV12, (N, H·3/2, W) uint8 or
+            on the GPU.
         not_finite: (N,) int32: how many of a frame's scores are NaN or infinite, so that its mask is wrong there; None where
             the bundle's program does not count them, as programs of old did not.
     """
 
     masks_nhw: NDArray[np.uint8]
-    views_nhwc: NDArray[np.uint8] | None = None
+    views: NDArray[np.uint8] | FramesOnDevice | None = None
     not_finite: NDArray[np.int32] | None = None
 
 
@@ -59,6 +60,8 @@ class Engine(ABC):
         keeps_state: whether the program is recurrent: who submits frames of a source gives the source's ``State`` with them.
         one_at_a_time: whether the program takes one frame at a time.
         takes_device: whether it takes frames that lie on the GPU from there; others get them as an array.
+        leaves_views: have views in NV12 left on the GPU, for who encodes them there: set by who reads them. One that takes no frames
+            there does not leave any.
         counts: whether the program counts scores that are not finite.
         is_reference: whether it is what others are compared with: ONNX Runtime on a processor, on the program as it lies.
         in_flight: how many submissions may wait before the first must be collected; 1 on a CPU.
@@ -74,6 +77,7 @@ class Engine(ABC):
     on_gpu = False
     takes_looks = False
     takes_device = False
+    leaves_views = False
     counts = False
     keeps_state = False
     one_at_a_time = False
@@ -193,12 +197,14 @@ class Engine(ABC):
             raise RuntimeError("nothing was submitted")
         expected, with_look = self._submitted.popleft()
         computed = self._collect()
-        masks_nhw, views_nhwc, not_finite = computed
+        masks_nhw, views, not_finite = computed
         if masks_nhw.shape != expected or masks_nhw.dtype != np.uint8:
             raise ShapeError(f"masks of {self.description}: expected {expected} uint8, got {describe(masks_nhw)}")
-        if with_look and (views_nhwc is None or views_nhwc.shape != (*expected, 3) or views_nhwc.dtype != np.uint8):
-            got = "none" if views_nhwc is None else describe(views_nhwc)
-            raise ShapeError(f"views of {self.description}: expected {(*expected, 3)} uint8, got {got}")
+        if with_look:
+            drawn = frames_shape(self.bundle.manifest.views, expected[0], expected[1:])
+            if views is None or views.shape != drawn or views.dtype != np.uint8:
+                got = "none" if views is None else describe(views)
+                raise ShapeError(f"views of {self.description}: expected {drawn} uint8, got {got}")
         if not_finite is not None and (not_finite.shape != expected[:1] or not_finite.dtype != np.int32):
             raise ShapeError(f"counts of {self.description}: expected {expected[:1]} int32, got {describe(not_finite)}")
         return computed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from types import TracebackType
 
 import numpy as np
@@ -15,13 +16,14 @@ from pipeline.frames.on_device import Plane
 # CU_STREAM_NON_BLOCKING, of which PyCUDA has no name. While a graph is recorded from another kind of stream nobody may use the default
 # one, and a decoder does.
 _NON_BLOCKING = 1
+_PITCH_BYTES = 256
 
 
 class CudaDevice:
-    """A GPU; current on the thread that is inside its ``with`` block, on any thread, one at a time.
+    """A GPU; current on the thread that is inside its ``with`` block, on any thread.
 
-    All that is made here (streams, events, memory) is made, used and freed inside such a block. PyCUDA's errors leave it as
-    ``BackendUnavailableError``.
+    All that is made here (streams, events, memory) is made, used and freed inside such a block; PyCUDA keeps for each thread what is
+    current there. PyCUDA's errors leave it as ``BackendUnavailableError``.
 
     Attributes:
         name: such as "NVIDIA GeForce RTX 4090".
@@ -79,6 +81,10 @@ class CudaDevice:
         """A new buffer that both sides can reach."""
         return Buffer(size_bytes, mapped=self.integrated)
 
+    def surface(self, size_hw: tuple[int, int]) -> Surface:
+        """New memory for a picture in NV12, which alone of all that is made here is given back by itself, from any thread."""
+        return Surface(self, size_hw)
+
 
 class Buffer:
     """Page-locked host memory and the device memory that belongs to it; on a Jetson they are the same.
@@ -121,6 +127,21 @@ class Buffer:
         copy.dst_pitch = copy.width_in_bytes
         copy(stream)
 
+    def put_rows(self, start: int, surface: Surface, stream: cuda.Stream) -> None:
+        """Put a copy of a picture in NV12 within the device onto the stream.
+
+        Args:
+            start: where it lies in the buffer, in bytes; rows without gaps.
+            surface: where it goes.
+            stream: waits for whoever writes here.
+        """
+        copy = cuda.Memcpy2D()
+        copy.set_src_device(self.address + start)
+        copy.set_dst_device(surface.luma.address)
+        copy.height, copy.width_in_bytes = surface.rows_and_bytes
+        copy.src_pitch, copy.dst_pitch = copy.width_in_bytes, surface.luma.pitch_bytes
+        copy(stream)
+
     def to_host(self, size_bytes: int, stream: cuda.Stream) -> None:
         """Put the copy of the first bytes to the host onto the stream."""
         if self._device is not None:
@@ -131,6 +152,46 @@ class Buffer:
         if self._device is not None:
             self._device.free()
         self._allocation.free()
+
+
+class Surface:
+    """Device memory for a picture in NV12 as NVENC takes one: chroma right behind luma, and rows of a multiple of 256 bytes.
+
+    It is freed with the last reference to it, on whatever thread that is; nothing may be on its way to or from it then.
+
+    Attributes:
+        size_hw: of the picture.
+        rows_and_bytes: how many rows of how many bytes it has, luma and chroma.
+        luma: where its first H rows are.
+        chroma: where the others are.
+    """
+
+    def __init__(self, device: CudaDevice, size_hw: tuple[int, int]) -> None:
+        height, width = self.size_hw = size_hw
+        pitch_bytes = -(-width // _PITCH_BYTES) * _PITCH_BYTES
+        self._device = device
+        self.rows_and_bytes = height * 3 // 2, width
+        allocation = cuda.mem_alloc(pitch_bytes * self.rows_and_bytes[0])
+        self.luma = Plane(int(allocation), pitch_bytes)
+        self.chroma = Plane(int(allocation) + pitch_bytes * height, pitch_bytes)
+        # PyCUDA frees memory in the context that it was made in, where that is current.
+        weakref.finalize(self, _free_on, device, allocation).atexit = False
+
+    def to_host(self) -> NDArray[np.uint8]:
+        """The picture, from any thread: (H·3/2, W) uint8, contiguous, owned by the caller. It must be complete."""
+        rows, width = self.rows_and_bytes
+        whole = np.empty((rows, self.luma.pitch_bytes), np.uint8)
+        with self._device:
+            cuda.memcpy_dtoh(whole, self.luma.address)
+        return np.ascontiguousarray(whole[:, :width])
+
+
+def _free_on(device: CudaDevice, allocation: cuda.DeviceAllocation) -> None:
+    try:
+        with device:
+            allocation.free()
+    except BackendUnavailableError:
+        keep_for_ever(allocation)  # of a GPU that failed, see TensorRTEngine._close
 
 
 def keep_for_ever(kept: object) -> None:

@@ -64,6 +64,15 @@ class ReplaceableEngine(Engine):
         return self._now.takes_device
 
     @property
+    def leaves_views(self) -> bool:
+        """As was set; the next engine has it too."""
+        return self._now.leaves_views
+
+    @leaves_views.setter
+    def leaves_views(self, leaves: bool) -> None:
+        self._now.leaves_views = leaves
+
+    @property
     def counts(self) -> bool:  # type: ignore[override]
         """As the engine says."""
         return self._now.counts
@@ -149,6 +158,7 @@ class ReplaceableEngine(Engine):
         with self._changed:
             if self._next is None or self._closed:
                 return
+            self._next.leaves_views = self._now.leaves_views
             self._now, self._next = self._next, None
             self._taken()
             self._changed.notify_all()

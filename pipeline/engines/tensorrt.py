@@ -9,6 +9,11 @@ Each arrow is a stream of its own with an event at its end, so that the next fra
 computes. On a Jetson both sides share one memory, and only the middle arrow is left.
 
 Frames of NV12 that a decoder left on the device are copied there: the upload stream waits for the decoder's, and nothing goes up.
+
+Views in NV12 can stay on the device for an encoder: in place of the download, the same stream copies each into a ``Surface``, before
+the event that ``collect`` waits for. So the slot is free again and the picture is complete when it is handed on, and no stream of
+the encoder's has to wait for one of these. The surface is used again when nobody holds its picture, which an encoder does until it
+has read it.
 """
 
 from __future__ import annotations
@@ -27,14 +32,14 @@ from numpy.typing import NDArray
 from pipeline.bundles.bundle import FRAMES, LOOK, LOOK_VALUES, MASKS, NEXT_STATE, NOT_FINITE, STATE, VIEWS, Bundle
 from pipeline.bundles.plan import NAMES, read_plan, rebuild_command
 from pipeline.engines.base import Computed, Engine, State
-from pipeline.engines.cuda_device import Buffer, CudaDevice, keep_for_ever
+from pipeline.engines.cuda_device import Buffer, CudaDevice, Surface, keep_for_ever
 from pipeline.engines.kinds import EngineKind
 from pipeline.engines.runtime_cache import RuntimeCacheFile
 from pipeline.engines.tensorrt_layers import PlanFacts, facts_of, layer_times
 from pipeline.engines.tensorrt_library import load_tensorrt, log_of
 from pipeline.errors import BackendUnavailableError, PlanError, ShapeError
-from pipeline.frames.on_device import FramesOnDevice
-from pipeline.frames.pixels import frames_nhw, input_type
+from pipeline.frames.on_device import FramesOnDevice, OnDevice
+from pipeline.frames.pixels import frames_nhw, frames_shape, input_type
 
 TENSORRT = EngineKind(
     name="tensorrt",
@@ -79,6 +84,7 @@ class _Slot:
             stack.pop_all()
         self.masks_shape: Shape = ()
         self.with_look = False
+        self.left: list[Surface] = []  # where its views are, if they stay
         self.given: FramesOnDevice | None = None  # whose memory is read until all that was enqueued is done
         self.graph: Any = None
 
@@ -125,6 +131,13 @@ class _Memory:
             side.clear()
 
 
+class _Lease:
+    """Who holds it has a surface for a picture; then it is for another."""
+
+    def __init__(self, surface: Surface, spare: deque[Surface]) -> None:
+        weakref.finalize(self, spare.append, surface).atexit = False
+
+
 class TensorRTEngine(Engine):
     """Runs the plan of a bundle that fits this GPU and this TensorRT.
 
@@ -159,6 +172,7 @@ class TensorRTEngine(Engine):
         self._zeros: dict[str, Buffer] = {}
         self._memories: list[_Memory] = []
         self._spare: list[_Memory] = []  # of sources that are gone
+        self._surfaces: deque[Surface] = deque()  # of views that nobody holds any more
         self._cache_file: RuntimeCacheFile | None = None
         self._cache: Any = None
         self._cache_saved = False
@@ -350,9 +364,11 @@ class TensorRTEngine(Engine):
                     slot.buffers[NOT_FINITE].to_host(_COUNT_BYTES * slot.masks_shape[0], self._download)
                 slot.with_look = look is not None
                 if slot.with_look:
-                    slot.buffers[VIEWS].to_host(3 * math.prod(slot.masks_shape), self._download)
+                    self._take_views(slot)
                 slot.downloaded.record(self._download)
             except BaseException:
+                self._surfaces.extend(slot.left)
+                slot.left = []
                 self._free.append(slot)
                 raise
             self._busy.append(slot)
@@ -369,12 +385,42 @@ class TensorRTEngine(Engine):
                 slot.buffers[self._input].take_rows(end, plane, (rows, width), self._upload)
                 end += rows * width
 
+    def _take_views(self, slot: _Slot) -> None:
+        """Put the copies of views, down or within the device, onto the download stream."""
+        shape = self._views_shape(slot.masks_shape)
+        if not (self.leaves_views and self.takes_device and self.bundle.manifest.views == "nv12"):
+            slot.buffers[VIEWS].to_host(math.prod(shape), self._download)
+            return
+        for index in range(shape[0]):
+            slot.left.append(self._surface(slot.masks_shape[1:]))
+            slot.buffers[VIEWS].put_rows(index * math.prod(shape[1:]), slot.left[-1], self._download)
+
+    def _surface(self, size_hw: Shape) -> Surface:
+        """One that nobody holds; those of other sizes go."""
+        while self._surfaces:
+            surface = self._surfaces.popleft()
+            if surface.size_hw == size_hw:
+                return surface
+        return self._device.surface((size_hw[0], size_hw[1]))
+
+    def _views(self, slot: _Slot) -> NDArray[np.uint8] | FramesOnDevice | None:
+        """What has landed of a slot's views; they are no longer the slot's."""
+        if not slot.left:
+            return _copied(slot.buffers[VIEWS], self._views_shape(slot.masks_shape)) if slot.with_look else None
+        left, slot.left = slot.left, []
+        return FramesOnDevice(
+            tuple(
+                OnDevice(one.luma, one.chroma, one.size_hw, one.to_host, _Lease(one, self._surfaces), one)
+                for one in left
+            )
+        )
+
     def _collect(self) -> Computed:
         slot = self._landed()
         shape, buffers = slot.masks_shape, slot.buffers
         return Computed(
             _copied(buffers[self._output], shape),
-            _copied(buffers[VIEWS], (*shape, 3)) if slot.with_look else None,
+            self._views(slot),
             _copied(buffers[NOT_FINITE], (_COUNT_BYTES * shape[0],)).view(np.int32) if self.counts else None,
         )
 
@@ -414,8 +460,9 @@ class TensorRTEngine(Engine):
         for one in held:
             one.free()
         del held
-        for holder in (self._busy, self._free, self._memories, self._spare, self._zeros):
+        for holder in (self._busy, self._free, self._memories, self._spare, self._zeros, self._surfaces):
             holder.clear()
+        self._surfaces = deque()  # those that come back yet are freed with the old one
         for name in ("_context", "_cache", "_engine", "_runtime", "_upload", "_compute", "_download"):
             self.__dict__.pop(name, None)
 
@@ -438,8 +485,8 @@ class TensorRTEngine(Engine):
         expected, masks_shape = self._masks_shape(shape), tuple(self._context.get_tensor_shape(self._output))
         self._require(masks_shape == expected, f"expected masks of {expected} for these frames, got {masks_shape}")
         if self.composes:
-            expected, views_shape = (*expected, 3), tuple(self._context.get_tensor_shape(VIEWS))
-            self._require(views_shape == expected, f"expected views of {expected} for these frames, got {views_shape}")
+            drawn, views_shape = self._views_shape(expected), tuple(self._context.get_tensor_shape(VIEWS))
+            self._require(views_shape == drawn, f"expected views of {drawn} for these frames, got {views_shape}")
         if self.counts:
             counts_shape = tuple(self._context.get_tensor_shape(NOT_FINITE))
             self._require(
@@ -454,7 +501,7 @@ class TensorRTEngine(Engine):
         frames_bytes = self._frame_type.itemsize * math.prod(shape)
         sizes_bytes = {self._input: frames_bytes, self._output: math.prod(masks_shape)}
         if self.composes:
-            sizes_bytes |= {LOOK: _LOOK_BYTES, VIEWS: 3 * math.prod(masks_shape)}
+            sizes_bytes |= {LOOK: _LOOK_BYTES, VIEWS: math.prod(self._views_shape(masks_shape))}
         if self.counts:
             sizes_bytes[NOT_FINITE] = _COUNT_BYTES * masks_shape[0]
         if slot is not None and any(slot.buffers[name].host.size < size for name, size in sizes_bytes.items()):
@@ -469,6 +516,10 @@ class TensorRTEngine(Engine):
         nhw = frames_nhw(self.bundle.manifest.pixels, shape)
         assert nhw is not None  # frames and profiles were checked
         return nhw
+
+    def _views_shape(self, masks_shape: Shape) -> Shape:
+        count, height, width = masks_shape
+        return frames_shape(self.bundle.manifest.views, count, (height, width))
 
     def _enqueue(self, slot: _Slot) -> None:
         """Put the plan's work onto the compute stream: plainly the first time a shape comes, from then on as a graph."""

@@ -35,6 +35,8 @@ class EventsSink(Sink):
     beat_every_s = 10.0
     beats_with_events = False
 
+    leaves_views = True
+
     def _open(self) -> None:
         try:
             address = Address.parse(self._spec)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ServerAwayError
 from pipeline.frames.frame import Frame, Image
-from pipeline.frames.on_device import FramesOnDevice
+from pipeline.frames.on_device import FramesOnDevice, OnDevice
 from pipeline.masks.memory import Memories
 from pipeline.stages.stage_timer import StageTimer
 
@@ -51,15 +51,16 @@ def infer(
         group, submit_ms = waiting.popleft()
         start_ns = time.perf_counter_ns()
         try:
-            masks_nhw, views_nhwc, not_finite = engine.collect_all()
+            masks_nhw, drawn, not_finite = engine.collect_all()
         except ServerAwayError:  # the picture goes on, and says that the mask is not its own
             yield from (unmasked(frame) for frame in group)
             return
         lately_ms.append((submit_ms + (time.perf_counter_ns() - start_ns) / 1e6) / len(group))
-        views: Iterable[Image | None] = repeat(None, len(group)) if views_nhwc is None else views_nhwc
+        views: Iterable[Image | OnDevice | None] = repeat(None, len(group)) if drawn is None else drawn
         counts = repeat(0, len(group)) if not_finite is None else map(int, not_finite)
         for frame, mask, view, count in zip(group, masks_nhw, views, counts, strict=True):
-            frame.mask, frame.view, frame.not_finite = mask, view, count
+            frame.mask, frame.not_finite = mask, count
+            frame.take_view(view)
             timer.add("engine", sum(lately_ms) / len(lately_ms))
             computed(frame)
             yield frame

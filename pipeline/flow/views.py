@@ -62,7 +62,7 @@ class Views:
         if self.refine is not None:
             self.refine(frame)
         assert frame.mask is not None
-        if frame.view is None or frame.mask is not drawn_from:
+        if frame.lying_view is None or frame.mask is not drawn_from:
             frame.view = self.render(frame.image, frame.mask)
         if self.annotate is not None:
             self.annotate(frame, timer)

@@ -37,7 +37,8 @@ class Frame:
             the file, uint8 or uint16 (``pipeline.frames.pixels``).
         captured_ns: ``time.monotonic_ns()`` when the frame was complete.
         mask: (H, W) uint8 from the engine: probability × 255, or class index. None before the engine.
-        view: (h, w, 3) uint8, BGR, what outputs show. None before rendering.
+        view: (h, w, 3) uint8, BGR, what outputs show. None before rendering. One that an engine gave in NV12 is converted when it is
+            first asked for (``take_view``).
         not_finite: how many of the network's scores, of which the mask was made, are NaN or infinite; 0 where nobody counts them.
         stale: the mask is not this picture's: of an earlier one, and this one has changed since; or empty, for no server was there.
         sample_aspect: the shape of a pixel as it is to be shown, width to height; 1 if it is square.
@@ -65,6 +66,7 @@ class Frame:
     found: Found | None = None
     device: OnDevice | None = None
     _bgr: Image | None = field(default=None, init=False)
+    _drawn: Image | OnDevice | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         pixels = self.pixels
@@ -81,22 +83,51 @@ class Frame:
     if not TYPE_CHECKING:  # else every name would be one of its attributes
 
         def __getattr__(self, name: str) -> Any:
-            """``pixels`` of a picture that lies on a GPU, which is no attribute until it is copied down."""
+            """``pixels`` of a picture that lies on a GPU, and ``view`` in NV12: no attributes until they are copied or converted."""
             device = self.device if name == "pixels" else None
             if device is not None:
                 self.pixels = device.to_host()
                 self.device = None
+            drawn = self._drawn if name == "view" else None
+            if drawn is not None:
+                from pipeline.frames.nv12 import to_bgr  # FFmpeg, which not every run needs
+
+                self.view = to_bgr(drawn.to_host() if isinstance(drawn, OnDevice) else drawn)
+                self._drawn = None
             return object.__getattribute__(self, name)
 
     def __repr__(self) -> str:
         where = " on the GPU" if self.device is not None else ""
         parts = [f"{self.source}#{self.index}", f"pts_s={self.pts_s:.3f}", f"pixels={describe(self._lying)}{where}"]
-        parts += [f"{key}={describe(value)}" for key in ("mask", "view") if (value := getattr(self, key)) is not None]
+        lying = {"mask": self.mask, "view": self.lying_view}
+        parts += [f"{key}={describe(value)}" for key, value in lying.items() if value is not None]
         return f"Frame({', '.join(parts)})"
 
     @property
     def _lying(self) -> Image | OnDevice:
         return self.device or self.pixels
+
+    def take_view(self, view: Image | OnDevice | None) -> None:
+        """Have the view that an engine gives.
+
+        Args:
+            view: (H, W, 3) uint8 BGR, or NV12: (H·3/2, W) uint8, or on the GPU; None: none.
+        """
+        if view is None or (not isinstance(view, OnDevice) and view.ndim == 3):
+            self.view = view
+            return
+        del self.view
+        self._drawn = view
+
+    @property
+    def lying_view(self) -> Image | OnDevice | None:
+        """The view as it lies, for who takes NV12 too: as ``take_view`` got it, where nobody has asked for ``view`` or set it."""
+        try:
+            set_view: Image | None = object.__getattribute__(self, "view")
+        except AttributeError:
+            drawn = self._drawn
+            return self.view if drawn is None else drawn  # another thread may just have asked for it
+        return set_view
 
     @property
     def size_bytes(self) -> int:

@@ -1,9 +1,9 @@
-"""Pictures that lie in a GPU's memory, where a decoder left them: NV12, for engines that take them from there."""
+"""Pictures that lie in a GPU's memory, in NV12: where a decoder left them for an engine, or an engine for an encoder."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -31,15 +31,17 @@ class Plane:
 class OnDevice:
     """A picture in NV12 in the memory of the first CUDA GPU.
 
-    What fills it is on the default stream of the device's primary context: work on another stream waits for that first. The memory is
-    another picture's as soon as nobody holds this object.
+    What fills a decoder's is on the default stream of the device's primary context: work on another stream waits for that first. What
+    an engine has drawn is complete. The memory is another picture's as soon as nobody holds this object.
 
     Attributes:
         luma: H rows of W bytes.
         chroma: H / 2 rows of W bytes, U and V in turn.
         size_hw: (height, width) in pixels, both even.
         to_host: copies it down, from any thread: (H·3/2, W) uint8, contiguous, owned by the caller.
-        owner: what the memory belongs to.
+        owner: what the memory belongs to for as long as it is this picture's.
+        memory: of what an engine has drawn: what is not freed while somebody holds it. An encoder knows memory by its address, and must
+            hold what it was given until it ends. Chroma follows luma without a gap there.
     """
 
     luma: Plane
@@ -47,6 +49,7 @@ class OnDevice:
     size_hw: tuple[int, int]
     to_host: Callable[[], NDArray[np.uint8]]
     owner: object
+    memory: object = None
 
     dtype: ClassVar[np.dtype[np.uint8]] = np.dtype(np.uint8)
 
@@ -68,7 +71,7 @@ class OnDevice:
 
 @dataclass(frozen=True, slots=True)
 class FramesOnDevice:
-    """Some pictures of one size, for an engine, in place of an array.
+    """Some pictures of one size, for an engine or from it, in place of an array.
 
     Attributes:
         pictures: at least one.
@@ -85,6 +88,9 @@ class FramesOnDevice:
         sizes = sorted({one.size_hw for one in self.pictures})
         if len(sizes) != 1:
             raise ShapeError(f"frames on the GPU: expected some of one size, got those of {sizes}")
+
+    def __iter__(self) -> Iterator[OnDevice]:
+        return iter(self.pictures)
 
     @property
     def shape(self) -> tuple[int, ...]:

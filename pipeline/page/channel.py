@@ -76,19 +76,21 @@ class Channel:
         Returns:
             Whether it was copied; nobody may be there to see it.
         """
-        if frame.view is None:
+        if frame.lying_view is None:
             raise ValueError(f"{frame!r} has no view yet")
         now_s = time.monotonic()
         if not self.watchers and now_s < self._due_s:
             return False
         self._due_s = now_s + _UNWATCHED_EVERY_S
+        view = frame.view
+        assert view is not None
         with self._lock:
             memory, self._waiting = self._waiting, None
             if memory is None:
                 memory, self._spare = self._spare, None
-            if memory is None or memory.shape != frame.view.shape:
-                memory = np.empty(frame.view.shape, np.uint8)
-            np.copyto(memory, frame.view)
+            if memory is None or memory.shape != view.shape:
+                memory = np.empty(view.shape, np.uint8)
+            np.copyto(memory, view)
             self._waiting = memory
             self._number += 1
             self._index, self._sample_aspect = frame.index, frame.sample_aspect

@@ -100,7 +100,7 @@ class PageSink(Sink):
         Raises:
             SinkError: the server has ended by an error of its own.
         """
-        if frame.mask is None or frame.view is None:
+        if frame.mask is None or frame.lying_view is None:
             raise ValueError(f"{frame!r} has no mask or view yet")
         if self._error is not None:
             raise SinkError(f"page: its server has ended ({self._error!r})") from self._error

@@ -52,15 +52,19 @@ class Annotations:
 
     def redraw(self, frame: Frame) -> None:
         """Draw onto another view of the last frame, in place; its rate and age stay what they were."""
-        if frame.view is None or frame.mask is None:
+        if frame.lying_view is None or frame.mask is None:
             raise ValueError(f"{frame!r} has no mask or view yet")
+        if not (self.legend or self.hud):
+            return
+        view = frame.view  # in BGR from now on
+        assert view is not None
         if self.legend:
             look, task = self._renderer.look, self._renderer.task
             names = self._manifest.classes
             percents = area_percent(frame.mask, task, look.threshold, len(names))
-            draw_legend(frame.view, legend_entries(percents, names, look.palette, task))
+            draw_legend(view, legend_entries(percents, names, look.palette, task))
         if self.hud:
-            draw_hud(frame.view, self._hud_lines(frame))
+            draw_hud(view, self._hud_lines(frame))
 
     def _hud_lines(self, frame: Frame) -> list[str]:
         times = "  ".join(f"{stage.name} {stage.p50_ms:.1f}" for stage in self._timer.result())

@@ -31,6 +31,7 @@ class Sink(ABC):
         written: where the result is, for the user; empty when there is none.
         stopped: the user asked to end (a window was closed).
         comes_back: after ``write`` has failed it may be tried again, when ``again`` says so.
+        leaves_views: views that lie on a GPU may stay there: it encodes them there, or looks at masks alone.
         failed: why ``write`` failed, for as long as it takes no frames because of that; kept by who writes.
 
     Raises:
@@ -40,6 +41,7 @@ class Sink(ABC):
     written = ""
     stopped = False
     comes_back = False
+    leaves_views = False
     failed = ""
 
     def __init__(self, spec: str, info: SourceInfo, renderer: Renderer, options: SinkOptions = DEFAULTS) -> None:

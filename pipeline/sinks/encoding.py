@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.frames.frame import Frame, Image
+from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.render.overlay import Renderer
-from pipeline.sinks.h264 import Encoder
+from pipeline.sinks.h264 import Encoder, Picture, encodes_on_gpu, picture_of
 from pipeline.sinks.pictures import content_of
 
 # At its own speed VP9 takes ten times as long as H.264. Opacity is encoded with the settings of the colors, and must be near.
@@ -46,8 +46,13 @@ class Encoding:
             others = " and ".join(suffix for mode, suffix in _EXACT if mode == "cutout")
             self.note = f"it has no transparency, the subject is on its background; {others} have"
 
-    def picture(self, frame: Frame) -> Image:
-        """What of a frame is encoded: its view, (H, W, 3) BGR; a cut-out, (H, W, 4) BGR and opacity; or its mask, (H, W)."""
-        if frame.view is None:
+    def picture(self, frame: Frame) -> Picture:
+        """What of a frame is encoded: its view, in BGR or NV12; a cut-out, (H, W, 4) BGR and opacity; or its mask, (H, W)."""
+        view = frame.lying_view
+        if view is None:
             raise ValueError(f"{frame!r} has no view")
-        return content_of(frame, self._renderer) if self._is_exact else frame.view
+        return content_of(frame, self._renderer) if self._is_exact else picture_of(view)
+
+    def leaves_views(self, wanted: str, info: SourceInfo, *, live: bool) -> bool:
+        """Whether views that lie on a GPU are encoded there; for the arguments see `encodes_on_gpu`."""
+        return self.encoder is None and encodes_on_gpu(wanted, info.size_hw, live=live)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 import av
 import av.error
@@ -19,7 +19,11 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from pipeline.errors import SinkError
 from pipeline.frames.frame import Image, SourceInfo
+from pipeline.frames.on_device import OnDevice
 from pipeline.sinks.beside import Beside
+
+if TYPE_CHECKING:
+    from pipeline.sinks.nvenc import PicturesOnGpu
 
 _BT709 = 1  # FFmpeg's number for the matrix, the primaries and the transfer function alike
 # FFmpeg's bilinear with exact rounding and chroma of every pixel: its default darkens a picture by two levels of 255. PyAV names
@@ -36,6 +40,7 @@ _TRIAL_FRAMES = 3
 # be played without the one before it.
 _X264 = {"preset": "veryfast", "crf": "20"}
 _X264_LIVE = {**_X264, "tune": "zerolatency", "forced-idr": "1"}
+_NVENC_NAME = "h264_nvenc"
 _NVENC = {"preset": "p4", "rc": "vbr", "cq": "21", "b": "0", "bf": "0"}
 _NVENC_LIVE = {**_NVENC, "tune": "ll", "zerolatency": "1", "delay": "0", "forced-idr": "1"}
 
@@ -74,10 +79,43 @@ def choose_encoder(wanted: str, size_hw: tuple[int, int], *, live: bool) -> Enco
     if wanted != "x264":
         problem = _nvenc_problem(size_hw, live)
         if not problem:
-            return Encoder("h264_nvenc", _NVENC_LIVE if live else _NVENC, "H.264 by the GPU (NVENC)")
+            return Encoder(_NVENC_NAME, _NVENC_LIVE if live else _NVENC, "H.264 by the GPU (NVENC)")
         if wanted == "nvenc":
             raise SinkError(f"--encoder nvenc: expected a GPU that encodes H.264, got: {problem}: use --encoder auto")
     return Encoder("libx264", _X264_LIVE if live else _X264, "H.264 by the CPU (x264)")
+
+
+def encodes_on_gpu(wanted: str, size_hw: tuple[int, int] | None, *, live: bool) -> bool:
+    """Whether views that lie on a GPU are encoded there, as far as it is known before the first: NVENC takes them from its memory.
+
+    Args:
+        wanted: as in `choose_encoder`.
+        size_hw: of the views, both even; None: nobody knows.
+        live: as in `choose_encoder`.
+    """
+    from pipeline.sinks.nvenc import encodes_from_gpu  # as few runs need it
+
+    return wanted != "x264" and size_hw is not None and encodes_from_gpu() and not _nvenc_problem(size_hw, live)
+
+
+Picture: TypeAlias = "Image | OnDevice | av.VideoFrame"
+"""What is encoded: (H, W, 3) uint8 BGR, (H, W, 4) with opacity or (H, W) gray; or NV12, on the GPU or as FFmpeg has it."""
+
+
+def picture_of(view: Image | OnDevice) -> Picture:
+    """A view as it lies in a frame, BGR or NV12, for `Muxer.write`; it must stay what it is."""
+    if isinstance(view, OnDevice) or view.ndim == 3:
+        return view
+    return _of_nv12(view)
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Height and width in pixels."""
+    if isinstance(picture, OnDevice):
+        return picture.size_hw
+    if isinstance(picture, av.VideoFrame):
+        return picture.height, picture.width
+    return picture.shape[0], picture.shape[1]
 
 
 class Writable(Protocol):
@@ -131,23 +169,25 @@ class Muxer:
         self._stream: av.VideoStream | None = None
         self._reformatter = VideoReformatter()
         self._container = av.open(target, "w", format=container_format, options=dict(options or {}))
+        # The last, for attributes go in their order: PyAV ends the encoder with the container, and then goes the memory that it knows.
+        self._on_gpu: PicturesOnGpu | None = None
 
     def add_comment(self, comment: str) -> None:
         """Let the container carry a comment; before the first picture."""
         self._container.metadata["comment"] = comment
 
-    def write(self, view: Image, pts_s: float, sample_aspect: Fraction = Fraction(1)) -> None:
+    def write(self, view: Picture, pts_s: float, sample_aspect: Fraction = Fraction(1)) -> None:
         """Encode a picture.
 
         Args:
-            view: (H, W, 3) uint8 BGR, (H, W, 4) with opacity or (H, W) gray, as the encoder takes it; one of another size than the
-                first is scaled into it. Not kept.
+            view: as the encoder takes it; one of another size than the first is scaled into it. One on the GPU is kept until it is
+                encoded, no other.
             pts_s: its time stamp; moved forward where it does not increase.
             sample_aspect: the shape of its pixels, width to height; the first picture's is that of the stream.
         """
-        if isinstance(self._wanted, str) or "420" in self._wanted.pix_fmt:
+        if isinstance(view, np.ndarray) and (isinstance(self._wanted, str) or "420" in self._wanted.pix_fmt):
             view = even(view)
-        stream = self._stream or self._start((view.shape[0], view.shape[1]), sample_aspect)
+        stream = self._stream or self._start(view, sample_aspect)
         picture = self._as_encoded(view, stream)
         # Players refuse time that stands still or runs backward; a source's rounding must not stop the recording.
         self._last_pts = max(round(pts_s / self._time_base), self._last_pts + 1)
@@ -161,17 +201,28 @@ class Muxer:
         # With no line of Python between encoder and file, where a signal that ends the run would lose a packet.
         deque(map(self._container.mux, map(stream.encode, (picture,))), 0)
 
-    def _as_encoded(self, view: Image, stream: av.VideoStream) -> av.VideoFrame:
-        if view.ndim == 2:  # a mask, whose values are not to be mixed
-            width, height = stream.width, stream.height
-            if view.shape != (height, width):
-                view = np.asarray(cv2.resize(view, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
-            return av.VideoFrame.from_ndarray(np.ascontiguousarray(view), format="gray")
+    def _as_encoded(self, view: Picture, stream: av.VideoStream) -> av.VideoFrame:
+        size_hw = stream.height, stream.width
+        if isinstance(view, OnDevice):
+            if self._on_gpu is not None and view.size_hw == size_hw:
+                return self._on_gpu(view)
+            view = _of_nv12(view.to_host())
+        # What does not lie on the GPU while others do is uploaded by PyAV, which converts no colors then.
+        pix_fmt = "nv12" if self._on_gpu is not None else stream.pix_fmt
+        if isinstance(view, np.ndarray):
+            if view.ndim == 2:  # a mask, whose values are not to be mixed
+                if view.shape != size_hw:
+                    view = np.asarray(cv2.resize(view, size_hw[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+                return av.VideoFrame.from_ndarray(np.ascontiguousarray(view), format="gray")
+            kind = "bgra" if view.shape[2] == 4 else "bgr24"
+            view = av.VideoFrame.from_ndarray(np.ascontiguousarray(view), format=kind)
+        elif size_of(view) == size_hw and view.format.name == pix_fmt:
+            return view
         return self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(np.ascontiguousarray(view), format="bgra" if view.shape[2] == 4 else "bgr24"),
+            view,
             width=stream.width,
             height=stream.height,
-            format=stream.pix_fmt,
+            format=pix_fmt,
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
             interpolation=EXACT_BILINEAR,
@@ -189,10 +240,10 @@ class Muxer:
         with contextlib.suppress(*Error):
             self._container.close()
 
-    def _start(self, size_hw: tuple[int, int], sample_aspect: Fraction) -> av.VideoStream:
-        encoder = self._wanted
+    def _start(self, first: Picture, sample_aspect: Fraction) -> av.VideoStream:
+        encoder, size_hw = self._wanted, size_of(first)
         if isinstance(encoder, str):
-            encoder = choose_encoder(encoder, size_hw, live=self._live)
+            encoder = self._for_nv12(choose_encoder(encoder, size_hw, live=self._live), first)
         try:
             added = self._container.add_stream(encoder.name, rate=self._fps, options=dict(encoder.options))
         except ValueError as error:
@@ -216,6 +267,26 @@ class Muxer:
         self._stream, self.size_hw, self.description = stream, size_hw, encoder.description
         return stream
 
+    def _for_nv12(self, encoder: Encoder, first: Picture) -> Encoder:
+        """The encoder of H.264, which takes NV12 as it lies where the first picture is in NV12."""
+        if isinstance(first, np.ndarray):
+            return encoder
+        if isinstance(first, OnDevice) and first.memory is not None and encoder.name == _NVENC_NAME:
+            from pipeline.sinks.nvenc import PicturesOnGpu, encodes_from_gpu
+
+            if encodes_from_gpu():
+                self._on_gpu = PicturesOnGpu()
+                return replace(
+                    encoder, pix_fmt="cuda", description="H.264 by the GPU (NVENC), from the GPU's own memory"
+                )
+        return replace(encoder, pix_fmt="nv12")
+
+
+def _of_nv12(nv12: Image) -> av.VideoFrame:
+    picture = av.VideoFrame.from_numpy_buffer(nv12, format="nv12")
+    picture.colorspace, picture.color_range = Colorspace.ITU709, ColorRange.MPEG
+    return picture
+
 
 def even(view: Image) -> Image:
     """The picture, row after row in memory, its last row or column repeated where the size is odd: 4:2:0 has no half pixels."""
@@ -237,7 +308,7 @@ def _nvenc_problem(size_hw: tuple[int, int], live: bool) -> str:
     That FFmpeg knows the encoder says nothing: a driver, a GPU and a free session belong to it, and it has its own smallest size.
     """
     try:
-        context = av.CodecContext.create("h264_nvenc", "w")
+        context = av.CodecContext.create(_NVENC_NAME, "w")
         assert isinstance(context, av.VideoCodecContext)
         context.height, context.width = size_hw
         context.pix_fmt = "yuv420p"

@@ -65,6 +65,8 @@ class JsonLinesSink(Sink):
     and misses lines of a live source.
     """
 
+    leaves_views = True
+
     def _open(self) -> None:
         spec, info, options = self._spec, self._info, self._options
         self._find = options.finder or Finder(self._renderer, options.classes, [info])

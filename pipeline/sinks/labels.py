@@ -47,6 +47,8 @@ class LabelsSink(Sink):
     not hold labels already: two runs in one would give frames of one the labels of another.
     """
 
+    leaves_views = True
+
     def _open(self) -> None:
         self._folder = Path(self._spec)
         self.written = f"{self._folder}{os.sep}"

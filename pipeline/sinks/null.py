@@ -14,6 +14,8 @@ NULL = SinkKind(
 class NullSink(Sink):
     """Takes every frame and keeps none."""
 
+    leaves_views = True
+
     def write(self, frame: Frame) -> None:
         """Take a frame."""
         return

@@ -35,6 +35,11 @@ class OfSource(Sink):
         """As the output says."""
         return self._sink.comes_back
 
+    @property
+    def leaves_views(self) -> bool:  # type: ignore[override]
+        """As the output says."""
+        return self._sink.leaves_views
+
     def write(self, frame: Frame) -> None:
         """Pass a frame of the source on."""
         if frame.source == self.source:

@@ -12,14 +12,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 
 from pipeline.errors import SinkError
-from pipeline.frames.frame import Frame, Image, SourceInfo
+from pipeline.frames.frame import Frame, SourceInfo
 from pipeline.signals import uninterrupted
 from pipeline.sinks.base import Sink, make_room
 from pipeline.sinks.disk import FreeSpace
 from pipeline.sinks.encoding import Encoding
-from pipeline.sinks.h264 import Encoder, Error, Muxer, even, reason
+from pipeline.sinks.h264 import Encoder, Error, Muxer, Picture, even, reason, size_of
 from pipeline.sinks.journal import Journal, Recorded, lock
 from pipeline.sinks.kinds import SinkKind
 from pipeline.terminal import logger_of
@@ -96,7 +97,9 @@ class RecordingSink(Sink):
             return
         if self._ended:
             raise SinkError(self._ended)
-        view = even(self._encoding.picture(frame))
+        view = self._encoding.picture(frame)
+        if isinstance(view, np.ndarray):
+            view = even(view)
         try:
             self._space.check()
             segment = self._segment_for(view, frame.pts_s)
@@ -129,6 +132,11 @@ class RecordingSink(Sink):
         self._ended = self._ended or f"{self._path}: the recording is closed"
 
     @property
+    def leaves_views(self) -> bool:  # type: ignore[override]
+        """Whether NVENC encodes them there."""
+        return self._encoding.leaves_views(self._options.encoder, self._info, live=True)
+
+    @property
     def problem(self) -> str:
         """Why nothing is recorded now; empty while it is."""
         return "" if self._is_closed else self._ended
@@ -159,10 +167,10 @@ class RecordingSink(Sink):
             log.info(f"recording: {path} is ended; turned off")
         return True
 
-    def _segment_for(self, view: Image, pts_s: float) -> _Segment:
+    def _segment_for(self, view: Picture, pts_s: float) -> _Segment:
         segment = self._segment
         if segment is not None:
-            is_other = segment.size_hw != view.shape[:2] and pts_s >= self._size_due_s
+            is_other = segment.size_hw != size_of(view) and pts_s >= self._size_due_s
             if is_other:
                 self._size_due_s = pts_s + _SIZE_EVERY_S
             if is_other or self._is_full(segment, pts_s):
@@ -175,7 +183,7 @@ class RecordingSink(Sink):
                 segment = self._segment = _Segment(
                     path,
                     self._info,
-                    (view.shape[0], view.shape[1]),
+                    size_of(view),
                     pts_s,
                     self._encoding.encoder or self._options.encoder,
                 )
@@ -319,7 +327,7 @@ class _Segment:
         self._muxer.add_comment(journal.mark)
         journal.begun(self.path, self._file.fileno())
 
-    def write(self, view: Image, pts_s: float, sample_aspect: Fraction) -> None:
+    def write(self, view: Picture, pts_s: float, sample_aspect: Fraction) -> None:
         """Encode a picture; an error of FFmpeg leaves the file to `close`."""
         self._check_whole()
         try:

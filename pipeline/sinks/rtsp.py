@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames.frame import Frame, SourceInfo
-from pipeline.sinks.h264 import Error, Muxer, reason
+from pipeline.sinks.h264 import Error, Muxer, Picture, encodes_on_gpu, picture_of, reason, size_of
 from pipeline.sinks.kinds import SinkKind
 from pipeline.sinks.options import SinkOptions
 from pipeline.sinks.rtsp_publisher import RtspPublisher
@@ -51,6 +51,11 @@ class RtspSink(StreamSink):
         require_certificates(self._address, self._options.live.tls_verify)
         super()._open()
 
+    @property
+    def leaves_views(self) -> bool:  # type: ignore[override]
+        """Whether NVENC encodes them there."""
+        return encodes_on_gpu(self._options.encoder, self._info.size_hw, live=True)
+
     def _connect(self, frame: Frame) -> Link:
         return _RtspLink(self._address, self._info, self._options, frame)
 
@@ -67,9 +72,8 @@ class _RtspLink(Link):
     """FFmpeg makes packets of RTP, and connects to nobody: while it did, nothing else of this process would run."""
 
     def __init__(self, address: Address, info: SourceInfo, options: SinkOptions, frame: Frame) -> None:
-        assert frame.view is not None
         self._start_pts_s = frame.pts_s
-        self._view_shape = frame.view.shape
+        self._size_hw = size_of(_picture(frame))
         self._name = address.name
         self._session = RtspPublisher(address, replace(options.live, connect_s=_SEND_WITHIN_S))
         try:
@@ -82,11 +86,11 @@ class _RtspLink(Link):
             raise self._broken(error) from error
 
     def send(self, frame: Frame) -> None:
-        assert frame.view is not None
-        if frame.view.shape != self._view_shape:
+        picture = _picture(frame)
+        if size_of(picture) != self._size_hw:
             raise BrokenLinkError("the size of the picture has changed")
         try:
-            self._muxer.write(frame.view, frame.pts_s - self._start_pts_s)
+            self._muxer.write(picture, frame.pts_s - self._start_pts_s)
         except (LostError, *Error) as error:
             raise self._broken(error) from error
 
@@ -105,3 +109,9 @@ class _RtspLink(Link):
         if isinstance(error, (LostError, SourceError)):
             return BrokenLinkError(str(error).removeprefix(f"{self._name}: "))
         return BrokenLinkError(reason(error))
+
+
+def _picture(frame: Frame) -> Picture:
+    view = frame.lying_view
+    assert view is not None
+    return picture_of(view)

@@ -85,7 +85,7 @@ class StreamSink(Sink):
         Raises:
             SinkError: the connection of a source that can wait is gone, or the output makes no sense at all.
         """
-        if frame.view is None:
+        if frame.lying_view is None:
             raise ValueError(f"{frame!r} has no view")
         self._raise_problem()
         self._outbox.put(frame)

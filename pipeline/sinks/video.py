@@ -80,7 +80,7 @@ class VideoSink(Sink):
 
     def write(self, frame: Frame) -> None:
         """Encode the frame's view."""
-        if frame.view is None or self._muxer is None:
+        if frame.lying_view is None or self._muxer is None:
             raise ValueError(f"{frame!r} has no view, or the output is closed")
         try:
             self._muxer.write(self._encoding.picture(frame), frame.pts_s, frame.sample_aspect)
@@ -95,6 +95,11 @@ class VideoSink(Sink):
             log.info(f"{self._path}: {self._muxer.description}")
             if self._encoding.note:
                 log.info(f"{self._path}: {self._encoding.note}")
+
+    @property
+    def leaves_views(self) -> bool:  # type: ignore[override]
+        """Whether NVENC encodes them there."""
+        return self._encoding.leaves_views(self._options.encoder, self._info, live=False)
 
     def close(self) -> None:
         """Finish the file and give it its name; with no frame written there is none."""

@@ -151,3 +151,36 @@ class CudaDecoder:
             return decoded  # FFmpeg has decoded it itself
         self.frames += 1
         return CudaFrame(decoded, stored, self.place)
+
+
+class OnFakeGpu:
+    """Puts decoded pictures into the memory of ``fake_gpu`` as FFmpeg does: what fills the memory is queued on the default stream.
+
+    Their memory is another's when the picture is gone; whoever still reads it then is at fault.
+    """
+
+    def __init__(self, machine):
+        self._gpu, self._unwritten, self._work = machine.gpu, machine.cuda.UNWRITTEN, machine.cuda.Work
+
+    def __call__(self, planes):
+        return _Placed(self._gpu, self._unwritten, self._work, planes)
+
+
+class _Placed:
+    def __init__(self, gpu, unwritten, work, planes):
+        self._gpu, self._unwritten = gpu, unwritten
+        self._memory = [np.full(plane.size, unwritten, np.uint8) for plane in planes]
+        self.addresses = [gpu.map(one) for one in self._memory]
+        memory = self._memory
+
+        def fill():
+            for one, plane in zip(memory, planes, strict=True):
+                one[:] = plane.ravel()
+
+        gpu.put(None, work("decode", fill))
+
+    def __del__(self):
+        for address, one in zip(self.addresses, self._memory, strict=True):
+            self._gpu.unused(one, "a decoded picture")
+            self._gpu.memory.pop(address, None)
+            one[:] = self._unwritten

@@ -67,9 +67,28 @@ def test_round_trip(make_bundle):
 
 def test_the_manifest_is_for_people_too(bundle):
     text = (bundle.folder / MANIFEST_NAME).read_text(encoding="utf-8")
-    unsaid = ("composes", "pixels")  # at their defaults
+    unsaid = ("composes", "pixels", "views")  # at their defaults
     assert list(json.loads(text)) == [field.name for field in dataclasses.fields(Manifest) if field.name not in unsaid]
     assert text.startswith('{\n  "model": "red",\n')
+
+
+def test_views_in_nv12_say_so_and_those_of_old_are_bgr(make_bundle, rewrite):
+    old = make_bundle("old", pixels="nv12", composes=True)
+    assert "views" not in json.loads((old.folder / MANIFEST_NAME).read_text())
+    assert Bundle.read(old.folder).manifest.views == "bgr"
+    written = make_bundle(pixels="nv12", composes=True, views="nv12")
+    assert json.loads((written.folder / MANIFEST_NAME).read_text())["views"] == "nv12"
+    assert Bundle.read(written.folder).manifest.views == "nv12"
+    for entries in (
+        {"views": "rgb"},
+        {"views": ["nv12"]},
+        {"views": "nv12", "composes": False},
+        {"views": "nv12", "pixels": "bgr"},
+    ):
+        with pytest.raises(
+            BundleError, match=r"expected bgr for views, or nv12 of a program that composes and takes NV12: "
+        ):
+            Bundle.read(rewrite(**{"pixels": "nv12", "composes": True, **entries}))
 
 
 def test_a_program_of_nv12_says_so(make_bundle, rewrite):

@@ -14,8 +14,10 @@ import pytest
 
 from pipeline.bundles.bundle import PROGRAM_NAME, Bundle
 from pipeline.bundles.plan_entry import PlanEntry
-from pipeline.engines import tensorrt_library
+from pipeline.engines import open_engine, tensorrt_library
+from tests.fakes.cuda_decoder import CudaDecoder, OnFakeGpu
 
+BT709 = {"x264-params": "colormatrix=bt709:colorprim=bt709:transfer=bt709:range=tv"}
 VERSIONS = {"tensorrt": "10.3.0.30", "tensorrt-rtx": "1.7.1.116"}
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
 _FAKES = ("fake_gpu", "fake_cuda", "fake_cuda_graph", "fake_tensorrt")
@@ -98,8 +100,8 @@ def nv12_bundle(red_bundle, tmp_path_factory):
     from compile.program.compose import with_views
     from compile.program.nv12 import with_nv12
 
-    program = with_nv12(with_views(red_bundle.program_path.read_bytes(), None), None)
-    manifest = dataclasses.replace(red_bundle.manifest, pixels="nv12", composes=True)
+    program = with_nv12(with_views(red_bundle.program_path.read_bytes(), None, "nv12"), None)
+    manifest = dataclasses.replace(red_bundle.manifest, pixels="nv12", composes=True, views="nv12")
     return Bundle.write(tmp_path_factory.mktemp("bundles") / "nv12", manifest, {PROGRAM_NAME: program})
 
 
@@ -112,6 +114,27 @@ def nv12_masks_bundle(red_bundle, tmp_path_factory):
     program = with_nv12(red_bundle.program_path.read_bytes(), None)
     manifest = dataclasses.replace(red_bundle.manifest, pixels="nv12")
     return Bundle.write(tmp_path_factory.mktemp("bundles") / "nv12-masks", manifest, {PROGRAM_NAME: program})
+
+
+@pytest.fixture
+def decoder(fake_machine, monkeypatch):
+    """A machine whose GPU also decodes (``tests.fakes.cuda_decoder``)."""
+    made = CudaDecoder(OnFakeGpu(fake_machine))
+    made.install(monkeypatch)
+    return made
+
+
+@pytest.fixture
+def clip(tmp_path, write_video, red_images):
+    """The path of a video that can stay on the GPU."""
+    return str(write_video(tmp_path / "clip.mp4", red_images, **BT709))
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def open_planned(request, fake_machine, add_plan):
+    """``open_planned(bundle)``: an engine of TensorRT or TensorRT-RTX on the fake GPU."""
+    fake_machine.install(request.param)
+    return lambda bundle: open_engine(add_plan(bundle, request.param), request.param)
 
 
 class Triton:

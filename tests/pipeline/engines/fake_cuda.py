@@ -230,6 +230,11 @@ def _memcpy_htod_async(dest, src, stream=None):
     _copy("cuMemcpyHtoDAsync", "upload", dest, src, stream, True)
 
 
+def _memcpy_dtoh(dest, src):
+    gpu.call("cuMemcpyDtoH", waits=True)
+    np.copyto(dest.reshape(-1), gpu.at(int(src), dest.nbytes))
+
+
 def _memcpy_dtoh_async(dest, src, stream=None):
     _copy("cuMemcpyDtoHAsync", "download", src, dest, stream, False)
 
@@ -239,7 +244,8 @@ def pycuda_driver():
     made = ModuleType("pycuda.driver")
     classes = (Device, Context, Stream, Event, Memcpy2D, Error, LogicError, OutOfMemory, LaunchError, DriverError)
     flags = (DeviceAttribute, EventFlags, HostAllocFlags)
-    functions = (_init, _mem_get_info, _mem_alloc, _pagelocked_empty, _memcpy_htod_async, _memcpy_dtoh_async)
+    copies = (_memcpy_htod_async, _memcpy_dtoh, _memcpy_dtoh_async)
+    functions = (_init, _mem_get_info, _mem_alloc, _pagelocked_empty, *copies)
     for member in (*classes, *flags, *functions, DeviceAllocation, PagelockedHostAllocation):
         setattr(made, member.__name__.lstrip("_"), member)
     return made

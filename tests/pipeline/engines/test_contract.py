@@ -171,7 +171,7 @@ def test_scores_that_are_not_finite_are_counted_frame_by_frame(open_here, counti
         computed = engine.collect_all()
         np.testing.assert_array_equal(computed.masks_nhw, given[..., 2])
         assert computed.not_finite.dtype == np.int32
-        assert computed.views_nhwc is None
+        assert computed.views is None
         kept.append((computed.not_finite, (given[..., 2] == 255).sum((1, 2)).tolist()))
     for counted, expected in kept:  # what came belongs to the caller
         assert counted.tolist() == expected

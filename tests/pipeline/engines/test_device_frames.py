@@ -17,60 +17,8 @@ from pipeline.render.compose import look_values
 from pipeline.render.look import Look
 from pipeline.sinks.base import Sink
 from pipeline.sources import open_source
-from tests.fakes.cuda_decoder import CudaDecoder
 
 BT709 = {"x264-params": "colormatrix=bt709:colorprim=bt709:transfer=bt709:range=tv"}
-
-
-class OnFakeGpu:
-    """Puts decoded pictures into the memory of ``fake_gpu`` as FFmpeg does: what fills the memory is queued on the default stream.
-
-    Their memory is another's when the picture is gone; whoever still reads it then is at fault.
-    """
-
-    def __init__(self, machine):
-        self._gpu, self._unwritten, self._work = machine.gpu, machine.cuda.UNWRITTEN, machine.cuda.Work
-
-    def __call__(self, planes):
-        return _Placed(self._gpu, self._unwritten, self._work, planes)
-
-
-class _Placed:
-    def __init__(self, gpu, unwritten, work, planes):
-        self._gpu, self._unwritten = gpu, unwritten
-        self._memory = [np.full(plane.size, unwritten, np.uint8) for plane in planes]
-        self.addresses = [gpu.map(one) for one in self._memory]
-        memory = self._memory
-
-        def fill():
-            for one, plane in zip(memory, planes, strict=True):
-                one[:] = plane.ravel()
-
-        gpu.put(None, work("decode", fill))
-
-    def __del__(self):
-        for address, one in zip(self.addresses, self._memory, strict=True):
-            self._gpu.unused(one, "a decoded picture")
-            self._gpu.memory.pop(address, None)
-            one[:] = self._unwritten
-
-
-@pytest.fixture
-def decoder(fake_machine, monkeypatch):
-    made = CudaDecoder(OnFakeGpu(fake_machine))
-    made.install(monkeypatch)
-    return made
-
-
-@pytest.fixture
-def clip(tmp_path, write_video, red_images):
-    return str(write_video(tmp_path / "clip.mp4", red_images, **BT709))
-
-
-@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
-def open_planned(request, fake_machine, add_plan):
-    fake_machine.install(request.param)
-    return lambda bundle: open_engine(add_plan(bundle, request.param), request.param)
 
 
 def read(spec, decode):
@@ -118,7 +66,7 @@ def test_views_come_beside_masks(decoder, open_planned, nv12_bundle, clip):
         engine.submit(FramesOnDevice((lies,)), look)
         got = engine.collect_all()
     np.testing.assert_array_equal(got.masks_nhw, expected.masks_nhw)
-    np.testing.assert_array_equal(got.views_nhwc, expected.views_nhwc)
+    np.testing.assert_array_equal(got.views, expected.views)
 
 
 def test_pictures_in_flight_are_held_until_they_are_computed(decoder, open_planned, nv12_masks_bundle, clip):
@@ -235,21 +183,3 @@ def test_the_command_refuses_what_does_not_fit(
     line = refused(*words, "--backend", "onnxruntime", model=nv12_masks_bundle.folder)
     assert "--decode cuda: expected a backend that takes frames on the GPU, tensorrt or tensorrt-rtx, got ONNX" in line
     assert line.endswith(": choose it with --backend, or leave --decode cuda out")
-
-
-def test_the_benchmark_compares_both_decoders(decoder, add_plan, nv12_bundle, clip, tmp_path, monkeypatch):
-    from benchmarks.gpu import decoding
-    from benchmarks.gpu.rows import Rows, Setup
-
-    planned = add_plan(nv12_bundle, "tensorrt")
-    monkeypatch.setattr(decoding, "with_plans", lambda *_: planned)
-    monkeypatch.setattr(decoding.Bundle, "read", lambda _: planned)
-    rows = Rows()
-    decoding.measure_decoders(Setup(tmp_path, "cuda", True), rows)
-    decoding.measure_device_frames(Setup(tmp_path, "cuda", True), rows)
-    assert [row["error"] for row in rows.rows if "error" in row] == []
-    stay, come_down, cpu, pictures, copied, gpu_draws, cpu_draws = rows.rows
-    assert [row["frames"] for row in (stay, come_down, cpu, pictures, gpu_draws)] == [12] * 5
-    assert [row["max_difference"] for row in (pictures, copied, gpu_draws, cpu_draws)] == [0] * 4
-    assert [row["stayed"] for row in (gpu_draws, cpu_draws)] == [12, 0]
-    assert (gpu_draws["iou_worst"], gpu_draws["what"]) == (1, "tensorrt, the GPU draws")

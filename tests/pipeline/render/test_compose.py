@@ -158,7 +158,7 @@ def test_an_empty_mask_leaves_the_frame(engine):
     frames = noise(1, 9, 9)
     frames[..., 2] = 0
     engine.submit(frames, look_values(Look(alpha=1)))
-    np.testing.assert_array_equal(engine.collect_all().views_nhwc, frames)
+    np.testing.assert_array_equal(engine.collect_all().views, frames)
 
 
 def test_a_program_that_does_not_compose_though_its_manifest_says_so(make_bundle):
@@ -258,7 +258,7 @@ def test_a_view_comes_down_only_if_it_was_asked_for(fake_machine, open_fake):
     kept = views.copy()
     views[:] = 0
     engine.submit(frames, look_values(Look()))
-    np.testing.assert_array_equal(engine.collect_all().views_nhwc, kept)
+    np.testing.assert_array_equal(engine.collect_all().views, kept)
     assert not np.shares_memory(masks, views)
 
 
