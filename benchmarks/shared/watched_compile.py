@@ -68,11 +68,12 @@ def compile_watched(name: str, arguments: Sequence[str]) -> tuple[Bundle, Search
         Path(anew, "weights").symlink_to((cache_folder() / "weights").resolve())
         process = subprocess.Popen(
             [sys.executable, "-m", "compile", *arguments, "--output", str(folder)],
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env={**os.environ, "EDGEMASK_CACHE": anew},
         )
-        assert process.stderr is not None
-        with process.stderr as stream:
+        assert process.stdout is not None
+        with process.stdout as stream:
             said = list(_said(stream))
         # Not Popen.wait: it does not tell the memory of this child alone.
         _, status, usage = os.wait4(process.pid, 0)

@@ -11,6 +11,7 @@ layers whole, and of large ones a few input channels. Only where that is far fro
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,13 +57,56 @@ _STEPS = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 _WORTH = 0.97
 # The same of each lower share: where the goal is not reached, it must be worth the work that leaves INT8.
 _WORTH_A_LOWER_SHARE = 0.5
-# How long the parts of a search take, beside one look at all examples: making all layers, a pass back, and making a few layers anew.
-_MAKING, _BACK, _SOME = 0.65, 4.5, 0.15
+# How long the parts of a search take, beside one look at all examples: a pass back, making all layers before that was measured, and
+# making a few layers anew beside that.
+_BACK, _MAKING, _SOME_OF_MAKING = 4.5, 0.65, 0.25
 # Layers of more than this share of the work give up input channels, so many at a time and at most that share of them, and not in
 # more layers than this, for each is one more convolution to run.
 _LARGE = 0.01
 _CHANNELS, _MOST_CHANNELS = 4, 0.25
 _MOST_SPLIT = 6
+
+
+class _Pace:
+    """Which share of a search is done, in looks at all examples; how long making layers takes beside one is measured on the way.
+
+    Lower shares of INT8 are seldom tried, and count from when they are.
+
+    Args:
+        progress: is told the share.
+
+    Attributes:
+        making: how long all layers are made.
+    """
+
+    def __init__(self, progress: Callable[[float], object]) -> None:
+        self.making = _MAKING
+        self._progress = progress
+        self._done = self._expected = 0.0
+        self._rounds, self._made_s, self._looked_s = 0, 0.0, 0.0
+
+    @property
+    def some(self) -> float:
+        """How long a few layers are made."""
+        return _SOME_OF_MAKING * self.making
+
+    def advance(self, looks: float) -> None:
+        """Something is done."""
+        self._done += looks
+        whole = len(_POWERS) * (self.making + 1) + _BACK + len(_STEPS) * (self.some + 1)
+        self._progress(min(self._done / max(whole, self._expected), 1.0))
+
+    def measured(self, made_s: float, looked_s: float) -> None:
+        """All layers were made, and all examples looked at, in so many seconds."""
+        self._rounds += 1
+        self._made_s += made_s
+        self._looked_s += looked_s
+        self.making = self._made_s / max(self._looked_s, 1e-9)
+        self._done = self._rounds * (self.making + 1)
+
+    def expect(self, trials: int) -> None:
+        """So many may follow, each of a few layers."""
+        self._expected = self._done + trials * (self.some + 1)
 
 
 class Int8Search:
@@ -153,17 +197,10 @@ class Int8Search:
             progress: told now and then which share of the search is done, 0 to 1; less again where more turns out to be needed.
         """
         steps: list[Step] = []
-        # Lower shares of INT8 are seldom tried, and count from when they are.
-        whole = len(_POWERS) * (_MAKING + 1) + _BACK + len(_STEPS) * (_SOME + 1)
-        done = 0.0
-
-        def advance(units: float) -> None:
-            nonlocal done
-            done += units
-            progress(min(done / whole, 1.0))
+        pace = _Pace(progress)
 
         def measured(recipe: Int8Recipe, what: str) -> Int8Recipe:
-            result = damage(recipe.apply(self.network), examples, advance)
+            result = damage(recipe.apply(self.network), examples, pace.advance)
             steps.append(Step(what, recipe.share, result))
             tried(steps[-1])
             return replace(recipe, result=result)
@@ -171,21 +208,23 @@ class Int8Search:
         left = self._left()
         best: Int8Recipe | None = None
         for power in _POWERS:
-            start = self._start(power, method, left, lambda share: advance(share * _MAKING))
+            begin_s = time.perf_counter()
+            start = self._start(power, method, left, lambda share: pace.advance(share * pace.making))
+            made_s = time.perf_counter()
             recipe = measured(start, f"cross-layer equalization, strength {power:g}")
+            pace.measured(made_s - begin_s, time.perf_counter() - made_s)
             if best is None or recipe.result.noise < best.result.noise:
                 best = recipe
         assert best is not None
-        damages = self._damages(best, examples, lambda share: advance(share * _BACK))
+        damages = self._damages(best, examples, lambda share: pace.advance(share * _BACK))
         total = sum(one.total for one in damages.values()) or 1.0
         best = replace(best, damage={name: one.total / total for name, one in damages.items()})
         able = 1.0 - sum(best.work[name] for name in left)
 
         def given_up(found: Int8Recipe, names: list[str], channels: dict[str, list[int]], to_come: int) -> Int8Recipe:
-            nonlocal whole
-            whole = max(whole, done + (to_come + 1) * (_SOME + 1))
+            pace.expect(to_come + 1)
             trial = self._without(found, names, channels, method)
-            advance(_SOME)
+            pace.advance(pace.some)
             return measured(trial, f"{len(trial.left)} layers and {sum(map(len, channels.values()))} channels in FP16")
 
         best = self._with_less(best, damages, given_up, goal_iou, [share * able for share in shares])

@@ -1,12 +1,15 @@
 """What a search for INT8 cost, from what the command says and when."""
 
-import shutil
 import sys
 
+import cv2
+import numpy as np
 import pytest
+import torch
 
 from benchmarks.shared import watched_compile
 from benchmarks.shared.watched_compile import compile_watched, search_of
+from compile.networks.unet import UNet
 from pipeline.command.command_line import SaidError
 
 
@@ -54,29 +57,36 @@ def test_what_fails_has_told_the_user(tmp_path, monkeypatch, capfd):
     assert "none.pth" in capfd.readouterr().err
 
 
-COMPILER = """#!/bin/sh
-[ -e "$EDGEMASK_CACHE/int8" ] && exit 1
-mkdir "$EDGEMASK_CACHE/int8" && echo found >"$EDGEMASK_CACHE/int8/recipe.npz"
-echo "calibrating: 100%" >&2
-echo "exporting the frame program, int8" >&2
-"""
-
-
-def test_a_search_is_made_anew_and_kept_for_who_compiles_next(tmp_path, monkeypatch, red_bundle):
-    monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path / "cache"))
-    compiler, kept = tmp_path / "compiler", tmp_path / "cache" / "int8" / "recipe.npz"
-    compiler.write_text(COMPILER)
-    compiler.chmod(0o700)
-    monkeypatch.setattr(watched_compile.sys, "executable", str(compiler))
-    shutil.copytree(red_bundle.folder, tmp_path / "cache" / "benchmarks" / "red")
-    for _ in range(2):
-        bundle, _ = compile_watched("red", [])
-        assert (bundle.manifest, kept.read_text()) == (red_bundle.manifest, "found\n")
-        kept.write_text("of before")
-
-
 def test_lines_that_a_bar_wrote_over_count(capfd):
     program = "import sys; sys.stderr.write('one\\rtwo\\n\\x1b[Athree\\n')"
     with watched_compile.subprocess.Popen([sys.executable, "-c", program], stderr=-1) as process:
         assert [line for _, line in watched_compile._said(process.stderr)] == ["one", "two", "three"]
     assert capfd.readouterr().err == "one\rtwo\n\x1b[Athree\n"
+
+
+def test_a_search_is_measured_as_the_command_makes_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEMASK_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    torch.save(UNet(3, 1, True, base_width=4).state_dict(), tmp_path / "tiny.pth")
+    (tmp_path / "contract.yaml").write_text("imgsz: [64, 64]\nmean: [0.5, 0.5, 0.5]\nstd: [0.25, 0.25, 0.25]\n")
+    for number in range(2):
+        blob = np.random.default_rng(number).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / f"{number}.png"), blob)
+    arguments = [
+        "--weights",
+        "tiny.pth",
+        "--contract",
+        "contract.yaml",
+        "--precision",
+        "int8",
+        "--strict",
+        "--min-iou",
+        "0",
+    ]
+    monkeypatch.chdir(tmp_path)
+    bundle, search = compile_watched("tiny", [*arguments, "--calib", "*.png", "--verify", "*.png"])
+    assert bundle.manifest.precision == "int8"
+    assert search.calibration_s > 0
+    assert search.search_s >= 0
+    assert search.peak_memory_mb > 100
+    assert list((tmp_path / "cache" / "int8").iterdir())  # for the next one
