@@ -26,6 +26,7 @@ from pipeline.sinks.base import Sink
 from pipeline.sinks.h264 import Muxer, encodes_on_gpu
 from pipeline.sinks.of_source import OfSource
 from pipeline.sinks.options import SinkOptions
+from pipeline.sinks.recording import RecordingSink
 from pipeline.sources import open_source
 from tests.fakes import cuda_encoder
 
@@ -190,6 +191,24 @@ def test_pictures_from_elsewhere_go_into_the_same_video(encoder, open_planned, n
     assert (encoder.on_gpu, encoder.on_cpu) == (2, 2)
     for image, one in zip(read_video(path).images, expected, strict=True):
         assert np.abs(image.astype(int) - one).max() <= 6
+
+
+def test_a_recording(encoder, open_planned, nv12_bundle, clip, renderer, make_info, tmp_path, read_video):
+    path, info = tmp_path / "a.mp4", make_info(live=True, size_hw=(32, 48))
+    with (
+        open_planned(nv12_bundle) as engine,
+        RecordingSink(str(path), info, renderer, SinkOptions(encoder="nvenc")) as sink,
+    ):
+        assert sink.leaves_views
+        engine.leaves_views = True
+        for index, picture in enumerate(on_gpu(clip)):
+            frame = Frame(np.zeros((32, 48, 3), np.uint8), index, index / 4, "a", "a")
+            frame.take_view(*drawn(engine, picture).views)
+            sink.write(frame)
+    assert (encoder.on_gpu, encoder.on_cpu) == (12, 0)
+    assert len(read_video(path).images) == 12
+    with av.open(str(path)) as container:
+        assert sum(packet.is_keyframe for packet in container.demux(video=0) if packet.size) == 3  # one a second
 
 
 def test_x264_has_them_come_down(encoder, open_planned, nv12_bundle, clip, tmp_path, read_video):
