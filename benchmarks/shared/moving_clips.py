@@ -136,7 +136,7 @@ def _camera_turns(pictures: Pictures, random: np.random.Generator) -> Iterator[D
 
 
 def _camera_shakes(pictures: Pictures, random: np.random.Generator) -> Iterator[Drawn]:
-    street, subject = pictures.background(random), pictures.subject(random, None, 150)
+    street, subject = pictures.panorama(random, SIZE_HW[1]), pictures.subject(random, None, 150)
     shakes = cv2.GaussianBlur(random.normal(0, 9, (75, 1, 2)).astype(np.float32), (1, 5), 1.0)[:, 0]
     for t, (dx, dy) in enumerate(shakes):
         shaken = cv2.warpAffine(street, _shift(dx, dy), SIZE_HW[::-1], borderMode=cv2.BORDER_REFLECT)

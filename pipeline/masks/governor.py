@@ -24,6 +24,7 @@ from pipeline.bundles.bundle import Task
 from pipeline.errors import OptionError, ServerAwayError
 from pipeline.frames.frame import Frame, Image
 from pipeline.masks.agreement import TRUSTED_FROM, Trust, counted_agreement
+from pipeline.masks.backdrop import Backdrop
 from pipeline.masks.memory import Memories
 from pipeline.masks.motion import Track
 from pipeline.stages.prefetch import Prefetch
@@ -138,6 +139,7 @@ class _Of:
     """What is known of one source."""
 
     trust: Trust
+    backdrop: Backdrop = field(default_factory=Backdrop)
     key: _Key | None = None
     before: _Key | None = None  # the key before it, of the same scene
     tiles: Image | None = None  # of its last frame
@@ -311,6 +313,7 @@ class Governor:
         if self._asked is not None:
             self._take(done)
         known.key = known.before = None
+        known.backdrop = Backdrop()
         known.trust = self._new_trust()  # what moved slowly in one scene says nothing of the next
         ask(frame)
         self._asked, known.asked_s = _Asked(frame, tiles, known.number, [grey]), time.monotonic()
@@ -354,7 +357,7 @@ class Governor:
         known = self._sources[asked.frame.source]
         self._engine_s = time.monotonic() - known.asked_s
         count = 0 if not_finite is None else int(not_finite[0])
-        track = Track(asked.path[0], mask, self._task)
+        track = Track(asked.path[0], mask, self._task, known.backdrop)
         for grey in asked.path[1:]:
             track.follow(grey)
         key = _Key(asked.path[0], asked.tiles, asked.frame.captured_ns, asked.number, track, count)
