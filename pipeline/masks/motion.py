@@ -38,8 +38,8 @@ _EDGE_PX = 4
 
 # Where a mask may be subject.
 _SUBJECT_LEVEL = 64
-# A silhouette may differ so many pixels from a moved mask.
-_SILHOUETTE_PX = 6
+# A silhouette may differ so many pixels from a moved mask, or a share of the root of its area.
+_SILHOUETTE_PX, _SILHOUETTE_SHARE = 5, 0.1
 
 Points = NDArray[np.float32]
 
@@ -219,31 +219,34 @@ class Track:
             )
             there_x -= spread[..., 0]
             there_y -= spread[..., 1]
-        alpha = cv2.remap(
+        shape = cv2.remap(
             subject.alpha, there_x - subject.x, there_y - subject.y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        window = out[top:bottom, left:right]
+        alpha = moved = np.asarray(shape, np.uint8)
+        here = slice(top, bottom), slice(left, right)
         if self._states is not None and self._now is not None:
             was = cv2.remap(self._states, there_x, there_y, cv2.INTER_NEAREST, borderValue=UNKNOWN)
-            alpha = _with_silhouette(
-                np.asarray(alpha, np.uint8), np.asarray(was, np.uint8), self._now[top:bottom, left:right]
-            )
+            reach_px = max(_SILHOUETTE_PX, round(_SILHOUETTE_SHARE * subject.area**0.5))
+            alpha = _with_silhouette(moved, np.asarray(was, np.uint8), self._now[here], reach_px)
         if self._task == "classes":
-            window[alpha >= 128] = subject.value
+            # What hides the street beside a subject may be another one.
+            is_free = out[here] == self._ground[here]
+            out[here][(alpha >= 128) & (is_free | (moved >= 128))] = subject.value
         else:
-            np.maximum(window, alpha, out=window)
+            np.maximum(out[here], alpha, out=out[here])
 
 
-def _with_silhouette(alpha: Image, was: Image, now: Image) -> Image:
+def _with_silhouette(alpha: Image, was: Image, now: Image, reach_px: int) -> Image:
     """A moved subject, corrected where its pixels have become what is behind, or those beside it something else.
 
     Args:
         alpha: (h, w) uint8, the subject where it was moved to.
         was: (h, w) uint8, states of the computed frame's pixels, moved likewise: what they were in the mask, they are now.
         now: (h, w) uint8, those of this frame's.
+        reach_px: how far its outline may be from there.
     """
     inside = np.asarray(alpha >= 128, np.uint8)
-    around = np.ones((2 * _SILHOUETTE_PX + 1,) * 2, np.uint8)
+    around = np.ones((2 * reach_px + 1,) * 2, np.uint8)
     gone = (was >= SHADOW) & (now == SAME) & (cv2.erode(inside, around) < inside)
     new = (was == SAME) & (now == DIFFERS) & (cv2.dilate(inside, around) > inside)
     if not (gone.any() or new.any()):

@@ -274,10 +274,11 @@ def test_masks_are_moved_as_far_as_they_agree_and_the_rest_is_stale(said):
     assert np.mean(governor.reuse.agreements) == pytest.approx(np.mean(true), abs=0.03)
     assert len(said) == 1
     told = re.match(
-        r"door: .* by IoU (0\.\d+), .* are 10 frames old, .* more than (\d+\.\d) .* stale: --fps (\S+) or", said[0]
+        r"door: .* by IoU (0\.\d+), .* are (\d+) frames old, .* more than (\d+\.\d) .* stale: --fps (\S+) or", said[0]
     )
     assert 0.8 < float(told[1]) <= 0.9
-    assert float(told[3]) == pytest.approx(1000 * float(told[2]) / 10, rel=0.02)
+    assert int(told[2]) in (10, 11)  # the backend may answer a frame later
+    assert float(told[4]) == pytest.approx(1000 * float(told[3]) / int(told[2]), rel=0.02)
     assert list(governor.lines())[1].startswith("door: moved masks agree with computed ones by IoU 0.8")
 
 
