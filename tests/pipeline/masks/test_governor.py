@@ -291,7 +291,7 @@ def test_where_masks_cannot_be_moved_far_enough_none_is():
     assert not governor.reuse.agreements
     _, told = governor.lines()
     assert "--fps" not in told  # a camera does not wait
-    assert float(re.search(r"by IoU (0\.\d+), expected 0\.90, when they are 10 frames old", told)[1]) < 0.8
+    assert float(re.search(r"by IoU (0\.\d+), expected 0\.90, when they are 10 frames old", told)[1]) < 0.85
 
 
 def test_nothing_is_said_of_a_cost_that_was_not_measured():
