@@ -41,6 +41,7 @@ QUESTIONS = {
         "benchmarks.questions.latency",
         "pipeline throughput relative to the backend alone, and the latency of each stage",
     ),
+    "motion": ("benchmarks.questions.motion", "how right the masks are that --fps moves with the picture"),
     "scale": ("benchmarks.questions.scale", "what it costs to compute elsewhere: on a server"),
     "sizes": ("benchmarks.questions.sizes", "which --imgsz reaches which frame rate, and how good its masks are"),
     "soak": ("benchmarks.questions.soak", "whether memory grows over many frames, or hours"),

@@ -90,7 +90,7 @@ def test_figures_are_written_between_their_marks(tmp_path):
     assert with_figures(empty + text, tmp_path).count("0.5000") == 2
     with pytest.raises(
         OptionError,
-        match="figures: expected one of accuracy, good, speed, peers, sizes, flicker, networks, scale, int8, int8_carvana, "
+        match="figures: expected one of accuracy, good, speed, peers, sizes, flicker, motion, networks, scale, int8, int8_carvana, "
         "peers_with_openvino, got beauty",
     ):
         with_figures(text.replace("accuracy", "beauty"), tmp_path)

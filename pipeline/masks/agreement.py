@@ -105,6 +105,16 @@ class Trust:
         """How old masks get, in frames; by the last comparison, of which there was one."""
         return (self._old or self._young)[-1].age
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether masks are good enough as old as they get; true before anything was measured."""
+        return not self.measured or self.expected(self.oldest) >= TRUSTED_FROM
+
+    @property
+    def times_as_many(self) -> float:
+        """How many times as many computed masks would be enough, 1 or more."""
+        return self.oldest / max(0.1, min(self.reach, self.oldest))
+
     def _lines(self) -> list[_Line]:
         """Of the last comparisons together, and of the last one."""
         if not self.measured:

@@ -24,6 +24,7 @@ from pipeline.bundles.bundle import Task
 from pipeline.errors import OptionError, ServerAwayError
 from pipeline.frames.frame import Frame, Image
 from pipeline.masks.agreement import TRUSTED_FROM, Trust, counted_agreement
+from pipeline.masks.backdrop import Backdrop
 from pipeline.masks.memory import Memories
 from pipeline.masks.motion import Track
 from pipeline.stages.prefetch import Prefetch
@@ -137,6 +138,8 @@ class _Asked(NamedTuple):
 class _Of:
     """What is known of one source."""
 
+    trust: Trust
+    backdrop: Backdrop = field(default_factory=Backdrop)
     key: _Key | None = None
     before: _Key | None = None  # the key before it, of the same scene
     tiles: Image | None = None  # of its last frame
@@ -144,7 +147,6 @@ class _Of:
     number: int = 0  # of its last frame
     asked_s: float = 0.0
     seen_s: float = 0.0
-    trust: Trust = field(default_factory=Trust)
     told: bool = False
 
 
@@ -155,12 +157,16 @@ class Governor:
         rate_hz: frames per second to keep, over all sources; what comes faster waits, or is dropped where it is live.
         task: of the masks.
         live: names of the sources whose masks are stale after 2 s.
+        trust: makes what decides how far the masks of a scene are moved.
     """
 
-    def __init__(self, rate_hz: float, task: Task, *, live: Collection[str] = ()) -> None:
+    def __init__(
+        self, rate_hz: float, task: Task, *, live: Collection[str] = (), trust: Callable[[], Trust] = Trust
+    ) -> None:
         self.rate_hz = rate_hz
         self.reuse = Reuse()
         self._task = task
+        self._new_trust = trust
         self._live = frozenset(live)  # replaced and not changed
         self._sources: dict[str, _Of] = {}
         self._gone: deque[str] = deque()
@@ -197,7 +203,7 @@ class Governor:
         """What it did, for the user, and for each source whose masks cannot be moved as far as they have to be what would be enough."""
         yield self.reuse.line()
         for name, known in self._sources.items():
-            if not _is_enough(known.trust):
+            if not known.trust.is_enough:
                 yield f"{name}: {self._reach(name, known.trust)}"
 
     def masked(
@@ -249,7 +255,7 @@ class Governor:
     ) -> None:
         now_s = time.monotonic()
         self._forget(done)
-        known = self._sources.setdefault(frame.source, _Of())
+        known = self._sources.get(frame.source) or self._sources.setdefault(frame.source, _Of(self._new_trust()))
         known.seen_s = now_s
         known.number += 1
         if self._asked is not None and done.ready():
@@ -307,7 +313,8 @@ class Governor:
         if self._asked is not None:
             self._take(done)
         known.key = known.before = None
-        known.trust = Trust()  # what moved slowly in one scene says nothing of the next
+        known.backdrop = Backdrop()
+        known.trust = self._new_trust()  # what moved slowly in one scene says nothing of the next
         ask(frame)
         self._asked, known.asked_s = _Asked(frame, tiles, known.number, [grey]), time.monotonic()
         key = self._take(done)
@@ -350,7 +357,7 @@ class Governor:
         known = self._sources[asked.frame.source]
         self._engine_s = time.monotonic() - known.asked_s
         count = 0 if not_finite is None else int(not_finite[0])
-        track = Track(asked.path[0], mask, self._task)
+        track = Track(asked.path[0], mask, self._task, known.backdrop)
         for grey in asked.path[1:]:
             track.follow(grey)
         key = _Key(asked.path[0], asked.tiles, asked.frame.captured_ns, asked.number, track, count)
@@ -375,7 +382,7 @@ class Governor:
             at, agreed = zip(before.young, older, strict=True)
             self.reuse.agreements.extend(float(np.interp(shown, at, agreed)) for shown in before.shown)
         known.trust.add(ages[0], values[0], older)
-        if older is not None and not _is_enough(known.trust):
+        if older is not None and not known.trust.is_enough:
             self._tell(asked.frame.source, self._reach(asked.frame.source, known.trust))
 
     def _reach(self, source: str, trust: Trust) -> str:
@@ -383,9 +390,11 @@ class Governor:
         oldest = trust.oldest
         reach = min(trust.reach, oldest)
         computed_hz = 1 / max(self._engine_s, 1e-3)
-        enough = f"{computed_hz * oldest / max(reach, 0.1):.1f} computed a second (a smaller --imgsz, or a GPU) would be enough"
+        enough = (
+            f"{computed_hz * trust.times_as_many:.1f} computed a second (a smaller --imgsz, or a GPU) would be enough"
+        )
         if source not in self._live:  # a file waits for the engine, a camera does not
-            enough = f"--fps {max(_LEAST_HZ, self._rate_hz * reach / oldest):.3g} or {enough}"
+            enough = f"--fps {max(_LEAST_HZ, self._rate_hz / trust.times_as_many):.3g} or {enough}"
         return (
             f"moved masks agree with computed ones by IoU {trust.expected(oldest):.3f}, expected {TRUSTED_FROM:.2f}, when they are "
             f"{oldest:.0f} frames old, as with {computed_hz:.1f} computed a second; those of more than {reach:.1f} frames are marked "
@@ -403,10 +412,6 @@ class Governor:
         """Whether no other source that is alive has waited longer for the engine."""
         alive = [other for other in self._sources.values() if now_s - other.seen_s < _SILENT_S]
         return known.asked_s <= min(other.asked_s for other in alive)
-
-
-def _is_enough(trust: Trust) -> bool:
-    return not trust.measured or trust.expected(trust.oldest) >= TRUSTED_FROM
 
 
 def _add_step(path: list[Image], grey: Image) -> None:

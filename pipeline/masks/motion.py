@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import Task
 from pipeline.frames.frame import Image
+from pipeline.masks.backdrop import DIFFERS, SAME, SHADOW, UNKNOWN, Backdrop
 
 # Subjects beyond these, the smallest, stay where they were.
 _MOST_SUBJECTS, _FEWEST_PIXELS = 24, 8
@@ -34,6 +35,11 @@ _FLAT_EIGENVALUE, _RIM_PX, _FLAT_SIZE, _ROOM_PX = 1e-4, 3, 96, 14
 _CORRELATED_FROM = 0.1
 # Soft edges of a mask end so many pixels from it.
 _EDGE_PX = 4
+
+# Where a mask may be subject.
+_SUBJECT_LEVEL = 64
+# A silhouette may differ so many pixels from a moved mask, or a share of the root of its area.
+_SILHOUETTE_PX, _SILHOUETTE_SHARE = 5, 0.1
 
 Points = NDArray[np.float32]
 
@@ -67,14 +73,16 @@ class Track:
         grey: (h, w) uint8, the picture that the mask was computed for, small.
         mask: (H, W) uint8, probability × 255 or class index; kept, not changed.
         task: of the mask.
+        backdrop: what is behind the subjects, which learns from this mask; None: nobody looks whether the camera stands still.
 
     Attributes:
         mask: as it was computed.
         sure: share of the points that were found in each picture, where least were; by their subjects' areas, 0 to 1.
     """
 
-    def __init__(self, grey: Image, mask: Image, task: Task) -> None:
+    def __init__(self, grey: Image, mask: Image, task: Task, backdrop: Backdrop | None = None) -> None:
         self.mask = mask
+        self._backdrop = backdrop
         self._key = self._last = grey
         self._task = task
         way = cv2.INTER_NEAREST if task == "classes" else cv2.INTER_AREA
@@ -82,6 +90,12 @@ class Track:
         regions = sorted(_regions(small, task), key=lambda region: -region[0])[:_MOST_SUBJECTS]
         each = int(np.clip(_POINTS / max(1, len(regions)), _FEWEST_POINTS, _MOST_POINTS))
         self._ground = small.copy()
+        # Which pixels differ from the backdrop, in the first picture and in the last one.
+        self._states: Image | None = None
+        self._now: Image | None = None
+        if backdrop is not None:
+            is_subject = small != _ground_of(small, task) if task == "classes" else small >= _SUBJECT_LEVEL
+            self._states = backdrop.learn(grey, is_subject.astype(np.uint8))
         self._subjects: list[_Subject] = []
         found: list[Points] = []
         start = 0
@@ -137,6 +151,8 @@ class Track:
                 is_found[subject.points] &= subject.rim is None
             is_found &= np.linalg.norm(direct - self._to, axis=1) <= _NEAR_PX
             to = np.where(is_found[:, None], direct, self._to)
+            if self._backdrop is not None and self._states is not None:
+                self._now = self._backdrop.states(self._last)
             for subject in self._subjects:
                 self._paint(out, subject, to[subject.points], (is_found | self._is_followed)[subject.points])
         height, width = self.mask.shape
@@ -203,14 +219,40 @@ class Track:
             )
             there_x -= spread[..., 0]
             there_y -= spread[..., 1]
-        alpha = cv2.remap(
+        shape = cv2.remap(
             subject.alpha, there_x - subject.x, there_y - subject.y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        window = out[top:bottom, left:right]
+        alpha = moved = np.asarray(shape, np.uint8)
+        here = slice(top, bottom), slice(left, right)
+        if self._states is not None and self._now is not None:
+            was = cv2.remap(self._states, there_x, there_y, cv2.INTER_NEAREST, borderValue=UNKNOWN)
+            reach_px = max(_SILHOUETTE_PX, round(_SILHOUETTE_SHARE * subject.area**0.5))
+            alpha = _with_silhouette(moved, np.asarray(was, np.uint8), self._now[here], reach_px)
         if self._task == "classes":
-            window[alpha >= 128] = subject.value
+            # What hides the street beside a subject may be another one.
+            is_free = out[here] == self._ground[here]
+            out[here][(alpha >= 128) & (is_free | (moved >= 128))] = subject.value
         else:
-            np.maximum(window, alpha, out=window)
+            np.maximum(out[here], alpha, out=out[here])
+
+
+def _with_silhouette(alpha: Image, was: Image, now: Image, reach_px: int) -> Image:
+    """A moved subject, corrected where its pixels have become what is behind, or those beside it something else.
+
+    Args:
+        alpha: (h, w) uint8, the subject where it was moved to.
+        was: (h, w) uint8, states of the computed frame's pixels, moved likewise: what they were in the mask, they are now.
+        now: (h, w) uint8, those of this frame's.
+        reach_px: how far its outline may be from there.
+    """
+    inside = np.asarray(alpha >= 128, np.uint8)
+    around = np.ones((2 * reach_px + 1,) * 2, np.uint8)
+    gone = (was >= SHADOW) & (now == SAME) & (cv2.erode(inside, around) < inside)
+    new = (was == SAME) & (now == DIFFERS) & (cv2.dilate(inside, around) > inside)
+    if not (gone.any() or new.any()):
+        return alpha
+    corrected = np.where(new, 255, np.where(gone, 0, alpha)).astype(np.uint8)
+    return np.asarray(cv2.medianBlur(corrected, 3), np.uint8)
 
 
 def _regions(small: Image, task: Task) -> Iterator[tuple[int, int, tuple[int, int, int, int], Image]]:
