@@ -80,19 +80,26 @@ def _int8_carvana(results: Path) -> list[str]:
     return _int8_table(_read(results, "int8_carvana")["table"])
 
 
+_INT8_COLUMNS = {  # entry of a row: (what the table calls it, how it is written)
+    "share_of_work": ("work in INT8", "{:.1%}"),
+    "iou_mean": ("IoU with FP32", "{:.4f}"),
+    "iou_low": ("lower end", "{:.4f}"),
+    "iou_worst": ("worst", "{:.3f}"),
+    "max_f": ("max F-measure", "{:.4f}"),
+    "max_f_difference": ("difference to FP32", "{:+.4f}"),
+    "truth_iou": ("IoU with the truth", "{:.4f}"),
+}
+
+
 def _int8_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [
-        "| | work in INT8 | IoU with FP32 | lower end | worst | IoU with the truth | max F-measure | difference to FP32 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = {key: column for key, column in _INT8_COLUMNS.items() if key in rows[0]}
+    lines = ["| | " + " | ".join(title for title, _ in columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
-        strong = "**" if row["tool"] == "ours" else ""
+        cells = {key: "–" if row[key] is None else text.format(row[key]) for key, (_, text) in columns.items()}
         name = f"{row['label']} {row['version']}".strip()
-        share = "–" if row["share_of_work"] is None else f"{row['share_of_work']:.1%}"
-        lines.append(
-            f"| {strong}{name}{strong} | {share} | {strong}{row['iou_mean']:.4f}{strong} | {row['iou_low']:.4f} "
-            f"| {row['iou_worst']:.3f} | {row['truth_iou']:.4f} | {row['max_f']:.4f} | {row['max_f_difference']:+.4f} |"
-        )
+        if row["tool"] == "ours":
+            name, cells["iou_mean"] = f"**{name}**", f"**{cells['iou_mean']}**"
+        lines.append(f"| {name} | {' | '.join(cells.values())} |")
     return lines
 
 
