@@ -44,7 +44,8 @@ class Backdrop:
         last, self._last = self._last, grey
         outside = cv2.dilate(is_subject, np.ones((2 * _RIM_PX + 1,) * 2, np.uint8)) == 0
         states = None if last is None else self.states(grey)
-        if last is None or states is None or np.mean(states[outside] >= SHADOW) > _MOST_SHARE:
+        around = np.count_nonzero(outside)
+        if last is None or states is None or np.count_nonzero(outside & (states >= SHADOW)) > _MOST_SHARE * around:
             self._keep(grey.astype(np.float32), outside)
             return None
         still = cv2.absdiff(grey, self._levels)[outside & (states == SAME)]

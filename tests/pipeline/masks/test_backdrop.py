@@ -56,6 +56,13 @@ def test_a_camera_that_moves_has_no_backdrop():
     assert (backdrop.states(street(2)) == SAME).all()
 
 
+def test_nothing_is_learned_where_all_is_subject():
+    backdrop, everything = Backdrop(), np.ones(SIZE_HW, np.uint8)
+    for seed in range(3):
+        backdrop.learn(street(seed), everything)
+    assert (backdrop.states(street()) == UNKNOWN).all()
+
+
 @pytest.mark.parametrize("task", ["binary", "classes"])
 def test_a_leg_that_swings_is_where_the_street_is_hidden(task):
     def moved(backdrop):
