@@ -277,7 +277,7 @@ def test_masks_are_moved_as_far_as_they_agree_and_the_rest_is_stale(said):
         r"door: .* by IoU (0\.\d+), .* are (\d+) frames old, .* more than (\d+\.\d) .* stale: --fps (\S+) or", said[0]
     )
     assert 0.8 < float(told[1]) <= 0.9
-    assert int(told[2]) in (10, 11)  # the backend may answer a frame later
+    assert int(told[2]) >= 10  # the backend may answer later
     assert float(told[4]) == pytest.approx(1000 * float(told[3]) / int(told[2]), rel=0.02)
     assert list(governor.lines())[1].startswith("door: moved masks agree with computed ones by IoU 0.8")
 
