@@ -10,17 +10,19 @@ from importlib.util import find_spec
 
 from pipeline.stages.prefetch import Prefetch
 
+_PRINTED = frozenset(("-h", "--help", "-V", "--version"))
+
 
 def map_early(package: str) -> None:
     """Map the libraries of a package's folder, and what they need, on a thread; ``import`` then finds them there.
 
     Python's lock is held while ``import`` does that, which for OpenCV is two thirds of its time, and not here. What cannot be mapped
-    is told by the import.
+    is told by the import. Nothing is mapped for a command that only prints its help.
 
     Args:
         package: by its name, such as "cv2".
     """
-    if sys.platform == "linux" and package not in sys.modules:
+    if sys.platform == "linux" and package not in sys.modules and _PRINTED.isdisjoint(sys.argv):
         Prefetch(_mapped(package), 1, name=f"map {package}", join_s=0.0)
 
 

@@ -13,7 +13,7 @@ BLUE, ORANGE, GREEN, PURPLE, RED, SKY, GREY = (
     *("#0072b2", "#e69f00", "#009e73", "#8e4585", "#d55e00", "#56b4e9"),
     "#999999",
 )
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, "#000000", "#b8a000")
 
 
 def new_figure(width_px: int, height_px: int) -> Figure:

@@ -59,3 +59,16 @@ def test_the_command_and_its_script_map_what_every_run_imports():
             line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")
         ]
         assert names.index("pipeline.early_libraries") < names.index("pipeline.command.options")
+
+
+def test_help_is_printed_without():
+    program = (
+        "import sys, threading; sys.argv.append('--help'); import pipeline.early_libraries as it; it.map_early('cv2')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; print(threading.active_count())"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "1\n"
