@@ -92,10 +92,10 @@ _INT8_COLUMNS = {  # entry of a row: (what the table calls it, how it is written
 
 
 def _int8_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    columns = {key: column for key, column in _INT8_COLUMNS.items() if key in rows[0]}
-    lines = ["| | " + " | ".join(title for title, _ in columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    titles = [title for title, _ in _INT8_COLUMNS.values()]
+    lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for row in rows:
-        cells = {key: "–" if row[key] is None else text.format(row[key]) for key, (_, text) in columns.items()}
+        cells = {key: "–" if row[key] is None else text.format(row[key]) for key, (_, text) in _INT8_COLUMNS.items()}
         name = f"{row['label']} {row['version']}".strip()
         if row["tool"] == "ours":
             name, cells["iou_mean"] = f"**{name}**", f"**{cells['iou_mean']}**"
