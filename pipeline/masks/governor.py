@@ -10,6 +10,7 @@ frame says that it is stale.
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 from collections import deque
@@ -83,7 +84,7 @@ class Reuse:
         share = f", {1 - self.stale / given:.0%} have one of their own picture" if self.stale else ""
         cost = ""
         if self.agreements:
-            low = np.percentile(self.agreements, 5)
+            low = math.floor(100 * np.percentile(self.agreements, 5)) / 100  # rounded up, it would not be reached
             cost = f"; moved masks agree with computed ones: IoU {np.mean(self.agreements):.4f}, 95 % of them {low:.2f} or more"
         return (
             f"{self.computed} masks computed, moved for {self.moved} frames, kept for {self.unchanged}, "

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+from collections import deque
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -296,6 +297,10 @@ def test_where_masks_cannot_be_moved_far_enough_none_is():
 
 def test_nothing_is_said_of_a_cost_that_was_not_measured():
     assert Reuse(1, 0, 9).line() == "1 masks computed, moved for 0 frames, kept for 9, stale for 0"
+
+
+def test_what_most_masks_reach_is_not_rounded_up():
+    assert Reuse(1, 9, 0, agreements=deque([0.9985] * 9)).line().endswith("IoU 0.9985, 95 % of them 0.99 or more")
 
 
 # Masks that cannot be moved
