@@ -18,8 +18,6 @@ if __name__ == "__main__":
 # stand beside our one line.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-# NumPy multiplies no large matrices here. Its library would start a thread for each core, which spins until the first mask is there.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # A camera that was unplugged is noticed after so many seconds and not after ten.
 os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "2")
 
@@ -51,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: RunOptions, reread: Callable[[], RunOptions]) -> None:
     from pipeline.command.engine_of_run import HeadStart  # only now: --help and a wrong option need none of it
     from pipeline.command.freed_memory import keep_freed_memory
+    from pipeline.early_libraries import import_numpy
 
     keep_freed_memory()
+    import_numpy()
     with shown_log(quiet=options.quiet), HeadStart(options) as begun:
         from pipeline.command.job import run_job  # which takes as long as the engine needs to open
         from pipeline.sources import load_sources

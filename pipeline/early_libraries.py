@@ -1,4 +1,8 @@
-"""A package's native library, mapped into the process while Python still reads the command line."""
+"""Native libraries that a command loads as it starts: on a thread where that can be, and with no threads of their own.
+
+NumPy and OpenCV bring OpenBLAS, which starts a thread for each core. Nobody multiplies large matrices here, and these threads would
+spin while the first mask is awaited.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from pipeline.stages.prefetch import Prefetch
+
+_THREADS = "OPENBLAS_NUM_THREADS"
+_are_threads_said = _THREADS in os.environ  # by the user
 
 _PRINTED = frozenset(("-h", "--help", "-V", "--version"))
 
@@ -23,7 +30,17 @@ def map_early(package: str) -> None:
         package: by its name, such as "cv2".
     """
     if sys.platform == "linux" and package not in sys.modules and _PRINTED.isdisjoint(sys.argv):
+        os.environ.setdefault(_THREADS, "1")
         Prefetch(_mapped(package), 1, name=f"map {package}", join_s=0.0)
+
+
+def import_numpy() -> None:
+    """Import NumPy before the command's threads part: both need it, and would take turns with Python's lock at it."""
+    os.environ.setdefault(_THREADS, "1")
+    import numpy  # noqa: F401
+
+    if not _are_threads_said:  # or what this process starts would have one thread too, such as a compilation
+        os.environ.pop(_THREADS, None)
 
 
 def _mapped(package: str) -> Iterator[None]:

@@ -126,8 +126,6 @@ class HeadStart:
         pictures = (kind.folders and os.path.isfile(spec) for kind, spec in zip(kinds, specs, strict=True))
         counts = [1 if is_picture else None for is_picture in pictures]
         self._overlap = _is_long(options, counts, live=any(kind.live for kind in kinds))
-        import numpy  # noqa: F401 - both threads need it, and would take turns with Python's lock at it
-
         self._opening = Prefetch(_opened(options.model, self._overlap), 1, name="engine", join_s=None)
 
     def __enter__(self) -> HeadStart:

@@ -1,5 +1,6 @@
 """Native libraries that are mapped while Python does something else."""
 
+import os
 import subprocess
 import sys
 
@@ -72,3 +73,18 @@ def test_help_is_printed_without():
         text=True,
     )
     assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize("given", [None, "3"])
+def test_numpy_has_one_thread_for_matrices_and_no_child_is_told_so(given):
+    program = (
+        "import os, threading, pipeline.early_libraries as it; it.map_early('cv2')\n"
+        "[thread.join() for thread in threading.enumerate() if thread.name == 'map cv2']; it.import_numpy()\n"
+        "print(len(os.listdir('/proc/self/task')), os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
+    environment |= {} if given is None else {"OPENBLAS_NUM_THREADS": given}
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment)
+    threads, told = done.stdout.split()
+    assert told == str(given)
+    assert given is not None or threads == "1"
