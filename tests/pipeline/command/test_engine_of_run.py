@@ -203,10 +203,10 @@ def test_both_threads_have_numpy_before_they_part(model, picture):
     """Each would wait for the other's turn with Python's lock."""
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pipeline.__main__ import main\n"
         "from pipeline.command import engine_of_run\n"
-        "from pipeline.command.options import parse_options\n"
-        "engine_of_run.Prefetch = lambda *_, **__: print('numpy' in sys.modules)\n"
-        "engine_of_run.HeadStart(parse_options(sys.argv[1:]))"
+        "engine_of_run.Prefetch = lambda *_, **__: (print('numpy' in sys.modules), sys.exit())\n"
+        "main()"
     )
     arguments = [picture, "--model", model.name, "--backend", "onnxruntime", "--output", "null"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
