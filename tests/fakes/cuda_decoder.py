@@ -74,17 +74,11 @@ class Packet:
         return getattr(self._packet, name)
 
 
-class Container:
-    """Of ``av.container.InputContainer``."""
+class Opened:
+    """A container of PyAV's, all of which is as it was but for what a class below says."""
 
-    def __init__(self, container, on_device):
-        self._container, self._on_device = container, on_device
-
-    def demux(self, *streams):
-        return (Packet(packet, self._on_device) for packet in self._container.demux(*streams))
-
-    def decode(self, stream):
-        return (self._on_device(one) for one in self._container.decode(stream))
+    def __init__(self, container):
+        self._container = container
 
     def __enter__(self):
         return self
@@ -94,6 +88,20 @@ class Container:
 
     def __getattr__(self, name):
         return getattr(self._container, name)
+
+
+class Container(Opened):
+    """Of ``av.container.InputContainer``."""
+
+    def __init__(self, container, on_device):
+        super().__init__(container)
+        self._on_device = on_device
+
+    def demux(self, *streams):
+        return (Packet(packet, self._on_device) for packet in self._container.demux(*streams))
+
+    def decode(self, stream):
+        return (self._on_device(one) for one in self._container.decode(stream))
 
 
 class CudaDecoder:

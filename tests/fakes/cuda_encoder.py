@@ -9,6 +9,8 @@ from collections import deque
 import av
 import numpy as np
 
+from tests.fakes.cuda_decoder import Opened
+
 _DELAY = 3
 _OPTIONS = {"preset": "ultrafast", "crf": "1"}
 
@@ -107,11 +109,12 @@ class Stream:
         return self._stream.encode(picture)
 
 
-class Container:
+class Container(Opened):
     """Of ``av.container.OutputContainer``."""
 
     def __init__(self, container, encoder):
-        self._container, self._encoder, self._streams = container, encoder, []
+        super().__init__(container)
+        self._encoder, self._streams = encoder, []
 
     def add_stream(self, name, rate=None, options=None):
         if name != "h264_nvenc":
@@ -119,15 +122,6 @@ class Container:
         assert "cq" in options
         self._streams.append(Stream(self._container.add_stream("libx264", rate=rate, options=_OPTIONS), self._encoder))
         return self._streams[-1]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def __getattr__(self, name):
-        return getattr(self._container, name)
 
 
 class CudaEncoder:
