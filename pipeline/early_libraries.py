@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pipeline.stages.prefetch import Prefetch
 
 _THREADS = "OPENBLAS_NUM_THREADS"
-_are_threads_said = _THREADS in os.environ  # by the user
+_SET_BY_USER = _THREADS in os.environ
 
 _PRINTED = frozenset(("-h", "--help", "-V", "--version"))
 
@@ -39,7 +39,7 @@ def import_numpy() -> None:
     os.environ.setdefault(_THREADS, "1")
     import numpy  # noqa: F401
 
-    if not _are_threads_said:  # or what this process starts would have one thread too, such as a compilation
+    if not _SET_BY_USER:  # or what this process starts would have one thread too, such as a compilation
         os.environ.pop(_THREADS, None)
 
 
